@@ -1,0 +1,17 @@
+"""The errors that are not a user's mistake (those are ValueError and TypeError)."""
+
+
+class DbjaxError(Exception):
+    """Any failure of a running program."""
+
+
+class ServiceError(DbjaxError):
+    """A service's method raised; says which, where and when; chained from the cause."""
+
+
+class DeadlockError(DbjaxError):
+    """Nothing can happen any more, yet some mains still wait; names each of them."""
+
+
+class NodeDied(DbjaxError):
+    """The node of an awaited main died and will not come back."""

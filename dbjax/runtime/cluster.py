@@ -1,0 +1,112 @@
+"""A description of machines, network and failures: all that virtual time is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+Law = Literal["constant", "lognormal", "exponential"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """One machine and its full-duplex network card.
+
+    Attributes:
+      speed: relative to the machine for which `Cluster.compute_s` is given.
+      law: how the time of a computation varies; the factor has mean 1.
+      sigma: standard deviation of the logarithm of the factor (law "lognormal").
+      straggle_probability: chance that one computation is slower by `straggle_factor`.
+      bandwidth_bytes_per_s: of the card, each way; each way serves one transfer at a time.
+      mean_time_between_failures_s: exponentially distributed; infinite: never fails.
+      mean_time_to_repair_s: exponentially distributed; infinite: never comes back.
+    """
+
+    speed: float = 1.0
+    law: Law = "constant"
+    sigma: float = 0.0
+    straggle_probability: float = 0.0
+    straggle_factor: float = 1.0
+    bandwidth_bytes_per_s: float = math.inf
+    mean_time_between_failures_s: float = math.inf
+    mean_time_to_repair_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        for field in ("speed", "bandwidth_bytes_per_s", "mean_time_between_failures_s",
+                      "mean_time_to_repair_s", "straggle_factor"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"Machine.{field}={getattr(self, field)!r} must be above 0")
+        if self.law not in ("constant", "lognormal", "exponential"):
+            raise ValueError(
+                f"Machine.law={self.law!r} is none of constant, lognormal, exponential")
+        if not (self.sigma >= 0 and math.isfinite(self.sigma)):
+            raise ValueError(f"Machine.sigma={self.sigma!r} must be finite and at least 0")
+        if self.sigma and self.law != "lognormal":
+            raise ValueError(f"Machine.sigma={self.sigma!r} has no effect: set law='lognormal'")
+        if not 0 <= self.straggle_probability <= 1:
+            raise ValueError(
+                f"Machine.straggle_probability={self.straggle_probability!r} is outside [0, 1]")
+
+
+@dataclasses.dataclass(frozen=True)
+class Failure:
+    """A scheduled death: `node` dies at `at_s` and comes back at `back_s`, if ever."""
+
+    node: str
+    at_s: float
+    back_s: float = math.inf
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.at_s < self.back_s:
+            raise ValueError(
+                f"Failure of {self.node}: needs 0 <= at_s={self.at_s} < back_s={self.back_s}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Machines, links and their speeds. Times in seconds, sizes in bytes.
+
+    Attributes:
+      compute_s: time of one `Node.compute` on a machine of speed 1: a number, or a
+        function of (fn, args) returning one.
+      machine: what every node runs on, unless `machines` says otherwise.
+      machines: node name, or pattern such as "replica/1*", to Machine; the first match counts.
+      latency_s: from the sender's card to the receiver's.
+      service_s: time a service takes for any call, besides the memory traffic of its arguments.
+      memory_bandwidth_bytes_per_s: at which a service reads the arrays it is sent.
+      size_scale: how many bytes travel for each byte of the arrays: above 1, the clock
+        models a larger network than the numerics use, and figures must say so.
+      failures: scheduled deaths of nodes that run a main.
+      seed: of every drawn duration and failure; apart from the seed of the data.
+    """
+
+    compute_s: float | Callable[[Callable[..., Any], tuple[Any, ...]], float] = 1.0
+    machine: Machine = Machine()
+    machines: Mapping[str, Machine] = dataclasses.field(default_factory=dict)
+    latency_s: float = 0.0
+    service_s: float = 0.0
+    memory_bandwidth_bytes_per_s: float = math.inf
+    size_scale: float = 1.0
+    failures: tuple[Failure, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("latency_s", "service_s"):
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(
+                    f"Cluster.{field}={getattr(self, field)!r} must be finite and at least 0")
+        for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
+            if not getattr(self, field) > 0:
+                raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")
+        if not callable(self.compute_s) and not 0 <= self.compute_s < math.inf:
+            raise ValueError(f"Cluster.compute_s={self.compute_s!r} must be finite and at least 0")
+
+    def machine_of(self, name: str) -> Machine:
+        """The machine that the node of that name runs on."""
+        for pattern, machine in self.machines.items():
+            if name == pattern or fnmatch.fnmatchcase(name, pattern):
+                return machine
+        return self.machine

@@ -1,0 +1,48 @@
+"""What a run leaves in memory: rows of metrics, and spans of who did what when."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+Row = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Span:
+    """`node` was busy with `kind` from `start_s` to `end_s` on the run's clock."""
+
+    node: str
+    kind: str
+    start_s: float
+    end_s: float
+
+
+@dataclasses.dataclass
+class Trace:
+    """Collects rows and spans; append-only, so any thread may add to it.
+
+    Attributes:
+      rows: metrics, each with "time_s" and "node" beside its own values.
+      spans: at most `max_spans` of them; `dropped_spans` counts the rest.
+      listeners: called with every row as it comes.
+    """
+
+    max_spans: int = 0
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    spans: list[Span] = dataclasses.field(default_factory=list)
+    dropped_spans: int = 0
+    listeners: list[Callable[[Row], None]] = dataclasses.field(default_factory=list)
+
+    def record(self, node: str, time_s: float, values: Row) -> None:
+        row = {"time_s": time_s, "node": node, **values}
+        self.rows.append(row)
+        for listen in self.listeners:
+            listen(row)
+
+    def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
+        if len(self.spans) < self.max_spans:
+            self.spans.append(Span(node, kind, start_s, end_s))
+        else:
+            self.dropped_spans += 1
