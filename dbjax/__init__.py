@@ -1,0 +1,9 @@
+"""dbjax: asynchronous training in JAX, after "Large Scale Distributed Deep Networks"."""
+
+from dbjax.launch import Result as Result
+from dbjax.launch import run as run
+from dbjax.runtime.cluster import Cluster as Cluster
+from dbjax.runtime.cluster import Failure as Failure
+from dbjax.runtime.cluster import Machine as Machine
+from dbjax.task import Task as Task
+from dbjax.trace import Trace as Trace

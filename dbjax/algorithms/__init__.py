@@ -1,0 +1,1 @@
+"""One module per method: its Config, service classes, client, and `program`."""

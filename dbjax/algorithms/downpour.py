@@ -1,0 +1,125 @@
+"""Downpour SGD.
+
+Dean et al. 2012, "Large Scale Distributed Deep Networks", section 4.1 and Algorithm 1.1.
+Departures are listed in docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import optax
+
+from dbjax.algorithms.local import LocalRule
+from dbjax.data.stream import Stream
+from dbjax.optim.elementwise import require_elementwise
+from dbjax.runtime.base import Future, Node, Runtime, ready
+from dbjax.store import Accrued, Fetched, Shard, Sharded, server_rule
+from dbjax.task import Program, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Downpour SGD.
+
+    Attributes:
+      rule: server rule, applied by every shard to the accrued gradients it receives.
+      local_rule: rule of a replica's own steps between fetches; None: as `rule`.
+      replicas: model replicas, each on its own part of the training data.
+      shards: of the parameter server.
+      n_fetch: mini-batches between two fetches of parameters.
+      n_push: mini-batches between two pushes of accrued gradients.
+      overlap: go on computing while a fetch is under way, instead of waiting for it.
+      steps: mini-batches of each replica; None: until the run's time is over.
+      warm_start_s: time for which replica 0 trains alone.
+      warm_start_updates: updates that replica 0 makes alone.
+    """
+
+    rule: optax.GradientTransformation = optax.sgd(0.05)
+    local_rule: optax.GradientTransformation | None = None
+    replicas: int = 8
+    shards: int = 3
+    n_fetch: int = 1
+    n_push: int = 1
+    overlap: bool = False
+    steps: int | None = None
+    warm_start_s: float = 0.0
+    warm_start_updates: int = 0
+
+    def __post_init__(self) -> None:
+        for field in ("replicas", "shards", "n_fetch", "n_push"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"downpour.{field}={getattr(self, field)} must be at least 1")
+        for field in ("warm_start_s", "warm_start_updates"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"downpour.{field}={getattr(self, field)} must not be negative")
+        if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
+            raise ValueError(
+                f"downpour.steps={self.steps} must be at least 1, and enough for "
+                f"warm_start_updates={self.warm_start_updates}; or None")
+
+
+async def client(
+    node: Node, store: Sharded[Shard], gradient_fn: Callable[..., Any], batches: Stream,
+    config: Config,
+) -> None:
+    """Algorithm 1.1: DOWNPOURSGDCLIENT, of one replica."""
+    local = LocalRule(config.local_rule or config.rule)
+    accrued = Accrued()
+    params: Fetched | None = None
+    fetching: Future[Fetched] | None = None
+    pushing: Future[Any] = ready(None)
+    begin = node.incarnation << 32  # a replica that comes back never repeats a step's number
+    step = 0
+    while step != config.steps:
+        if fetching is not None and fetching.done():  # it landed during the last mini-batch
+            params, fetching = fetching.result(), None
+        if step % config.n_fetch == 0 and fetching is None:
+            fetching = store.pull(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters
+        if fetching is not None and (params is None or not config.overlap):
+            params, fetching = await fetching, None
+        assert params is not None  # the first fetch is awaited
+        batch = batches.at(begin + step)  # GetNextMinibatch
+        loss, gradient = await node.compute(gradient_fn, params.slices, batch)  # ComputeGradient
+        accrued = accrued.plus(gradient, params.versions, batches.batch_size)
+        if config.overlap or (step + 1) % config.n_fetch:  # else the next fetch replaces it
+            params = local.step(params, gradient)
+        if (step + 1) % config.n_push == 0:
+            await pushing  # one push in flight at most
+            pushing = store.push(Shard.push, accrued.messages(node.name, begin + step))
+            accrued = Accrued()
+        node.record(step=step, loss=loss)
+        step += 1
+    await pushing
+    if accrued.gradient is not None:
+        await store.push(Shard.push, accrued.messages(node.name, begin + step))
+
+
+async def late_client(
+    node: Node, store: Sharded[Shard], gradient_fn: Callable[..., Any], batches: Stream,
+    config: Config,
+) -> None:
+    """Any replica but the first: waits for the warm start to be over (section 4.1)."""
+    if node.now() < config.warm_start_s:
+        await node.sleep(config.warm_start_s - node.now())
+    if config.warm_start_updates:
+        await store.each(Shard.reached, config.warm_start_updates)
+    await client(node, store, gradient_fn, batches, config)
+
+
+def program(runtime: Runtime, task: Task, config: Config) -> Program:
+    """Places shards and replicas on a runtime."""
+    if config.shards > 1:
+        require_elementwise(config.rule)
+    store = Sharded.serve(
+        runtime, Shard, task.params, config.shards, config.rule, server_rule(config.rule))
+    gradient_fn = store.gradient_of(task.loss)
+    mains = [
+        runtime.spawn(
+            f"replica/{r}", late_client if r else client, store, gradient_fn,
+            task.batches(r, config.replicas), config)
+        for r in range(config.replicas)
+    ]
+    return Program(store, Shard, tuple(mains))

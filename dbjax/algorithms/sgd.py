@@ -1,0 +1,129 @@
+"""Mini-batch SGD: the single-replica baseline, and synchronous data parallelism.
+
+With one replica the parameters live on the replica's own machine, and nothing travels:
+the "SGD [1]" of Dean et al. 2012, Figure 4. With more, each step averages the gradients
+of all replicas at the same parameters, and takes as long as the slowest of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import optax
+
+from dbjax.data.stream import Stream
+from dbjax.optim.elementwise import require_elementwise
+from dbjax.runtime.base import Future, Node, Runtime
+from dbjax.store import Accrued, Push, Report, Shard, Sharded, Snapshot, server_rule
+from dbjax.store.shard import Apply
+from dbjax.task import Program, Task
+from dbjax.types import Slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Mini-batch SGD, or any other optax rule.
+
+    Attributes:
+      rule: applied to the mean of the replicas' gradients.
+      replicas: that compute a gradient for every step, each on its own part of the data.
+      shards: of the parameters; 1 when there is one replica.
+      steps: updates in total; None: until the run's time is over.
+    """
+
+    rule: optax.GradientTransformation = optax.sgd(0.05)
+    replicas: int = 1
+    shards: int = 1
+    steps: int | None = None
+
+    def __post_init__(self) -> None:
+        for field in ("replicas", "shards"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"sgd.{field}={getattr(self, field)} must be at least 1")
+        if self.replicas == 1 and self.shards != 1:
+            raise ValueError(f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"sgd.steps={self.steps} must be at least 1, or None")
+
+
+@jax.jit
+def _mean(gradients: list[Slice]) -> Slice:
+    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
+
+
+@final
+class SynchronousShard:
+    """A shard that answers a step's pushes together, once it has all of them."""
+
+    def __init__(
+        self, node: Node, params: Slice, rule: optax.GradientTransformation, apply: Apply,
+        replicas: int,
+    ) -> None:
+        self._shard = Shard(node, params, rule, apply)
+        self._replicas = replicas
+        self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
+
+    def fetch(self, replica: str) -> Snapshot:
+        return self._shard.fetch(replica)
+
+    def peek(self) -> Snapshot:
+        return self._shard.peek()
+
+    def report(self) -> Report:
+        return self._shard.report()
+
+    def step(self, push: Push) -> Future[Snapshot]:
+        """Replies, to all replicas, the parameters after applying the mean gradient."""
+        reply: Future[Snapshot] = Future("the other replicas' gradients")
+        self._arrived[push.replica] = (push, reply)
+        if len(self._arrived) == self._replicas:
+            self._finish_step()
+        return reply
+
+    def _finish_step(self) -> None:
+        arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation
+        pushes = [push for _, (push, _) in arrived]
+        gradient = pushes[0].gradient
+        if len(pushes) > 1:
+            gradient = _mean([push.gradient for push in pushes])
+        self._shard.push(dataclasses.replace(
+            pushes[0], gradient=gradient, examples=sum(push.examples for push in pushes),
+            nbytes=sum(push.nbytes for push in pushes)))
+        for replica, (_, reply) in arrived:
+            reply.set_result(self._shard.fetch(replica))
+
+
+async def client(
+    node: Node, store: Sharded[SynchronousShard], gradient_fn: Callable[..., Any],
+    batches: Stream, config: Config,
+) -> None:
+    """One replica: all of them take step k at the same parameters."""
+    params = await store.pull(SynchronousShard.fetch, node.name)
+    step = 0
+    while step != config.steps:
+        batch = batches.at(step)
+        loss, gradient = await node.compute(gradient_fn, params.slices, batch)
+        accrued = Accrued().plus(gradient, params.versions, batches.batch_size)
+        params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+        node.record(step=step, loss=loss)
+        step += 1
+
+
+def program(runtime: Runtime, task: Task, config: Config) -> Program:
+    """Places shards and replicas; a single replica and its parameters share a machine."""
+    if config.shards > 1:
+        require_elementwise(config.rule)
+    store = Sharded.serve(
+        runtime, SynchronousShard, task.params, config.shards,
+        config.rule, server_rule(config.rule), config.replicas,
+        name="shard" if config.replicas > 1 else "replica")
+    gradient_fn = store.gradient_of(task.loss)
+    mains = [
+        runtime.spawn(
+            f"replica/{r}", client, store, gradient_fn, task.batches(r, config.replicas), config)
+        for r in range(config.replicas)
+    ]
+    return Program(store, SynchronousShard, tuple(mains))

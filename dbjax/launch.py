@@ -1,0 +1,155 @@
+"""`run`: a task, an algorithm's Config and a cluster in; metrics and parameters out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import importlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.threads import ThreadsRuntime
+from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.store import Fetched, Report
+from dbjax.summary import check_delays, params_sha256, progress, summarise, train_loss
+from dbjax.task import Program, Task
+from dbjax.trace import Row, Trace
+from dbjax.types import Params
+
+RuntimeName = Literal["virtual", "threads"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run leaves in memory.
+
+    Attributes:
+      params: final parameters, as the shards hold them.
+      summary: one number, or small table, per name (docs/design.md lists them).
+      trace: rows of metrics, and spans.
+    """
+
+    params: Params
+    summary: Row
+    trace: Trace
+
+    @property
+    def evaluations(self) -> list[Row]:
+        """The rows of the evaluations, in order of time."""
+        return [row for row in self.trace.rows if row["node"] == "evaluator"]
+
+
+def run(
+    task: Task,
+    config: Any,
+    *,
+    runtime: RuntimeName = "virtual",
+    cluster: Cluster | None = None,
+    until_s: float | None = None,
+    evaluate_every_s: float | None = None,
+    seed: int = 0,
+    trace: Trace | None = None,
+) -> Result:
+    """Trains `task` with the algorithm whose `Config` is given.
+
+    The first Ctrl-C ends the run cleanly, with what there is.
+
+    Args:
+      config: of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
+      runtime: "virtual": in deterministic virtual time on `cluster`; "threads": in real
+        time, one thread for each replica.
+      cluster: machines, network and failures of the virtual runtime.
+      until_s: seconds on the run's clock; None: until every replica has done its steps.
+      evaluate_every_s: between evaluations, in seconds on the run's clock; None: only
+        before and after.
+      seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
+      trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
+
+    Raises:
+      ValueError: nothing would end the run, or an argument does not fit the runtime.
+    """
+    if until_s is None and getattr(config, "steps", None) is None:
+        raise ValueError("nothing would end this run: give until_s, or steps in the config")
+    if until_s is not None and not until_s > 0:
+        raise ValueError(f"until_s={until_s} must be above 0")
+    if evaluate_every_s is not None and not evaluate_every_s > 0:
+        raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
+    trace = trace if trace is not None else Trace()
+    machines = _runtime(runtime, cluster, seed, trace)
+    algorithm = importlib.import_module(type(config).__module__)
+    program: Program = algorithm.program(machines, task, config)
+    if evaluate_every_s is not None:
+        machines.observe("evaluator", _evaluator, program, task, trace, evaluate_every_s)
+    begin = time.perf_counter()
+    with _stop_on_interrupt(machines) as interrupted:
+        end_s = machines.run(math.inf if until_s is None else until_s)
+    wall_s = time.perf_counter() - begin
+    final = program.store.pull(program.shard.peek).result()
+    params = program.join(final.slices)
+    reports = program.store.each(program.shard.report).result()
+    if runtime == "virtual":
+        check_delays(reports)
+    trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
+    summary = summarise(trace, reports) | {
+        "clock": machines.clock, "time_s": end_s, "wall_s": wall_s,
+        "interrupted": interrupted.is_set(), "params_sha256": params_sha256(params),
+    }
+    return Result(params, summary, trace)
+
+
+def _runtime(name: str, cluster: Cluster | None, seed: int, trace: Trace) -> Runtime:
+    if name == "virtual":
+        return VirtualRuntime(cluster, seed=seed, trace=trace)
+    if name != "threads":
+        raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads'")
+    if cluster is not None:
+        raise ValueError("runtime='threads' runs on this machine: it takes no cluster")
+    return ThreadsRuntime(seed=seed, trace=trace)
+
+
+async def _evaluator(
+    node: Node, program: Program, task: Task, trace: Trace, every_s: float
+) -> None:
+    """Looks at the store every so often; the cluster does not notice."""
+    while True:
+        fetched = await program.store.pull(program.shard.peek)
+        reports = await program.store.each(program.shard.report)
+        node.record(**_evaluation(program, task, trace, fetched, reports))
+        await node.sleep(every_s)
+
+
+def _evaluation(
+    program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
+) -> Row:
+    metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
+    return (
+        progress(reports)
+        | {"train_loss": train_loss(trace.rows)}
+        | {name: float(value) for name, value in metrics.items()}
+    )
+
+
+@contextlib.contextmanager
+def _stop_on_interrupt(runtime: Runtime) -> Iterator[threading.Event]:
+    """The first Ctrl-C stops the run; a second one is a KeyboardInterrupt again."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+
+    def interrupt(*_: Any) -> None:
+        interrupted.set()
+        runtime.stop()
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -1,0 +1,49 @@
+"""Gradients that a replica has computed and not yet pushed (Algorithm 1.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+
+from dbjax.store.shard import Push
+from dbjax.types import Slices
+
+
+@jax.jit
+def _add(a: Slices, b: Slices) -> Slices:
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Accrued:
+    """The sum of gradients since the last push; empty at first.
+
+    Attributes:
+      gradient: None stands for zero.
+      versions: of each shard's slice, when the oldest of the gradients was computed.
+      examples: how many examples the gradients saw.
+    """
+
+    gradient: Slices | None = None
+    versions: tuple[int, ...] = ()
+    examples: int = 0
+
+    def plus(self, gradient: Slices, versions: tuple[int, ...], examples: int) -> Accrued:
+        if self.gradient is None:
+            return Accrued(gradient, versions, examples)
+        total = _add(self.gradient, gradient)
+        return Accrued(total, self.versions, self.examples + examples)
+
+    def messages(self, replica: str, sequence: int) -> list[Push]:
+        """One push for each shard."""
+        if self.gradient is None:
+            raise ValueError("nothing is accrued: push after the first gradient")
+        return [
+            Push(replica, sequence, version, self.examples, piece, _nbytes(piece))
+            for version, piece in zip(self.versions, self.gradient, strict=True)
+        ]
+
+
+def _nbytes(piece: dict[str, jax.Array]) -> int:
+    return sum(value.nbytes for value in piece.values())

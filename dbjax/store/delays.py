@@ -1,0 +1,74 @@
+"""Bookkeeping of staleness on one shard, and the identity that it must satisfy.
+
+Staleness of a push: updates that the shard applied between serving the parameters that
+the gradient was computed at, and applying it. Between a replica's consecutive pushes,
+T - (its last push) updates are applied; each falls either before the replica's next
+fetch (`offset`) or after it (staleness). Summed over replicas, after T applications:
+
+    staleness + offsets + ages in flight = sum over replicas (T - joined) - T
+
+which is (M - 1) T when all M joined at the start. With every fetch served right behind
+the push before it, the offsets are 0 (proof 6).
+"""
+
+from __future__ import annotations
+
+import collections
+import copy
+import dataclasses
+
+
+@dataclasses.dataclass
+class _Replica:
+    joined: int  # version at the first fetch
+    last: int  # version right after its last push, or `joined`
+    served: collections.deque[int]  # versions of its fetches that a push may refer to
+    pushed: bool = False
+
+
+class Delays:
+    """Staleness of the pushes applied by one shard, in server updates."""
+
+    def __init__(self) -> None:
+        self.histogram: collections.Counter[int] = collections.Counter()
+        self.version = 0
+        self._offsets = 0
+        self._replicas: dict[str, _Replica] = {}
+
+    def fetched(self, replica: str, version: int) -> None:
+        known = self._replicas.get(replica)
+        if known is None:
+            known = self._replicas[replica] = _Replica(version, version, collections.deque())
+        known.served.append(version)
+
+    def applied(self, replica: str, computed_at: int, version: int) -> None:
+        """A push computed at version `computed_at` is applied to `version`.
+
+        Raises:
+          RuntimeError: the replica never fetched that version (the store is broken).
+        """
+        known = self._replicas.get(replica)
+        if known is None or computed_at not in known.served:
+            raise RuntimeError(f"{replica} pushed against version {computed_at}, never fetched")
+        while known.served[0] != computed_at:
+            known.served.popleft()  # older fetches can no longer be referred to
+        self.histogram[version - computed_at] += 1
+        self._offsets += computed_at - known.last
+        known.last = self.version = version + 1
+        known.pushed = True
+
+    def copy(self) -> Delays:
+        """The books as they stand; the original may go on."""
+        return copy.deepcopy(self)
+
+    def pushers(self) -> int:
+        """How many replicas have pushed at least once."""
+        return sum(known.pushed for known in self._replicas.values())
+
+    def balance(self) -> tuple[int, int]:
+        """Both sides of the identity above; equal, or the versions are wrong."""
+        total = self.version
+        staleness = sum(delay * times for delay, times in self.histogram.items())
+        ages = sum(total - known.last for known in self._replicas.values())
+        exposure = sum(total - known.joined for known in self._replicas.values())
+        return staleness + self._offsets + ages, exposure - total

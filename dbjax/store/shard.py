@@ -1,0 +1,177 @@
+"""One shard of the parameter server: a slice, a server rule, versions (section 4.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from dbjax.runtime.base import Future, Node, ready
+from dbjax.store.delays import Delays
+from dbjax.types import Slice
+
+Apply = Callable[[Slice, Any, Slice], tuple[Slice, Any, jax.Array]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A slice as it was after `version` updates. References, never copied, never changed."""
+
+    version: int
+    params: Slice
+    nbytes: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Push:
+    """A replica's accrued gradient for one shard.
+
+    Attributes:
+      replica: who pushes.
+      sequence: grows with every push of that replica; a repeated one is not applied again.
+      version: of the parameters that the oldest of the accrued gradients was computed at.
+      examples: how many the gradients saw.
+      gradient: the sum of the accrued gradients, each a mean over its mini-batch.
+    """
+
+    replica: str
+    sequence: int
+    version: int
+    examples: int
+    gradient: Slice
+    nbytes: int
+
+
+@dataclasses.dataclass
+class Counts:
+    """What a shard has done so far; bytes as they would travel, one way."""
+
+    applied: int = 0
+    refused: int = 0  # pushes with a value that is not finite
+    repeated: int = 0  # pushes that had been applied already
+    examples: int = 0
+    bytes_fetched: int = 0
+    bytes_pushed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Report:
+    """A shard's books at one moment."""
+
+    version: int
+    counts: Counts
+    delays: Delays
+
+
+@functools.lru_cache(maxsize=16)
+def server_rule(rule: optax.GradientTransformation) -> Apply:
+    """Compiles (params, state, gradient) -> (params, state, whether gradient is finite).
+
+    Nothing is donated: snapshots refer to the old values, and a refused push leaves them.
+    """
+
+    @jax.jit
+    def apply(params: Slice, state: Any, gradient: Slice) -> tuple[Slice, Any, jax.Array]:
+        updates, new_state = rule.update(gradient, state, params)
+        new_params = optax.apply_updates(params, updates)
+        largest = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(gradient)]
+        return new_params, new_state, jnp.all(jnp.isfinite(jnp.stack(largest)))
+
+    return apply
+
+
+@final
+class Shard:
+    """Holds one slice of the parameters and applies pushed gradients to it, one at a time.
+
+    Paper: section 4.1; the shards run independently of each other, so at a given moment
+    they need not have applied the same updates, nor in the same order.
+    """
+
+    def __init__(
+        self, node: Node, params: Slice, rule: optax.GradientTransformation, apply: Apply
+    ) -> None:
+        self._node, self._apply = node, apply
+        self._state = jax.jit(rule.init)(params)
+        self._nbytes = sum(p.nbytes for p in params.values())
+        self._snapshot = Snapshot(0, params, self._nbytes)
+        self._sequences: dict[str, int] = {}
+        self._waiting: list[tuple[int, Future[None]]] = []
+        self.counts = Counts()
+        self.delays = Delays()
+
+    def fetch(self, replica: str) -> Snapshot:
+        """GETPARAMETERS: the current slice, by reference."""
+        self.counts.bytes_fetched += self._nbytes
+        self.delays.fetched(replica, self._snapshot.version)
+        return self._snapshot
+
+    def peek(self) -> Snapshot:
+        """The current slice, for an observer: leaves no trace."""
+        return self._snapshot
+
+    def report(self) -> Report:
+        """What the shard has done, for an observer."""
+        return Report(self._snapshot.version, dataclasses.replace(self.counts), self.delays.copy())
+
+    def push(self, push: Push) -> int:
+        """APPLYGRADIENT: applies an accrued gradient; returns the version after it.
+
+        A push whose sequence number was served before is not applied again, and one with
+        a value that is not finite is refused; both are counted, and change nothing else.
+
+        Raises:
+          ValueError: a piece is missing, or has another shape or dtype than the parameters.
+        """
+        if push.sequence <= self._sequences.get(push.replica, -1):
+            self.counts.repeated += 1
+            return self._snapshot.version
+        _check_like(push, self._snapshot.params)
+        self._sequences[push.replica] = push.sequence
+        self.counts.bytes_pushed += push.nbytes
+        before = self._snapshot
+        params, state, finite = self._apply(before.params, self._state, push.gradient)
+        if not finite:
+            self.counts.refused += 1
+            return before.version
+        self._state = state
+        self._snapshot = Snapshot(before.version + 1, params, self._nbytes)
+        self.counts.applied += 1
+        self.counts.examples += push.examples
+        self.delays.applied(push.replica, push.version, before.version)
+        self._wake()
+        return before.version + 1
+
+    def reached(self, version: int) -> Future[None]:
+        """Answers once the shard has applied `version` updates (a deferred reply)."""
+        if self._snapshot.version >= version:
+            return ready(None)
+        reached: Future[None] = Future(f"version {version} of {self._node.name}")
+        self._waiting.append((version, reached))
+        return reached
+
+    def _wake(self) -> None:
+        if self._waiting:
+            version = self._snapshot.version
+            due = [future for at, future in self._waiting if at <= version]
+            self._waiting = [(at, future) for at, future in self._waiting if at > version]
+            for future in due:
+                future.set_result(None)
+
+
+def _check_like(push: Push, params: Slice) -> None:
+    gradient = push.gradient
+    if gradient.keys() != params.keys():
+        missing = sorted(params.keys() ^ gradient.keys())
+        raise ValueError(f"push of {push.replica}: pieces do not match the slice: {missing}")
+    for name, value in params.items():
+        got = gradient[name]
+        if got.shape != value.shape or got.dtype != value.dtype:
+            raise ValueError(
+                f"push of {push.replica}: {name} is {got.dtype}{list(got.shape)}, "
+                f"the parameters are {value.dtype}{list(value.shape)}")

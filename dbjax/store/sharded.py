@@ -1,0 +1,97 @@
+"""The parameters cut across services, addressed as one (section 4.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, final
+
+import jax
+
+from dbjax.runtime.base import Future, Handle, Runtime, all_of
+from dbjax.store.partition import Partition, partition
+from dbjax.store.shard import Snapshot
+from dbjax.types import LossFn, Params, Slice, Slices
+
+S = TypeVar("S")
+T = TypeVar("T")
+M = TypeVar("M")
+P = ParamSpec("P")
+
+
+@dataclasses.dataclass(frozen=True)
+class Fetched:
+    """Parameters as served: one slice, with its own version, from each shard."""
+
+    slices: Slices
+    versions: tuple[int, ...]
+
+    def skew_updates(self) -> int:
+        """How many updates the shards are apart."""
+        return max(self.versions) - min(self.versions)
+
+
+@final
+class Sharded(Generic[S]):
+    """Services of class S, each holding one slice, addressed as one."""
+
+    def __init__(self, shards: Sequence[Handle[S]], cuts: Partition) -> None:
+        self.shards, self.partition = tuple(shards), cuts
+
+    @classmethod
+    def serve(
+        cls, runtime: Runtime, make: Callable[..., S], params: Params, shards: int, /,
+        *args: Any, name: str = "shard",
+    ) -> Sharded[S]:
+        """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ..."""
+        cuts = partition(params, shards)
+        slices = jax.jit(cuts.split)(params)
+        handles = [
+            runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)]
+        return cls(handles, cuts)
+
+    def each(
+        self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[list[T]]:
+        """Calls every shard with the same arguments; lists their replies."""
+        return all_of([s.call(method, *args, **kwargs) for s in self.shards], list)
+
+    def pull(
+        self, method: Callable[Concatenate[S, P], Snapshot], /, *args: P.args, **kwargs: P.kwargs
+    ) -> Future[Fetched]:
+        """Calls every shard for its slice."""
+        return all_of([s.call(method, *args, **kwargs) for s in self.shards], _fetched)
+
+    def push(self, method: Callable[[S, M], T], messages: Sequence[M]) -> Future[list[T]]:
+        """Sends each shard its own message; lists their replies."""
+        return all_of(self._scatter(method, messages), list)
+
+    def swap(
+        self, method: Callable[[S, M], Future[Snapshot]], messages: Sequence[M]
+    ) -> Future[Fetched]:
+        """Sends each shard its own message; the replies are the new slices."""
+        return all_of(self._scatter(method, messages), _fetched)
+
+    def gradient_of(self, loss: LossFn) -> Callable[[Slices, Any], tuple[jax.Array, Slices]]:
+        """Compiles (slices, batch) -> (loss, slices of its gradient).
+
+        Cut leaves are joined, and their gradients cut, inside the compiled program:
+        what travels are the shards' own arrays.
+        """
+
+        @jax.jit
+        def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
+            value, gradient = jax.value_and_grad(loss)(self.partition.join(slices), batch)
+            return value, self.partition.split(gradient)
+
+        return value_and_grad
+
+    def _scatter(
+        self, method: Callable[[S, M], Any], messages: Sequence[M]
+    ) -> list[Future[Any]]:
+        pairs = zip(self.shards, messages, strict=True)
+        return [shard.call(method, message) for shard, message in pairs]
+
+
+def _fetched(snapshots: list[Snapshot]) -> Fetched:
+    return Fetched(tuple(s.params for s in snapshots), tuple(s.version for s in snapshots))

@@ -1,0 +1,99 @@
+"""A run in numbers, from the shards' books and the rows of the trace."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import math
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from dbjax.store.shard import Report
+from dbjax.trace import Row, Trace
+from dbjax.types import Params
+
+_RECENT = 100  # mini-batches that the training loss is averaged over
+
+
+def staleness(reports: Sequence[Report]) -> Row:
+    """Mean, percentiles and maximum over all pushes applied by all shards, in updates.
+
+    `predicted_mean` is M - 1 for the M replicas that have pushed (proof 6).
+    """
+    histogram: collections.Counter[int] = collections.Counter()
+    for report in reports:
+        histogram.update(report.delays.histogram)
+    predicted = max(report.delays.pushers() for report in reports) - 1
+    if not histogram:
+        return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted}
+    values = np.array(sorted(histogram))
+    times = np.array([histogram[int(value)] for value in values])
+    share = np.cumsum(times) / times.sum()
+    return {
+        "mean": float(values @ times / times.sum()),
+        "p50": int(values[np.searchsorted(share, 0.5)]),
+        "p95": int(values[np.searchsorted(share, 0.95)]),
+        "max": int(values[-1]),
+        "predicted_mean": predicted,
+    }
+
+
+def progress(reports: Sequence[Report]) -> Row:
+    """How far a run has come; of shards that differ, the one that is behind."""
+    versions = [report.version for report in reports]
+    return {
+        "updates": min(versions),
+        "examples": min(report.counts.examples for report in reports),
+        "version_skew_updates": max(versions) - min(versions),
+    }
+
+
+def train_loss(rows: Sequence[Row], recent: int = _RECENT) -> float:
+    """Mean loss of the last mini-batches recorded, each at the parameters it was computed at."""
+    losses = itertools.islice((row["loss"] for row in reversed(rows) if "loss" in row), recent)
+    values = [float(loss) for loss in losses]
+    return sum(values) / len(values) if values else math.nan
+
+
+def summarise(trace: Trace, reports: Sequence[Report]) -> Row:
+    """What summary.json says of the run, but for its clock and its configuration."""
+    evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
+    skews = [row["version_skew_updates"] for row in evaluations]
+    deaths = [row["event"] for row in trace.rows if "event" in row]
+    return evaluations[-1] | {
+        "train_loss": train_loss(trace.rows),
+        "staleness_updates": staleness(reports),
+        "version_skew_updates": {"final": skews[-1], "max": max(skews)},
+        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
+        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
+        "refused_pushes": sum(report.counts.refused for report in reports),
+        "repeated_pushes": sum(report.counts.repeated for report in reports),
+        "deaths": deaths.count("died"),
+        "returns": deaths.count("returned"),
+    }
+
+
+def check_delays(reports: Sequence[Report]) -> None:
+    """Asserts the sum-of-delays identity of every shard (proof 6, `store.delays`).
+
+    Raises:
+      RuntimeError: it does not hold, so the versions on some pushes were wrong.
+    """
+    for index, report in enumerate(reports):
+        measured, exact = report.delays.balance()
+        if measured != exact:
+            raise RuntimeError(
+                f"shard/{index}: delays sum to {measured}, not {exact}: versions are wrong")
+
+
+def params_sha256(params: Params) -> str:
+    """A digest of every leaf's path, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{values.dtype}{values.shape}".encode())
+        digest.update(np.ascontiguousarray(values).data)
+    return digest.hexdigest()

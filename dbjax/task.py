@@ -1,0 +1,70 @@
+"""What is trained (`Task`), and what an algorithm places on a runtime (`Program`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from dbjax.data.examples import Arrays, Examples
+from dbjax.data.stream import Stream
+from dbjax.runtime.base import Future
+from dbjax.store.shard import Report, Snapshot
+from dbjax.store.sharded import Sharded
+from dbjax.types import LossFn, Metrics, Params, Slices
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A loss to be minimised over examples, from given initial parameters.
+
+    Attributes:
+      params: initial parameters, a pytree of arrays.
+      loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit.
+      data: training examples: `Examples`, or a pytree of arrays with equal first
+        dimension, of which a batch takes the same rows.
+      batch_size: examples in a mini-batch.
+      evaluate: params -> named numbers; called now and then, costs no model time.
+      seed: of the order of the data.
+    """
+
+    params: Params
+    loss: LossFn
+    data: Examples | Any
+    batch_size: int = 32
+    evaluate: Callable[[Params], Metrics] | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
+
+    def batches(self, replica: int, replicas: int) -> Stream:
+        """The mini-batches of one of `replicas` replicas, from its own part of the data."""
+        data = self.data
+        examples = data if callable(getattr(data, "gather", None)) else Arrays(data)
+        return Stream(examples, self.batch_size, self.seed, replica, replicas)
+
+
+class ParameterShard(Protocol):
+    """What an observer may ask of whatever serves parameters."""
+
+    def peek(self) -> Snapshot: ...
+    def report(self) -> Report: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """An algorithm in place: where its parameters are, and its mains."""
+
+    store: Sharded[Any]
+    shard: type[ParameterShard]
+    mains: tuple[Future[Any], ...]
+
+    @functools.cached_property
+    def join(self) -> Callable[[Slices], Params]:
+        """Puts the shards' slices together, compiled."""
+        return jax.jit(self.store.partition.join)
