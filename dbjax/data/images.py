@@ -1,0 +1,107 @@
+"""Image data sets in memory: scikit-learn's digits, any of TFDS, and a synthetic one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from dbjax.data.examples import Arrays, Labelled
+from dbjax.data.splits import Splits
+
+
+def digits(data_dir: str, *, seed: int = 0, test_share: float = 0.2) -> Splits:
+    """The 1,797 real 8x8 digits of scikit-learn, scaled to 0 .. 1; split at random."""
+    del data_dir  # shipped with the package
+    if not 0 < test_share < 1:
+        raise ValueError(f"test_share={test_share} must be between 0 and 1")
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ValueError(
+            "digits come with scikit-learn: pip install 'dbjax[digits]'") from error
+    inputs, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(labels))
+    held_out = round(len(labels) * test_share)
+    return _splits("digits", inputs / 16, labels, order[held_out:], order[:held_out])
+
+
+def synthetic(
+    data_dir: str, *, num_examples: int = 2_000, num_features: int = 20, num_classes: int = 5,
+    seed: int = 0,
+) -> Splits:
+    """A mixture of Gaussians, one a class, of unit variance around centres of variance 1."""
+    del data_dir
+    for name, value in (("num_examples", num_examples), ("num_features", num_features),
+                        ("num_classes", num_classes)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    random = np.random.default_rng(seed)
+    centres = random.normal(size=(num_classes, num_features))
+    labels = random.integers(num_classes, size=num_examples)
+    inputs = centres[labels] + random.normal(size=(num_examples, num_features))
+    held_out = max(1, num_examples // 5)
+    order = np.arange(num_examples)
+    return _splits("synthetic", inputs, labels, order[held_out:], order[:held_out], num_classes)
+
+
+def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
+    """Any supervised image classification data set of TFDS, scaled to 0 .. 1.
+
+    Raises:
+      ValueError: TFDS does not know it, it is not prepared, or it is no classification.
+    """
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"TFDS has no data set {name!r}") from error
+    if not builder.data_path.exists():
+        raise ValueError(
+            f"{name!r} is not in {data_dir}: fetch it with "
+            f"`python -m dbjax.data {name} --data-dir={data_dir}` where there is a network")
+    keys = builder.info.supervised_keys
+    label = builder.info.features[keys[1]] if keys else None
+    if keys is None or not hasattr(label, "num_classes"):
+        raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
+    if not {"train", "test"} <= set(builder.info.splits):
+        raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
+    sets = [_read(builder, split, keys, flatten) for split in ("train", "test")]
+    shape = sets[0].tree.inputs.shape[1:]
+    return Splits(name, sets[0], sets[1], int(label.num_classes), shape)
+
+
+def prepare(name: str, data_dir: str) -> None:
+    """Downloads a TFDS data set, in a format that needs no TensorFlow to read."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(f"TFDS has no data set {name!r}") from error
+    builder.download_and_prepare()
+
+
+def _read(builder: Any, split: str, keys: tuple[str, str], flatten: bool) -> Arrays:
+    found = list(builder.as_data_source(split))
+    inputs = np.stack([example[keys[0]] for example in found])
+    if inputs.dtype == np.uint8:
+        inputs = inputs / np.float32(255)
+    if flatten:
+        inputs = inputs.reshape(len(inputs), -1)
+    labels = np.array([example[keys[1]] for example in found])
+    return Arrays(Labelled(inputs.astype(np.float32), labels.astype(np.int32)))
+
+
+def _splits(
+    name: str, inputs: Any, labels: Any, train: Any, test: Any, num_classes: int | None = None
+) -> Splits:
+    inputs, labels = inputs.astype(np.float32), labels.astype(np.int32)
+    return Splits(
+        name,
+        Arrays(Labelled(inputs[train], labels[train])),
+        Arrays(Labelled(inputs[test], labels[test])),
+        num_classes if num_classes is not None else int(labels.max()) + 1,
+        inputs.shape[1:],
+    )

@@ -1,0 +1,66 @@
+"""Data sets by name."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from dbjax.data import images
+from dbjax.data.speech import load as speech
+from dbjax.data.splits import Splits
+
+OWN: dict[str, Callable[..., Splits]] = {
+    "speech_frames": speech.load, "digits": images.digits, "synthetic": images.synthetic,
+}
+
+
+def default_data_dir() -> str:
+    """$DBJAX_DATA_DIR, or `~/.cache/dbjax/data`."""
+    return os.environ.get("DBJAX_DATA_DIR") or str(Path.home() / ".cache" / "dbjax" / "data")
+
+
+def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
+    """Loads a data set into memory, once in a process.
+
+    Args:
+      name: "speech_frames" (made where it is missing), "digits", "synthetic", or a
+        classification data set of TFDS that lies in `data_dir`.
+      data_dir: where prepared data lies; None: `default_data_dir()`.
+      **options: of the data set; see `python -m dbjax.data --help`.
+
+    Raises:
+      ValueError: an unknown name or option, or missing data; says what to do.
+    """
+    reader = OWN.get(name, functools.partial(_tfds, name))
+    known = [p for p in inspect.signature(OWN.get(name, images.tfds_images)).parameters
+             if p not in ("name", "data_dir")]
+    for option in options:
+        if option not in known:
+            close = difflib.get_close_matches(option, known, 1, 0.0)
+            raise ValueError(f"data {name!r} has no option {option!r}; nearest: {close[0]!r}")
+    return _cached(reader if name in OWN else None, name, data_dir or default_data_dir(),
+                   tuple(sorted(options.items())))
+
+
+@functools.lru_cache(maxsize=4)
+def _cached(
+    reader: Callable[..., Splits] | None, name: str, data_dir: str,
+    options: tuple[tuple[str, Any], ...],
+) -> Splits:
+    if reader is not None:
+        return reader(data_dir, **dict(options))
+    return _tfds(name, data_dir, **dict(options))
+
+
+def _tfds(name: str, data_dir: str, **options: Any) -> Splits:
+    try:
+        return images.tfds_images(name, data_dir, **options)
+    except ValueError as error:
+        close = difflib.get_close_matches(name, OWN, 1, 0.5)
+        raise ValueError(f"{error}; nearest of our own: {close[0]!r}" if close else str(error)) \
+            from error

@@ -1,0 +1,108 @@
+"""The TFDS builder of `speech_frames`: one example an utterance, with its alignment.
+
+Stored are energies and phone boundaries, not states: any number of states can be tied
+when the data is read (`states`), without making it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from dbjax.data.speech.corpus import Recording
+from dbjax.data.speech.mel import ENERGIES
+from dbjax.data.speech.workers import recordings
+
+
+@dataclasses.dataclass(kw_only=True)
+class SpeechFramesConfig(tfds.core.BuilderConfig):
+    """How much speech, and from which seed."""
+
+    num_frames: int
+    seed: int
+
+
+def config(num_frames: int, seed: int) -> SpeechFramesConfig:
+    """The builder's configuration of that size and seed.
+
+    Raises:
+      ValueError: the size is out of range.
+    """
+    if num_frames < 2_000:
+        raise ValueError(f"num_frames={num_frames} is too few for both sets: at least 2000")
+    return SpeechFramesConfig(
+        name=f"{num_frames}_frames_seed_{seed}", num_frames=num_frames, seed=seed,
+        description=f"{num_frames} frames of speech, of which a tenth are held out.")
+
+
+class SpeechFrames(tfds.core.GeneratorBasedBuilder):
+    """Synthesised English with the synthesiser's own phone boundaries."""
+
+    VERSION = tfds.core.Version("1.0.0")
+    builder_config: SpeechFramesConfig
+
+    def _info(self) -> Any:
+        features = tfds.features.FeaturesDict({
+            "frames": tfds.features.Tensor(shape=(None, ENERGIES), dtype=np.float32),
+            "phones": tfds.features.Sequence(tfds.features.Text()),
+            "begins_s": tfds.features.Sequence(np.float32),
+            "voice": tfds.features.Text(),
+        })
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, description=self.__doc__,
+            citation="eSpeak NG (GPL-3.0); word frequencies: wordfreq (Speer 2022)")
+
+    def _split_generators(self, dl_manager: Any) -> Any:
+        del dl_manager
+        made = list(_enough(self.builder_config))
+        return {
+            "train": _examples([m for m in made if not m.test]),
+            "test": _examples([m for m in made if m.test]),
+        }
+
+    def _generate_examples(self) -> Any:
+        raise NotImplementedError("_split_generators gives both sets at once")
+
+
+def _examples(found: list[Recording]) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, recording in enumerate(found):
+        yield number, {
+            "frames": recording.frames,
+            "phones": list(recording.phones),
+            "begins_s": recording.begins_s,
+            "voice": recording.voice,
+        }
+
+
+def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
+    """Utterances until their frames are as many as asked for."""
+    logging.getLogger(__name__).info("making %d frames of speech", size.num_frames)
+    made = 0
+    with _progress(size.num_frames) as advance, contextlib.closing(recordings(size.seed)) as found:
+        for recording in found:  # type: ignore[attr-defined]
+            yield recording
+            made += len(recording.frames)
+            advance(len(recording.frames))
+            if made >= size.num_frames:
+                return
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Any]:
+    """A bar, on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda frames: None
+        return
+    import rich.console
+    import rich.progress
+
+    with rich.progress.Progress(console=rich.console.Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("making speech frames", total=total)
+        yield lambda frames: bar.advance(task, frames)

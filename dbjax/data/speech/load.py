@@ -1,0 +1,72 @@
+"""Reads `speech_frames` into memory, making it first where it is missing."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dbjax.data.examples import Frames
+from dbjax.data.splits import Splits
+
+
+def load(
+    data_dir: str, *, num_states: int = 128, num_frames: int = 300_000, seed: int = 0,
+    context: int = 5,
+) -> Splits:
+    """The speech frames of that size and seed, labelled with `num_states` tied states.
+
+    Args:
+      num_states: tied context-dependent states: the classes.
+      num_frames: of both sets together; a tenth of the utterances are held out.
+      seed: of what is said, by whom and how.
+      context: frames on either side of the one to be classified.
+    """
+    from dbjax.data.speech.states import align, tie
+
+    if context < 0:
+        raise ValueError(f"context={context} must be at least 0")
+    prepared = _prepared(data_dir, num_frames, seed)
+    aligned: dict[str, list[Any]] = {}
+    for split in ("train", "test"):
+        utterances = list(prepared.as_data_source(split))
+        aligned[split] = [
+            (u["frames"], align(len(u["frames"]), _text(u["phones"]), np.array(u["begins_s"])))
+            for u in utterances
+        ]
+    tying = tie([alignment for _, alignment in aligned["train"]], num_states)
+    train = np.concatenate([frames for frames, _ in aligned["train"]])
+    mean, deviation = train.mean(0, np.float64), train.std(0, np.float64)
+
+    def frames_of(split: str) -> Frames:
+        lengths = np.array([len(frames) for frames, _ in aligned[split]])
+        ends = np.cumsum(lengths)
+        features = np.concatenate([frames for frames, _ in aligned[split]])
+        labels = np.concatenate([tying.label(alignment) for _, alignment in aligned[split]])
+        normalised = ((features - mean) / deviation).astype(np.float32)
+        first, last = np.repeat(ends - lengths, lengths), np.repeat(ends - 1, lengths)
+        return Frames(normalised, labels, first, last, context)
+
+    width = train.shape[1] * (2 * context + 1)
+    return Splits("speech_frames", frames_of("train"), frames_of("test"), num_states, (width,))
+
+
+def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
+    import tensorflow_datasets as tfds
+
+    from dbjax.data.speech.builder import SpeechFrames, config
+
+    builder = SpeechFrames(
+        config=config(num_frames, seed), data_dir=data_dir, file_format="array_record")
+    if not builder.data_path.exists():
+        for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
+            shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
+        tfds.disable_progress_bar()
+        builder.download_and_prepare()
+    return builder
+
+
+def _text(phones: list[bytes]) -> list[str]:
+    return [phone.decode() for phone in phones]

@@ -1,0 +1,104 @@
+"""From aligned phones to tied context-dependent states, the classes of section 5.
+
+A frame's context is (left phone, phone, right phone, third of the phone). The most
+frequent contexts of the training data own a state each. The others back off to the
+finest of (phone, third), phone, or a single state that takes at most half of the states.
+
+Differs from the paper: it says "several thousand acoustic states" and no more.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dbjax.data.speech.espeak import SILENCE
+from dbjax.data.speech.mel import frame_centres_s
+
+Ints = np.ndarray[Any, np.dtype[np.int64]]
+_THIRDS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+    """For each frame of one utterance the number of its phone, and which third of it."""
+
+    phones: tuple[str, ...]
+    phone_of_frame: Ints
+    third_of_frame: Ints
+
+
+def align(frames: int, phones: list[str], begins_s: np.ndarray[Any, Any]) -> Alignment:
+    """Says what is spoken in the middle of every frame; before the first phone is silence."""
+    times = frame_centres_s(frames)
+    begins = np.concatenate([[0.0], begins_s])
+    ends = np.append(begins[1:], max(times[-1], begins[-1]) + 1e-6)
+    index = np.searchsorted(begins, times, side="right") - 1
+    share = (times - begins[index]) / np.maximum(ends[index] - begins[index], 1e-9)
+    thirds = np.clip((share * _THIRDS).astype(np.int64), 0, _THIRDS - 1)
+    return Alignment((SILENCE, *phones), index, thirds)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tying:
+    """Which context is in which state; made from training data by `tie`."""
+
+    phones: dict[str, int]
+    num_states: int
+    owners: Ints  # codes of the contexts that own a state, sorted
+    states: Ints  # their states
+    back_off: Ints  # (phone, third) -> state, [phones + 1, 3]; the last row: unknown phones
+
+    def label(self, alignment: Alignment) -> np.ndarray[Any, np.dtype[np.int32]]:
+        """The state of every frame."""
+        code, phone, third = _codes(alignment, self.phones)
+        place = np.minimum(np.searchsorted(self.owners, code), len(self.owners) - 1)
+        owned = self.owners[place] == code
+        return np.where(owned, self.states[place], self.back_off[phone, third]).astype(np.int32)
+
+
+def tie(alignments: list[Alignment], num_states: int) -> Tying:
+    """Chooses the states from the training data.
+
+    Raises:
+      ValueError: the data has fewer contexts than `num_states` needs.
+    """
+    if num_states < 2:
+        raise ValueError(f"num_states={num_states} must be at least 2")
+    names = sorted({phone for alignment in alignments for phone in alignment.phones})
+    phones = {name: number for number, name in enumerate(names)}
+    codes = np.concatenate([_codes(alignment, phones)[0] for alignment in alignments])
+    contexts, times = np.unique(codes, return_counts=True)
+    back_off = _back_off(len(names), num_states)
+    own = num_states - (int(back_off.max()) + 1)
+    if own > len(contexts):
+        raise ValueError(
+            f"num_states={num_states} is more than this data's {len(contexts)} contexts need: "
+            "raise num_frames")
+    chosen = np.sort(contexts[np.lexsort((contexts, -times))[:own]])
+    return Tying(phones, num_states, chosen, int(back_off.max()) + 1 + np.arange(own), back_off)
+
+
+def _back_off(phones: int, num_states: int) -> Ints:
+    """States of (phone, third), as fine as half of the states allow; row `phones`: unknown."""
+    if phones * _THIRDS <= num_states // 2:
+        fine = np.arange(phones * _THIRDS).reshape(phones, _THIRDS)
+    elif phones <= num_states // 2:
+        fine = np.repeat(np.arange(phones)[:, None], _THIRDS, axis=1)
+    else:
+        fine = np.zeros((phones, _THIRDS), np.int64)
+    return np.concatenate([fine, fine[:1]])  # unknown: as the first phone
+
+
+def _codes(alignment: Alignment, phones: dict[str, int]) -> tuple[Ints, Ints, Ints]:
+    """For each frame a number for its context, its phone, and its third."""
+    unknown = len(phones)
+    of_utterance = np.array([phones.get(phone, unknown) for phone in alignment.phones])
+    silence = phones.get(SILENCE, unknown)
+    padded = np.concatenate([[silence], of_utterance, [silence]])
+    index, third = alignment.phone_of_frame, alignment.third_of_frame
+    left, phone, right = padded[index], padded[index + 1], padded[index + 2]
+    base = unknown + 1
+    return ((left * base + phone) * base + right) * _THIRDS + third, phone, third

@@ -1,0 +1,84 @@
+"""Utterances made by several processes, in order whatever their number.
+
+Worker w of W makes utterances w, w + W, ... and writes them to its standard output; the
+parent reads from the workers in turn. Plain subprocesses, because multiprocessing would
+import the caller's main module again, and fail where that is not guarded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import IO
+
+import numpy as np
+
+from dbjax.data.speech.corpus import Recording, record
+
+
+def recordings(seed: int, workers: int | None = None) -> Iterator[Recording]:
+    """Utterances 0, 1, 2, ... of the corpus, for as long as they are asked for.
+
+    Raises:
+      ValueError: a package that is needed is missing.
+      RuntimeError: a worker failed; carries what it wrote to its standard error.
+    """
+    record(seed, 0)  # what is missing is said here, in one line, not by a worker
+    count = workers or len(os.sched_getaffinity(0))
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_worker(seed, w, count)) for w in range(count)]
+        for worker in itertools.cycle(running):
+            assert worker.stdout is not None and worker.stderr is not None
+            try:
+                yield _read(worker.stdout)
+            except (EOFError, ValueError) as error:
+                message = worker.stderr.read().decode(errors="replace").strip()
+                raise RuntimeError(f"a process that made speech failed: {message}") from error
+
+
+@contextlib.contextmanager
+def _worker(seed: int, first: int, stride: int) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", __name__, str(seed), str(first), str(stride)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def _write(recording: Recording, out: IO[bytes]) -> None:
+    head = {
+        "test": recording.test, "voice": recording.voice, "phones": recording.phones,
+    }
+    out.write(json.dumps(head).encode() + b"\n")
+    np.lib.format.write_array(out, recording.frames)
+    np.lib.format.write_array(out, recording.begins_s)
+
+
+def _read(source: IO[bytes]) -> Recording:
+    line = source.readline()
+    if not line:
+        raise EOFError
+    head = json.loads(line)
+    frames, begins_s = np.lib.format.read_array(source), np.lib.format.read_array(source)
+    return Recording(head["test"], head["voice"], frames, tuple(head["phones"]), begins_s)
+
+
+def _main(seed: int, first: int, stride: int) -> None:
+    for number in itertools.count(first, stride):
+        message = io.BytesIO()
+        _write(record(seed, number), message)
+        sys.stdout.buffer.write(message.getbuffer())
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    with contextlib.suppress(BrokenPipeError, KeyboardInterrupt):
+        _main(*map(int, sys.argv[1:]))
