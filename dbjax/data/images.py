@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any
 
 import numpy as np
@@ -51,12 +52,7 @@ def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
     Raises:
       ValueError: TFDS does not know it, it is not prepared, or it is no classification.
     """
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS has no data set {name!r}") from error
+    builder = _builder(name, data_dir)
     if not builder.data_path.exists():
         raise ValueError(
             f"{name!r} is not in {data_dir}: fetch it with "
@@ -74,13 +70,21 @@ def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
 
 def prepare(name: str, data_dir: str) -> None:
     """Downloads a TFDS data set, in a format that needs no TensorFlow to read."""
-    import tensorflow_datasets as tfds
-
-    try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
-    except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(f"TFDS has no data set {name!r}") from error
+    builder = _builder(name, data_dir)
     builder.download_and_prepare()
+
+
+def _builder(name: str, data_dir: str) -> Any:
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # TFDS reports what the error below says in a line
+    try:
+        return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+    except tfds.core.DatasetNotFoundError as error:
+        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 1, 0.6)
+        hint = f"; nearest: {close[0]!r}" if close else ""
+        raise ValueError(f"TFDS has no data set {name!r}{hint}") from error
 
 
 def _read(builder: Any, split: str, keys: tuple[str, str], flatten: bool) -> Arrays:

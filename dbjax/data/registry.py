@@ -15,7 +15,9 @@ from dbjax.data.speech import load as speech
 from dbjax.data.splits import Splits
 
 OWN: dict[str, Callable[..., Splits]] = {
-    "speech_frames": speech.load, "digits": images.digits, "synthetic": images.synthetic,
+    "speech_frames": speech.load,
+    "digits": images.digits,
+    "synthetic": images.synthetic,
 }
 
 
@@ -31,36 +33,29 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
       name: "speech_frames" (made where it is missing), "digits", "synthetic", or a
         classification data set of TFDS that lies in `data_dir`.
       data_dir: where prepared data lies; None: `default_data_dir()`.
-      **options: of the data set; see `python -m dbjax.data --help`.
+      **options: of the data set: the keyword arguments of its function in `OWN`, or
+        those of `images.tfds_images`.
 
     Raises:
       ValueError: an unknown name or option, or missing data; says what to do.
     """
-    reader = OWN.get(name, functools.partial(_tfds, name))
-    known = [p for p in inspect.signature(OWN.get(name, images.tfds_images)).parameters
-             if p not in ("name", "data_dir")]
+    reader = OWN.get(name) or functools.partial(images.tfds_images, name)
+    parameters = inspect.signature(reader).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for option in options:
         if option not in known:
             close = difflib.get_close_matches(option, known, 1, 0.0)
             raise ValueError(f"data {name!r} has no option {option!r}; nearest: {close[0]!r}")
-    return _cached(reader if name in OWN else None, name, data_dir or default_data_dir(),
-                   tuple(sorted(options.items())))
+    return _loaded(name, data_dir or default_data_dir(), tuple(sorted(options.items())))
 
 
 @functools.lru_cache(maxsize=4)
-def _cached(
-    reader: Callable[..., Splits] | None, name: str, data_dir: str,
-    options: tuple[tuple[str, Any], ...],
-) -> Splits:
-    if reader is not None:
-        return reader(data_dir, **dict(options))
-    return _tfds(name, data_dir, **dict(options))
-
-
-def _tfds(name: str, data_dir: str, **options: Any) -> Splits:
+def _loaded(name: str, data_dir: str, options: tuple[tuple[str, Any], ...]) -> Splits:
+    if name in OWN:
+        return OWN[name](data_dir, **dict(options))
     try:
-        return images.tfds_images(name, data_dir, **options)
+        return images.tfds_images(name, data_dir, **dict(options))
     except ValueError as error:
         close = difflib.get_close_matches(name, OWN, 1, 0.5)
-        raise ValueError(f"{error}; nearest of our own: {close[0]!r}" if close else str(error)) \
-            from error
+        hint = f"; nearest of our own: {close[0]!r}" if close else ""
+        raise ValueError(f"{error}{hint}") from error

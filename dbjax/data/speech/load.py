@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dbjax.data.examples import Frames
+from dbjax.data.speech.states import align, tie
 from dbjax.data.splits import Splits
 
 
@@ -24,8 +25,6 @@ def load(
       seed: of what is said, by whom and how.
       context: frames on either side of the one to be classified.
     """
-    from dbjax.data.speech.states import align, tie
-
     if context < 0:
         raise ValueError(f"context={context} must be at least 0")
     prepared = _prepared(data_dir, num_frames, seed)
@@ -55,9 +54,11 @@ def load(
 
 def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
     import tensorflow_datasets as tfds
+    from absl import logging
 
     from dbjax.data.speech.builder import SpeechFrames, config
 
+    logging.set_verbosity(logging.ERROR)
     builder = SpeechFrames(
         config=config(num_frames, seed), data_dir=data_dir, file_format="array_record")
     if not builder.data_path.exists():

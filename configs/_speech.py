@@ -1,0 +1,27 @@
+"""What the speech configs share: the paper's network, scaled down, on a modelled cluster."""
+
+import ml_collections
+
+from experiments.defaults import defaults
+
+VARIANTS = ("smoke",)
+
+
+def speech(variant: str) -> ml_collections.ConfigDict:
+    config = defaults()
+    config.data = ml_collections.ConfigDict(
+        {"name": "speech_frames", "num_states": 128, "num_frames": 300_000}
+    )
+    config.model = ml_collections.ConfigDict({"name": "speech", "width": 256, "depth": 4})
+    config.batch_size = 64
+    config.until_s = 40.0
+    config.evaluations = 40
+    config.cluster.update(
+        compute_s=0.1, latency_s=5e-4, service_s=1e-4, memory_bandwidth_bytes_per_s=5e9
+    )
+    config.cluster.machine.update(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6)
+    if variant == "smoke":
+        config.data.update(num_frames=20_000, num_states=32)
+        config.model.width = 32
+        config.until_s, config.evaluations = 2.0, 4
+    return config

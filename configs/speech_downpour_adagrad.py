@@ -1,0 +1,17 @@
+"""Downpour SGD + Adagrad [20 replicas, 10 shards], warm started, on speech frames (Figure 4).
+
+python -m experiments.run --config=configs/speech_downpour_adagrad.py --workdir=runs/adagrad
+"""
+
+import ml_collections
+
+from configs import speech_downpour
+from configs._speech import VARIANTS as VARIANTS
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = speech_downpour.get_config(variant)
+    config.rule = ml_collections.ConfigDict(
+        {"name": "downpour_adagrad", "gamma": 0.02, "initial_accumulator": 0.1, "epsilon": 0.0}
+    )
+    return config

@@ -1,0 +1,16 @@
+"""SGD [1] on speech frames: the single-replica baseline of Figure 4.
+
+python -m experiments.run --config=configs/speech_sgd.py --workdir=runs/speech_sgd
+"""
+
+import ml_collections
+
+from configs._speech import VARIANTS as VARIANTS
+from configs._speech import speech
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = speech(variant)
+    config.algorithm = "sgd"
+    config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.3})
+    return config

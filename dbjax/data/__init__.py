@@ -1,0 +1,9 @@
+"""Data in memory: `load` a set by name, deal it to replicas with `Stream`."""
+
+from dbjax.data.examples import Arrays as Arrays
+from dbjax.data.examples import Examples as Examples
+from dbjax.data.examples import Frames as Frames
+from dbjax.data.examples import Labelled as Labelled
+from dbjax.data.registry import load as load
+from dbjax.data.splits import Splits as Splits
+from dbjax.data.stream import Stream as Stream

@@ -1,0 +1,5 @@
+"""What a run leaves on disk."""
+
+from dbjax.workdir.files import prepare as prepare
+from dbjax.workdir.files import write_json as write_json
+from dbjax.workdir.leave import Workdir as Workdir

@@ -1,0 +1,1 @@
+"""Commands: run one experiment, compare methods, draw."""

@@ -1,0 +1,131 @@
+"""From a config to the library's own types: the one place that knows both."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+import optax
+
+import dbjax
+import dbjax.algorithms
+import dbjax.optim
+from dbjax.data import Examples, Labelled, load
+from dbjax.models import Classifier, build
+from dbjax.types import Metrics, Params
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """How an error ends that names the nearest of the right names."""
+    close = difflib.get_close_matches(name, list(known), 1, 0.0)
+    return f"; nearest: {close[0]!r}" if close else ""
+
+
+def algorithms() -> list[str]:
+    """Names of the methods: the modules of `dbjax.algorithms` that have a program."""
+    names = [m.name for m in pkgutil.iter_modules(dbjax.algorithms.__path__)]
+    return [n for n in names if hasattr(_module(n), "program")]
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"dbjax.algorithms.{name}")
+
+
+def algorithm(config: ml_collections.ConfigDict) -> Any:
+    """The Config of the method that the config names."""
+    if config.algorithm not in algorithms():
+        raise ValueError(
+            f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}")
+    kind = _module(config.algorithm).Config
+    return _make(kind, "options", dict(config.options) | {"rule": rule(config.rule)})
+
+
+def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
+    """A server rule by name, of `dbjax.optim` or else of optax, with its arguments."""
+    arguments = dict(fields)
+    name = arguments.pop("name")
+    make = getattr(dbjax.optim, name, None) or getattr(optax, name, None)
+    if not callable(make):
+        known = [*dir(dbjax.optim), *(n for n in dir(optax) if n.islower())]
+        raise ValueError(f"no rule {name!r}{nearest(name, known)}")
+    return _call(make, f"rule {name!r}", arguments)
+
+
+def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
+    """The modelled cluster; None for a runtime that has a real one."""
+    if config.runtime != "virtual":
+        return None
+    fields = dict(config.cluster)
+    machine = _make(dbjax.Machine, "cluster.machine", dict(fields.pop("machine")))
+    machines = {
+        pattern: _make(dbjax.Machine, f"cluster.machines[{pattern!r}]", dict(machine_fields))
+        for pattern, machine_fields in dict(fields.pop("machines")).items()
+    }
+    failures = tuple(
+        _make(dbjax.Failure, "cluster.failures", dict(failure))
+        for failure in fields.pop("failures"))
+    given = {"machine": machine, "machines": machines, "failures": failures}
+    return _make(dbjax.Cluster, "cluster", fields | given)
+
+
+def task(config: ml_collections.ConfigDict) -> dbjax.Task:
+    """Loads the data and makes the network."""
+    data = dict(config.data)
+    splits = load(data.pop("name"), data_dir=config.data_dir, **data)
+    model = dict(config.model)
+    network = build(
+        model.pop("name"), inputs=int(np.prod(splits.input_shape)), classes=splits.num_classes,
+        seed=config.seed, **model)
+    evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
+    return dbjax.Task(
+        network.params, network.loss, splits.train, config.batch_size, evaluate, config.data_seed)
+
+
+def evaluation(
+    network: Classifier, train: Examples, test: Examples, examples: int
+) -> Callable[[Params], Metrics]:
+    """Accuracy on a fixed part of the training set and of the hold-out set, both drawn once."""
+    if examples < 1:
+        raise ValueError(f"evaluate_examples={examples} must be at least 1")
+
+    def sample(source: Examples) -> Labelled:
+        count = min(examples, len(source))
+        chosen = np.random.default_rng(0).permutation(len(source))[:count]
+        return Labelled(*map(jnp.asarray, source.gather(chosen)))
+
+    sets = {"train_accuracy": sample(train), "test_accuracy": sample(test)}
+    correct = jax.jit(network.correct)
+
+    def evaluate(params: Params) -> Metrics:
+        return {name: float(correct(params, batch)) / len(batch.labels)
+                for name, batch in sets.items()}
+
+    return evaluate
+
+
+def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
+    known = [field.name for field in dataclasses.fields(kind)]
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{place} has no field {name!r}{nearest(name, known)}")
+    return kind(**fields)
+
+
+def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) -> Any:
+    known = list(inspect.signature(make).parameters)
+    for name in arguments:
+        if name not in known:
+            raise ValueError(f"{place} has no argument {name!r}{nearest(name, known)}")
+    try:
+        return make(**arguments)
+    except TypeError as error:
+        raise ValueError(f"{place}: {error}") from error

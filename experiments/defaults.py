@@ -1,0 +1,36 @@
+"""Every field of a config, with its default. A config that sets another is refused."""
+
+from __future__ import annotations
+
+import ml_collections
+from ml_collections import config_dict
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """The schema. Times in seconds of the run's clock, sizes in bytes."""
+    config = ml_collections.ConfigDict()
+    config.algorithm = "downpour"  # a module of dbjax.algorithms
+    config.options = ml_collections.ConfigDict()  # fields of its Config, but for the rule
+    config.rule = ml_collections.ConfigDict({"name": "sgd"})  # of dbjax.optim or optax
+    config.data = ml_collections.ConfigDict({"name": "synthetic"})  # and its options
+    config.data_dir = config_dict.placeholder(str)  # None: $DBJAX_DATA_DIR or a cache folder
+    config.model = ml_collections.ConfigDict({"name": "softmax"})  # and its options
+    config.batch_size = 32
+    config.runtime = "virtual"  # or threads
+    config.until_s = config_dict.placeholder(float)  # None: until all steps are done
+    config.evaluations = 20  # in a run with until_s
+    config.evaluate_examples = 4_000  # of the training set, and of the hold-out set
+    config.seed = 0  # of the initial parameters and of algorithms
+    config.data_seed = 0  # of the order of the data
+    config.max_spans = 100_000  # kept for the timeline
+    config.cluster = ml_collections.ConfigDict({
+        "compute_s": 0.1, "latency_s": 0.0, "service_s": 0.0,
+        "memory_bandwidth_bytes_per_s": float("inf"), "size_scale": 1.0, "seed": 0,
+        "machine": {
+            "speed": 1.0, "law": "constant", "sigma": 0.0, "straggle_probability": 0.0,
+            "straggle_factor": 1.0, "bandwidth_bytes_per_s": float("inf"),
+            "mean_time_between_failures_s": float("inf"), "mean_time_to_repair_s": float("inf"),
+        },
+        "machines": {}, "failures": (),
+    })
+    return config

@@ -1,0 +1,84 @@
+"""Pictures: pure functions of what a run left. One style, one colour and marker a method."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import matplotlib.style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from dbjax.trace import Row, Span
+from dbjax.workdir.chrome_trace import merged, node_order
+
+STYLE = Path(__file__).with_name("dbjax.mplstyle")
+METHODS = {  # name -> colour, marker
+    "SGD [1]": ("#444444", "o"),
+    "Downpour [20]": ("#0072b2", "s"),
+    "Downpour + Adagrad [20]": ("#d55e00", "^"),
+}
+_OTHER = ("#009e73", "D")
+KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "#009e73"}
+
+
+def curves(runs: Mapping[str, Sequence[Row]], *, clock: str, caption: str) -> Figure:
+    """Accuracy (or, without one, training loss) of each run against its clock."""
+    with matplotlib.style.context(STYLE):
+        figure = Figure()
+        axes = figure.add_subplot()
+        accuracy = any("test_accuracy" in row for rows in runs.values() for row in rows)
+        for label, rows in runs.items():
+            _curve(axes, label, rows, accuracy)
+        axes.set_xlabel(f"time ({clock} seconds)")
+        axes.set_ylabel("accuracy (%)" if accuracy else "training loss")
+        axes.legend()
+        figure.supxlabel(f"{caption}; {clock} clock", fontsize=8, color="0.4")
+        return figure
+
+
+def _curve(axes: object, label: str, rows: Sequence[Row], accuracy: bool) -> None:
+    colour, marker = METHODS.get(label, _OTHER)
+    times = [row["time_s"] for row in rows]
+    draw = axes.plot  # type: ignore[attr-defined]
+    if not accuracy:
+        draw(times, [row["train_loss"] for row in rows], color=colour, marker=marker, label=label)
+        return
+    every = max(1, len(rows) // 12)
+    for field, style, name in (("test_accuracy", "-", "hold-out"),
+                               ("train_accuracy", ":", "training set")):
+        draw(times, [100 * row.get(field, math.nan) for row in rows], style, color=colour,
+             marker=marker if style == "-" else None, markevery=every, label=f"{label}, {name}")
+
+
+def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str) -> Figure:
+    """Who did what between two moments: a row a node, a colour a kind of work."""
+    shown = [s for s in merged(spans) if s.end_s >= begin_s and s.start_s <= end_s]
+    nodes = sorted({span.node for span in shown}, key=node_order)
+    thickness = {"compute": (-0.4, 0.8), "apply": (-0.4, 0.8), "fetch": (0.0, 0.4),
+                 "push": (-0.4, 0.4)}
+    with matplotlib.style.context(STYLE):
+        figure = Figure(figsize=(10, 0.6 + 0.24 * len(nodes)))
+        axes = figure.add_subplot()
+        for row, node in enumerate(nodes):
+            for kind, (below, height) in thickness.items():
+                bars = [(s.start_s, max(s.end_s - s.start_s, 0)) for s in shown
+                        if s.node == node and s.kind == kind]
+                axes.broken_barh(bars, (row + below, height), facecolors=KINDS[kind], linewidth=0)
+        axes.set_yticks(range(len(nodes)), nodes)
+        axes.invert_yaxis()
+        axes.set_xlim(begin_s, end_s)
+        axes.set_xlabel("time (virtual seconds)")
+        axes.set_title(title)
+        axes.legend(handles=[Patch(color=c, label=k) for k, c in KINDS.items()], ncols=4,
+                    loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a PNG, whole or not at all."""
+    temporary = path.with_name(f".{path.name}")
+    FigureCanvasAgg(figure).print_png(str(temporary))
+    temporary.replace(path)

@@ -1,0 +1,67 @@
+"""Progress of a run: a live line on a terminal, else a line of log now and then."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import rich.console
+import rich.progress
+
+from dbjax.trace import Row
+
+_LOGGED_EVERY_S = 10.0  # seconds of the wall
+
+
+@contextlib.contextmanager
+def progress(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+    """Gives a listener for the run's trace."""
+    if sys.stderr.isatty():
+        with _bar(label, until_s) as listen:
+            yield listen
+    else:
+        yield _log(label)
+
+
+def describe(row: Row) -> str:
+    """An evaluation in a few words."""
+    words = [f"{row['updates']:,} updates"]
+    for name, text in (("train_loss", "train loss {:.3f}"), ("test_accuracy", "hold-out {:.1%}")):
+        if name in row and math.isfinite(row[name]):
+            words.append(text.format(row[name]))
+    return ", ".join(words)
+
+
+@contextlib.contextmanager
+def _bar(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+    columns = (
+        rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.completed:.0f} s of the run's clock"),
+        rich.progress.TextColumn("{task.fields[state]}"), rich.progress.TimeElapsedColumn(),
+    )
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(label, total=until_s, state="compiling")
+
+        def listen(row: Row) -> None:
+            if row["node"] == "evaluator":
+                bar.update(task, completed=row["time_s"], state=describe(row))
+
+        yield listen
+
+
+def _log(label: str) -> Callable[[Row], None]:
+    last_s = -math.inf
+
+    def listen(row: Row) -> None:
+        nonlocal last_s
+        if row["node"] == "evaluator" and time.monotonic() - last_s > _LOGGED_EVERY_S:
+            last_s = time.monotonic()
+            logging.getLogger("dbjax").info(
+                "%s: %.1f s on the run's clock, %s", label, row["time_s"], describe(row))
+
+    return listen

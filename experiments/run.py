@@ -1,0 +1,108 @@
+"""Runs one experiment.
+
+python -m experiments.run --config=configs/NAME.py[:smoke] --workdir=DIR --config.FIELD=VALUE ...
+"""
+
+from __future__ import annotations
+
+import ast
+import logging
+from pathlib import Path
+
+import ml_collections
+import rich.console
+import rich.table
+
+import dbjax
+from dbjax.trace import Row
+from dbjax.workdir import Workdir
+from dbjax.workdir.files import prepare
+from experiments import build, plots
+from experiments.command_line import available, command, load_config, parse
+from experiments.progress import progress
+
+
+def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: str) -> dbjax.Result:
+    """Builds, runs, and leaves everything in `workdir`."""
+    prepare(workdir)
+    method, cluster = build.algorithm(config), build.cluster(config)
+    task = build.task(config)
+    files = Workdir(workdir, config.to_dict(), clock=_clock(config))
+    every_s = None if config.until_s is None else config.until_s / config.evaluations
+    with progress(label, config.until_s) as listen:
+        trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
+        result = dbjax.run(
+            task, method, runtime=config.runtime, cluster=cluster, until_s=config.until_s,
+            evaluate_every_s=every_s, seed=config.seed, trace=trace)
+    files.finish(result)
+    plots.save(
+        plots.curves({label: result.evaluations}, clock=_clock(config),
+                     caption=f"1 run, seed {config.seed}, data seed {config.data_seed}"),
+        Path(workdir) / "curves.png")
+    return result
+
+
+def _clock(config: ml_collections.ConfigDict) -> str:
+    return "virtual" if config.runtime == "virtual" else "wall"
+
+
+def table(summary: Row) -> rich.table.Table:
+    """The summary's numbers."""
+    drawn = rich.table.Table("", "", show_header=False)
+    for name, value in summary.items():
+        if name in ("node", "config", "versions"):
+            continue
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
+        drawn.add_row(name.replace("_", " "), _number(value))
+    return drawn
+
+
+def _number(value: object) -> str:
+    return f"{value:,.4g}" if isinstance(value, float) else (
+        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+
+
+def help_text(config: ml_collections.ConfigDict | None) -> str:
+    """Usage, the configs there are, and the fields of the one that is given."""
+    lines = [(__doc__ or "").strip(), "", "configs (each also as :smoke, which takes seconds):"]
+    for path in available():
+        first = (ast.get_docstring(ast.parse(Path(path).read_text())) or "").split("\n")[0]
+        lines.append(f"  {path:38} {first}")
+    if config is None:
+        lines += ["", "--help with --config=FILE also lists its fields"]
+    else:
+        lines += ["", "fields of this config:"]
+        lines += [f"  --config.{name}={value}" for name, value in _fields(config)]
+    return "\n".join(lines)
+
+
+def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
+    found: list[tuple[str, object]] = []
+    for name, value in config.items():
+        inner = isinstance(value, ml_collections.ConfigDict)
+        found += _fields(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    asked = {"--help", "-h"} & set(arguments)
+    if asked:
+        given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
+        print(help_text(load_config(given[0]) if given else None))
+        return 0
+    chosen = parse(arguments)
+    if chosen.config is None or chosen.workdir is None:
+        raise ValueError("needs --config=FILE and --workdir=DIR; --help lists the configs")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    result = run_config(chosen.config, chosen.workdir, chosen.config.algorithm)
+    console = rich.console.Console()
+    console.print(table(result.summary))
+    console.print(f"everything is in {chosen.workdir}: curves.png, summary.json, "
+                  "trace.json (open in ui.perfetto.dev)")
+    return 130 if result.summary["interrupted"] else 0
+
+
+if __name__ == "__main__":
+    command(main)
