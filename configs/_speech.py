@@ -14,7 +14,7 @@ def speech(variant: str) -> ml_collections.ConfigDict:
     )
     config.model = ml_collections.ConfigDict({"name": "speech", "width": 256, "depth": 4})
     config.batch_size = 64
-    config.until_s = 40.0
+    config.until_s = 80.0
     config.evaluations = 40
     config.cluster.update(
         compute_s=0.1, latency_s=5e-4, service_s=1e-4, memory_bandwidth_bytes_per_s=5e9

@@ -12,6 +12,6 @@ from configs._speech import VARIANTS as VARIANTS
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = speech_downpour.get_config(variant)
     config.rule = ml_collections.ConfigDict(
-        {"name": "downpour_adagrad", "gamma": 0.02, "initial_accumulator": 0.1, "epsilon": 0.0}
+        {"name": "downpour_adagrad", "gamma": 0.01, "initial_accumulator": 1e-6, "epsilon": 0.0}
     )
     return config

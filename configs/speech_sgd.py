@@ -12,5 +12,5 @@ from configs._speech import speech
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = speech(variant)
     config.algorithm = "sgd"
-    config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.3})
+    config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 1.0})
     return config

@@ -1,8 +1,9 @@
 """From aligned phones to tied context-dependent states, the classes of section 5.
 
 A frame's context is (left phone, phone, right phone, third of the phone). The most
-frequent contexts of the training data own a state each. The others back off to the
-finest of (phone, third), phone, or a single state that takes at most half of the states.
+frequent contexts of the training data own a state each. The others back off to their
+(phone, third), where three quarters of the states are enough for these; else to their
+phone; and of more phones than that the rarest share a state.
 
 Differs from the paper: it says "several thousand acoustic states" and no more.
 """
@@ -69,9 +70,10 @@ def tie(alignments: list[Alignment], num_states: int) -> Tying:
         raise ValueError(f"num_states={num_states} must be at least 2")
     names = sorted({phone for alignment in alignments for phone in alignment.phones})
     phones = {name: number for number, name in enumerate(names)}
-    codes = np.concatenate([_codes(alignment, phones)[0] for alignment in alignments])
-    contexts, times = np.unique(codes, return_counts=True)
-    back_off = _back_off(len(names), num_states)
+    coded = [_codes(alignment, phones) for alignment in alignments]
+    contexts, times = np.unique(np.concatenate([c for c, _, _ in coded]), return_counts=True)
+    frames_of_phone = np.bincount(np.concatenate([p for _, p, _ in coded]), minlength=len(names))
+    back_off = _back_off(frames_of_phone, num_states)
     own = num_states - (int(back_off.max()) + 1)
     if own > len(contexts):
         raise ValueError(
@@ -81,15 +83,15 @@ def tie(alignments: list[Alignment], num_states: int) -> Tying:
     return Tying(phones, num_states, chosen, int(back_off.max()) + 1 + np.arange(own), back_off)
 
 
-def _back_off(phones: int, num_states: int) -> Ints:
-    """States of (phone, third), as fine as half of the states allow; row `phones`: unknown."""
-    if phones * _THIRDS <= num_states // 2:
-        fine = np.arange(phones * _THIRDS).reshape(phones, _THIRDS)
-    elif phones <= num_states // 2:
-        fine = np.repeat(np.arange(phones)[:, None], _THIRDS, axis=1)
+def _back_off(frames_of_phone: Ints, num_states: int) -> Ints:
+    """States of (phone, third); the last row, of phones unknown in training: the rarest's."""
+    phones, budget = len(frames_of_phone), max(1, num_states * 3 // 4)
+    if phones * _THIRDS <= budget:
+        states = np.arange(phones * _THIRDS).reshape(phones, _THIRDS)
     else:
-        fine = np.zeros((phones, _THIRDS), np.int64)
-    return np.concatenate([fine, fine[:1]])  # unknown: as the first phone
+        rank = np.argsort(np.argsort(-frames_of_phone, kind="stable"), kind="stable")
+        states = np.repeat(np.minimum(rank, budget - 1)[:, None], _THIRDS, axis=1)
+    return np.concatenate([states, states[[np.argmin(frames_of_phone)]]])
 
 
 def _codes(alignment: Alignment, phones: dict[str, int]) -> tuple[Ints, Ints, Ints]:

@@ -1,0 +1,128 @@
+"""The paper's comparison in small: Downpour SGD beside SGD, in equal virtual time.
+
+python -m experiments.demo --workdir=DIR [--methods=sgd,adagrad,downpour] [--variant=smoke]
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import rich.console
+import rich.table
+
+import dbjax
+from dbjax.trace import Row
+from experiments import plots
+from experiments.command_line import command, load_config, parse
+from experiments.build import nearest
+from experiments.run import run_config
+
+METHODS = {  # flag -> (name in figures, config)
+    "sgd": ("SGD [1]", "configs/speech_sgd.py"),
+    "downpour": ("Downpour [20]", "configs/speech_downpour.py"),
+    "adagrad": ("Downpour + Adagrad [20]", "configs/speech_downpour_adagrad.py"),
+}
+_WINDOW = 4  # mini-batches that the picture of the timeline shows
+
+
+def time_to(rows: Sequence[Row], accuracy: float) -> float:
+    """When hold-out accuracy first reaches `accuracy`, in seconds; infinite: never.
+
+    Between the two evaluations around it, by a straight line.
+    """
+    previous: Row | None = None
+    for row in rows:
+        if row["test_accuracy"] >= accuracy:
+            if previous is None or row["test_accuracy"] == previous["test_accuracy"]:
+                return float(row["time_s"])
+            share = (accuracy - previous["test_accuracy"]) / (
+                row["test_accuracy"] - previous["test_accuracy"])
+            return float(previous["time_s"] + share * (row["time_s"] - previous["time_s"]))
+        previous = row
+    return math.inf
+
+
+def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
+    """One column a method; the stated accuracy is what the first method has at the end."""
+    first = next(iter(results.values()))
+    stated = first.evaluations[-1]["test_accuracy"]
+    base_s = time_to(first.evaluations, stated)
+    table = rich.table.Table("", *results)
+    times = {name: time_to(result.evaluations, stated) for name, result in results.items()}
+    summaries = [result.summary for result in results.values()]
+    rows: dict[str, list[str]] = {
+        "hold-out accuracy at the end": [f"{s['test_accuracy']:.1%}" for s in summaries],
+        f"virtual seconds to {stated:.1%} on hold-out": [f"{t:.1f}" for t in times.values()],
+        f"speed-up over {next(iter(results))}": [f"{base_s / t:.1f}" for t in times.values()],
+        "updates": [f"{s['updates']:,}" for s in summaries],
+        "staleness in updates: mean": [f"{s['staleness_updates']['mean']:.1f}" for s in summaries],
+        "  predicted mean, M - 1": [
+            f"{s['staleness_updates']['predicted_mean']}" for s in summaries],
+        "  p95, max": [
+            f"{s['staleness_updates']['p95']}, {s['staleness_updates']['max']}" for s in summaries],
+        "moved, fetched + pushed": [_moved(s) for s in summaries],
+        "wall seconds": [f"{s['wall_s']:.0f}" for s in summaries],
+    }
+    for name, cells in rows.items():
+        table.add_row(name, *cells)
+    return table
+
+
+def _moved(summary: Row) -> str:
+    if summary["staleness_updates"]["predicted_mean"] == 0:
+        return "none: one machine"
+    return f"{summary['bytes_fetched'] / 1e9:.1f} + {summary['bytes_pushed'] / 1e9:.1f} GB"
+
+
+def draw(results: dict[str, dbjax.Result], workdir: Path, seed: int) -> None:
+    """accuracy.png, and timeline.png of the last method."""
+    runs = {name: result.evaluations for name, result in results.items()}
+    caption = f"speech frames; 1 run a method, seed {seed}; equal virtual time"
+    plots.save(plots.curves(runs, clock="virtual", caption=caption), workdir / "accuracy.png")
+    name, last = list(results.items())[-1]
+    ends = [s.end_s for s in last.trace.spans if s.kind == "compute"]
+    steps = sorted(s.end_s - s.start_s for s in last.trace.spans if s.kind == "compute")
+    if ends:
+        end_s, step_s = max(ends), steps[len(steps) // 2]
+        title = f"{name}: who did what in {_WINDOW * step_s:.2f} virtual seconds"
+        plots.save(
+            plots.timeline(last.trace.spans, end_s - (_WINDOW + 1) * step_s, end_s - step_s,
+                           title=title),
+            workdir / "timeline.png")
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = parse(arguments, ("methods", "variant"))
+    if chosen.workdir is None:
+        raise ValueError("needs --workdir=DIR")
+    methods = chosen.options.get("methods", "sgd,downpour,adagrad").split(",")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"no method {method!r}{nearest(method, METHODS)}")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    results: dict[str, dbjax.Result] = {}
+    variant = chosen.options.get("variant", "")
+    for method in methods:
+        name, file = METHODS[method]
+        config = load_config(f"{file}:{variant}")
+        results[name] = run_config(config, Path(chosen.workdir) / method, name)
+        if results[name].summary["interrupted"]:
+            break
+    workdir = Path(chosen.workdir)
+    draw(results, workdir, config.seed)
+    console = rich.console.Console()
+    console.print(comparison(results))
+    console.print(f"curves:   {workdir / 'accuracy.png'}\ntimeline: {workdir / 'timeline.png'}, and "
+                  f"{workdir / methods[-1] / 'trace.json'} (open in ui.perfetto.dev)", soft_wrap=True)
+    return 130 if any(r.summary["interrupted"] for r in results.values()) else 0
+
+
+if __name__ == "__main__":
+    command(main)
