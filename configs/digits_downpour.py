@@ -14,10 +14,16 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = defaults()
     config.data = ml_collections.ConfigDict({"name": "digits"})
     config.model = ml_collections.ConfigDict({"name": "dense", "widths": (64,)})
-    config.options = ml_collections.ConfigDict({
-        "replicas": 8, "shards": 4, "n_fetch": 1, "n_push": 1, "overlap": False,
-        "warm_start_updates": 20,
-    })
+    config.options = ml_collections.ConfigDict(
+        {
+            "replicas": 8,
+            "shards": 4,
+            "n_fetch": 1,
+            "n_push": 1,
+            "overlap": False,
+            "warm_start_updates": 20,
+        }
+    )
     config.rule = ml_collections.ConfigDict(
         {"name": "downpour_adagrad", "gamma": 0.05, "initial_accumulator": 0.1}
     )

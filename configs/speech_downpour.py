@@ -11,10 +11,16 @@ from configs._speech import speech
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = speech(variant)
-    config.options = ml_collections.ConfigDict({
-        "replicas": 20, "shards": 10, "n_fetch": 1, "n_push": 1, "overlap": False,
-        "warm_start_s": 8.0,
-    })
+    config.options = ml_collections.ConfigDict(
+        {
+            "replicas": 20,
+            "shards": 10,
+            "n_fetch": 1,
+            "n_push": 1,
+            "overlap": False,
+            "warm_start_s": 8.0,
+        }
+    )
     config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.05})
     if variant == "smoke":
         config.options.update(replicas=4, shards=2, warm_start_s=0.5)

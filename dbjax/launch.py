@@ -97,8 +97,11 @@ def run(
         check_delays(reports)
     trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
     summary = summarise(trace, reports) | {
-        "clock": machines.clock, "time_s": end_s, "wall_s": wall_s,
-        "interrupted": interrupted.is_set(), "params_sha256": params_sha256(params),
+        "clock": machines.clock,
+        "time_s": end_s,
+        "wall_s": wall_s,
+        "interrupted": interrupted.is_set(),
+        "params_sha256": params_sha256(params),
     }
     return Result(params, summary, trace)
 

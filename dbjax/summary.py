@@ -86,7 +86,8 @@ def check_delays(reports: Sequence[Report]) -> None:
         measured, exact = report.delays.balance()
         if measured != exact:
             raise RuntimeError(
-                f"shard/{index}: delays sum to {measured}, not {exact}: versions are wrong")
+                f"shard/{index}: delays sum to {measured}, not {exact}: versions are wrong"
+            )
 
 
 def params_sha256(params: Params) -> str:

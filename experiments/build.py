@@ -19,7 +19,7 @@ import optax
 import dbjax
 import dbjax.algorithms
 import dbjax.optim
-from dbjax.data import Examples, Labelled, load
+from dbjax.data import Examples, load
 from dbjax.models import Classifier, build
 from dbjax.types import Metrics, Params
 
@@ -44,7 +44,8 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
     """The Config of the method that the config names."""
     if config.algorithm not in algorithms():
         raise ValueError(
-            f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}")
+            f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}"
+        )
     kind = _module(config.algorithm).Config
     return _make(kind, "options", dict(config.options) | {"rule": rule(config.rule)})
 
@@ -72,9 +73,11 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
     }
     failures = tuple(
         _make(dbjax.Failure, "cluster.failures", dict(failure))
-        for failure in fields.pop("failures"))
+        for failure in fields.pop("failures")
+    )
     given = {"machine": machine, "machines": machines, "failures": failures}
-    return _make(dbjax.Cluster, "cluster", fields | given)
+    made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
+    return made
 
 
 def task(config: ml_collections.ConfigDict) -> dbjax.Task:
@@ -83,11 +86,16 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     splits = load(data.pop("name"), data_dir=config.data_dir, **data)
     model = dict(config.model)
     network = build(
-        model.pop("name"), inputs=int(np.prod(splits.input_shape)), classes=splits.num_classes,
-        seed=config.seed, **model)
+        model.pop("name"),
+        inputs=int(np.prod(splits.input_shape)),
+        classes=splits.num_classes,
+        seed=config.seed,
+        **model,
+    )
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
     return dbjax.Task(
-        network.params, network.loss, splits.train, config.batch_size, evaluate, config.data_seed)
+        network.params, network.loss, splits.train, config.batch_size, evaluate, config.data_seed
+    )
 
 
 def evaluation(
@@ -97,17 +105,18 @@ def evaluation(
     if examples < 1:
         raise ValueError(f"evaluate_examples={examples} must be at least 1")
 
-    def sample(source: Examples) -> Labelled:
+    def sample(source: Examples) -> Any:
         count = min(examples, len(source))
         chosen = np.random.default_rng(0).permutation(len(source))[:count]
-        return Labelled(*map(jnp.asarray, source.gather(chosen)))
+        return jax.tree.map(jnp.asarray, source.gather(chosen))
 
     sets = {"train_accuracy": sample(train), "test_accuracy": sample(test)}
     correct = jax.jit(network.correct)
 
     def evaluate(params: Params) -> Metrics:
-        return {name: float(correct(params, batch)) / len(batch.labels)
-                for name, batch in sets.items()}
+        return {
+            name: float(correct(params, batch)) / len(batch.labels) for name, batch in sets.items()
+        }
 
     return evaluate
 

@@ -118,8 +118,13 @@ def _value(text: str, before: Any, path: str) -> Any:
     if isinstance(before, str) and text != "None":
         return text
     try:
-        value = float(text) if text.lstrip("-") in ("inf", "nan") else ast.literal_eval(
-            {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
+        value = (
+            float(text)
+            if text.lstrip("-") in ("inf", "nan")
+            else ast.literal_eval(
+                {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
+            )
+        )
     except (ValueError, SyntaxError):
         value = text
     right: dict[type, Callable[[Any], bool]] = {

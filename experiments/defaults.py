@@ -23,14 +23,26 @@ def defaults() -> ml_collections.ConfigDict:
     config.seed = 0  # of the initial parameters and of algorithms
     config.data_seed = 0  # of the order of the data
     config.max_spans = 100_000  # kept for the timeline
-    config.cluster = ml_collections.ConfigDict({
-        "compute_s": 0.1, "latency_s": 0.0, "service_s": 0.0,
-        "memory_bandwidth_bytes_per_s": float("inf"), "size_scale": 1.0, "seed": 0,
-        "machine": {
-            "speed": 1.0, "law": "constant", "sigma": 0.0, "straggle_probability": 0.0,
-            "straggle_factor": 1.0, "bandwidth_bytes_per_s": float("inf"),
-            "mean_time_between_failures_s": float("inf"), "mean_time_to_repair_s": float("inf"),
-        },
-        "machines": {}, "failures": (),
-    })
+    config.cluster = ml_collections.ConfigDict(
+        {
+            "compute_s": 0.1,
+            "latency_s": 0.0,
+            "service_s": 0.0,
+            "memory_bandwidth_bytes_per_s": float("inf"),
+            "size_scale": 1.0,
+            "seed": 0,
+            "machine": {
+                "speed": 1.0,
+                "law": "constant",
+                "sigma": 0.0,
+                "straggle_probability": 0.0,
+                "straggle_factor": 1.0,
+                "bandwidth_bytes_per_s": float("inf"),
+                "mean_time_between_failures_s": float("inf"),
+                "mean_time_to_repair_s": float("inf"),
+            },
+            "machines": {},
+            "failures": (),
+        }
+    )
     return config

@@ -16,8 +16,8 @@ import rich.table
 import dbjax
 from dbjax.trace import Row
 from experiments import plots
-from experiments.command_line import command, load_config, parse
 from experiments.build import nearest
+from experiments.command_line import command, load_config, parse
 from experiments.run import run_config
 
 METHODS = {  # flag -> (name in figures, config)
@@ -39,7 +39,8 @@ def time_to(rows: Sequence[Row], accuracy: float) -> float:
             if previous is None or row["test_accuracy"] == previous["test_accuracy"]:
                 return float(row["time_s"])
             share = (accuracy - previous["test_accuracy"]) / (
-                row["test_accuracy"] - previous["test_accuracy"])
+                row["test_accuracy"] - previous["test_accuracy"]
+            )
             return float(previous["time_s"] + share * (row["time_s"] - previous["time_s"]))
         previous = row
     return math.inf
@@ -60,9 +61,11 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
         "updates": [f"{s['updates']:,}" for s in summaries],
         "staleness in updates: mean": [f"{s['staleness_updates']['mean']:.1f}" for s in summaries],
         "  predicted mean, M - 1": [
-            f"{s['staleness_updates']['predicted_mean']}" for s in summaries],
+            f"{s['staleness_updates']['predicted_mean']}" for s in summaries
+        ],
         "  p95, max": [
-            f"{s['staleness_updates']['p95']}, {s['staleness_updates']['max']}" for s in summaries],
+            f"{s['staleness_updates']['p95']}, {s['staleness_updates']['max']}" for s in summaries
+        ],
         "moved, fetched + pushed": [_moved(s) for s in summaries],
         "wall seconds": [f"{s['wall_s']:.0f}" for s in summaries],
     }
@@ -89,9 +92,11 @@ def draw(results: dict[str, dbjax.Result], workdir: Path, seed: int) -> None:
         end_s, step_s = max(ends), steps[len(steps) // 2]
         title = f"{name}: who did what in {_WINDOW * step_s:.2f} virtual seconds"
         plots.save(
-            plots.timeline(last.trace.spans, end_s - (_WINDOW + 1) * step_s, end_s - step_s,
-                           title=title),
-            workdir / "timeline.png")
+            plots.timeline(
+                last.trace.spans, end_s - (_WINDOW + 1) * step_s, end_s - step_s, title=title
+            ),
+            workdir / "timeline.png",
+        )
 
 
 def main(arguments: list[str]) -> int:
@@ -119,8 +124,11 @@ def main(arguments: list[str]) -> int:
     draw(results, workdir, config.seed)
     console = rich.console.Console()
     console.print(comparison(results))
-    console.print(f"curves:   {workdir / 'accuracy.png'}\ntimeline: {workdir / 'timeline.png'}, and "
-                  f"{workdir / methods[-1] / 'trace.json'} (open in ui.perfetto.dev)", soft_wrap=True)
+    console.print(
+        f"curves:   {workdir / 'accuracy.png'}\ntimeline: {workdir / 'timeline.png'}, and "
+        f"{workdir / methods[-1] / 'trace.json'} (open in ui.perfetto.dev)",
+        soft_wrap=True,
+    )
     return 130 if any(r.summary["interrupted"] for r in results.values()) else 0
 
 

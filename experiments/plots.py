@@ -47,33 +47,53 @@ def _curve(axes: object, label: str, rows: Sequence[Row], accuracy: bool) -> Non
         draw(times, [row["train_loss"] for row in rows], color=colour, marker=marker, label=label)
         return
     every = max(1, len(rows) // 12)
-    for field, style, name in (("test_accuracy", "-", "hold-out"),
-                               ("train_accuracy", ":", "training set")):
-        draw(times, [100 * row.get(field, math.nan) for row in rows], style, color=colour,
-             marker=marker if style == "-" else None, markevery=every, label=f"{label}, {name}")
+    for field, style, name in (
+        ("test_accuracy", "-", "hold-out"),
+        ("train_accuracy", ":", "training set"),
+    ):
+        draw(
+            times,
+            [100 * row.get(field, math.nan) for row in rows],
+            style,
+            color=colour,
+            marker=marker if style == "-" else None,
+            markevery=every,
+            label=f"{label}, {name}",
+        )
 
 
 def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str) -> Figure:
     """Who did what between two moments: a row a node, a colour a kind of work."""
     shown = [s for s in merged(spans) if s.end_s >= begin_s and s.start_s <= end_s]
     nodes = sorted({span.node for span in shown}, key=node_order)
-    thickness = {"compute": (-0.4, 0.8), "apply": (-0.4, 0.8), "fetch": (0.0, 0.4),
-                 "push": (-0.4, 0.4)}
+    thickness = {
+        "compute": (-0.4, 0.8),
+        "apply": (-0.4, 0.8),
+        "fetch": (0.0, 0.4),
+        "push": (-0.4, 0.4),
+    }
     with matplotlib.style.context(STYLE):
         figure = Figure(figsize=(10, 0.6 + 0.24 * len(nodes)))
         axes = figure.add_subplot()
         for row, node in enumerate(nodes):
             for kind, (below, height) in thickness.items():
-                bars = [(s.start_s, max(s.end_s - s.start_s, 0)) for s in shown
-                        if s.node == node and s.kind == kind]
+                bars = [
+                    (s.start_s, max(s.end_s - s.start_s, 0))
+                    for s in shown
+                    if s.node == node and s.kind == kind
+                ]
                 axes.broken_barh(bars, (row + below, height), facecolors=KINDS[kind], linewidth=0)
         axes.set_yticks(range(len(nodes)), nodes)
         axes.invert_yaxis()
         axes.set_xlim(begin_s, end_s)
         axes.set_xlabel("time (virtual seconds)")
         axes.set_title(title)
-        axes.legend(handles=[Patch(color=c, label=k) for k, c in KINDS.items()], ncols=4,
-                    loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        axes.legend(
+            handles=[Patch(color=c, label=k) for k, c in KINDS.items()],
+            ncols=4,
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.12),
+        )
         return figure
 
 

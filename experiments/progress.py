@@ -39,9 +39,11 @@ def describe(row: Row) -> str:
 @contextlib.contextmanager
 def _bar(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
     columns = (
-        rich.progress.TextColumn("{task.description}"), rich.progress.BarColumn(),
+        rich.progress.TextColumn("{task.description}"),
+        rich.progress.BarColumn(),
         rich.progress.TextColumn("{task.completed:.0f} s of the run's clock"),
-        rich.progress.TextColumn("{task.fields[state]}"), rich.progress.TimeElapsedColumn(),
+        rich.progress.TextColumn("{task.fields[state]}"),
+        rich.progress.TimeElapsedColumn(),
     )
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
@@ -62,6 +64,7 @@ def _log(label: str) -> Callable[[Row], None]:
         if row["node"] == "evaluator" and time.monotonic() - last_s > _LOGGED_EVERY_S:
             last_s = time.monotonic()
             logging.getLogger("dbjax").info(
-                "%s: %.1f s on the run's clock, %s", label, row["time_s"], describe(row))
+                "%s: %.1f s on the run's clock, %s", label, row["time_s"], describe(row)
+            )
 
     return listen

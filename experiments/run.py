@@ -32,13 +32,24 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
     with progress(label, config.until_s) as listen:
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
-            task, method, runtime=config.runtime, cluster=cluster, until_s=config.until_s,
-            evaluate_every_s=every_s, seed=config.seed, trace=trace)
+            task,
+            method,
+            runtime=config.runtime,
+            cluster=cluster,
+            until_s=config.until_s,
+            evaluate_every_s=every_s,
+            seed=config.seed,
+            trace=trace,
+        )
     files.finish(result)
     plots.save(
-        plots.curves({label: result.evaluations}, clock=_clock(config),
-                     caption=f"1 run, seed {config.seed}, data seed {config.data_seed}"),
-        Path(workdir) / "curves.png")
+        plots.curves(
+            {label: result.evaluations},
+            clock=_clock(config),
+            caption=f"1 run, seed {config.seed}, data seed {config.data_seed}",
+        ),
+        Path(workdir) / "curves.png",
+    )
     return result
 
 
@@ -59,8 +70,13 @@ def table(summary: Row) -> rich.table.Table:
 
 
 def _number(value: object) -> str:
-    return f"{value:,.4g}" if isinstance(value, float) else (
-        f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value))
+    return (
+        f"{value:,.4g}"
+        if isinstance(value, float)
+        else (
+            f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+        )
+    )
 
 
 def help_text(config: ml_collections.ConfigDict | None) -> str:
@@ -99,8 +115,10 @@ def main(arguments: list[str]) -> int:
     result = run_config(chosen.config, chosen.workdir, chosen.config.algorithm)
     console = rich.console.Console()
     console.print(table(result.summary))
-    console.print(f"everything is in {chosen.workdir}: curves.png, summary.json, "
-                  "trace.json (open in ui.perfetto.dev)")
+    console.print(
+        f"everything is in {chosen.workdir}: curves.png, summary.json, "
+        "trace.json (open in ui.perfetto.dev)"
+    )
     return 130 if result.summary["interrupted"] else 0
 
 

@@ -58,11 +58,15 @@ class Config:
         if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
             raise ValueError(
                 f"downpour.steps={self.steps} must be at least 1, and enough for "
-                f"warm_start_updates={self.warm_start_updates}; or None")
+                f"warm_start_updates={self.warm_start_updates}; or None"
+            )
 
 
 async def client(
-    node: Node, store: Sharded[Shard], gradient_fn: Callable[..., Any], batches: Stream,
+    node: Node,
+    store: Sharded[Shard],
+    gradient_fn: Callable[..., Any],
+    batches: Stream,
     config: Config,
 ) -> None:
     """Algorithm 1.1: DOWNPOURSGDCLIENT, of one replica."""
@@ -98,7 +102,10 @@ async def client(
 
 
 async def late_client(
-    node: Node, store: Sharded[Shard], gradient_fn: Callable[..., Any], batches: Stream,
+    node: Node,
+    store: Sharded[Shard],
+    gradient_fn: Callable[..., Any],
+    batches: Stream,
     config: Config,
 ) -> None:
     """Any replica but the first: waits for the warm start to be over (section 4.1)."""
@@ -114,12 +121,18 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     if config.shards > 1:
         require_elementwise(config.rule)
     store = Sharded.serve(
-        runtime, Shard, task.params, config.shards, config.rule, server_rule(config.rule))
+        runtime, Shard, task.params, config.shards, config.rule, server_rule(config.rule)
+    )
     gradient_fn = store.gradient_of(task.loss)
     mains = [
         runtime.spawn(
-            f"replica/{r}", late_client if r else client, store, gradient_fn,
-            task.batches(r, config.replicas), config)
+            f"replica/{r}",
+            late_client if r else client,
+            store,
+            gradient_fn,
+            task.batches(r, config.replicas),
+            config,
+        )
         for r in range(config.replicas)
     ]
     return Program(store, Shard, tuple(mains))

@@ -44,14 +44,17 @@ class Config:
             if getattr(self, field) < 1:
                 raise ValueError(f"sgd.{field}={getattr(self, field)} must be at least 1")
         if self.replicas == 1 and self.shards != 1:
-            raise ValueError(f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1")
+            raise ValueError(
+                f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"
+            )
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"sgd.steps={self.steps} must be at least 1, or None")
 
 
 @jax.jit
 def _mean(gradients: list[Slice]) -> Slice:
-    return jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
+    mean: Slice = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
+    return mean
 
 
 @final
@@ -59,7 +62,11 @@ class SynchronousShard:
     """A shard that answers a step's pushes together, once it has all of them."""
 
     def __init__(
-        self, node: Node, params: Slice, rule: optax.GradientTransformation, apply: Apply,
+        self,
+        node: Node,
+        params: Slice,
+        rule: optax.GradientTransformation,
+        apply: Apply,
         replicas: int,
     ) -> None:
         self._shard = Shard(node, params, rule, apply)
@@ -89,16 +96,24 @@ class SynchronousShard:
         gradient = pushes[0].gradient
         if len(pushes) > 1:
             gradient = _mean([push.gradient for push in pushes])
-        self._shard.push(dataclasses.replace(
-            pushes[0], gradient=gradient, examples=sum(push.examples for push in pushes),
-            nbytes=sum(push.nbytes for push in pushes)))
+        self._shard.push(
+            dataclasses.replace(
+                pushes[0],
+                gradient=gradient,
+                examples=sum(push.examples for push in pushes),
+                nbytes=sum(push.nbytes for push in pushes),
+            )
+        )
         for replica, (_, reply) in arrived:
             reply.set_result(self._shard.fetch(replica))
 
 
 async def client(
-    node: Node, store: Sharded[SynchronousShard], gradient_fn: Callable[..., Any],
-    batches: Stream, config: Config,
+    node: Node,
+    store: Sharded[SynchronousShard],
+    gradient_fn: Callable[..., Any],
+    batches: Stream,
+    config: Config,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
     params = await store.pull(SynchronousShard.fetch, node.name)
@@ -117,13 +132,20 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     if config.shards > 1:
         require_elementwise(config.rule)
     store = Sharded.serve(
-        runtime, SynchronousShard, task.params, config.shards,
-        config.rule, server_rule(config.rule), config.replicas,
-        name="shard" if config.replicas > 1 else "replica")
+        runtime,
+        SynchronousShard,
+        task.params,
+        config.shards,
+        config.rule,
+        server_rule(config.rule),
+        config.replicas,
+        name="shard" if config.replicas > 1 else "replica",
+    )
     gradient_fn = store.gradient_of(task.loss)
     mains = [
         runtime.spawn(
-            f"replica/{r}", client, store, gradient_fn, task.batches(r, config.replicas), config)
+            f"replica/{r}", client, store, gradient_fn, task.batches(r, config.replicas), config
+        )
         for r in range(config.replicas)
     ]
     return Program(store, SynchronousShard, tuple(mains))

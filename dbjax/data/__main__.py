@@ -16,8 +16,10 @@ from dbjax.data.registry import OWN, default_data_dir, load
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m dbjax.data", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+        prog="python -m dbjax.data",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("name", help=f"{', '.join(OWN)}, or a data set of TFDS")
     parser.add_argument("--data-dir", default=default_data_dir(), help="default: %(default)s")
     parser.add_argument("--num-frames", type=int, default=300_000, help="speech_frames: how many")
@@ -35,8 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m dbjax.data: {error}", file=sys.stderr)
         return 2
-    print(f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
-          f"of {splits.num_classes} classes, in {chosen.data_dir}")
+    print(
+        f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
+        f"of {splits.num_classes} classes, in {chosen.data_dir}"
+    )
     return 0
 
 

@@ -19,8 +19,7 @@ def digits(data_dir: str, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
-        raise ValueError(
-            "digits come with scikit-learn: pip install 'dbjax[digits]'") from error
+        raise ValueError("digits come with scikit-learn: pip install 'dbjax[digits]'") from error
     inputs, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     held_out = round(len(labels) * test_share)
@@ -28,13 +27,20 @@ def digits(data_dir: str, *, seed: int = 0, test_share: float = 0.2) -> Splits:
 
 
 def synthetic(
-    data_dir: str, *, num_examples: int = 2_000, num_features: int = 20, num_classes: int = 5,
+    data_dir: str,
+    *,
+    num_examples: int = 2_000,
+    num_features: int = 20,
+    num_classes: int = 5,
     seed: int = 0,
 ) -> Splits:
     """A mixture of Gaussians, one a class, of unit variance around centres of variance 1."""
     del data_dir
-    for name, value in (("num_examples", num_examples), ("num_features", num_features),
-                        ("num_classes", num_classes)):
+    for name, value in (
+        ("num_examples", num_examples),
+        ("num_features", num_features),
+        ("num_classes", num_classes),
+    ):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     random = np.random.default_rng(seed)
@@ -56,10 +62,11 @@ def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
     if not builder.data_path.exists():
         raise ValueError(
             f"{name!r} is not in {data_dir}: fetch it with "
-            f"`python -m dbjax.data {name} --data-dir={data_dir}` where there is a network")
+            f"`python -m dbjax.data {name} --data-dir={data_dir}` where there is a network"
+        )
     keys = builder.info.supervised_keys
     label = builder.info.features[keys[1]] if keys else None
-    if keys is None or not hasattr(label, "num_classes"):
+    if keys is None or label is None or not hasattr(label, "num_classes"):
         raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
     if not {"train", "test"} <= set(builder.info.splits):
         raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
@@ -82,7 +89,9 @@ def _builder(name: str, data_dir: str) -> Any:
     try:
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(name, tfds.list_builders(with_community_datasets=False), 1, 0.6)
+        close = difflib.get_close_matches(
+            name, tfds.list_builders(with_community_datasets=False), 1, 0.6
+        )
         hint = f"; nearest: {close[0]!r}" if close else ""
         raise ValueError(f"TFDS has no data set {name!r}{hint}") from error
 

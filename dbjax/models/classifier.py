@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 
@@ -67,7 +66,9 @@ def softmax(inputs: int, classes: int, seed: int) -> Classifier:
 
 
 BUILDERS: dict[str, Callable[..., Classifier]] = {
-    "speech": speech, "dense": dense, "softmax": softmax,
+    "speech": speech,
+    "dense": dense,
+    "softmax": softmax,
 }
 
 
@@ -87,7 +88,7 @@ def build(name: str, *, inputs: int, classes: int, seed: int = 0, **options: Any
 
 
 def functional(make: Callable[[nnx.Rngs], nnx.Module], seed: int) -> Classifier:
-    """Turns a flax NNX module into parameters and a pure function; merging costs trace time only."""
+    """A flax NNX module as parameters and a pure function; merging costs trace time only."""
 
     @jax.jit
     def init() -> dict[str, Any]:

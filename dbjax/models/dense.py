@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import jax
 from flax import nnx
 
@@ -19,7 +21,7 @@ class Dense(nnx.Module):
         sizes = [inputs, *widths]
         self.hidden = nnx.List(
             nnx.Linear(n_in, n_out, kernel_init=he, rngs=rngs)
-            for n_in, n_out in zip(sizes[:-1], sizes[1:], strict=True)
+            for n_in, n_out in itertools.pairwise(sizes)
         )
         self.output = nnx.Linear(sizes[-1], classes, kernel_init=zeros, rngs=rngs)
 
@@ -27,4 +29,4 @@ class Dense(nnx.Module):
         """Logits, [batch, classes], of inputs [batch, inputs]."""
         for layer in self.hidden:
             inputs = jax.nn.relu(layer(inputs))
-        return self.output(inputs)  # type: ignore[no-any-return]
+        return self.output(inputs)

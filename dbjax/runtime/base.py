@@ -186,18 +186,27 @@ class Handle(Protocol[S_co]):
 
     @overload
     def call(
-        self, method: Callable[Concatenate[S_co, P], Coroutine[Any, Any, T]],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        method: Callable[Concatenate[S_co, P], Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Future[T]: ...
     @overload
     def call(
-        self, method: Callable[Concatenate[S_co, P], Future[T]],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        method: Callable[Concatenate[S_co, P], Future[T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Future[T]: ...
     @overload
     def call(
-        self, method: Callable[Concatenate[S_co, P], T],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        method: Callable[Concatenate[S_co, P], T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Future[T]: ...
 
 
@@ -237,20 +246,32 @@ class Runtime(Protocol):
     clock: Literal["virtual", "wall"]
 
     def serve(
-        self, name: str, make: Callable[Concatenate[Node, P], T],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        name: str,
+        make: Callable[Concatenate[Node, P], T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Handle[T]:
         """Places a service, `make(node, ...)`, on a node of that name."""
 
     def spawn(
-        self, name: str, main: Callable[Concatenate[Node, P], Coroutine[Any, Any, T]],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        name: str,
+        main: Callable[Concatenate[Node, P], Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> Future[T]:
         """Starts `main(node, ...)` on a node of that name."""
 
     def observe(
-        self, name: str, main: Callable[Concatenate[Node, P], Coroutine[Any, Any, Any]],
-        /, *args: P.args, **kwargs: P.kwargs,
+        self,
+        name: str,
+        main: Callable[Concatenate[Node, P], Coroutine[Any, Any, Any]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
     ) -> None:
         """Starts a main outside the cluster: it is not waited for, and costs no model time."""
 

@@ -35,20 +35,27 @@ class Machine:
     mean_time_to_repair_s: float = math.inf
 
     def __post_init__(self) -> None:
-        for field in ("speed", "bandwidth_bytes_per_s", "mean_time_between_failures_s",
-                      "mean_time_to_repair_s", "straggle_factor"):
+        for field in (
+            "speed",
+            "bandwidth_bytes_per_s",
+            "mean_time_between_failures_s",
+            "mean_time_to_repair_s",
+            "straggle_factor",
+        ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Machine.{field}={getattr(self, field)!r} must be above 0")
         if self.law not in ("constant", "lognormal", "exponential"):
             raise ValueError(
-                f"Machine.law={self.law!r} is none of constant, lognormal, exponential")
+                f"Machine.law={self.law!r} is none of constant, lognormal, exponential"
+            )
         if not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise ValueError(f"Machine.sigma={self.sigma!r} must be finite and at least 0")
         if self.sigma and self.law != "lognormal":
             raise ValueError(f"Machine.sigma={self.sigma!r} has no effect: set law='lognormal'")
         if not 0 <= self.straggle_probability <= 1:
             raise ValueError(
-                f"Machine.straggle_probability={self.straggle_probability!r} is outside [0, 1]")
+                f"Machine.straggle_probability={self.straggle_probability!r} is outside [0, 1]"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +69,8 @@ class Failure:
     def __post_init__(self) -> None:
         if not 0 <= self.at_s < self.back_s:
             raise ValueError(
-                f"Failure of {self.node}: needs 0 <= at_s={self.at_s} < back_s={self.back_s}")
+                f"Failure of {self.node}: needs 0 <= at_s={self.at_s} < back_s={self.back_s}"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +105,8 @@ class Cluster:
         for field in ("latency_s", "service_s"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(
-                    f"Cluster.{field}={getattr(self, field)!r} must be finite and at least 0")
+                    f"Cluster.{field}={getattr(self, field)!r} must be finite and at least 0"
+                )
         for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")

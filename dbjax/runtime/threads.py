@@ -56,7 +56,9 @@ class ThreadsRuntime:
         node = ThreadNode(self, name)
         thread = threading.Thread(
             target=lambda: self.drive(node, main(node, *args, **kwargs), future, True),
-            name=name, daemon=True)
+            name=name,
+            daemon=True,
+        )
         self._mains.append(thread)
         return future
 
@@ -64,7 +66,9 @@ class ThreadsRuntime:
         node = ThreadNode(self, name, observer=True)
         thread = threading.Thread(
             target=lambda: self.drive(node, main(node, *args, **kwargs), Future(), True),
-            name=name, daemon=True)
+            name=name,
+            daemon=True,
+        )
         self._observers.append(thread)
 
     def stop(self) -> None:
@@ -108,7 +112,10 @@ class ThreadsRuntime:
                 return
 
     def drive(
-        self, node: ThreadNode, coroutine: Coroutine[Any, Any, Any], future: Future[Any],
+        self,
+        node: ThreadNode,
+        coroutine: Coroutine[Any, Any, Any],
+        future: Future[Any],
         is_main: bool,
     ) -> None:
         """Runs a coroutine to its end, or to `stop`, in this thread."""
@@ -258,7 +265,8 @@ class _Service:
     def _fail(self, call: _Call, error: Exception) -> None:
         failure = ServiceError(
             f"{self.name}.{call.method}, called by {call.source}, failed at "
-            f"{self.runtime.now_s():g} s: {type(error).__name__}: {error}")
+            f"{self.runtime.now_s():g} s: {type(error).__name__}: {error}"
+        )
         failure.__cause__ = error
         self.runtime.failed.append(call.future)
         call.future.set_error(failure)
@@ -271,8 +279,12 @@ class _Call:
     __slots__ = ("args", "future", "kwargs", "method", "sent_s", "source")
 
     def __init__(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        sent_s: float, future: Future[Any],
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sent_s: float,
+        future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
         self.source, self.future = getattr(_here, "name", "driver"), future

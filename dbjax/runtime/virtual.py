@@ -102,8 +102,12 @@ class VirtualRuntime:
         heapq.heappush(heap, (time_s, next(self._order), do, argument))
 
     def send(
-        self, source: VirtualNode, target: VirtualNode, size: int,
-        deliver: Callable[[Any], object], message: Any,
+        self,
+        source: VirtualNode,
+        target: VirtualNode,
+        size: int,
+        deliver: Callable[[Any], object],
+        message: Any,
     ) -> None:
         """Delivers over two cards, each one transfer at a time and in order.
 
@@ -113,8 +117,7 @@ class VirtualRuntime:
         if source is target:
             self.at(self.now_s, deliver, message)
             return
-        bandwidth = min(
-            source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
+        bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, source.egress_free_s)
         source.egress_free_s = begin_s + wire_s
@@ -162,8 +165,11 @@ class _Drive:
     __slots__ = ("_coroutine", "_future", "_node", "_runtime", "waiting")
 
     def __init__(
-        self, runtime: VirtualRuntime, node: VirtualNode,
-        coroutine: Coroutine[Any, Any, Any], future: Future[Any],
+        self,
+        runtime: VirtualRuntime,
+        node: VirtualNode,
+        coroutine: Coroutine[Any, Any, Any],
+        future: Future[Any],
     ) -> None:
         self._runtime, self._node, self._future = runtime, node, future
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
@@ -197,7 +203,9 @@ class _Main:
     """What was spawned on a node, through all the lives of that node."""
 
     def __init__(
-        self, runtime: VirtualRuntime, node: VirtualNode,
+        self,
+        runtime: VirtualRuntime,
+        node: VirtualNode,
         make: Callable[[], Coroutine[Any, Any, Any]],
     ) -> None:
         self.runtime, self.node, self.make = runtime, node, make
@@ -249,8 +257,13 @@ class _Call:
     __slots__ = ("args", "future", "kwargs", "method", "sent_s", "size", "source")
 
     def __init__(
-        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any],
-        source: VirtualNode, sent_s: float, future: Future[Any],
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        source: VirtualNode,
+        sent_s: float,
+        future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
         self.source, self.sent_s, self.future = source, sent_s, future
@@ -349,7 +362,8 @@ class _Service:
         if error is not None:
             failure = ServiceError(
                 f"{self.name}.{call.method}, called by {call.source.name}, "
-                f"failed at {runtime.now_s:g} s: {type(error).__name__}: {error}")
+                f"failed at {runtime.now_s:g} s: {type(error).__name__}: {error}"
+            )
             failure.__cause__ = error
             runtime.failed.append(call.future)
             runtime.send(self.node, call.source, 0, call.future.set_error, failure)

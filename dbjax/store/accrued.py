@@ -12,7 +12,8 @@ from dbjax.types import Slices
 
 @jax.jit
 def _add(a: Slices, b: Slices) -> Slices:
-    return jax.tree.map(lambda x, y: x + y, a, b)
+    total: Slices = jax.tree.map(lambda x, y: x + y, a, b)
+    return total
 
 
 @dataclasses.dataclass(frozen=True)

@@ -67,7 +67,9 @@ def partition(params: Params, shards: int) -> Partition:
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     if shards < 1:
         raise ValueError(f"shards={shards} must be at least 1")
-    names = [jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in paths]
+    names = [
+        jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in paths
+    ]
     for name, (_, leaf) in zip(names, paths, strict=True):
         if not hasattr(leaf, "nbytes") or not hasattr(leaf, "shape"):
             raise ValueError(f"params/{name} is a {type(leaf).__name__}; make it a jax array")
@@ -81,7 +83,8 @@ def partition(params: Params, shards: int) -> Partition:
     empty = [i for i, pieces in enumerate(found) if not pieces]
     if empty:
         raise ValueError(
-            f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing")
+            f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
+        )
     return Partition(treedef, tuple(map(tuple, found)))
 
 

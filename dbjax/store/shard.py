@@ -174,4 +174,5 @@ def _check_like(push: Push, params: Slice) -> None:
         if got.shape != value.shape or got.dtype != value.dtype:
             raise ValueError(
                 f"push of {push.replica}: {name} is {got.dtype}{list(got.shape)}, "
-                f"the parameters are {value.dtype}{list(value.shape)}")
+                f"the parameters are {value.dtype}{list(value.shape)}"
+            )

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeVar, final
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
 import jax
 
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
 from dbjax.store.partition import Partition, partition
 from dbjax.store.shard import Snapshot
-from dbjax.types import LossFn, Params, Slice, Slices
+from dbjax.types import LossFn, Params, Slices
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -40,14 +40,21 @@ class Sharded(Generic[S]):
 
     @classmethod
     def serve(
-        cls, runtime: Runtime, make: Callable[..., S], params: Params, shards: int, /,
-        *args: Any, name: str = "shard",
+        cls,
+        runtime: Runtime,
+        make: Callable[..., S],
+        params: Params,
+        shards: int,
+        /,
+        *args: Any,
+        name: str = "shard",
     ) -> Sharded[S]:
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ..."""
         cuts = partition(params, shards)
         slices = jax.jit(cuts.split)(params)
         handles = [
-            runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)]
+            runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
+        ]
         return cls(handles, cuts)
 
     def each(
@@ -86,9 +93,7 @@ class Sharded(Generic[S]):
 
         return value_and_grad
 
-    def _scatter(
-        self, method: Callable[[S, M], Any], messages: Sequence[M]
-    ) -> list[Future[Any]]:
+    def _scatter(self, method: Callable[[S, M], Any], messages: Sequence[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
 

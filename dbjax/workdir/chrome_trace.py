@@ -46,13 +46,17 @@ def chrome_trace(spans: Iterable[Span], *, clock: str, dropped: int) -> dict[str
     for node, pid in pids.items():
         names.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": node}})
         names.append(
-            {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}})
+            {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
+        )
     for (node, kind), tid in tids.items():
         track = {"ph": "M", "name": "thread_name", "pid": pids[node], "tid": tid}
         names.append(track | {"args": {"name": kind}})
     events = [
         {
-            "ph": "X", "name": span.kind, "pid": pids[span.node], "tid": tids[span.node, span.kind],
+            "ph": "X",
+            "name": span.kind,
+            "pid": pids[span.node],
+            "tid": tids[span.node, span.kind],
             "ts": span.start_s * _MICROSECONDS,
             "dur": (span.end_s - span.start_s) * _MICROSECONDS,
         }

@@ -47,7 +47,8 @@ class Workdir:
         self._metrics.close()
         self._write_events(result.evaluations)
         trace = chrome_trace(
-            result.trace.spans, clock=self.clock, dropped=result.trace.dropped_spans)
+            result.trace.spans, clock=self.clock, dropped=result.trace.dropped_spans
+        )
         write_text(self.path / "trace.json", json.dumps(trace))
         save_params(self.path / "checkpoints" / "final", result.params)
         about = {"config": self._config, "versions": origin.versions()}

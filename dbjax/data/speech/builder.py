@@ -38,8 +38,11 @@ def config(num_frames: int, seed: int) -> SpeechFramesConfig:
     if num_frames < 2_000:
         raise ValueError(f"num_frames={num_frames} is too few for both sets: at least 2000")
     return SpeechFramesConfig(
-        name=f"{num_frames}_frames_seed_{seed}", num_frames=num_frames, seed=seed,
-        description=f"{num_frames} frames of speech, of which a tenth are held out.")
+        name=f"{num_frames}_frames_seed_{seed}",
+        num_frames=num_frames,
+        seed=seed,
+        description=f"{num_frames} frames of speech, of which a tenth are held out.",
+    )
 
 
 class SpeechFrames(tfds.core.GeneratorBasedBuilder):
@@ -49,15 +52,20 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
     builder_config: SpeechFramesConfig
 
     def _info(self) -> Any:
-        features = tfds.features.FeaturesDict({
-            "frames": tfds.features.Tensor(shape=(None, ENERGIES), dtype=np.float32),
-            "phones": tfds.features.Sequence(tfds.features.Text()),
-            "begins_s": tfds.features.Sequence(np.float32),
-            "voice": tfds.features.Text(),
-        })
+        features = tfds.features.FeaturesDict(
+            {
+                "frames": tfds.features.Tensor(shape=(None, ENERGIES), dtype=np.float32),
+                "phones": tfds.features.Sequence(tfds.features.Text()),
+                "begins_s": tfds.features.Sequence(np.float32),
+                "voice": tfds.features.Text(),
+            }
+        )
         return tfds.core.DatasetInfo(
-            builder=self, features=features, description=self.__doc__,
-            citation="eSpeak NG (GPL-3.0); word frequencies: wordfreq (Speer 2022)")
+            builder=self,
+            features=features,
+            description=self.__doc__,
+            citation="eSpeak NG (GPL-3.0); word frequencies: wordfreq (Speer 2022)",
+        )
 
     def _split_generators(self, dl_manager: Any) -> Any:
         del dl_manager
@@ -73,12 +81,15 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
 
 def _examples(found: list[Recording]) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, recording in enumerate(found):
-        yield number, {
-            "frames": recording.frames,
-            "phones": list(recording.phones),
-            "begins_s": recording.begins_s,
-            "voice": recording.voice,
-        }
+        yield (
+            number,
+            {
+                "frames": recording.frames,
+                "phones": list(recording.phones),
+                "begins_s": recording.begins_s,
+                "voice": recording.voice,
+            },
+        )
 
 
 def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
@@ -86,7 +97,7 @@ def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
     logging.getLogger(__name__).info("making %d frames of speech", size.num_frames)
     made = 0
     with _progress(size.num_frames) as advance, contextlib.closing(recordings(size.seed)) as found:
-        for recording in found:  # type: ignore[attr-defined]
+        for recording in found:
             yield recording
             made += len(recording.frames)
             advance(len(recording.frames))

@@ -91,7 +91,8 @@ def _words() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
         import wordfreq
     except ImportError as error:
         raise ValueError(
-            "speech_frames draws words by frequency: pip install 'dbjax[speech]'") from error
+            "speech_frames draws words by frequency: pip install 'dbjax[speech]'"
+        ) from error
     found = wordfreq.get_frequency_dict("en", "small")
     kept = sorted((w for w in found if w.isascii() and w.isalpha()), key=lambda w: (-found[w], w))
     names = np.array(kept[:_WORDS])

@@ -33,10 +33,14 @@ class _Id(ctypes.Union):
 
 class _Event(ctypes.Structure):
     _fields_ = (
-        ("type", ctypes.c_int), ("unique_identifier", ctypes.c_uint),
-        ("text_position", ctypes.c_int), ("length", ctypes.c_int),
-        ("audio_position", ctypes.c_int), ("sample", ctypes.c_int),
-        ("user_data", ctypes.c_void_p), ("id", _Id),
+        ("type", ctypes.c_int),
+        ("unique_identifier", ctypes.c_uint),
+        ("text_position", ctypes.c_int),
+        ("length", ctypes.c_int),
+        ("audio_position", ctypes.c_int),
+        ("sample", ctypes.c_int),
+        ("user_data", ctypes.c_void_p),
+        ("id", _Id),
     )
 
 
@@ -96,7 +100,8 @@ def synthesise(text: str, voice: Voice) -> Utterance:
     callback = _Callback(receive)
     try:
         rate = library.espeak_Initialize(
-            _SYNCHRONOUS, 0, loader.get_data_path().encode(), _PHONEME_EVENTS | _IPA)
+            _SYNCHRONOUS, 0, loader.get_data_path().encode(), _PHONEME_EVENTS | _IPA
+        )
         library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the time of day
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
@@ -106,14 +111,16 @@ def synthesise(text: str, voice: Voice) -> Utterance:
         library.espeak_SetParameter(_RANGE, voice.pitch_range, 0)
         encoded = text.encode()
         library.espeak_Synth(
-            encoded, ctypes.c_size_t(len(encoded) + 1), 0, _FROM_CHARACTER, 0, _UTF8, None, None)
+            encoded, ctypes.c_size_t(len(encoded) + 1), 0, _FROM_CHARACTER, 0, _UTF8, None, None
+        )
         library.espeak_Terminate()
     finally:
         _ctypes.dlclose(library._handle)
-    samples = np.concatenate(chunks).astype(np.float32) / 32768
+    samples: Any = np.concatenate(chunks).astype(np.float32) / np.float32(32768)
     phones.sort(key=lambda event: event[0])
     return Utterance(
-        samples, rate, tuple(phone for _, phone in phones), tuple(begin for begin, _ in phones))
+        samples, rate, tuple(phone for _, phone in phones), tuple(begin for begin, _ in phones)
+    )
 
 
 @functools.cache
@@ -138,5 +145,6 @@ def _loader() -> Any:
         import espeakng_loader
     except ImportError as error:
         raise ValueError(
-            "speech_frames is synthesised with eSpeak NG: pip install 'dbjax[speech]'") from error
+            "speech_frames is synthesised with eSpeak NG: pip install 'dbjax[speech]'"
+        ) from error
     return espeakng_loader

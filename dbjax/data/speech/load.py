@@ -14,7 +14,11 @@ from dbjax.data.splits import Splits
 
 
 def load(
-    data_dir: str, *, num_states: int = 128, num_frames: int = 300_000, seed: int = 0,
+    data_dir: str,
+    *,
+    num_states: int = 128,
+    num_frames: int = 300_000,
+    seed: int = 0,
     context: int = 5,
 ) -> Splits:
     """The speech frames of that size and seed, labelled with `num_states` tied states.
@@ -60,7 +64,8 @@ def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
 
     logging.set_verbosity(logging.ERROR)
     builder = SpeechFrames(
-        config=config(num_frames, seed), data_dir=data_dir, file_format="array_record")
+        config=config(num_frames, seed), data_dir=data_dir, file_format="array_record"
+    )
     if not builder.data_path.exists():
         for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
             shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted

@@ -27,13 +27,13 @@ def log_mel(samples: Floats, sample_rate: int) -> Floats:
     return energies
 
 
-def frame_centres_s(frames: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def frame_centres_s(frames: int) -> np.ndarray[Any, Any]:
     """Time of the middle of each frame, in seconds."""
     return np.arange(frames) * HOP_S + WINDOW_S / 2
 
 
 @functools.cache
-def _filters(size: int, sample_rate: int) -> np.ndarray[Any, np.dtype[np.float64]]:
+def _filters(size: int, sample_rate: int) -> np.ndarray[Any, Any]:
     """Triangles equally spaced in mel, [size / 2 + 1, 40].
 
     mel(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987); overlapping halves as in

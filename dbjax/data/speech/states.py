@@ -78,7 +78,8 @@ def tie(alignments: list[Alignment], num_states: int) -> Tying:
     if own > len(contexts):
         raise ValueError(
             f"num_states={num_states} is more than this data's {len(contexts)} contexts need: "
-            "raise num_frames")
+            "raise num_frames"
+        )
     chosen = np.sort(contexts[np.lexsort((contexts, -times))[:own]])
     return Tying(phones, num_states, chosen, int(back_off.max()) + 1 + np.arange(own), back_off)
 

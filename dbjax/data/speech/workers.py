@@ -14,7 +14,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import IO
 
 import numpy as np
@@ -22,7 +22,7 @@ import numpy as np
 from dbjax.data.speech.corpus import Recording, record
 
 
-def recordings(seed: int, workers: int | None = None) -> Iterator[Recording]:
+def recordings(seed: int, workers: int | None = None) -> Generator[Recording, None, None]:
     """Utterances 0, 1, 2, ... of the corpus, for as long as they are asked for.
 
     Raises:
@@ -34,7 +34,8 @@ def recordings(seed: int, workers: int | None = None) -> Iterator[Recording]:
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(_worker(seed, w, count)) for w in range(count)]
         for worker in itertools.cycle(running):
-            assert worker.stdout is not None and worker.stderr is not None
+            assert worker.stdout is not None
+            assert worker.stderr is not None
             try:
                 yield _read(worker.stdout)
             except (EOFError, ValueError) as error:
@@ -56,7 +57,9 @@ def _worker(seed: int, first: int, stride: int) -> Iterator[subprocess.Popen[byt
 def _write(recording: Recording, out: IO[bytes]) -> None:
     """A line of JSON, then the two arrays' bytes."""
     head = {
-        "test": recording.test, "voice": recording.voice, "phones": recording.phones,
+        "test": recording.test,
+        "voice": recording.voice,
+        "phones": recording.phones,
         "shape": recording.frames.shape,
     }
     out.write(json.dumps(head).encode() + b"\n")

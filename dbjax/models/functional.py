@@ -1,0 +1,100 @@
+# ruff: noqa: F722
+"""Networks as pure functions of their parameters, which is what the rest of dbjax takes.
+
+Parameters are nested dicts of arrays, with paths such as `layers/0/kernel`; keys are
+strings, so that a checkpoint gives the same tree back. The module's graph stays here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from dbjax.types import Params
+
+
+class Config(Protocol):
+    """Sizes of a network; hashable, and equal where the networks are."""
+
+    @property
+    def inputs(self) -> int: ...
+
+    def module(self, rngs: nnx.Rngs) -> Any:
+        """An nnx.Module all of whose state is nnx.Param, [batch, inputs] -> logits."""
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def init(config: Config, seed: int) -> Params:
+    """Initial parameters. Compiled once for each config, whatever the seed."""
+    return _with_string_keys(nnx.to_pure_dict(nnx.state(config.module(nnx.Rngs(seed)))))
+
+
+@functools.lru_cache(maxsize=64)
+def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
+    """The function (params, inputs [batch, inputs]) -> logits [batch, classes].
+
+    Equal configs share it, and with it whatever jit compiled. Where it is traced it costs
+    nothing in the compiled program: modules exist only while tracing.
+    """
+    graph, abstract = nnx.split(nnx.eval_shape(lambda: config.module(nnx.Rngs(0))), nnx.Param)
+    expected = _with_string_keys(nnx.to_pure_dict(abstract))
+
+    def apply(params: Params, inputs: Any) -> jax.Array:
+        inputs = jnp.asarray(inputs)
+        if inputs.shape[-1:] != (config.inputs,):
+            raise ValueError(f"inputs of shape {inputs.shape} must end in {config.inputs}")
+        _require_like(params, expected)
+        state = nnx.clone(abstract)
+        nnx.replace_by_pure_dict(state, params)
+        logits: jax.Array = nnx.merge(graph, state)(inputs)
+        return logits
+
+    return apply
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Float[Array, ""]:
+    """-log softmax(logits)[label], in nats; mean over the batch."""
+    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def correct(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Int[Array, ""]:
+    """How many of the batch have their largest logit at the label."""
+    return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
+
+
+def accuracy(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Float[Array, ""]:
+    """The share of the batch, 0 .. 1, with the largest logit at the label."""
+    return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def _with_string_keys(tree: Any) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    return {str(key): _with_string_keys(value) for key, value in tree.items()}
+
+
+def _require_like(params: Params, expected: Any) -> None:
+    """Raises ValueError, naming the first difference, unless names and shapes agree."""
+    given, wanted = _shapes(params), _shapes(expected)
+    for path in sorted(given.keys() | wanted.keys()):
+        if given.get(path) != wanted.get(path):
+            has, needs = given.get(path, "is missing"), wanted.get(path, "is not one of its own")
+            raise ValueError(f"params/{path}: has shape {has}, the network needs {needs}")
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): jnp.shape(x) for p, x in leaves}

@@ -1,0 +1,107 @@
+"""A network by name, with its loss."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import inspect
+from collections.abc import Callable, Collection
+from typing import Any
+
+import jax
+
+from dbjax.models import functional
+from dbjax.models.mlp import MlpConfig
+from dbjax.models.speech import SpeechConfig
+from dbjax.types import Batch, LossFn, Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Model:
+    """Initial parameters, and pure functions of parameters; a batch is (inputs, labels).
+
+    Models of the same sizes share their functions, so a second seed compiles nothing.
+
+    Attributes:
+      params: a nested dict of float32 arrays.
+      apply: (params, inputs [batch, inputs]) -> logits [batch, classes].
+      loss: (params, batch) -> cross-entropy in nats, mean over the batch.
+      correct: (params, batch) -> how many labels have the largest logit.
+    """
+
+    params: Params
+    apply: Callable[[Params, Any], jax.Array]
+    loss: LossFn
+    correct: Callable[[Params, Batch], jax.Array]
+
+    @property
+    def size(self) -> int:
+        """Number of parameters."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+
+
+def speech(inputs: int, classes: int, *, width: int = 2560, depth: int = 4) -> SpeechConfig:
+    """The paper's speech network, of any width and depth."""
+    return SpeechConfig(inputs, width, depth, classes)
+
+
+def mlp(inputs: int, classes: int, *, widths: Collection[int] = (64,)) -> MlpConfig:
+    """A network of ReLU layers."""
+    return MlpConfig(inputs, classes, tuple(widths))
+
+
+def softmax(inputs: int, classes: int) -> MlpConfig:
+    """Softmax regression, which is convex."""
+    return MlpConfig(inputs, classes, ())
+
+
+CONFIGS: dict[str, Callable[..., functional.Config]] = {
+    "speech": speech,
+    "mlp": mlp,
+    "softmax": softmax,
+}
+
+
+def build(name: str, *, inputs: int, classes: int, seed: int, **options: Any) -> Model:
+    """Builds a network by name, with the keyword arguments of its function in `CONFIGS`.
+
+    Raises:
+      ValueError: no such network or option (names the nearest), or a bad size.
+    """
+    if name not in CONFIGS:
+        raise ValueError(f"no model {name!r}{_nearest(name, CONFIGS)}")
+    known = [
+        parameter.name
+        for parameter in inspect.signature(CONFIGS[name]).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"model {name!r} has no option {option!r}{_nearest(option, known)}")
+    return model(CONFIGS[name](inputs, classes, **options), seed)
+
+
+def model(config: functional.Config, seed: int) -> Model:
+    """The network of a config such as `PAPER`, initialised from a seed."""
+    return Model(functional.init(config, seed), *_functions(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _functions(config: functional.Config) -> tuple[Callable[[Params, Any], jax.Array], ...]:
+    apply = functional.applied(config)
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        inputs, labels = batch
+        return functional.cross_entropy(apply(params, inputs), labels)
+
+    def correct(params: Params, batch: Batch) -> jax.Array:
+        inputs, labels = batch
+        return functional.correct(apply(params, inputs), labels)
+
+    return apply, loss, correct
+
+
+def _nearest(name: str, known: Collection[str]) -> str:
+    close = difflib.get_close_matches(name, known, 1, 0.0)
+    return f"; nearest: {close[0]!r}" if close else "; it has none"
