@@ -1,0 +1,299 @@
+"""The rules of the execution model (dbjax/runtime/base.py), one test each."""
+
+import math
+import threading
+
+import numpy as np
+import pytest
+
+from dbjax.errors import DeadlockError, ServiceError
+from dbjax.runtime import (
+    Cluster, Future, Machine, ThreadsRuntime, VirtualRuntime, all_of, ready,
+)  # fmt: skip
+from dbjax.runtime.base import first_of
+
+both = pytest.mark.parametrize("make", [VirtualRuntime, ThreadsRuntime])
+
+
+class Log:
+    """A service that writes down what it is told."""
+
+    def __init__(self, node):
+        self.node, self.said = node, []
+
+    def say(self, word):
+        self.said.append(word)
+        return len(self.said)
+
+    def slow(self, word):
+        self.say(f"{word} begins")
+        return self._slow(word)
+
+    async def _slow(self, word):
+        await self.node.sleep(0.05)
+        return self.say(f"{word} ends")
+
+    def fail(self):
+        raise OverflowError("too much")
+
+    def never(self):
+        return Future("a reply that never comes")
+
+
+@both
+def test_1_calling_starts_and_awaiting_waits(make):
+    runtime = make()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        future = log.call(Log.say, "called")
+        await node.sleep(0.05)
+        assert future.done()  # although nobody awaited it
+        return await future
+
+    ended = runtime.spawn("main", main)
+    runtime.run()
+    assert ended.result() == 1
+
+
+@both
+def test_2_a_service_serves_one_call_at_a_time_in_order_of_arrival(make):
+    runtime = make()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        calls = [log.call(Log.slow, "a"), log.call(Log.say, "b"), log.call(Log.slow, "c")]
+        await all_of(calls, list)
+
+    runtime.spawn("main", main)
+    runtime.run()
+    assert log.service.said == ["a begins", "a ends", "b", "c begins", "c ends"]
+
+
+def test_2_a_small_fetch_never_overtakes_a_large_push():
+    cluster = Cluster(machine=Machine(bandwidth_bytes_per_s=1000.0))
+    runtime = VirtualRuntime(cluster)
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        large, small = np.zeros(500, np.uint8), np.zeros(1, np.uint8)
+        await all_of([log.call(Log.say, large), log.call(Log.say, small)], list)
+        return node.now()
+
+    ended = runtime.spawn("main", main)
+    runtime.run()
+    assert [x.nbytes for x in log.service.said] == [500, 1]
+    assert ended.result() == pytest.approx(0.501)
+
+
+@both
+def test_3_calls_go_by_name_so_an_override_is_called(make):
+    class Loud(Log):
+        def say(self, word):
+            return super().say(word.upper())
+
+    runtime = make()
+    log = runtime.serve("log", Loud)
+
+    async def main(node):
+        await log.call(Log.say, "hush")  # named through the parent class
+
+    runtime.spawn("main", main)
+    runtime.run()
+    assert log.service.said == ["HUSH"]
+
+
+@both
+def test_5_compute_runs_the_function_and_6_a_service_may_call_another(make):
+    class Middle:
+        def __init__(self, node, log):
+            self.node, self.log = node, log
+
+        async def relay(self, word):
+            return await self.log.call(Log.say, await self.node.compute(str.upper, word))
+
+    runtime = make()
+    log = runtime.serve("log", Log)
+    middle = runtime.serve("middle", Middle, log)
+
+    async def main(node):
+        return await middle.call(Middle.relay, "word")
+
+    ended = runtime.spawn("main", main)
+    runtime.run()
+    assert ended.result() == 1
+    assert log.service.said == ["WORD"]
+
+
+@both
+def test_7_a_main_that_fails_unawaited_ends_the_run(make):
+    runtime = make()
+
+    async def bad(node):
+        await node.sleep(0.01)
+        raise OverflowError("lost")
+
+    async def endless(node):
+        while True:
+            await node.sleep(0.01)
+
+    runtime.spawn("endless", endless)
+    runtime.spawn("bad", bad)
+    with pytest.raises(OverflowError, match="lost"):
+        runtime.run(until_s=5.0)
+
+
+@both
+def test_7_an_awaited_failure_is_the_waiters(make):
+    runtime = make()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        with pytest.raises(ServiceError, match=r"log\.fail, called by main, .*too much") as caught:
+            await log.call(Log.fail)
+        assert isinstance(caught.value.__cause__, OverflowError)
+
+    runtime.spawn("main", main)
+    runtime.run()
+
+
+@both
+@pytest.mark.parametrize("together", [False, True])
+def test_7_a_failed_call_that_nobody_awaits_is_raised_by_run(make, together):
+    runtime = make()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        future = log.call(Log.fail)
+        _ = all_of([future], list) if together else future
+        await node.sleep(0.05)
+
+    runtime.spawn("main", main)
+    with pytest.raises(ServiceError, match="too much"):
+        runtime.run()
+
+
+@both
+def test_7_a_deadlock_names_each_waiter(make):
+    runtime = make()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        await log.call(Log.never)
+
+    runtime.spawn("replica/0", main)
+    runtime.spawn("replica/1", main)
+    with pytest.raises(DeadlockError, match=r"replica/0 waits for never of log; replica/1 waits"):
+        runtime.run()
+
+
+@both
+def test_9_randomness_depends_on_seed_and_name_only(make):
+    async def draw(node):
+        return node.random().integers(1 << 40)
+
+    def drawn(seed, order):
+        runtime = make(seed=seed)
+        futures = {name: runtime.spawn(name, draw) for name in order}
+        runtime.run()
+        return {name: int(future.result()) for name, future in futures.items()}
+
+    reference = VirtualRuntime(seed=1)
+    expected = reference.spawn("a", draw)
+    reference.run()
+    assert drawn(1, "ab") == drawn(1, "ba")
+    assert drawn(1, "ab")["a"] == int(expected.result())  # on every runtime
+    assert drawn(1, "ab")["a"] != drawn(1, "ab")["b"]
+    assert drawn(1, "ab") != drawn(2, "ab")
+
+
+@both
+def test_a_deferred_reply_leaves_the_service_free(make):
+    class Gate:
+        def __init__(self, node):
+            self.opened = Future("opening")
+
+        def wait(self):
+            return self.opened
+
+        def open(self):
+            self.opened.set_result("open")
+
+    runtime = make()
+    gate = runtime.serve("gate", Gate)
+
+    async def waits(node):
+        return await gate.call(Gate.wait)
+
+    async def opens(node):
+        await node.sleep(0.05)
+        await gate.call(Gate.open)
+
+    ended = runtime.spawn("waits", waits)
+    runtime.spawn("opens", opens)
+    runtime.run()
+    assert ended.result() == "open"
+
+
+@both
+def test_first_takes_the_first_or_times_out(make):
+    runtime = make()
+
+    async def main(node):
+        never = Future("never")
+        slow, fast = node.sleep(1.0), node.sleep(0.05)
+        return await node.first([slow, fast]), await node.first([never], timeout_s=0.02)
+
+    ended = runtime.spawn("main", main)
+    runtime.run()
+    assert ended.result() == (1, None)
+
+
+@both
+def test_a_run_stops_at_its_time(make):
+    runtime = make()
+
+    async def endless(node):
+        while True:
+            await node.sleep(0.01)
+
+    runtime.spawn("endless", endless)
+    assert runtime.run(until_s=0.1) == pytest.approx(0.1)
+
+
+def test_futures_are_settled_once_and_combine():
+    assert all_of([], list).result() == []
+    assert all_of([ready(1), ready(2)], sum).result() == 3
+    assert first_of([Future(), ready(2)]).result() == 1
+    future = ready(1)
+    with pytest.raises(RuntimeError, match="settled twice"):
+        future.set_result(2)
+    with pytest.raises(RuntimeError, match="before it is done"):
+        Future("x").result()
+
+
+def test_futures_lose_no_callback_between_threads():
+    for _ in range(200):
+        future, seen = Future(), []
+        adders = [
+            threading.Thread(target=lambda f=future, s=seen: f.on_done(lambda: s.append(1)))
+            for _ in range(4)
+        ]
+        for thread in adders:
+            thread.start()
+        future.set_result(None)
+        for thread in adders:
+            thread.join()
+        assert len(seen) == 4
+
+
+@pytest.mark.parametrize("seconds", [-1.0, math.inf, math.nan])
+def test_a_sleep_that_cannot_end_is_refused(seconds):
+    runtime = VirtualRuntime()
+
+    async def main(node):
+        await node.sleep(seconds)
+
+    runtime.spawn("main", main)
+    with pytest.raises(ValueError, match="sleep"):
+        runtime.run()
