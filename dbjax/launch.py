@@ -17,7 +17,14 @@ from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.store import Fetched, Report
-from dbjax.summary import check_delays, params_sha256, progress, summarise, train_loss
+from dbjax.summary import (
+    check_delays,
+    params_sha256,
+    progress,
+    staleness_histogram,
+    summarise,
+    train_loss,
+)
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
@@ -33,11 +40,13 @@ class Result:
       params: final parameters, as the shards hold them.
       summary: one number, or small table, per name (docs/design.md lists them).
       trace: rows of metrics, and spans.
+      staleness_histogram: staleness in updates -> how many pushes, over all shards.
     """
 
     params: Params
     summary: Row
     trace: Trace
+    staleness_histogram: dict[int, int]
 
     @property
     def evaluations(self) -> list[Row]:
@@ -103,7 +112,7 @@ def run(
         "interrupted": interrupted.is_set(),
         "params_sha256": params_sha256(params),
     }
-    return Result(params, summary, trace)
+    return Result(params, summary, trace, staleness_histogram(reports))
 
 
 def _runtime(name: str, cluster: Cluster | None, seed: int, trace: Trace) -> Runtime:

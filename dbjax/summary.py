@@ -18,19 +18,24 @@ from dbjax.types import Params
 _RECENT = 100  # mini-batches that the training loss is averaged over
 
 
+def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
+    """Staleness in updates -> how many pushes, over all shards; sorted."""
+    total: collections.Counter[int] = collections.Counter()
+    for report in reports:
+        total.update(report.delays.histogram)
+    return dict(sorted(total.items()))
+
+
 def staleness(reports: Sequence[Report]) -> Row:
     """Mean, percentiles and maximum over all pushes applied by all shards, in updates.
 
     `predicted_mean` is M - 1 for the M replicas that have pushed (proof 6).
     """
-    histogram: collections.Counter[int] = collections.Counter()
-    for report in reports:
-        histogram.update(report.delays.histogram)
+    histogram = staleness_histogram(reports)
     predicted = max(report.delays.pushers() for report in reports) - 1
     if not histogram:
         return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted}
-    values = np.array(sorted(histogram))
-    times = np.array([histogram[int(value)] for value in values])
+    values, times = np.array(list(histogram)), np.array(list(histogram.values()))
     share = np.cumsum(times) / times.sum()
     return {
         "mean": float(values @ times / times.sum()),

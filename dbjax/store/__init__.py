@@ -10,3 +10,4 @@ from dbjax.store.shard import Snapshot as Snapshot
 from dbjax.store.shard import server_rule as server_rule
 from dbjax.store.sharded import Fetched as Fetched
 from dbjax.store.sharded import Sharded as Sharded
+from dbjax.store.delays import Delays as Delays
