@@ -13,7 +13,7 @@ VARIANTS = ("smoke",)
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = defaults()
     config.data = ml_collections.ConfigDict({"name": "digits"})
-    config.model = ml_collections.ConfigDict({"name": "dense", "widths": (64,)})
+    config.model = ml_collections.ConfigDict({"name": "mlp", "widths": (64,)})
     config.options = ml_collections.ConfigDict(
         {
             "replicas": 8,

@@ -20,7 +20,7 @@ import dbjax
 import dbjax.algorithms
 import dbjax.optim
 from dbjax.data import Examples, load
-from dbjax.models import Classifier, build
+from dbjax.models import Model, build
 from dbjax.types import Metrics, Params
 
 
@@ -99,7 +99,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
 
 
 def evaluation(
-    network: Classifier, train: Examples, test: Examples, examples: int
+    network: Model, train: Examples, test: Examples, examples: int
 ) -> Callable[[Params], Metrics]:
     """Accuracy on a fixed part of the training set and of the hold-out set, both drawn once."""
     if examples < 1:

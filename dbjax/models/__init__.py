@@ -1,7 +1,10 @@
 """Networks, in flax NNX, and as pure functions of their parameters."""
 
-from dbjax.models.classifier import Classifier as Classifier
-from dbjax.models.classifier import build as build
+from dbjax.models.mlp import Mlp as Mlp
+from dbjax.models.mlp import MlpConfig as MlpConfig
+from dbjax.models.model import Model as Model
+from dbjax.models.model import build as build
+from dbjax.models.model import model as model
 from dbjax.models.speech import DEMO as DEMO
 from dbjax.models.speech import PAPER as PAPER
 from dbjax.models.speech import Speech as Speech

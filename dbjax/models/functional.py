@@ -26,6 +26,8 @@ class Config(Protocol):
     @property
     def inputs(self) -> int: ...
 
+    def __hash__(self) -> int: ...
+
     def module(self, rngs: nnx.Rngs) -> Any:
         """An nnx.Module all of whose state is nnx.Param, [batch, inputs] -> logits."""
 
@@ -59,6 +61,13 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
     return apply
 
 
+def require_sizes(model: str, **sizes: int) -> None:
+    """Raises ValueError, naming the first size that is not an integer of at least 1."""
+    for name, size in sizes.items():
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
+            raise ValueError(f"{model}.{name}={size!r} must be an integer of at least 1")
+
+
 def cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
@@ -66,9 +75,7 @@ def cross_entropy(
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
-def correct(
-    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
-) -> Int[Array, ""]:
+def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Int[Array, ""]:
     """How many of the batch have their largest logit at the label."""
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 

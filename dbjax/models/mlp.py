@@ -8,7 +8,7 @@ import itertools
 import jax
 from flax import nnx
 
-from dbjax.models.sizes import require_sizes
+from dbjax.models.functional import require_sizes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dbjax.models.functional import require_sizes
+
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig:
@@ -24,9 +26,10 @@ class SpeechConfig:
     states: int = 8192
 
     def __post_init__(self) -> None:
-        for field in ("inputs", "width", "depth", "states"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"speech.{field}={getattr(self, field)} must be at least 1")
+        require_sizes("speech", **dataclasses.asdict(self))
+
+    def module(self, rngs: nnx.Rngs) -> Speech:
+        return Speech(self, rngs=rngs)
 
 
 PAPER = SpeechConfig()

@@ -23,7 +23,7 @@ class DownpourAdagradState(NamedTuple):
       sum_of_squares: like the parameters; float32, or float64 for float64 parameters.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # optax's name; hides tuple.count
     sum_of_squares: optax.Updates
 
 

@@ -78,9 +78,9 @@ def _same_on_slices(rule: optax.GradientTransformation, dtype: np.dtype[Any]) ->
 
 
 def _draw(random: np.random.Generator, magnitude: float, dtype: np.dtype[Any]) -> Any:
-    kernel, bias = random.normal(size=(132, 130)), random.normal(size=7)
-    kernel, bias = jnp.asarray(magnitude * kernel, dtype), jnp.asarray(magnitude * bias, dtype)
-    return {"layer": {"kernel": kernel, "bias": bias}}
+    shapes = {"kernel": (132, 130), "bias": (7,)}
+    drawn = {name: magnitude * random.normal(size=shape) for name, shape in shapes.items()}
+    return {"layer": {name: jnp.asarray(values, dtype) for name, values in drawn.items()}}
 
 
 def _cut(tree: Any) -> list[dict[str, jax.Array]]:
@@ -93,10 +93,8 @@ def _close(whole: Any, apart: Any, dtype: np.dtype[Any]) -> bool:
     """Equal but for rounding: compiled code may fuse loops of other lengths differently."""
     rtol = 64 * float(jnp.finfo(dtype).eps)
     pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(apart), strict=True)
-    return all(
-        np.allclose(*(np.asarray(x, np.float64) for x in pair), rtol=rtol, atol=0, equal_nan=True)
-        for pair in pairs
-    )
+    doubles = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
+    return all(np.allclose(a, b, rtol=rtol, atol=0, equal_nan=True) for a, b in doubles)
 
 
 def _culprit(rule: optax.GradientTransformation, dtype: np.dtype[Any]) -> str:

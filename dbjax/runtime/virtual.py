@@ -126,10 +126,11 @@ class VirtualRuntime:
 
     def _receive(self, arrival: tuple[VirtualNode, float, Callable[[Any], object], Any]) -> None:
         target, wire_s, deliver, message = arrival
-        end_s = target.ingress_free_s = max(self.now_s, target.ingress_free_s) + wire_s
-        if end_s <= self.now_s:
+        free_s = target.ingress_free_s
+        if wire_s == 0 and free_s < self.now_s:
             deliver(message)
-        else:
+        else:  # at equal times too what came before is delivered first: it is in the heap
+            end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
             self.at(end_s, deliver, message)
 
     def _node(self, name: str) -> VirtualNode:

@@ -25,7 +25,7 @@ class VirtualNode:
         self.incarnation = 0
         self.machine = runtime.cluster.machine_of(name)
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
-        self.ingress_free_s = 0.0
+        self.ingress_free_s = -1.0  # when its receiving side has received all that came
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:

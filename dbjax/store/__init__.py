@@ -1,6 +1,7 @@
 """The sharded parameter store."""
 
 from dbjax.store.accrued import Accrued as Accrued
+from dbjax.store.delays import Delays as Delays
 from dbjax.store.partition import Partition as Partition
 from dbjax.store.partition import partition as partition
 from dbjax.store.shard import Push as Push
@@ -10,4 +11,3 @@ from dbjax.store.shard import Snapshot as Snapshot
 from dbjax.store.shard import server_rule as server_rule
 from dbjax.store.sharded import Fetched as Fetched
 from dbjax.store.sharded import Sharded as Sharded
-from dbjax.store.delays import Delays as Delays

@@ -39,7 +39,7 @@ DESCENT = dbjax.Task(jnp.ones(2, jnp.float32), quadratic, np.zeros(1000, np.floa
 
 
 def same(a, b):
-    return all(np.array_equal(x, y) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    return all(np.array_equal(x, y) for x, y in zip(*map(jax.tree.leaves, (a, b)), strict=True))
 
 
 @pytest.mark.parametrize("rule", [optax.sgd(0.1), downpour_adagrad(0.1)], ids=["sgd", "adagrad"])
@@ -62,8 +62,11 @@ def test_2_the_number_of_shards_changes_no_bit(rule):
     assert same(run(1), run(7))
     # without atomic fetches they may differ: pushes reach the shards in different orders
     torn = dbjax.Cluster(
-        latency_s=0.01, service_s=0.02, machines={"shard/0": dbjax.Machine()},
-        machine=dbjax.Machine(law="lognormal", sigma=0.5, bandwidth_bytes_per_s=500.0))
+        latency_s=0.01,
+        service_s=0.02,
+        machines={"shard/0": dbjax.Machine()},
+        machine=dbjax.Machine(law="lognormal", sigma=0.5, bandwidth_bytes_per_s=500.0),
+    )
     assert not same(run(7, cluster=torn), run(1, cluster=torn))
 
 
@@ -77,7 +80,8 @@ def test_3_delayed_descent_is_stable_up_to_the_edge(tau):
 
     def size(a):
         config = downpour.Config(
-            rule=optax.sgd(a), replicas=tau + 1, shards=1, steps=200 * (tau + 1))
+            rule=optax.sgd(a), replicas=tau + 1, shards=1, steps=200 * (tau + 1)
+        )
         result = dbjax.run(DESCENT, config)
         # after the first round, in which all replicas start together
         assert result.summary["staleness_updates"]["max"] == tau
@@ -109,15 +113,22 @@ def test_3_the_fastest_rate_is_tau_over_tau_plus_1(tau, float64):
     assert shrink(0.7 * best) > tau / (tau + 1) * double * 1.01
 
 
-@pytest.mark.parametrize(("replicas", "k"), [(3, 1), (3, 5), (4, 5), (8, 1), pytest.param(8, 20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("replicas", "k"), [(3, 1), (3, 5), (4, 5), (8, 1), pytest.param(8, 20, marks=pytest.mark.slow)]
+)
 def test_4_local_steps_move_the_edge(replicas, k):
     reach = 2 * math.sin(math.pi / (2 * (2 * replicas - 1)))  # of 1 - (1 - a)^k
     edge = 1 - (1 - reach) ** (1 / k)
 
     def size(a):
         config = downpour.Config(
-            rule=optax.sgd(a), replicas=replicas, shards=1, n_fetch=k, n_push=k,
-            steps=150 * replicas * k)
+            rule=optax.sgd(a),
+            replicas=replicas,
+            shards=1,
+            n_fetch=k,
+            n_push=k,
+            steps=150 * replicas * k,
+        )
         return float(jnp.max(jnp.abs(dbjax.run(DESCENT, config).params)))
 
     assert size(0.96 * edge) < 0.2
@@ -136,7 +147,8 @@ def test_5_momentum_bears_little_delay(momentum, tau):
 
     def size(a):
         config = downpour.Config(
-            rule=optax.sgd(a, momentum=momentum), replicas=tau + 1, shards=1, steps=1500)
+            rule=optax.sgd(a, momentum=momentum), replicas=tau + 1, shards=1, steps=1500
+        )
         return float(jnp.max(jnp.abs(dbjax.run(DESCENT, config).params)))
 
     assert size(0.95 * edge) < 0.1
@@ -178,13 +190,24 @@ schedules = st.builds(
 
 
 @settings(max_examples=15, deadline=None)
-@given(cluster=schedules, n_fetch=st.integers(1, 3), n_push=st.integers(1, 3),
-       overlap=st.booleans(), warm_up=st.integers(0, 5))
+@given(
+    cluster=schedules,
+    n_fetch=st.integers(1, 3),
+    n_push=st.integers(1, 3),
+    overlap=st.booleans(),
+    warm_up=st.integers(0, 5),
+)
 def test_6_and_9_hold_for_any_schedule(cluster, n_fetch, n_push, overlap, warm_up):
     """`run` checks the sum of delays itself, and raises if it does not hold."""
     config = downpour.Config(
-        rule=optax.sgd(0.125), replicas=3, shards=2, n_fetch=n_fetch, n_push=n_push,
-        overlap=overlap, warm_start_updates=warm_up)
+        rule=optax.sgd(0.125),
+        replicas=3,
+        shards=2,
+        n_fetch=n_fetch,
+        n_push=n_push,
+        overlap=overlap,
+        warm_start_updates=warm_up,
+    )
     # the gradient of -sum(w) is -1: every pushed gradient is counted by the parameters
     task = dbjax.Task(jnp.zeros(4), lambda w, batch: -jnp.sum(w), np.zeros(50), batch_size=1)
     result = dbjax.run(task, config, cluster=cluster, until_s=1.5)
@@ -197,6 +220,7 @@ def test_6_the_check_can_fail(monkeypatch):
 
     right = Delays.fetched
     monkeypatch.setattr(
-        Delays, "fetched", lambda self, replica, version: right(self, replica, max(0, version - 1)))
+        Delays, "fetched", lambda self, replica, version: right(self, replica, max(0, version - 1))
+    )
     with pytest.raises(Exception, match=r"never fetched|versions are wrong"):
         dbjax.run(TASK, downpour.Config(replicas=3, steps=5))

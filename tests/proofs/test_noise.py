@@ -53,8 +53,11 @@ def remembering(rule, updates):
 
 def path(law, lr, replicas, updates, seed):
     task = dbjax.Task(
-        {"w": jnp.ones(()), "path": jnp.zeros(updates)}, lambda p, batch: 0.5 * p["w"] ** 2,
-        np.zeros(1000), batch_size=1)
+        {"w": jnp.ones(()), "path": jnp.zeros(updates)},
+        lambda p, batch: 0.5 * p["w"] ** 2,
+        np.zeros(1000),
+        batch_size=1,
+    )
     cluster = dbjax.Cluster(machine=dbjax.Machine(law=law), seed=seed)
     config = downpour.Config(rule=remembering_rule(lr, updates), replicas=replicas, shards=1)
     return np.array(dbjax.run(task, config, cluster=cluster, until_s=20.0).params["path"])
@@ -108,12 +111,16 @@ def test_10_one_shard_saturates_at_its_service_time():
 def test_8_stationary_variance_of_noisy_descent(tau, float64):
     """Minibatches of one example, loss 0.5 (w - x)^2: gradient noise of variance var(x)."""
     a, noise = 0.2, 1.0
-    expected = (a**2 * noise / (a * (2 - a)) if tau == 0
-                else a**2 * (1 + a) * noise / ((1 - a) * a * (2 + a)))
+    expected = (
+        a**2 * noise / (a * (2 - a))
+        if tau == 0
+        else a**2 * (1 + a) * noise / ((1 - a) * a * (2 + a))
+    )
     dimensions = 200  # independent copies
     data = np.random.default_rng(0).normal(scale=math.sqrt(noise), size=(20_000, dimensions))
     task = dbjax.Task(
-        jnp.zeros(dimensions), lambda w, x: 0.5 * jnp.sum((w - x[0]) ** 2), data, batch_size=1)
+        jnp.zeros(dimensions), lambda w, x: 0.5 * jnp.sum((w - x[0]) ** 2), data, batch_size=1
+    )
     config = downpour.Config(rule=optax.sgd(a), replicas=tau + 1, shards=1, steps=400)
     squares = [
         float(jnp.mean(dbjax.run(dbjax.Task(

@@ -8,7 +8,13 @@ import pytest
 
 from dbjax.errors import DeadlockError, ServiceError
 from dbjax.runtime import (
-    Cluster, Future, Machine, ThreadsRuntime, VirtualRuntime, all_of, ready,
+    Cluster,
+    Future,
+    Machine,
+    ThreadsRuntime,
+    VirtualRuntime,
+    all_of,
+    ready,
 )  # fmt: skip
 from dbjax.runtime.base import first_of
 
@@ -70,20 +76,22 @@ def test_2_a_service_serves_one_call_at_a_time_in_order_of_arrival(make):
     assert log.service.said == ["a begins", "a ends", "b", "c begins", "c ends"]
 
 
-def test_2_a_small_fetch_never_overtakes_a_large_push():
-    cluster = Cluster(machine=Machine(bandwidth_bytes_per_s=1000.0))
+@pytest.mark.parametrize("latency_s", [0.0, 0.25])  # 0.25: the card is free as the fetch comes
+@pytest.mark.parametrize("small", [0, 1])
+def test_2_a_small_fetch_never_overtakes_a_large_push(latency_s, small):
+    cluster = Cluster(latency_s=latency_s, machine=Machine(bandwidth_bytes_per_s=1000.0))
     runtime = VirtualRuntime(cluster)
     log = runtime.serve("log", Log)
 
     async def main(node):
-        large, small = np.zeros(500, np.uint8), np.zeros(1, np.uint8)
-        await all_of([log.call(Log.say, large), log.call(Log.say, small)], list)
+        sizes = [np.zeros(500, np.uint8), np.zeros(small, np.uint8)]
+        await all_of([log.call(Log.say, size) for size in sizes], list)
         return node.now()
 
     ended = runtime.spawn("main", main)
     runtime.run()
-    assert [x.nbytes for x in log.service.said] == [500, 1]
-    assert ended.result() == pytest.approx(0.501)
+    assert [x.nbytes for x in log.service.said] == [500, small]
+    assert ended.result() == pytest.approx(0.5 + small / 1000 + 2 * latency_s)
 
 
 @both

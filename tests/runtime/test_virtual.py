@@ -61,8 +61,10 @@ def test_an_idle_receiver_is_not_blocked_by_what_is_queued_at_its_sender():
     near, far = runtime.serve("near", Sink), runtime.serve("far", Sink)
 
     async def busy(node):
-        calls = [far.call(Sink.take, np.zeros(1000, np.uint8)),
-                 near.call(Sink.take, np.zeros(100, np.uint8))]  # leaves only after 10 s
+        calls = [
+            far.call(Sink.take, np.zeros(1000, np.uint8)),
+            near.call(Sink.take, np.zeros(100, np.uint8)),
+        ]  # leaves only after 10 s
         await all_of(calls, list)
 
     async def other(node):
@@ -132,8 +134,10 @@ def test_compute_time_is_cost_over_speed():
 
 @pytest.mark.parametrize(
     ("machine", "deviation"),
-    [(Machine(law="lognormal", sigma=0.5), math.sqrt(math.exp(0.25) - 1)),
-     (Machine(law="exponential"), 1.0)],
+    [
+        (Machine(law="lognormal", sigma=0.5), math.sqrt(math.exp(0.25) - 1)),
+        (Machine(law="exponential"), 1.0),
+    ],
 )
 def test_drawn_factors_have_mean_one(machine, deviation):
     drawn = durations(machine, 20_000)
@@ -195,8 +199,7 @@ def test_drawn_failures_keep_their_means():
 def test_observers_cost_nothing():
     def run(observed):
         trace = Trace(max_spans=1000)
-        runtime = VirtualRuntime(
-            Cluster(machine=CARD, latency_s=0.1, service_s=0.01), trace=trace)
+        runtime = VirtualRuntime(Cluster(machine=CARD, latency_s=0.1, service_s=0.01), trace=trace)
         sink = runtime.serve("sink", Sink)
 
         async def main(node):
