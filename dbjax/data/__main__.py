@@ -10,8 +10,7 @@ import argparse
 import logging
 import sys
 
-from dbjax.data import images
-from dbjax.data.registry import OWN, default_data_dir, load
+from dbjax.data.registry import OWN, default_data_dir, load, prepare
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -31,12 +30,14 @@ def main(arguments: list[str] | None = None) -> int:
     if chosen.name == "speech_frames":
         options = {k: getattr(chosen, k) for k in ("num_frames", "num_states", "seed")}
     try:
-        if chosen.name not in OWN:
-            images.prepare(chosen.name, chosen.data_dir)
+        prepare(chosen.name, chosen.data_dir)
         splits = load(chosen.name, data_dir=chosen.data_dir, **options)
     except ValueError as error:
         print(f"python -m dbjax.data: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted: nothing half-made is left", file=sys.stderr)
+        return 130
     print(
         f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
         f"of {splits.num_classes} classes, in {chosen.data_dir}"

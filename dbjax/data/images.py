@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -76,24 +78,42 @@ def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
 
 
 def prepare(name: str, data_dir: str) -> None:
-    """Downloads a TFDS data set, in a format that needs no TensorFlow to read."""
+    """Downloads a TFDS data set, in a format that needs no TensorFlow to read.
+
+    Raises:
+      ValueError: TFDS does not know it, or cannot make it here.
+    """
     builder = _builder(name, data_dir)
-    builder.download_and_prepare()
+    with _explained(name):
+        builder.download_and_prepare()
 
 
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
     from absl import logging
 
-    logging.set_verbosity(logging.ERROR)  # TFDS reports what the error below says in a line
-    try:
+    logging.set_verbosity(logging.ERROR)  # TFDS reports what the errors below say in a line
+    with _explained(name):
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    """Errors of TFDS, in a line."""
+    import tensorflow_datasets as tfds
+
+    try:
+        yield
     except tfds.core.DatasetNotFoundError as error:
-        close = difflib.get_close_matches(
-            name, tfds.list_builders(with_community_datasets=False), 1, 0.6
-        )
+        known = tfds.list_builders(with_community_datasets=False)
+        close = difflib.get_close_matches(name, known, 1, 0.6)
         hint = f"; nearest: {close[0]!r}" if close else ""
         raise ValueError(f"TFDS has no data set {name!r}{hint}") from error
+    except Exception as error:  # a download, a disk, a module such as tensorflow
+        raise ValueError(
+            f"TFDS cannot make {name!r}: {' '.join(str(error).split())} (some sets need "
+            "TensorFlow to be made; none needs it to be read)"
+        ) from error
 
 
 def _read(builder: Any, split: str, keys: tuple[str, str], flatten: bool) -> Arrays:

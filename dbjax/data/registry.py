@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,26 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
 def _loaded(name: str, data_dir: str, options: tuple[tuple[str, Any], ...]) -> Splits:
     if name in OWN:
         return OWN[name](data_dir, **dict(options))
-    try:
+    with _hinted(name):
         return images.tfds_images(name, data_dir, **dict(options))
+
+
+def prepare(name: str, data_dir: str) -> None:
+    """Downloads a data set of TFDS; ours need none.
+
+    Raises:
+      ValueError: there is no such set, or it cannot be had.
+    """
+    if name not in OWN:
+        with _hinted(name):
+            images.prepare(name, data_dir)
+
+
+@contextlib.contextmanager
+def _hinted(name: str) -> Iterator[None]:
+    """Adds to an error the nearest of our own names."""
+    try:
+        yield
     except ValueError as error:
         close = difflib.get_close_matches(name, OWN, 1, 0.5)
         hint = f"; nearest of our own: {close[0]!r}" if close else ""

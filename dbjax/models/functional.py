@@ -35,7 +35,9 @@ class Config(Protocol):
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, seed: int) -> Params:
     """Initial parameters. Compiled once for each config, whatever the seed."""
-    return _with_string_keys(nnx.to_pure_dict(nnx.state(config.module(nnx.Rngs(seed)))))
+    return _with_string_keys(
+        nnx.to_pure_dict(nnx.state(config.module(nnx.Rngs(jax.random.key(seed)))))
+    )
 
 
 @functools.lru_cache(maxsize=64)

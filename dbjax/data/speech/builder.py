@@ -94,9 +94,9 @@ def _examples(found: list[Recording]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
     """Utterances until their frames are as many as asked for."""
-    logging.getLogger(__name__).info("making %d frames of speech", size.num_frames)
     made = 0
-    with _progress(size.num_frames) as advance, contextlib.closing(recordings(size.seed)) as found:
+    with contextlib.closing(recordings(size.seed)) as found, _progress(size.num_frames) as advance:
+        logging.getLogger(__name__).info("making %d frames of speech", size.num_frames)
         for recording in found:
             yield recording
             made += len(recording.frames)

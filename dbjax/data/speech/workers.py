@@ -30,7 +30,10 @@ def recordings(seed: int, workers: int | None = None) -> Generator[Recording, No
       RuntimeError: a worker failed; carries what it wrote to its standard error.
     """
     record(seed, 0)  # what is missing is said here, in one line, not by a worker
-    count = workers or len(os.sched_getaffinity(0))
+    return _recordings(seed, workers or os.cpu_count() or 1)
+
+
+def _recordings(seed: int, count: int) -> Generator[Recording, None, None]:
     with contextlib.ExitStack() as stack:
         running = [stack.enter_context(_worker(seed, w, count)) for w in range(count)]
         for worker in itertools.cycle(running):
