@@ -13,7 +13,7 @@ from dbjax.runtime.base import Future, first_of, node_generator
 from dbjax.runtime.cluster import Cluster
 
 if TYPE_CHECKING:
-    from dbjax.runtime.virtual import VirtualRuntime
+    from dbjax.runtime.virtual.runtime import VirtualRuntime
 
 
 @final

@@ -1,0 +1,159 @@
+"""The virtual cluster: one thread, one virtual clock, a heap of events, real gradients.
+
+Same cluster, seeds and program: same bytes. Two heaps: what the modelled program does,
+and what it does not notice (observers, deaths to come). When the first is empty and
+mains still wait, nothing can wake them any more: that is a deadlock.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import math
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, final
+
+from dbjax.errors import DeadlockError, NodeDied
+from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.virtual.mains import Main
+from dbjax.runtime.virtual.node import VirtualNode
+from dbjax.runtime.virtual.service import Service
+from dbjax.trace import Trace
+
+Event = tuple[float, int, Callable[[Any], object], Any]
+MainFn = Callable[..., Coroutine[Any, Any, Any]]
+
+
+@final
+class VirtualRuntime:
+    """A `Runtime` in virtual time (see `dbjax.runtime.base` for the rules)."""
+
+    clock: Literal["virtual", "wall"] = "virtual"
+
+    def __init__(
+        self, cluster: Cluster | None = None, *, seed: int = 0, trace: Trace | None = None
+    ) -> None:
+        self.cluster = cluster or Cluster()
+        self.seed = seed
+        self.trace = trace
+        self.now_s = 0.0
+        self.driver = VirtualNode(self, "driver", observer=True)
+        self.active = self.driver  # the node whose code is running
+        self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
+        self._events: list[Event] = []
+        self._unnoticed: list[Event] = []
+        self._order = itertools.count()
+        self._nodes: dict[str, VirtualNode] = {}
+        self._mains: list[Main] = []
+        self._running = 0
+        self._stopping = False
+
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        node = self._node(name)
+        return Service(self, node, make(node, *args, **kwargs))
+
+    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        node = self._node(name)
+        task = Main(self, node, lambda: main(node, *args, **kwargs))
+        task.future.on_done(lambda: self._main_ended(task))
+        self._mains.append(task)
+        self._running += 1
+        self.at(self.now_s, task.start, None)
+        for failure in self.cluster.failures:
+            if failure.node == name:
+                self.at(failure.at_s, task.die, (None, failure.back_s), unnoticed=True)
+        task.plan_failure()
+        return task.future
+
+    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+        node = VirtualNode(self, name, observer=True)
+        task = Main(self, node, lambda: main(node, *args, **kwargs))
+        task.future.on_done(lambda: self._stop_if_lost(task))
+        self.at(self.now_s, task.start, None, unnoticed=True)
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def run(self, until_s: float = math.inf) -> float:
+        self._stopping = False
+        events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
+        end_s = self.now_s
+        while events and not self._stopping:
+            heap = unnoticed if self._running and unnoticed and unnoticed[0] < events[0] else events
+            if heap[0][0] > until_s:
+                self.now_s = until_s
+                break
+            self.now_s, _, do, argument = pop(heap)
+            if self._running:
+                end_s = self.now_s
+            do(argument)
+        self.active = self.driver
+        self._raise_lost_error()
+        if self._running and not events:
+            self._raise_deadlock()
+        return until_s if self._running and not self._stopping else end_s
+
+    def at(
+        self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
+    ) -> None:
+        """Schedules `do(argument)`; ties go to what was scheduled first."""
+        heap = self._unnoticed if unnoticed else self._events
+        heapq.heappush(heap, (time_s, next(self._order), do, argument))
+
+    def send(
+        self,
+        source: VirtualNode,
+        target: VirtualNode,
+        size: int,
+        deliver: Callable[[Any], object],
+        message: Any,
+    ) -> None:
+        """Delivers over two cards, each one transfer at a time and in order.
+
+        The sender's card is busy first; `latency_s` later the receiver's, as soon as it
+        is free. Both for size / bandwidth, of the slower card: they work at once.
+        """
+        if source is target:
+            self.at(self.now_s, deliver, message)
+            return
+        bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
+        wire_s = size * self.cluster.size_scale / bandwidth
+        begin_s = max(self.now_s, source.egress_free_s)
+        source.egress_free_s = begin_s + wire_s
+        first_byte_s = begin_s + self.cluster.latency_s
+        self.at(first_byte_s, self._receive, (target, wire_s, deliver, message))
+
+    def _receive(self, arrival: tuple[VirtualNode, float, Callable[[Any], object], Any]) -> None:
+        target, wire_s, deliver, message = arrival
+        free_s = target.ingress_free_s
+        if wire_s == 0 and free_s < self.now_s:
+            deliver(message)
+        else:  # at equal times too what came before is delivered first: it is in the heap
+            end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
+            self.at(end_s, deliver, message)
+
+    def _node(self, name: str) -> VirtualNode:
+        if name not in self._nodes:
+            self._nodes[name] = VirtualNode(self, name)
+        return self._nodes[name]
+
+    def _main_ended(self, main: Main) -> None:
+        self._running -= 1
+        self._stop_if_lost(main)
+
+    def _stop_if_lost(self, main: Main) -> None:
+        """Rule 7: a main that fails while nobody awaits it ends the run at once."""
+        error = main.future.error()
+        if error and not isinstance(error, NodeDied) and not main.future.watched():
+            self._stopping = True
+
+    def _raise_lost_error(self) -> None:
+        failed, self.failed = self.failed, []
+        for future in failed:
+            if not future.awaited:
+                future.result()
+
+    def _raise_deadlock(self) -> None:
+        waits = {main.node.name: main.waiting for main in self._mains if not main.future.done()}
+        raise DeadlockError(describe_deadlock(self.now_s, waits))

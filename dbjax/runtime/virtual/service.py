@@ -1,0 +1,147 @@
+"""A service on a virtual node: its queue of calls, served one at a time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, final
+
+from dbjax.errors import ServiceError
+from dbjax.runtime.base import Future
+from dbjax.runtime.sizes import size_bytes
+from dbjax.runtime.virtual.mains import Drive
+from dbjax.runtime.virtual.node import VirtualNode, service_time_s
+
+if TYPE_CHECKING:
+    from dbjax.runtime.virtual.runtime import VirtualRuntime
+
+
+@final
+class _Call:
+    """One message to a service, and the future of its reply."""
+
+    __slots__ = ("args", "future", "kwargs", "method", "sent_s", "size", "source")
+
+    def __init__(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        source: VirtualNode,
+        sent_s: float,
+        future: Future[Any],
+    ) -> None:
+        self.method, self.args, self.kwargs = method, args, kwargs
+        self.source, self.sent_s, self.future = source, sent_s, future
+        self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
+
+
+@final
+class Service:
+    """A `Handle`, and the queue of calls that its service serves one at a time."""
+
+    def __init__(self, runtime: VirtualRuntime, node: VirtualNode, service: Any) -> None:
+        self.runtime, self.node, self.service, self.name = runtime, node, service, node.name
+        self._queue: deque[_Call] = deque()
+        self._busy = False
+
+    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        runtime = self.runtime
+        source = runtime.active
+        name = method.__name__
+        future: Future[Any] = Future((name, self.name))
+        call = _Call(name, args, kwargs, source, runtime.now_s, future)
+        if source.observer:
+            self._answer_observer(call)
+        else:
+            runtime.send(source, self.node, call.size, self._arrive, call)
+        return future
+
+    def _answer_observer(self, call: _Call) -> None:
+        """At once, out of turn, outside the model: evaluation must not perturb a run."""
+        try:
+            call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
+        except Exception as error:
+            self._reply(call, None, error)
+
+    def _arrive(self, call: _Call) -> None:
+        self._queue.append(call)
+        if not self._busy:
+            self._serve()
+
+    def _serve(self) -> None:
+        """Serves what waits, until a call takes time."""
+        runtime, queue = self.runtime, self._queue
+        while queue:
+            call = queue.popleft()
+            runtime.active = self.node
+            try:
+                value = getattr(self.service, call.method)(*call.args, **call.kwargs)
+            except Exception as error:
+                self._reply(call, None, error)
+                continue
+            if isinstance(value, Coroutine):
+                self._busy = True
+                self._serve_coroutine(call, value)
+                return
+            busy_s = service_time_s(runtime.cluster, call.size)
+            if runtime.trace is not None:
+                runtime.trace.span(self.name, call.method, runtime.now_s, runtime.now_s + busy_s)
+            if busy_s > 0:
+                self._busy = True
+                runtime.at(runtime.now_s + busy_s, self._served, (call, value))
+                return
+            self._deliver(call, value)
+        self._busy = False
+
+    def _served(self, served: tuple[_Call, Any]) -> None:
+        self._deliver(*served)
+        self._serve()
+
+    def _deliver(self, call: _Call, value: Any) -> None:
+        """Replies with the value, or when a deferred one is settled."""
+        if isinstance(value, Future):
+            value.on_done(lambda: self._reply_with(call, value))
+        else:
+            self._reply(call, value, None)
+
+    def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
+        begin_s, outcome = self.runtime.now_s, Future[Any]((call.method, self.name))
+
+        def ended() -> None:
+            if self.runtime.trace is not None:
+                self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s)
+            self._reply_with(call, outcome)
+            self._serve()
+
+        outcome.on_done(ended)
+        Drive(self.runtime, self.node, coroutine, outcome)
+
+    def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
+        try:
+            self._reply(call, outcome.result(), None)
+        except Exception as error:
+            self._reply(call, None, error)
+
+    def _reply(self, call: _Call, value: Any, error: Exception | None) -> None:
+        runtime = self.runtime
+        if error is not None:
+            failure = ServiceError(
+                f"{self.name}.{call.method}, called by {call.source.name}, "
+                f"failed at {runtime.now_s:g} s: {type(error).__name__}: {error}"
+            )
+            failure.__cause__ = error
+            runtime.failed.append(call.future)
+            runtime.send(self.node, call.source, 0, call.future.set_error, failure)
+        elif call.source.observer:
+            call.future.set_result(value)
+        else:
+            size = 0 if value is None else size_bytes(value)
+            runtime.send(self.node, call.source, size, self._settle, (call, value))
+
+    def _settle(self, reply: tuple[_Call, Any]) -> None:
+        call, value = reply
+        runtime = self.runtime
+        if runtime.trace is not None:
+            runtime.trace.span(call.source.name, call.method, call.sent_s, runtime.now_s)
+        call.future.set_result(value)
