@@ -24,7 +24,13 @@ from dbjax.trace import Trace
 
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1  # how often `run` looks for the end, a deadlock, or a stop
-_here = threading.local()  # .name: the node whose code this thread runs
+
+
+class _Here(threading.local):
+    name = "driver"  # the node whose code this thread runs
+
+
+_here = _Here()
 
 
 @final
@@ -74,6 +80,14 @@ class ThreadsRuntime:
     def stop(self) -> None:
         self._stopping.set()
 
+    def over(self) -> bool:
+        """Whether the run is over for the node whose code this thread runs.
+
+        What such a node starts is never done, so that a main which never has to wait, since
+        all it asks for is there at once, ends too.
+        """
+        return self._stopping.is_set() and _here.name != _Here.name
+
     def run(self, until_s: float = math.inf) -> float:
         self._stopping.clear()
         self._begin_s = time.perf_counter()
@@ -120,6 +134,8 @@ class ThreadsRuntime:
     ) -> None:
         """Runs a coroutine to its end, or to `stop`, in this thread."""
         _here.name = node.name
+        if not node.observer:
+            self._waits[node] = None
         try:
             while not self._stopping.is_set():
                 self._wait(node, coroutine.send(None))
@@ -159,6 +175,8 @@ class ThreadNode:
         return self.runtime.now_s()
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.runtime.over():
+            return Future("the end")
         begin_s = self.now()
         value = jax.block_until_ready(fn(*args, **kwargs))
         if self.runtime.trace is not None and not self.observer:
@@ -205,6 +223,8 @@ class _Service:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future((method.__name__, self.name))
+        if self.runtime.over():
+            return future
         call = _Call(method.__name__, args, kwargs, self.runtime.now_s(), future)
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
@@ -287,4 +307,4 @@ class _Call:
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
-        self.source, self.future = getattr(_here, "name", "driver"), future
+        self.source, self.future = _here.name, future

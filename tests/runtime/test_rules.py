@@ -2,6 +2,7 @@
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -305,3 +306,36 @@ def test_a_sleep_that_cannot_end_is_refused(seconds):
     runtime.spawn("main", main)
     with pytest.raises(ValueError, match="sleep"):
         runtime.run()
+
+
+@pytest.mark.parametrize("what", ["compute", "call"])
+def test_threads_end_a_main_that_never_has_to_wait(what):
+    runtime = ThreadsRuntime()
+    log = runtime.serve("log", Log)
+
+    async def main(node):
+        while True:
+            await (node.compute(len, "") if what == "compute" else log.call(Log.say, "again"))
+
+    runtime.spawn("main", main)
+    assert runtime.run(until_s=0.05) == 0.05
+    said = len(log.service.said)
+    runtime.run(until_s=0.01)
+    assert len(log.service.said) == said  # nothing goes on behind one's back
+
+
+def test_threads_see_no_deadlock_while_a_call_takes_long():
+    class Slow(Log):
+        def say(self, word):
+            time.sleep(0.4)
+            return super().say(word)
+
+    runtime = ThreadsRuntime()
+    log = runtime.serve("log", Slow)
+
+    async def main(node):
+        return await log.call(Log.say, node.name)
+
+    ended = [runtime.spawn(f"main/{i}", main) for i in range(2)]
+    runtime.run()
+    assert sorted(e.result() for e in ended) == [1, 2]
