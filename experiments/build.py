@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
 import importlib
 import inspect
 import pkgutil
-from collections.abc import Callable, Iterable, Mapping
+import typing
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -19,15 +18,10 @@ import optax
 import dbjax
 import dbjax.algorithms
 import dbjax.optim
+from dbjax.arguments import nearest, require_known
 from dbjax.data import Examples, load
 from dbjax.models import Model, build
 from dbjax.types import Metrics, Params
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """How an error ends that names the nearest of the right names."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.0)
-    return f"; nearest: {close[0]!r}" if close else ""
 
 
 def algorithms() -> list[str]:
@@ -56,9 +50,15 @@ def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
     name = arguments.pop("name")
     make = getattr(dbjax.optim, name, None) or getattr(optax, name, None)
     if not callable(make):
-        known = [*dir(dbjax.optim), *(n for n in dir(optax) if n.islower())]
-        raise ValueError(f"no rule {name!r}{nearest(name, known)}")
-    return _call(make, f"rule {name!r}", arguments)
+        raise ValueError(f"no rule {name!r}{nearest(name, _rules())}")
+    made = _call(make, f"rule {name!r}", arguments)
+    if not isinstance(made, optax.GradientTransformation):
+        raise ValueError(f"{name!r} of optax is no rule{nearest(name, _rules())}")
+    return made
+
+
+def _rules() -> list[str]:
+    return [*dir(dbjax.optim), *(name for name in dir(optax) if name.islower())]
 
 
 def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
@@ -122,10 +122,7 @@ def evaluation(
 
 
 def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
-    known = [field.name for field in dataclasses.fields(kind)]
-    for name in fields:
-        if name not in known:
-            raise ValueError(f"{place} has no field {name!r}{nearest(name, known)}")
+    require_known(place, fields, typing.get_type_hints(kind))
     return kind(**fields)
 
 

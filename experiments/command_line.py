@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib.util
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -12,9 +13,17 @@ from typing import Any
 
 import ml_collections
 
-from experiments.build import nearest
+from dbjax.arguments import describe, fits, nearest
+from experiments.defaults import defaults
 
 CONFIGS = Path("configs")
+OPEN = {  # group of arguments -> the field that says whose
+    "options": "algorithm",
+    "rule": "rule.name",
+    "data": "data.name",
+    "model": "model.name",
+}
+_NULLABLE = frozenset(name for name, value in defaults().items() if value is None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,20 +101,43 @@ def available() -> list[str]:
 def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
     """Sets one field, to a value of the type it has.
 
+    A group in `OPEN` holds arguments of what it names, so it takes any field; the library
+    refuses wrong ones. Naming something else drops the arguments of what it named before.
+
     Raises:
       ValueError: no such field, or no such value.
     """
-    place = config
     *parents, name = path.split(".")
+    place = _group(config, parents, path)
+    new = ".".join(parents) in OPEN and name not in place
+    before = None if new else _field(place, name, path)
+    if isinstance(before, ml_collections.ConfigDict):
+        raise ValueError(f"--config.{path} is a group of fields{nearest('', before)}")
+    value = _value(text, before, path)
+    if value != before:
+        _drop_arguments(config, path)
+    place = _group(config, parents, path)
+    with place.unlocked(), place.ignore_type():
+        place[name] = value
+
+
+def _group(
+    config: ml_collections.ConfigDict, parents: list[str], path: str
+) -> ml_collections.ConfigDict:
+    place = config
     for parent in parents:
         place = _field(place, parent, path)
         if not isinstance(place, ml_collections.ConfigDict):
             raise ValueError(f"--config.{path}: {parent!r} has no fields")
-    before = _field(place, name, path)
-    if isinstance(before, ml_collections.ConfigDict):
-        raise ValueError(f"--config.{path} is a group of fields{nearest('', before)}")
-    with place.unlocked(), place.ignore_type():
-        place[name] = _value(text, before, path)
+    return place
+
+
+def _drop_arguments(config: ml_collections.ConfigDict, path: str) -> None:
+    """What `path` names is about to change: empties the group of its arguments."""
+    for group, named_by in OPEN.items():
+        if path == named_by:
+            with config.unlocked(), config.ignore_type():
+                config[group] = ml_collections.ConfigDict()
 
 
 def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
@@ -115,27 +147,21 @@ def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
 
 
 def _value(text: str, before: Any, path: str) -> Any:
-    if isinstance(before, str) and text != "None":
+    """Reads a value like the one before; None only where that is a default."""
+    if isinstance(before, str):
         return text
     try:
-        value = (
-            float(text)
-            if text.lstrip("-") in ("inf", "nan")
-            else ast.literal_eval(
-                {"true": "True", "false": "False", "none": "None"}.get(text.lower(), text)
-            )
-        )
+        words: dict[str, Any] = {"true": True, "false": False, "none": None, "inf": math.inf}
+        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
     except (ValueError, SyntaxError):
         value = text
-    right: dict[type, Callable[[Any], bool]] = {
-        bool: lambda v: isinstance(v, bool),
-        int: lambda v: v is None or (isinstance(v, int) and not isinstance(v, bool)),
-        float: lambda v: v is None or (isinstance(v, (int, float)) and not isinstance(v, bool)),
-        tuple: lambda v: isinstance(v, (tuple, list)),
-    }
-    if type(before) in right and not right[type(before)](value):
-        raise ValueError(f"--config.{path}={text} is no {type(before).__name__}, as {before!r} is")
-    return float(value) if isinstance(before, float) and value is not None else value
+    if before is None or (value is None and path in _NULLABLE):
+        return value
+    if not fits(value, type(before)):
+        raise ValueError(
+            f"--config.{path}={text} must be {describe(type(before))}, as {before!r} is"
+        )
+    return float(value) if isinstance(before, float) else value
 
 
 def command(main: Callable[[list[str]], int]) -> None:

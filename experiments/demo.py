@@ -14,9 +14,9 @@ import rich.console
 import rich.table
 
 import dbjax
+from dbjax.arguments import nearest
 from dbjax.trace import Row
 from experiments import plots
-from experiments.build import nearest
 from experiments.command_line import command, load_config, parse
 from experiments.run import run_config
 

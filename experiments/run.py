@@ -24,6 +24,8 @@ from experiments.progress import progress
 
 def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: str) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`."""
+    if config.evaluations < 1:
+        raise ValueError(f"evaluations={config.evaluations} must be at least 1")
     prepare(workdir)
     method, cluster = build.algorithm(config), build.cluster(config)
     task = build.task(config)
@@ -61,7 +63,7 @@ def table(summary: Row) -> rich.table.Table:
     """The summary's numbers."""
     drawn = rich.table.Table("", "", show_header=False)
     for name, value in summary.items():
-        if name in ("node", "config", "versions"):
+        if name in ("node", "config", "versions", "params_sha256"):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
@@ -90,6 +92,8 @@ def help_text(config: ml_collections.ConfigDict | None) -> str:
     else:
         lines += ["", "fields of this config:"]
         lines += [f"  --config.{name}={value}" for name, value in _fields(config)]
+        lines += ["", "options, rule, data and model take any argument of what they name;"]
+        lines += ["naming another drops the arguments of the one before."]
     return "\n".join(lines)
 
 
@@ -117,7 +121,8 @@ def main(arguments: list[str]) -> int:
     console.print(table(result.summary))
     console.print(
         f"everything is in {chosen.workdir}: curves.png, summary.json, "
-        "trace.json (open in ui.perfetto.dev)"
+        "trace.json (open in ui.perfetto.dev)",
+        soft_wrap=True,
     )
     return 130 if result.summary["interrupted"] else 0
 

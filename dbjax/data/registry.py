@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import difflib
 import functools
-import inspect
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from dbjax.arguments import keyword_hints, require_known
 from dbjax.data import images
 from dbjax.data.speech import load as speech
 from dbjax.data.splits import Splits
@@ -40,13 +40,8 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
     Raises:
       ValueError: an unknown name or option, or missing data; says what to do.
     """
-    reader = OWN.get(name) or functools.partial(images.tfds_images, name)
-    parameters = inspect.signature(reader).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    for option in options:
-        if option not in known:
-            close = difflib.get_close_matches(option, known, 1, 0.0)
-            raise ValueError(f"data {name!r} has no option {option!r}; nearest: {close[0]!r}")
+    reader = OWN.get(name, images.tfds_images)
+    require_known(f"data {name!r}", options, keyword_hints(reader))
     return _loaded(name, data_dir or default_data_dir(), tuple(sorted(options.items())))
 
 

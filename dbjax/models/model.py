@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
-import inspect
 from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
 
+from dbjax.arguments import keyword_hints, nearest, require_known
 from dbjax.models import functional
 from dbjax.models.mlp import MlpConfig
 from dbjax.models.speech import SpeechConfig
@@ -70,15 +69,8 @@ def build(name: str, *, inputs: int, classes: int, seed: int, **options: Any) ->
       ValueError: no such network or option (names the nearest), or a bad size.
     """
     if name not in CONFIGS:
-        raise ValueError(f"no model {name!r}{_nearest(name, CONFIGS)}")
-    known = [
-        parameter.name
-        for parameter in inspect.signature(CONFIGS[name]).parameters.values()
-        if parameter.kind is parameter.KEYWORD_ONLY
-    ]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"model {name!r} has no option {option!r}{_nearest(option, known)}")
+        raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
+    require_known(f"model {name!r}", options, keyword_hints(CONFIGS[name]))
     return model(CONFIGS[name](inputs, classes, **options), seed)
 
 
@@ -100,8 +92,3 @@ def _functions(config: functional.Config) -> tuple[Callable[[Params, Any], jax.A
         return functional.correct(apply(params, inputs), labels)
 
     return apply, loss, correct
-
-
-def _nearest(name: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(name, known, 1, 0.0)
-    return f"; nearest: {close[0]!r}" if close else "; it has none"

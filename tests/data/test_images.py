@@ -78,7 +78,7 @@ def test_a_set_of_tfds_is_read_without_tensorflow(tmp_path):
         ("mnist", {}, "fetch it with `python -m dbjax.data mnist --data-dir="),
         ("coco", {}, "TFDS cannot make 'coco': .*tensorflow"),
         ("digits", {"test_share": 2}, "test_share=2"),
-        ("digits", {"shuffle": 1}, "has no option 'shuffle'"),
+        ("digits", {"shuffle": 1}, "has no 'shuffle'"),
         ("synthetic", {"num_examples": 0}, "num_examples=0"),
     ],
 )
