@@ -93,11 +93,12 @@ def run(
     machines = _runtime(runtime, cluster, seed, trace)
     algorithm = importlib.import_module(type(config).__module__)
     program: Program = algorithm.program(machines, task, config)
-    if evaluate_every_s is not None:
-        machines.observe("evaluator", _evaluator, program, task, trace, evaluate_every_s)
+    end_s = math.inf if until_s is None else until_s
+    every_s = math.inf if evaluate_every_s is None else evaluate_every_s
+    machines.observe("evaluator", _evaluator, program, task, trace, every_s, end_s)
     begin = time.perf_counter()
     with _stop_on_interrupt(machines) as interrupted:
-        end_s = machines.run(math.inf if until_s is None else until_s)
+        end_s = machines.run(end_s)
     wall_s = time.perf_counter() - begin
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
@@ -126,14 +127,17 @@ def _runtime(name: str, cluster: Cluster | None, seed: int, trace: Trace) -> Run
 
 
 async def _evaluator(
-    node: Node, program: Program, task: Task, trace: Trace, every_s: float
+    node: Node, program: Program, task: Task, trace: Trace, every_s: float, until_s: float
 ) -> None:
-    """Looks at the store every so often; the cluster does not notice."""
-    while True:
+    """Looks at the store every so often, until just before the end; the cluster does not notice."""
+    k, due_s = 0, 0.0
+    while due_s < until_s and not math.isclose(due_s, until_s):
+        await node.sleep(max(0.0, due_s - node.now()))
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)
         node.record(**_evaluation(program, task, trace, fetched, reports))
-        await node.sleep(every_s)
+        k = max(k + 1, math.ceil(node.now() / every_s))
+        due_s = k * every_s
 
 
 def _evaluation(

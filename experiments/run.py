@@ -29,9 +29,11 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
     prepare(workdir)
     method, cluster = build.algorithm(config), build.cluster(config)
     task = build.task(config)
-    files = Workdir(workdir, config.to_dict(), clock=_clock(config))
     every_s = None if config.until_s is None else config.until_s / config.evaluations
-    with progress(label, config.until_s) as listen:
+    with (
+        Workdir(workdir, config.to_dict(), clock=_clock(config)) as files,
+        progress(label, config.until_s) as listen,
+    ):
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
             task,
@@ -43,7 +45,7 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
             seed=config.seed,
             trace=trace,
         )
-    files.finish(result)
+        files.finish(result)
     plots.save(
         plots.curves(
             {label: result.evaluations},

@@ -41,17 +41,22 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON: what is not finite becomes null."""
+    """Strict JSON (see `plain`)."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def plain(value: Any) -> Any:
-    """`value` in the types of JSON."""
+def plain(value: Any, *, infinity: str | None = None) -> Any:
+    """`value` in the types of JSON, which has no numbers that are not finite.
+
+    What is no number becomes null, what is infinite `infinity` or "-" + `infinity`.
+    """
     if isinstance(value, dict):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, infinity=infinity) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
+        return [plain(item, infinity=infinity) for item in value]
     if value is None or isinstance(value, (str, bool, int)):
         return value
     number = float(value)
+    if math.isinf(number) and infinity is not None:
+        return infinity if number > 0 else f"-{infinity}"
     return number if math.isfinite(number) else None

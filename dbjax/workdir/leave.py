@@ -23,19 +23,25 @@ METRICS = "metrics.jsonl"
 
 @final
 class Workdir:
-    """Writes what a run leaves.
+    """Writes what a run leaves. To be used in a `with` statement.
 
     metrics.jsonl grows while the run goes on: a header that names the clock, then a line
     for each evaluation. In virtual time its bytes depend on the configuration only.
     """
 
     def __init__(self, path: str | Path, config: Any, *, clock: str) -> None:
-        self.path, self.clock, self._config = prepare(path), clock, plain(config)
+        self.path, self.clock, self._config = prepare(path), clock, plain(config, infinity="inf")
         about = {"versions": origin.versions(), "commit": origin.commit(), "host": origin.host()}
         write_json(self.path / "config.json", {"config": self._config} | about)
         self._metrics = (self.path / METRICS).open("w", buffering=1)
         self._metrics.write(json.dumps({"clock": clock, "time_s": f"seconds of the {clock} clock"}))
         self._metrics.write("\n")
+
+    def __enter__(self) -> Workdir:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._metrics.close()
 
     def listen(self, row: Row) -> None:
         """To be a listener of the run's trace."""
