@@ -50,7 +50,7 @@ def progress(reports: Sequence[Report]) -> Row:
     """How far a run has come; of shards that differ, the one that is behind."""
     versions = [report.version for report in reports]
     return {
-        "updates": min(versions),
+        "updates": min(report.counts.applied for report in reports),
         "examples": min(report.counts.examples for report in reports),
         "version_skew_updates": max(versions) - min(versions),
     }

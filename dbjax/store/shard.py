@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -16,11 +17,12 @@ from dbjax.store.delays import Delays
 from dbjax.types import Slice
 
 Apply = Callable[[Slice, Any, Slice], tuple[Slice, Any, jax.Array]]
+_UNDER_WAY = 2  # updates that a shard may be behind what it has answered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A slice as it was after `version` updates. References, never copied, never changed."""
+    """A slice as it was after `version` pushes. References, never copied, never changed."""
 
     version: int
     params: Slice
@@ -72,15 +74,18 @@ class Report:
 def server_rule(rule: optax.GradientTransformation) -> Apply:
     """Compiles (params, state, gradient) -> (params, state, whether gradient is finite).
 
-    Nothing is donated: snapshots refer to the old values, and a refused push leaves them.
+    A gradient that is not finite leaves parameters and state as they were. Nothing is
+    donated: snapshots refer to the old values.
     """
 
     @jax.jit
     def apply(params: Slice, state: Any, gradient: Slice) -> tuple[Slice, Any, jax.Array]:
-        updates, new_state = rule.update(gradient, state, params)
-        new_params = optax.apply_updates(params, updates)
         largest = [jnp.max(jnp.abs(g), initial=0) for g in jax.tree.leaves(gradient)]
-        return new_params, new_state, jnp.all(jnp.isfinite(jnp.stack(largest)))
+        finite = jnp.all(jnp.isfinite(jnp.stack(largest)))
+        updates, new_state = rule.update(gradient, state, params)
+        new = (optax.apply_updates(params, updates), new_state)
+        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (params, state))
+        return *kept, finite
 
     return apply
 
@@ -102,12 +107,13 @@ class Shard:
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}
         self._waiting: list[tuple[int, Future[None]]] = []
-        self.counts = Counts()
+        self._counts = Counts()
+        self._unchecked: collections.deque[tuple[jax.Array, int]] = collections.deque()
         self.delays = Delays()
 
     def fetch(self, replica: str) -> Snapshot:
         """GETPARAMETERS: the current slice, by reference."""
-        self.counts.bytes_fetched += self._nbytes
+        self._counts.bytes_fetched += self._nbytes
         self.delays.fetched(replica, self._snapshot.version)
         return self._snapshot
 
@@ -116,36 +122,44 @@ class Shard:
         return self._snapshot
 
     def report(self) -> Report:
-        """What the shard has done, for an observer."""
-        return Report(self._snapshot.version, dataclasses.replace(self.counts), self.delays.copy())
+        """What the shard has done, for an observer. Waits for updates under way."""
+        self._check(waiting=0)
+        return Report(self._snapshot.version, dataclasses.replace(self._counts), self.delays.copy())
 
     def push(self, push: Push) -> int:
         """APPLYGRADIENT: applies an accrued gradient; returns the version after it.
 
-        A push whose sequence number was served before is not applied again, and one with
-        a value that is not finite is refused; both are counted, and change nothing else.
+        A push whose sequence number was served before is not applied again. One with a
+        value that is not finite is refused: it makes a version that differs in nothing.
+        Both are counted. Returns while the update is under way, as jax does.
 
         Raises:
           ValueError: a piece is missing, or has another shape or dtype than the parameters.
         """
         if push.sequence <= self._sequences.get(push.replica, -1):
-            self.counts.repeated += 1
+            self._counts.repeated += 1
             return self._snapshot.version
         _check_like(push, self._snapshot.params)
         self._sequences[push.replica] = push.sequence
-        self.counts.bytes_pushed += push.nbytes
+        self._counts.bytes_pushed += push.nbytes
         before = self._snapshot
-        params, state, finite = self._apply(before.params, self._state, push.gradient)
-        if not finite:
-            self.counts.refused += 1
-            return before.version
-        self._state = state
+        params, self._state, finite = self._apply(before.params, self._state, push.gradient)
+        self._unchecked.append((finite, push.examples))
+        self._check(waiting=_UNDER_WAY)
         self._snapshot = Snapshot(before.version + 1, params, self._nbytes)
-        self.counts.applied += 1
-        self.counts.examples += push.examples
         self.delays.applied(push.replica, push.version, before.version)
         self._wake()
         return before.version + 1
+
+    def _check(self, waiting: int) -> None:
+        """Counts pushes as applied or refused, but for the last few, still under way."""
+        while len(self._unchecked) > waiting:
+            finite, examples = self._unchecked.popleft()
+            if finite:
+                self._counts.applied += 1
+                self._counts.examples += examples
+            else:
+                self._counts.refused += 1
 
     def reached(self, version: int) -> Future[None]:
         """Answers once the shard has applied `version` updates (a deferred reply)."""

@@ -1,0 +1,78 @@
+"""(a) Replicas in threads against the plain loop: gradient and update in one program."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+import optax
+
+import dbjax
+from benchmarks.measure import Measured, in_turn
+from benchmarks.networks import Network, paper, small
+from dbjax.algorithms import downpour
+
+RULE = optax.sgd(0.05)
+_WARM = 3  # steps of each replica that are not counted: they compile
+
+
+def fused_loop(task: dbjax.Task, steps: int) -> Any:
+    """Steps a second of the loop of optax's tutorials, fused and donated."""
+
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        loss, gradient = jax.value_and_grad(task.loss)(params, batch)
+        updates, state = RULE.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+    params = jax.tree.map(lambda p: p + 0, task.params)
+    held = {"params": params, "state": RULE.init(params)}
+    batches = task.batches(0, 1)
+
+    def case() -> float:
+        params, state = held["params"], held["state"]
+        begin = time.perf_counter()
+        for k in range(steps):
+            params, state, loss = compiled(params, state, batches.at(k))
+        jax.block_until_ready((params, loss))
+        held.update(params=params, state=state)
+        return steps / (time.perf_counter() - begin)
+
+    return case
+
+
+def replicas(task: dbjax.Task, count: int, steps: int, shards: int = 1) -> Any:
+    """Steps a second of all replicas together, while all of them run."""
+
+    def case() -> float:
+        config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + _WARM)
+        rows = dbjax.run(task, config, runtime="threads").trace.rows
+        ends: dict[str, list[float]] = {}
+        for row in rows:
+            if "loss" in row:
+                ends.setdefault(row["node"], []).append(row["time_s"])
+        begin_s = max(times[_WARM - 1] for times in ends.values())
+        end_s = min(times[-1] for times in ends.values())
+        counted = sum(begin_s < t <= end_s for times in ends.values() for t in times)
+        return counted / (end_s - begin_s)
+
+    return case
+
+
+def compare(network: Network, aim: str, rounds: int) -> Measured:
+    task, steps = network.task, network.steps
+    cases = {"fused, donated optax loop": fused_loop(task, steps)}
+    for count in (1, 2):
+        cases[f"threads, {count} replica{'s' * (count > 1)}"] = replicas(task, count, steps)
+    return in_turn(
+        f"(a) aggregate steps/s, {network.name}, batch {task.batch_size}",
+        "steps/s",
+        cases,
+        rounds,
+        dict.fromkeys(list(cases)[1:], aim),
+    )
+
+
+def run(rounds: int) -> list[Measured]:
+    return [compare(small(), ">= 0.95", rounds), compare(paper(), ">= 0.85", max(3, rounds // 2))]

@@ -1,0 +1,82 @@
+"""(b) What virtual time costs: a run of 20 replicas and 10 shards, beside its arithmetic alone."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import jax
+
+import dbjax
+from benchmarks.measure import Measured, in_turn, peak_memory_gb
+from benchmarks.networks import Network, small
+from dbjax.algorithms import downpour
+from dbjax.optim import downpour_adagrad
+from dbjax.runtime import VirtualRuntime
+from dbjax.store import Shard, Sharded, server_rule
+from dbjax.trace import Row
+
+REPLICAS, SHARDS, STEPS = 20, 10, 30
+RULE = downpour_adagrad(0.01, initial_accumulator=1e-6)
+CLUSTER = dbjax.Cluster(
+    compute_s=0.1,
+    latency_s=5e-4,
+    service_s=1e-4,
+    machine=dbjax.Machine(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6),
+)
+_WARM = 2 * REPLICAS  # mini-batches that are not counted: they compile
+
+
+def virtual(network: Network) -> Any:
+    """Milliseconds of the wall for a mini-batch of any replica."""
+
+    def case() -> float:
+        ends: list[float] = []
+
+        def listen(row: Row) -> None:
+            if "loss" in row:
+                ends.append(time.perf_counter())
+
+        config = downpour.Config(rule=RULE, replicas=REPLICAS, shards=SHARDS, steps=STEPS)
+        trace = dbjax.Trace(max_spans=100_000, listeners=[listen])
+        dbjax.run(network.task, config, cluster=CLUSTER, trace=trace)
+        return 1e3 * (ends[-1] - ends[_WARM]) / (len(ends) - 1 - _WARM)
+
+    return case
+
+
+def arithmetic(network: Network) -> Any:
+    """The same gather, gradient and updates of the shards, in a plain loop."""
+    task = network.task
+    store = Sharded.serve(VirtualRuntime(), Shard, task.params, SHARDS, RULE, server_rule(RULE))
+    gradient_fn, apply = store.gradient_of(task.loss), server_rule(RULE)
+    cut = jax.jit(store.partition.split)(task.params)
+    held = [(slice_, jax.jit(RULE.init)(slice_)) for slice_ in cut]
+    batches = [task.batches(r, REPLICAS) for r in range(REPLICAS)]
+
+    def case() -> float:
+        begin, count = time.perf_counter(), (STEPS - 2) * REPLICAS
+        for k in range(count):
+            batch = batches[k % REPLICAS].at(k // REPLICAS)
+            _, gradient = gradient_fn(tuple(params for params, _ in held), batch)
+            for i, (params, state) in enumerate(held):
+                held[i] = apply(params, state, gradient[i])[:2]
+        jax.block_until_ready(held)
+        return 1e3 * (time.perf_counter() - begin) / count
+
+    return case
+
+
+def run(rounds: int) -> list[Measured]:
+    network = small()
+    alone, whole = arithmetic(network), virtual(network)
+    return [
+        in_turn(
+            f"(b) {REPLICAS} replicas x {SHARDS} shards in virtual time, {network.name}",
+            "ms a mini-batch",
+            {"gradients and updates alone": alone, "virtual runtime": whole},
+            rounds,
+            {"virtual runtime": "<= 1.15"},
+            {"peak memory of the process": f"{peak_memory_gb():.2f} GB"},
+        )
+    ]
