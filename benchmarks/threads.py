@@ -42,6 +42,31 @@ def fused_loop(task: dbjax.Task, steps: int) -> Any:
     return case
 
 
+def two_programs(task: dbjax.Task, steps: int) -> Any:
+    """The same loop with gradient and update apart: the limit of any parameter server."""
+    gradient_fn = jax.jit(jax.value_and_grad(task.loss))
+
+    @jax.jit
+    def update(params: Any, state: Any, gradient: Any) -> Any:
+        updates, state = RULE.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    held = {"params": task.params, "state": RULE.init(task.params)}
+    batches = task.batches(0, 1)
+
+    def case() -> float:
+        params, state = held["params"], held["state"]
+        begin = time.perf_counter()
+        for k in range(steps):
+            loss, gradient = gradient_fn(params, batches.at(k))
+            params, state = update(params, state, gradient)
+        jax.block_until_ready((params, loss))
+        held.update(params=params, state=state)
+        return steps / (time.perf_counter() - begin)
+
+    return case
+
+
 def replicas(task: dbjax.Task, count: int, steps: int, shards: int = 1) -> Any:
     """Steps a second of all replicas together, while all of them run."""
 
@@ -62,7 +87,10 @@ def replicas(task: dbjax.Task, count: int, steps: int, shards: int = 1) -> Any:
 
 def compare(network: Network, aim: str, rounds: int) -> Measured:
     task, steps = network.task, network.steps
-    cases = {"fused, donated optax loop": fused_loop(task, steps)}
+    cases = {
+        "fused, donated optax loop": fused_loop(task, steps),
+        "loop, gradient and update apart": two_programs(task, steps),
+    }
     for count in (1, 2):
         cases[f"threads, {count} replica{'s' * (count > 1)}"] = replicas(task, count, steps)
     return in_turn(
@@ -70,7 +98,7 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
         "steps/s",
         cases,
         rounds,
-        dict.fromkeys(list(cases)[1:], aim),
+        dict.fromkeys(list(cases)[2:], aim),
     )
 
 

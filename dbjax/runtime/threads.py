@@ -88,6 +88,15 @@ class ThreadsRuntime:
         """
         return self._stopping.is_set() and _here.name != _Here.name
 
+    def waits_for_numerics(self) -> bool:
+        """Whether a computation must have ended when its future is done.
+
+        With several mains it must: whoever fetched parameters that still wait for another's
+        gradient would wait for it too, and nothing would be asynchronous. A single main
+        may run ahead of its arrays, as any loop in jax does, unless spans are to be timed.
+        """
+        return len(self._mains) > 1 or (self.trace is not None and self.trace.max_spans > 0)
+
     def run(self, until_s: float = math.inf) -> float:
         self._stopping.clear()
         self._begin_s = time.perf_counter()
@@ -178,7 +187,9 @@ class ThreadNode:
         if self.runtime.over():
             return Future("the end")
         begin_s = self.now()
-        value = jax.block_until_ready(fn(*args, **kwargs))
+        value = fn(*args, **kwargs)
+        if self.runtime.waits_for_numerics():
+            jax.block_until_ready(value)
         if self.runtime.trace is not None and not self.observer:
             self.runtime.trace.span(self.name, "compute", begin_s, self.now())
         return ready(value)
