@@ -55,7 +55,10 @@ class Measured:
         return table
 
     def show(self, console: rich.console.Console) -> None:
-        console.print(self.table())
+        if self.numbers:
+            console.print(self.table())
+        else:
+            console.print(self.title)
         for name, value in self.notes.items():
             console.print(f"  {name}: {value}", soft_wrap=True)
 

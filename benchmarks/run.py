@@ -1,21 +1,33 @@
 """Runs the benchmarks, prints tables, writes JSON.
 
-python -m benchmarks.run [--only=threads,virtual,engine,store,peers] [--rounds=7] [--out=DIR]
+python -m benchmarks.run [--only=threads,virtual,...] [--rounds=7] [--out=DIR]
+
+Each part runs in a process of its own; those with large arrays in one whose allocator
+keeps freed memory (docs/design.md, "Memory").
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib
+import os
+import subprocess
 import sys
 
-import rich.console
+from dbjax.workdir import prepare
 
-from dbjax.runtime.memory import keep_freed_memory
-from dbjax.workdir import prepare, write_json
-from dbjax.workdir.origin import commit, host, versions
-
-PARTS = ("threads", "virtual", "engine", "store", "peers")
+KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+}
+PARTS: dict[str, dict[str, str]] = {
+    "threads": {},
+    "threads_paper": KEEP_FREED_MEMORY,
+    "virtual": {},
+    "engine": {},
+    "store": KEEP_FREED_MEMORY,
+    "peers": KEEP_FREED_MEMORY,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,23 +40,24 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7, help="of each case; default: %(default)s")
     parser.add_argument("--out", default="runs/benchmarks", help="folder; default: %(default)s")
     chosen = parser.parse_args(arguments)
-    parts = chosen.only.split(",")
-    for part in parts:
+    for part in chosen.only.split(","):
         if part not in PARTS:
             parser.error(f"--only: no part {part!r}; there are {', '.join(PARTS)}")
     if chosen.rounds < 1:
         parser.error(f"--rounds={chosen.rounds} must be at least 1")
-    keep_freed_memory()
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     directory = prepare(chosen.out)
-    for part in parts:
-        measured = importlib.import_module(f"benchmarks.{part}").run(chosen.rounds)
-        for one in measured:
-            one.show(console)
-        about = {"versions": versions(), "commit": commit(), "host": host()}
-        found = {"measured": [one.plain() for one in measured]}
-        write_json(directory / f"{part}.json", found | about)
-    console.print(f"written to {directory}", soft_wrap=True)
+    for part in chosen.only.split(","):
+        command = [
+            sys.executable,
+            "-m",
+            "benchmarks.part",
+            part,
+            str(chosen.rounds),
+            str(directory),
+        ]
+        done = subprocess.run(command, env=os.environ | PARTS[part])
+        if done.returncode != 0:
+            return done.returncode
     return 0
 
 

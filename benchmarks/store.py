@@ -54,7 +54,7 @@ def fresh(params: Params, gradient: Params) -> Callable[[], Any]:
 
 def store(params: Params, gradient: Params, shards: int) -> Callable[[], Any]:
     """Push and fetch, through handles, as a replica in a thread does."""
-    served = Sharded.serve(ThreadsRuntime(), Shard, params, shards, RULE, server_rule(RULE))
+    served = Sharded.serve(ThreadsRuntime(), Shard, params, shards, server_rule(RULE))
     pieces = jax.block_until_ready(jax.jit(served.partition.split)(gradient))
     fetched = served.pull(Shard.fetch, "replica/0").result()
     step = itertools.count()

@@ -10,7 +10,7 @@ import optax
 
 import dbjax
 from benchmarks.measure import Measured, in_turn
-from benchmarks.networks import Network, paper, small
+from benchmarks.networks import Network, small
 from dbjax.algorithms import downpour
 
 RULE = optax.sgd(0.05)
@@ -103,4 +103,4 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
 
 
 def run(rounds: int) -> list[Measured]:
-    return [compare(small(), ">= 0.95", rounds), compare(paper(), ">= 0.85", max(3, rounds // 2))]
+    return [compare(small(), ">= 0.95", rounds)]

@@ -48,10 +48,10 @@ def virtual(network: Network) -> Any:
 def arithmetic(network: Network) -> Any:
     """The same gather, gradient and updates of the shards, in a plain loop."""
     task = network.task
-    store = Sharded.serve(VirtualRuntime(), Shard, task.params, SHARDS, RULE, server_rule(RULE))
-    gradient_fn, apply = store.gradient_of(task.loss), server_rule(RULE)
+    store = Sharded.serve(VirtualRuntime(), Shard, task.params, SHARDS, server_rule(RULE))
+    gradient_fn, rule = store.gradient_of(task.loss), server_rule(RULE)
     cut = jax.jit(store.partition.split)(task.params)
-    held = [(slice_, jax.jit(RULE.init)(slice_)) for slice_ in cut]
+    held = [(slice_, rule.init(slice_)) for slice_ in cut]
     batches = [task.batches(r, REPLICAS) for r in range(REPLICAS)]
 
     def case() -> float:
@@ -60,7 +60,7 @@ def arithmetic(network: Network) -> Any:
             batch = batches[k % REPLICAS].at(k // REPLICAS)
             _, gradient = gradient_fn(tuple(params for params, _ in held), batch)
             for i, (params, state) in enumerate(held):
-                held[i] = apply(params, state, gradient[i])[:2]
+                held[i] = rule.apply(params, state, gradient[i], task.batch_size)
         jax.block_until_ready(held)
         return 1e3 * (time.perf_counter() - begin) / count
 

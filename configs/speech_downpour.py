@@ -21,7 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             "warm_start_s": 8.0,
         }
     )
-    config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.05})
+    config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.07})
     if variant == "smoke":
         config.options.update(replicas=4, shards=2, warm_start_s=0.5)
     return config

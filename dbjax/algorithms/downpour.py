@@ -120,9 +120,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
     if config.shards > 1:
         require_elementwise(config.rule)
-    store = Sharded.serve(
-        runtime, Shard, task.params, config.shards, config.rule, server_rule(config.rule)
-    )
+    store = Sharded.serve(runtime, Shard, task.params, config.shards, server_rule(config.rule))
     gradient_fn = store.gradient_of(task.loss)
     mains = [
         runtime.spawn(

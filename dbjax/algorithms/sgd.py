@@ -17,8 +17,16 @@ import optax
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime
-from dbjax.store import Accrued, Push, Report, Shard, Sharded, Snapshot, server_rule
-from dbjax.store.shard import Apply
+from dbjax.store import (
+    Accrued,
+    Push,
+    Report,
+    ServerRule,
+    Shard,
+    Sharded,
+    Snapshot,
+    server_rule,
+)
 from dbjax.task import Program, Task
 from dbjax.types import Slice
 
@@ -65,11 +73,10 @@ class SynchronousShard:
         self,
         node: Node,
         params: Slice,
-        rule: optax.GradientTransformation,
-        apply: Apply,
+        rule: ServerRule,
         replicas: int,
     ) -> None:
-        self._shard = Shard(node, params, rule, apply)
+        self._shard = Shard(node, params, rule)
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
 
@@ -136,7 +143,6 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         SynchronousShard,
         task.params,
         config.shards,
-        config.rule,
         server_rule(config.rule),
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",

@@ -93,7 +93,7 @@ class ThreadsRuntime:
 
         With several mains it must: whoever fetched parameters that still wait for another's
         gradient would wait for it too, and nothing would be asynchronous. A single main
-        may run ahead of its arrays, as any loop in jax does, unless spans are to be timed.
+        may be one computation ahead of its arrays, as jax is, unless spans are to be timed.
         """
         return len(self._mains) > 1 or (self.trace is not None and self.trace.max_spans > 0)
 
@@ -179,6 +179,7 @@ class ThreadNode:
     def __init__(self, runtime: ThreadsRuntime, name: str, *, observer: bool = False) -> None:
         self.runtime, self.name, self.observer = runtime, name, observer
         self.incarnation = 0
+        self._computed: Any = None
 
     def now(self) -> float:
         return self.runtime.now_s()
@@ -187,9 +188,9 @@ class ThreadNode:
         if self.runtime.over():
             return Future("the end")
         begin_s = self.now()
-        value = fn(*args, **kwargs)
-        if self.runtime.waits_for_numerics():
-            jax.block_until_ready(value)
+        before, self._computed = self._computed, fn(*args, **kwargs)
+        value = self._computed
+        jax.block_until_ready(value if self.runtime.waits_for_numerics() else before)
         if self.runtime.trace is not None and not self.observer:
             self.runtime.trace.span(self.name, "compute", begin_s, self.now())
         return ready(value)

@@ -6,6 +6,7 @@ from dbjax.store.partition import Partition as Partition
 from dbjax.store.partition import partition as partition
 from dbjax.store.shard import Push as Push
 from dbjax.store.shard import Report as Report
+from dbjax.store.shard import ServerRule as ServerRule
 from dbjax.store.shard import Shard as Shard
 from dbjax.store.shard import Snapshot as Snapshot
 from dbjax.store.shard import server_rule as server_rule

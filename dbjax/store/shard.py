@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -15,9 +14,6 @@ import optax
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.delays import Delays
 from dbjax.types import Slice
-
-Apply = Callable[[Slice, Any, Slice], tuple[Slice, Any, jax.Array]]
-_UNDER_WAY = 2  # updates that a shard may be behind what it has answered
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -70,23 +66,55 @@ class Report:
     delays: Delays
 
 
-@functools.lru_cache(maxsize=16)
-def server_rule(rule: optax.GradientTransformation) -> Apply:
-    """Compiles (params, state, gradient) -> (params, state, whether gradient is finite).
+class ServerState(NamedTuple):
+    """What a shard keeps beside its slice.
 
-    A gradient that is not finite leaves parameters and state as they were. Nothing is
-    donated: snapshots refer to the old values.
+    Attributes:
+      rule: state of the server rule.
+      refused: int32 [2]: pushes refused, and their examples.
     """
 
-    @jax.jit
-    def apply(params: Slice, state: Any, gradient: Slice) -> tuple[Slice, Any, jax.Array]:
-        finite = jnp.isfinite(sum(map(_zero_if_finite, jax.tree.leaves(gradient))))
-        updates, new_state = rule.update(gradient, state, params)
-        new = (optax.apply_updates(params, updates), new_state)
-        kept = jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, (params, state))
-        return *kept, finite
+    rule: Any
+    refused: jax.Array
 
-    return apply
+
+@dataclasses.dataclass(frozen=True)
+class ServerRule:
+    """A rule as shards apply it, compiled once for all of them.
+
+    Attributes:
+      init: slice -> state.
+      apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
+        finite changes nothing but the count of what was refused. Nothing is donated:
+        snapshots refer to the old values.
+    """
+
+    init: Callable[[Slice], ServerState]
+    apply: Callable[[Slice, ServerState, Slice, int], tuple[Slice, ServerState]]
+
+
+@functools.lru_cache(maxsize=16)
+def server_rule(rule: optax.GradientTransformation) -> ServerRule:
+    """Compiles a rule for shards."""
+
+    @jax.jit
+    def init(params: Slice) -> ServerState:
+        return ServerState(rule.init(params), jnp.zeros(2, jnp.int32))
+
+    @jax.jit
+    def apply(
+        params: Slice, state: ServerState, gradient: Slice, examples: int
+    ) -> tuple[Slice, ServerState]:
+        finite = jnp.isfinite(sum(map(_zero_if_finite, jax.tree.leaves(gradient))))
+        updates, rule_state = rule.update(gradient, state.rule, params)
+        new = (optax.apply_updates(params, updates), rule_state)
+        params, rule_state = jax.tree.map(
+            lambda n, o: jnp.where(finite, n, o), new, (params, state.rule)
+        )
+        refused = jnp.where(finite, 0, jnp.stack([1, examples])).astype(jnp.int32)
+        return params, ServerState(rule_state, state.refused + refused)
+
+    return ServerRule(init, apply)
 
 
 def _zero_if_finite(values: jax.Array) -> jax.Array:
@@ -105,17 +133,14 @@ class Shard:
     they need not have applied the same updates, nor in the same order.
     """
 
-    def __init__(
-        self, node: Node, params: Slice, rule: optax.GradientTransformation, apply: Apply
-    ) -> None:
-        self._node, self._apply = node, apply
-        self._state = jax.jit(rule.init)(params)
+    def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
+        self._node, self._rule = node, rule
+        self._state = rule.init(params)
         self._nbytes = sum(p.nbytes for p in params.values())
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}
         self._waiting: list[tuple[int, Future[None]]] = []
         self._counts = Counts()
-        self._unchecked: collections.deque[tuple[jax.Array, int]] = collections.deque()
         self.delays = Delays()
 
     def fetch(self, replica: str) -> Snapshot:
@@ -130,8 +155,14 @@ class Shard:
 
     def report(self) -> Report:
         """What the shard has done, for an observer. Waits for updates under way."""
-        self._check(waiting=0)
-        return Report(self._snapshot.version, dataclasses.replace(self._counts), self.delays.copy())
+        refused, their_examples = map(int, self._state.refused)
+        counts = dataclasses.replace(
+            self._counts,
+            applied=self._snapshot.version - refused,
+            refused=refused,
+            examples=self._counts.examples - their_examples,
+        )
+        return Report(self._snapshot.version, counts, self.delays.copy())
 
     def push(self, push: Push) -> int:
         """APPLYGRADIENT: applies an accrued gradient; returns the version after it.
@@ -150,23 +181,14 @@ class Shard:
         self._sequences[push.replica] = push.sequence
         self._counts.bytes_pushed += push.nbytes
         before = self._snapshot
-        params, self._state, finite = self._apply(before.params, self._state, push.gradient)
-        self._unchecked.append((finite, push.examples))
-        self._check(waiting=_UNDER_WAY)
+        params, self._state = self._rule.apply(
+            before.params, self._state, push.gradient, push.examples
+        )
+        self._counts.examples += push.examples
         self._snapshot = Snapshot(before.version + 1, params, self._nbytes)
         self.delays.applied(push.replica, push.version, before.version)
         self._wake()
         return before.version + 1
-
-    def _check(self, waiting: int) -> None:
-        """Counts pushes as applied or refused, but for the last few, still under way."""
-        while len(self._unchecked) > waiting:
-            finite, examples = self._unchecked.popleft()
-            if finite:
-                self._counts.applied += 1
-                self._counts.examples += examples
-            else:
-                self._counts.refused += 1
 
     def reached(self, version: int) -> Future[None]:
         """Answers once the shard has applied `version` updates (a deferred reply)."""

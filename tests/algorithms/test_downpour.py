@@ -128,3 +128,16 @@ def test_a_replica_that_returns_pushes_again_and_nothing_twice():
 def test_bad_configs_are_refused(kwargs, text):
     with pytest.raises(ValueError, match=text):
         downpour.Config(**kwargs)
+
+
+@pytest.mark.parametrize("runtime", ["virtual", "threads"])
+def test_the_loss_is_traced_once_for_all_replicas(runtime):
+    traces = []
+
+    def loss(params, batch):
+        traces.append(1)
+        return jnp.sum(params) * batch[0]
+
+    task = dbjax.Task(jnp.zeros(2), loss, TASK.data, batch_size=1)
+    dbjax.run(task, downpour.Config(replicas=5, shards=2, steps=4, n_fetch=2), runtime=runtime)
+    assert len(traces) <= (1 if runtime == "virtual" else 5)  # threads may begin it at once

@@ -19,7 +19,7 @@ RULE = optax.sgd(0.5)
 @pytest.fixture
 def shard():
     runtime = VirtualRuntime()
-    made = Shard(runtime.driver, {"w": jnp.zeros(3)}, RULE, server_rule(RULE))
+    made = Shard(runtime.driver, {"w": jnp.zeros(3)}, server_rule(RULE))
     made.fetch("r")
     return made
 
@@ -97,7 +97,7 @@ def test_reached_answers_when_it_is(shard):
 def test_pulled_slices_are_the_shards_own_arrays():
     runtime = VirtualRuntime()
     params = {"w": jnp.arange(10.0)}
-    store = Sharded.serve(runtime, Shard, params, 2, RULE, server_rule(RULE))
+    store = Sharded.serve(runtime, Shard, params, 2, server_rule(RULE))
     fetched = store.pull(Shard.fetch, "driver").result()
     held = [shard.service.peek().params for shard in store.shards]
     assert all(fetched.slices[i][name] is held[i][name] for i in range(2) for name in held[i])
@@ -130,7 +130,7 @@ def test_rules_that_are_not_elementwise_are_refused_by_name():
 
 def test_a_wrong_gradient_names_service_and_time():
     runtime = VirtualRuntime()
-    store = Sharded.serve(runtime, Shard, {"w": jnp.zeros(3)}, 1, RULE, server_rule(RULE))
+    store = Sharded.serve(runtime, Shard, {"w": jnp.zeros(3)}, 1, server_rule(RULE))
 
     async def main(node):
         await store.pull(Shard.fetch, node.name)

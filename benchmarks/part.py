@@ -1,0 +1,32 @@
+"""One part of the benchmarks, in this process; `run` starts it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import rich.console
+
+from dbjax.workdir import prepare, write_json
+from dbjax.workdir.origin import commit, host, versions
+
+
+def one_part(part: str, rounds: int, directory: str) -> None:
+    """Measures a part in this process, shows it, and writes its file."""
+    measured = importlib.import_module(f"benchmarks.{part}").run(rounds)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    for one in measured:
+        one.show(console)
+    about = {"versions": versions(), "commit": commit(), "host": host(), "allocator": _allocator()}
+    path = prepare(directory) / f"{part}.json"
+    write_json(path, {"measured": [one.plain() for one in measured]} | about)
+    console.print(f"written to {path}\n", soft_wrap=True)
+
+
+def _allocator() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name.startswith("MALLOC_")}
+
+
+if __name__ == "__main__":
+    one_part(sys.argv[1], int(sys.argv[2]), sys.argv[3])

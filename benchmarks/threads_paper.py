@@ -1,0 +1,11 @@
+"""(a) again, with the network of the paper: 42 M parameters."""
+
+from __future__ import annotations
+
+from benchmarks.measure import Measured
+from benchmarks.networks import paper
+from benchmarks.threads import compare
+
+
+def run(rounds: int) -> list[Measured]:
+    return [compare(paper(), ">= 0.85", max(3, rounds // 2))]

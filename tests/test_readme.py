@@ -1,0 +1,48 @@
+"""README and docs say what is so: the listing, the example, the commands, the paths."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path("README.md").read_text()
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
+PYTHON = [text for language, text in BLOCKS if language == "python"]
+
+
+def test_algorithm_1_1_is_printed_as_it_stands():
+    source = Path("dbjax/algorithms/downpour.py").read_text()
+    listing = next(text for text in PYTHON if "Algorithm 1.1" in text)
+    assert listing.strip() in source
+
+
+def test_the_library_example_runs_as_printed(capsys):
+    example = next(text for text in PYTHON if "dbjax.run(" in text)
+    assert len(example.strip().splitlines()) < 20
+    exec(compile(example, "README.md", "exec"), {})
+    said = capsys.readouterr().out
+    error = float(said.split()[-1])
+    assert error < 0.05
+
+
+def test_commands_name_what_there_is():
+    shell = "\n".join(text for language, text in BLOCKS if language in ("sh", "bash"))
+    targets = set(re.findall(r"^(\w[\w-]*):", Path("Makefile").read_text(), re.MULTILINE))
+    assert {"demo", "test"} <= set(re.findall(r"make (\w+)", shell)) <= targets
+    for module in re.findall(r"python -m ([\w.]+)", shell):
+        if module.startswith(("experiments", "benchmarks", "dbjax")):
+            path = Path(*module.split("."))
+            assert path.with_suffix(".py").exists() or (path / "__main__.py").exists()
+    for config in re.findall(r"--config=(\S+?\.py)", README):
+        assert Path(config).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *Path("docs").glob("*.md")])
+def test_links_and_paths_lead_somewhere(page):
+    page = Path(page)
+    text = page.read_text()
+    for link in re.findall(r"\]\(([^)#]+?)\)", text):
+        if not link.startswith("http"):
+            assert (page.parent / link).exists(), link
+    for path in re.findall(r"`((?:dbjax|tests|configs|experiments|benchmarks)/[\w/.]*)", text):
+        assert Path(path.rstrip(".")).exists() or "NAME" in path, path
