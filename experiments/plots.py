@@ -84,7 +84,7 @@ def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str)
                 ]
                 axes.broken_barh(bars, (row + below, height), facecolors=KINDS[kind], linewidth=0)
         axes.set_yticks(range(len(nodes)), nodes)
-        axes.invert_yaxis()
+        axes.set_ylim(len(nodes) - 0.4, -0.6)
         axes.set_xlim(begin_s, end_s)
         axes.set_xlabel("time (virtual seconds)")
         axes.set_title(title)

@@ -339,3 +339,25 @@ def test_threads_see_no_deadlock_while_a_call_takes_long():
     ended = [runtime.spawn(f"main/{i}", main) for i in range(2)]
     runtime.run()
     assert sorted(e.result() for e in ended) == [1, 2]
+
+
+def test_threads_see_no_deadlock_while_an_observer_serves_for_others():
+    class Slow(Log):
+        def say(self, word):
+            time.sleep(0.3)
+            return super().say(word)
+
+    runtime = ThreadsRuntime()
+    log = runtime.serve("log", Slow)
+
+    async def observer(node):
+        await log.call(Log.say, "first")
+
+    async def main(node):
+        await node.sleep(0.1)  # while the observer has the turn
+        return await all_of([log.call(Log.say, node.name) for _ in range(3)], list)
+
+    runtime.observe("observer", observer)
+    ended = runtime.spawn("main", main)
+    runtime.run()
+    assert len(ended.result()) == 3

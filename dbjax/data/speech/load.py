@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,7 +72,8 @@ def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
         for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
             shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
         tfds.disable_progress_bar()
-        builder.download_and_prepare()
+        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
+            builder.download_and_prepare()
     return builder
 
 

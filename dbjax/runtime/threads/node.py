@@ -1,0 +1,68 @@
+"""A node of this machine: its clock is the wall's, its numerics are jax's."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, final
+
+import jax
+import numpy as np
+
+from dbjax.runtime.base import Future, first_of, node_generator, ready
+
+if TYPE_CHECKING:
+    from dbjax.runtime.threads.runtime import ThreadsRuntime
+
+
+@final
+class ThreadNode:
+    """A `Node`; its clock is the wall's."""
+
+    def __init__(self, runtime: ThreadsRuntime, name: str, *, observer: bool = False) -> None:
+        self.runtime, self.name, self.observer = runtime, name, observer
+        self.incarnation = 0
+        self._computed: Any = None
+
+    def now(self) -> float:
+        return self.runtime.now_s()
+
+    def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        if self.runtime.over():
+            return Future("the end")
+        begin_s = self.now()
+        before, self._computed = self._computed, fn(*args, **kwargs)
+        value = self._computed
+        jax.block_until_ready(value if self.runtime.waits_for_numerics() else before)
+        if self.runtime.trace is not None and not self.observer:
+            self.runtime.trace.span(self.name, "compute", begin_s, self.now())
+        return ready(value)
+
+    def sleep(self, seconds: float) -> Future[None]:
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"sleep({seconds!r}): needs a finite number of seconds, at least 0")
+        future: Future[None] = Future("sleep")
+        weight = 0 if self.observer else 1
+        self.runtime.sleeping += weight
+
+        def wake() -> None:
+            self.runtime.sleeping -= weight
+            future.set_result(None)
+
+        timer = threading.Timer(seconds, wake)
+        timer.daemon = True
+        timer.start()
+        return future
+
+    def first(
+        self, futures: Sequence[Future[Any]], timeout_s: float | None = None
+    ) -> Future[int | None]:
+        return first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
+
+    def random(self) -> np.random.Generator:
+        return node_generator(self.runtime.seed, self.name, self.incarnation)
+
+    def record(self, **values: Any) -> None:
+        if self.runtime.trace is not None:
+            self.runtime.trace.record(self.name, self.now(), values)

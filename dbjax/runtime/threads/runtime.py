@@ -1,0 +1,172 @@
+"""Every main a thread of this process, in real time.
+
+A service has no thread of its own: whoever calls an idle service serves the call, and
+then what others have queued meanwhile, so an uncontended call costs no hand-over. Only
+a coroutine method, which may take long, is served in a thread of a pool.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import math
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, final
+
+from dbjax.errors import DeadlockError
+from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.threads.here import DRIVER, here
+from dbjax.runtime.threads.node import ThreadNode
+from dbjax.runtime.threads.service import Service
+from dbjax.trace import Trace
+
+MainFn = Callable[..., Coroutine[Any, Any, Any]]
+_POLL_S = 0.1  # how often `run` looks for the end, a deadlock, or a stop
+
+
+@final
+class ThreadsRuntime:
+    """A `Runtime` of threads (see `dbjax.runtime.base` for the rules)."""
+
+    clock: Literal["virtual", "wall"] = "wall"
+
+    def __init__(self, *, seed: int = 0, trace: Trace | None = None) -> None:
+        self.seed, self.trace = seed, trace
+        self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
+        self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
+        self._begin_s = time.perf_counter()
+        self._stopping = threading.Event()
+        self._mains: list[threading.Thread] = []
+        self._observers: list[threading.Thread] = []
+        self._waits: dict[ThreadNode, Future[Any] | None] = {}  # of every running coroutine
+        self.sleeping = 0
+        self.serving: set[Service] = set()  # those whose turn is a caller's
+        self._wakes = 0
+
+    def now_s(self) -> float:
+        return time.perf_counter() - self._begin_s
+
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        return Service(self, name, make(ThreadNode(self, name), *args, **kwargs))
+
+    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future(("end", name))
+        node = ThreadNode(self, name)
+        thread = threading.Thread(
+            target=lambda: self.drive(node, main(node, *args, **kwargs), future, True),
+            name=name,
+            daemon=True,
+        )
+        self._mains.append(thread)
+        return future
+
+    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+        node = ThreadNode(self, name, observer=True)
+        thread = threading.Thread(
+            target=lambda: self.drive(node, main(node, *args, **kwargs), Future(), True),
+            name=name,
+            daemon=True,
+        )
+        self._observers.append(thread)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def over(self) -> bool:
+        """Whether the run is over for the node whose code this thread runs.
+
+        What such a node starts is never done, so that a main which never has to wait, since
+        all it asks for is there at once, ends too.
+        """
+        return self._stopping.is_set() and here.name != DRIVER
+
+    def waits_for_numerics(self) -> bool:
+        """Whether a computation must have ended when its future is done.
+
+        With several mains it must: whoever fetched parameters that still wait for another's
+        gradient would wait for it too, and nothing would be asynchronous. A single main
+        may be one computation ahead of its arrays, as jax is, unless spans are to be timed.
+        """
+        return len(self._mains) > 1 or (self.trace is not None and self.trace.max_spans > 0)
+
+    def run(self, until_s: float = math.inf) -> float:
+        self._stopping.clear()
+        self._begin_s = time.perf_counter()
+        for thread in (*self._mains, *self._observers):
+            thread.start()
+        deadlock = self._join_mains(until_s)
+        end_s = self.now_s()
+        self.stop()
+        for thread in (*self._mains, *self._observers):
+            thread.join()
+        self._mains, self._observers = [], []
+        for future in self.failed:
+            if not future.awaited:
+                future.result()
+        if deadlock is not None:
+            raise deadlock
+        return min(end_s, until_s)
+
+    def _join_mains(self, until_s: float) -> DeadlockError | None:
+        before = None
+        while any(thread.is_alive() for thread in self._mains):
+            if self._stopping.is_set() or self.now_s() >= until_s:
+                return None
+            stuck = self._stuck()
+            if stuck is not None and stuck == before:  # for a whole poll, not between two steps
+                return DeadlockError(describe_deadlock(self.now_s(), stuck[1]))
+            before = stuck
+            self._wait_for_an_end(min(_POLL_S, until_s - self.now_s()))
+        return None
+
+    def _stuck(self) -> tuple[int, dict[str, Future[Any]]] | None:
+        """Who waits for what, if all do, nobody serves or sleeps; and the number of wakes."""
+        waits = dict(self._waits)
+        found = {node.name: w for node, w in waits.items() if w is not None and not w.done()}
+        if self.serving or self.sleeping or not waits or len(found) < len(waits):
+            return None
+        return self._wakes, found
+
+    def _wait_for_an_end(self, timeout_s: float) -> None:
+        for thread in self._mains:
+            if thread.is_alive():
+                thread.join(max(0.0, timeout_s))
+                return
+
+    def drive(
+        self,
+        node: ThreadNode,
+        coroutine: Coroutine[Any, Any, Any],
+        future: Future[Any],
+        is_main: bool,
+    ) -> None:
+        """Runs a coroutine to its end, or to `stop`, in this thread."""
+        here.name = node.name
+        if not node.observer:
+            self._waits[node] = None
+        try:
+            while not self._stopping.is_set():
+                self._wait(node, coroutine.send(None))
+            coroutine.close()
+        except StopIteration as stop:
+            future.set_result(stop.value)
+        except Exception as error:
+            self.failed.append(future)
+            lost = is_main and not future.watched()
+            future.set_error(error)
+            if lost:  # rule 7: a main that fails while nobody awaits it ends the run
+                self.stop()
+        finally:
+            self._waits.pop(node, None)
+
+    def _wait(self, node: ThreadNode, future: Future[Any]) -> None:
+        gate = threading.Event()
+        future.on_done(gate.set)
+        if not node.observer:
+            self._waits[node] = future
+        while not gate.wait(_POLL_S) and not self._stopping.is_set():
+            pass
+        if not node.observer:
+            self._waits[node] = None
+            self._wakes += 1

@@ -1,0 +1,116 @@
+"""A service of this process: whoever calls it while it is idle serves the call."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, final
+
+from dbjax.errors import ServiceError
+from dbjax.runtime.base import Future
+from dbjax.runtime.threads.here import here
+from dbjax.runtime.threads.node import ThreadNode
+
+if TYPE_CHECKING:
+    from dbjax.runtime.threads.runtime import ThreadsRuntime
+
+
+@final
+class Service:
+    """A `Handle`, and the queue of calls that its service serves one at a time."""
+
+    def __init__(self, runtime: ThreadsRuntime, name: str, service: Any) -> None:
+        self.runtime, self.name, self.service = runtime, name, service
+        self._queue: deque[Callable[[], bool]] = deque()
+        self._turn = threading.Lock()  # held by the thread that serves
+
+    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        future: Future[Any] = Future((method.__name__, self.name))
+        if self.runtime.over():
+            return future
+        call = _Call(method.__name__, args, kwargs, self.runtime.now_s(), future)
+        self._queue.append(lambda: self._serve(call))
+        self._serve_waiting()
+        return future
+
+    def _serve_waiting(self) -> None:
+        """Serves in order of arrival, unless another thread does so already.
+
+        The queue is looked at again after the turn is given back: what another thread
+        put there in between would otherwise wait for ever.
+        """
+        while self._queue and self._turn.acquire(blocking=False):
+            self.runtime.serving.add(self)
+            handed_on = bool(self._queue) and self._queue.popleft()()
+            self.runtime.serving.discard(self)
+            if handed_on:
+                return
+            self._turn.release()
+
+    def _serve(self, call: _Call) -> bool:
+        """Whether the turn went on to a thread of the pool."""
+        begin_s = self.runtime.now_s()
+        try:
+            value = getattr(self.service, call.method)(*call.args, **call.kwargs)
+        except Exception as error:
+            self._fail(call, error)
+            return False
+        if isinstance(value, Coroutine):
+            self.runtime.pool.submit(self._serve_coroutine, call, value)
+            return True
+        if self.runtime.trace is not None:
+            self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())
+        if isinstance(value, Future):
+            value.on_done(lambda: self._reply_with(call, value))
+        else:
+            self._reply(call, value)
+        return False
+
+    def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
+        begin_s, outcome = self.runtime.now_s(), Future[Any]((call.method, self.name))
+        self.runtime.drive(ThreadNode(self.runtime, self.name), coroutine, outcome, False)
+        if self.runtime.trace is not None:
+            self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())
+        if outcome.done():  # else the run was stopped
+            self._reply_with(call, outcome)
+        self._turn.release()
+        self._serve_waiting()
+
+    def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
+        try:
+            self._reply(call, outcome.result())
+        except Exception as error:
+            self._fail(call, error)
+
+    def _reply(self, call: _Call, value: Any) -> None:
+        if self.runtime.trace is not None:
+            self.runtime.trace.span(call.source, call.method, call.sent_s, self.runtime.now_s())
+        call.future.set_result(value)
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        failure = ServiceError(
+            f"{self.name}.{call.method}, called by {call.source}, failed at "
+            f"{self.runtime.now_s():g} s: {type(error).__name__}: {error}"
+        )
+        failure.__cause__ = error
+        self.runtime.failed.append(call.future)
+        call.future.set_error(failure)
+
+
+@final
+class _Call:
+    """One message to a service, and the future of its reply."""
+
+    __slots__ = ("args", "future", "kwargs", "method", "sent_s", "source")
+
+    def __init__(
+        self,
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        sent_s: float,
+        future: Future[Any],
+    ) -> None:
+        self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
+        self.source, self.future = here.name, future
