@@ -57,8 +57,8 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
     rows: dict[str, list[str]] = {
         "hold-out accuracy at the end": [f"{s['test_accuracy']:.1%}" for s in summaries],
         f"first at {stated:.1%}, virtual seconds": [f"{t:.1f}" for t in times],
-        f"  times sooner than {base} at the end": [f"{end_s / t:.1f}" for t in times],
-        f"  times sooner than {base} first": [f"{times[0] / t:.1f}" for t in times],
+        f"  speed-up over {base} at its end": [f"{end_s / t:.1f}" for t in times],
+        f"  speed-up over {base} when first there": [f"{times[0] / t:.1f}" for t in times],
         "updates": [f"{s['updates']:,}" for s in summaries],
         "staleness in updates: mean": [f"{s['mean']:.1f}" for s in staleness],
         "  predicted mean, M - 1": [f"{s['predicted_mean']}" for s in staleness],
