@@ -28,6 +28,7 @@ on serving, the reply leaves when the future is settled).
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
 from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, final, overload
@@ -142,7 +143,7 @@ def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Fut
     if not futures:
         together.set_result(combine([]))
     for future in futures:
-        future.on_done(lambda f=future: arrive(f))  # type: ignore[misc]
+        future.on_done(functools.partial(arrive, future))
     return together
 
 
@@ -160,7 +161,7 @@ def first_of(
             first.set_result(index)
 
     for index, future in enumerate(futures):
-        future.on_done(lambda i=index: arrive(i))  # type: ignore[misc]
+        future.on_done(functools.partial(arrive, index))
     if timeout is not None:
         timeout.on_done(lambda: arrive(None))
     return first
