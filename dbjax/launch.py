@@ -106,7 +106,7 @@ def run(
     if runtime == "virtual":
         check_delays(reports)
     trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
-    summary = summarise(trace, reports) | {
+    summary = summarise(trace, reports, program.predicted_staleness_updates) | {
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,

@@ -26,15 +26,11 @@ def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
     return dict(sorted(total.items()))
 
 
-def staleness(reports: Sequence[Report]) -> Row:
-    """Mean, percentiles and maximum over all pushes applied by all shards, in updates.
-
-    `predicted_mean` is M - 1 for the M replicas that have pushed (proof 6).
-    """
+def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
+    """Mean, percentiles and maximum over all pushes applied by all shards, in updates."""
     histogram = staleness_histogram(reports)
-    predicted = max(report.delays.pushers() for report in reports) - 1
     if not histogram:
-        return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted}
+        return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted_mean}
     values, times = np.array(list(histogram)), np.array(list(histogram.values()))
     share = np.cumsum(times) / times.sum()
     return {
@@ -42,7 +38,7 @@ def staleness(reports: Sequence[Report]) -> Row:
         "p50": int(values[np.searchsorted(share, 0.5)]),
         "p95": int(values[np.searchsorted(share, 0.95)]),
         "max": int(values[-1]),
-        "predicted_mean": predicted,
+        "predicted_mean": predicted_mean,
     }
 
 
@@ -63,14 +59,14 @@ def train_loss(rows: Sequence[Row], recent: int = _RECENT) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def summarise(trace: Trace, reports: Sequence[Report]) -> Row:
+def summarise(trace: Trace, reports: Sequence[Report], predicted: float | None) -> Row:
     """What summary.json says of the run, but for its clock and its configuration."""
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
     return evaluations[-1] | {
         "train_loss": train_loss(trace.rows),
-        "staleness_updates": staleness(reports),
+        "staleness_updates": staleness(reports, predicted),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
         "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
         "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),

@@ -58,11 +58,20 @@ class ParameterShard(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """An algorithm in place: where its parameters are, and its mains."""
+    """An algorithm in place.
+
+    Attributes:
+      store: where its parameters are.
+      shard: the class of the store's services.
+      mains: what was spawned.
+      predicted_staleness_updates: mean staleness of a push when all replicas are equally
+        fast; None where no law is known.
+    """
 
     store: Sharded[Any]
     shard: type[ParameterShard]
     mains: tuple[Future[Any], ...]
+    predicted_staleness_updates: float | None = None
 
     @functools.cached_property
     def join(self) -> Callable[[Slices], Params]:

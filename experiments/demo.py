@@ -61,9 +61,9 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
         f"  speed-up over {base} when first there": [f"{times[0] / t:.1f}" for t in times],
         "updates": [f"{s['updates']:,}" for s in summaries],
         "staleness in updates: mean": [f"{s['mean']:.1f}" for s in staleness],
-        "  predicted mean, M - 1": [f"{s['predicted_mean']}" for s in staleness],
+        "  predicted mean, M - 1": [f"{s['predicted_mean']:.1f}" for s in staleness],
         "  p95, max": [f"{s['p95']}, {s['max']}" for s in staleness],
-        "fetched + pushed": [_moved(s) for s in summaries],
+        "fetched + pushed": [_moved(result) for result in results.values()],
         "wall seconds": [f"{s['wall_s']:.0f}" for s in summaries],
     }
     table = rich.table.Table("", *results)
@@ -72,10 +72,11 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
     return table
 
 
-def _moved(summary: Row) -> str:
-    if summary["staleness_updates"]["predicted_mean"] == 0:
-        return "nothing travels"
-    return f"{summary['bytes_fetched'] / 1e9:.1f} + {summary['bytes_pushed'] / 1e9:.1f} GB"
+def _moved(result: dbjax.Result) -> str:
+    if not any(span.node.startswith("shard/") for span in result.trace.spans):
+        return "nothing travels"  # the parameters are on the replica's own machine
+    fetched, pushed = result.summary["bytes_fetched"], result.summary["bytes_pushed"]
+    return f"{fetched / 1e9:.1f} + {pushed / 1e9:.1f} GB"
 
 
 def draw(results: dict[str, dbjax.Result], workdir: Path, seed: int) -> None:

@@ -18,13 +18,13 @@ _LOGGED_EVERY_S = 10.0  # seconds of the wall
 
 
 @contextlib.contextmanager
-def progress(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+def progress(label: str, clock: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
     """Gives a listener for the run's trace."""
     if sys.stderr.isatty():
-        with _bar(label, until_s) as listen:
+        with _bar(label, clock, until_s) as listen:
             yield listen
     else:
-        yield _log(label)
+        yield _log(label, clock)
 
 
 def describe(row: Row) -> str:
@@ -37,17 +37,17 @@ def describe(row: Row) -> str:
 
 
 @contextlib.contextmanager
-def _bar(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+def _bar(label: str, clock: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.completed:.0f} s of the run's clock"),
+        rich.progress.TextColumn("{task.completed:.0f} {task.fields[clock]} s"),
         rich.progress.TextColumn("{task.fields[state]}"),
         rich.progress.TimeElapsedColumn(),
     )
     console = rich.console.Console(stderr=True)
     with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=until_s, state="compiling")
+        task = bar.add_task(label, total=until_s, state="compiling", clock=clock)
 
         def listen(row: Row) -> None:
             if row["node"] == "evaluator":
@@ -56,7 +56,7 @@ def _bar(label: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
         yield listen
 
 
-def _log(label: str) -> Callable[[Row], None]:
+def _log(label: str, clock: str) -> Callable[[Row], None]:
     last_s = -math.inf
 
     def listen(row: Row) -> None:
@@ -64,7 +64,7 @@ def _log(label: str) -> Callable[[Row], None]:
         if row["node"] == "evaluator" and time.monotonic() - last_s > _LOGGED_EVERY_S:
             last_s = time.monotonic()
             logging.getLogger("dbjax").info(
-                "%s: %.1f s on the run's clock, %s", label, row["time_s"], describe(row)
+                "%s: %.1f %s s, %s", label, row["time_s"], clock, describe(row)
             )
 
     return listen

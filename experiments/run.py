@@ -32,7 +32,7 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
     every_s = None if config.until_s is None else config.until_s / config.evaluations
     with (
         Workdir(workdir, config.to_dict(), clock=_clock(config)) as files,
-        progress(label, config.until_s) as listen,
+        progress(label, _clock(config), config.until_s) as listen,
     ):
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(

@@ -62,6 +62,19 @@ class Config:
             )
 
 
+def predicted_staleness_updates(config: Config) -> float | None:
+    """Mean staleness of a push among M equally fast replicas that wait for their fetches.
+
+    When each fetch comes right after a push, every other replica pushes once in between:
+    M - 1 (proof 6). With n_push = 1 and fewer fetches, the k-th push after a fetch finds
+    k - 1 more updates of each of the M replicas: M (n_fetch - 1) / 2 more in the mean.
+    """
+    if config.overlap or config.n_push not in (1, config.n_fetch):
+        return None
+    rounds = (config.n_fetch - 1) / 2 if config.n_push == 1 else 0.0
+    return config.replicas * (1 + rounds) - 1
+
+
 async def client(
     node: Node,
     store: Sharded[Shard],
@@ -133,4 +146,4 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         )
         for r in range(config.replicas)
     ]
-    return Program(store, Shard, tuple(mains))
+    return Program(store, Shard, tuple(mains), predicted_staleness_updates(config))

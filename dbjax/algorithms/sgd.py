@@ -154,4 +154,4 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         )
         for r in range(config.replicas)
     ]
-    return Program(store, SynchronousShard, tuple(mains))
+    return Program(store, SynchronousShard, tuple(mains), predicted_staleness_updates=0.0)

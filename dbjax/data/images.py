@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import logging
 from collections.abc import Iterator
 from typing import Any
 
@@ -84,15 +85,18 @@ def prepare(name: str, data_dir: str) -> None:
       ValueError: TFDS does not know it, or cannot make it here.
     """
     builder = _builder(name, data_dir)
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the end of its retries is said
     with _explained(name):
         builder.download_and_prepare()
 
 
 def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
-    from absl import logging
+    from absl import logging as absl_logging
 
-    logging.set_verbosity(logging.ERROR)  # TFDS reports what the errors below say in a line
+    absl_logging.set_verbosity(
+        absl_logging.ERROR
+    )  # TFDS reports what the errors below say in a line
     with _explained(name):
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 

@@ -141,3 +141,17 @@ def test_the_loss_is_traced_once_for_all_replicas(runtime):
     task = dbjax.Task(jnp.zeros(2), loss, TASK.data, batch_size=1)
     dbjax.run(task, downpour.Config(replicas=5, shards=2, steps=4, n_fetch=2), runtime=runtime)
     assert len(traces) <= (1 if runtime == "virtual" else 5)  # threads may begin it at once
+
+
+@pytest.mark.parametrize(
+    ("n_fetch", "n_push", "expected"), [(1, 1, 4.0), (3, 3, 4.0), (5, 1, 14.0), (2, 3, None)]
+)
+def test_staleness_is_as_predicted(n_fetch, n_push, expected):
+    steps = n_fetch * n_push * 60
+    machine = dbjax.Machine(law="lognormal", sigma=0.2)
+    cluster = dbjax.Cluster(compute_s=1.0, machine=machine)
+    result = run(cluster=cluster, replicas=5, steps=steps, n_fetch=n_fetch, n_push=n_push)
+    staleness = result.summary["staleness_updates"]
+    assert staleness["predicted_mean"] == expected
+    if expected is not None:
+        assert staleness["mean"] == pytest.approx(expected, rel=0.05)
