@@ -22,9 +22,9 @@ from experiments.command_line import command, load_config, parse
 from experiments.run import run_config
 
 METHODS = {  # flag -> (name in figures, config)
-    "sgd": ("SGD [1]", "configs/speech_sgd.py"),
-    "downpour": ("Downpour [20]", "configs/speech_downpour.py"),
-    "adagrad": ("Downpour + Adagrad [20]", "configs/speech_downpour_adagrad.py"),
+    "sgd": ("SGD", "configs/speech_sgd.py"),
+    "downpour": ("Downpour", "configs/speech_downpour.py"),
+    "adagrad": ("Downpour + Adagrad", "configs/speech_downpour_adagrad.py"),
 }
 _WINDOW = 4  # mini-batches that the picture of the timeline shows
 
@@ -116,8 +116,9 @@ def main(arguments: list[str]) -> int:
     for method in methods:
         name, file = METHODS[method]
         config = load_config(f"{file}:{variant}")
-        results[name] = run_config(config, Path(chosen.workdir) / method, name)
-        if results[name].summary["interrupted"]:
+        label = f"{name} [{dict(config.options).get('replicas', 1)}]"
+        results[label] = run_config(config, Path(chosen.workdir) / method, label)
+        if results[label].summary["interrupted"]:
             break
     workdir = Path(chosen.workdir)
     draw(results, workdir, config.seed)

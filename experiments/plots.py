@@ -15,10 +15,10 @@ from dbjax.trace import Row, Span
 from dbjax.workdir.chrome_trace import merged, node_order
 
 STYLE = Path(__file__).with_name("dbjax.mplstyle")
-METHODS = {  # name -> colour, marker
-    "SGD [1]": ("#444444", "o"),
-    "Downpour [20]": ("#0072b2", "s"),
-    "Downpour + Adagrad [20]": ("#d55e00", "^"),
+METHODS = {  # name, but for the number of machines in brackets -> colour, marker
+    "SGD": ("#444444", "o"),
+    "Downpour": ("#0072b2", "s"),
+    "Downpour + Adagrad": ("#d55e00", "^"),
 }
 _OTHER = ("#009e73", "D")
 KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "#009e73"}
@@ -40,7 +40,7 @@ def curves(runs: Mapping[str, Sequence[Row]], *, clock: str, caption: str) -> Fi
 
 
 def _curve(axes: object, label: str, rows: Sequence[Row], accuracy: bool) -> None:
-    colour, marker = METHODS.get(label, _OTHER)
+    colour, marker = METHODS.get(label.split(" [")[0], _OTHER)
     times = [row["time_s"] for row in rows]
     draw = axes.plot  # type: ignore[attr-defined]
     if not accuracy:
