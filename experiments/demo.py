@@ -126,7 +126,7 @@ def main(arguments: list[str]) -> int:
     console.print(comparison(results))
     console.print(
         f"curves:   {workdir / 'accuracy.png'}\ntimeline: {workdir / 'timeline.png'}, and "
-        f"{workdir / methods[-1] / 'trace.json'} (open in ui.perfetto.dev)",
+        f"{workdir / method / 'trace.json'} (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
     return 130 if any(r.summary["interrupted"] for r in results.values()) else 0
