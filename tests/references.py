@@ -3,6 +3,7 @@
 import functools
 
 import jax
+import numpy as np
 import optax
 
 
@@ -31,3 +32,41 @@ def delayed_descent(a, tau, updates):
     for t in range(updates):
         path.append(path[-1] - a * path[max(0, t - tau)])
     return path[-1]
+
+
+def two_loops(s, y, gradient):
+    """Nocedal & Wright 2006, algorithm 7.4, as printed; pairs oldest first."""
+    q, alpha = gradient.copy(), {}
+    rho = [1 / (y[i] @ s[i]) for i in range(len(s))]
+    for i in reversed(range(len(s))):
+        alpha[i] = rho[i] * (s[i] @ q)
+        q -= alpha[i] * y[i]
+    r = q * (s[-1] @ y[-1]) / (y[-1] @ y[-1]) if s else q
+    for i in range(len(s)):
+        beta = rho[i] * (y[i] @ r)
+        r += s[i] * (alpha[i] - beta)
+    return -r
+
+
+def dense_inverse_hessian(s, y, size):
+    """Nocedal & Wright 2006, eq. 7.19: updates of the whole matrix."""
+    h = np.eye(size) * (s[-1] @ y[-1]) / (y[-1] @ y[-1]) if s else np.eye(size)
+    for si, yi in zip(s, y, strict=True):
+        rho = 1 / (yi @ si)
+        v = np.eye(size) - rho * np.outer(yi, si)
+        h = v.T @ h @ v + rho * np.outer(si, si)
+    return h
+
+
+def conjugate_gradients(matrix, b, steps):
+    """Hestenes & Stiefel 1952 on 0.5 x A x - b x, from 0; the path."""
+    x = np.zeros_like(b)
+    r = b - matrix @ x
+    p, path = r.copy(), [x]
+    for _ in range(steps):
+        alpha = (r @ r) / (p @ matrix @ p)
+        x, before = x + alpha * p, r
+        r = r - alpha * matrix @ p
+        p = r + (r @ r) / (before @ before) * p
+        path.append(x)
+    return path

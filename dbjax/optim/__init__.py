@@ -1,5 +1,22 @@
-"""Optax-style transforms; usable with plain optax, without the rest of dbjax."""
+"""Optimisers that need nothing of the rest of dbjax.
+
+Server rules are optax-style transforms. Batch methods (L-BFGS, conjugate gradients,
+descent) are coroutines that command vectors by name and receive scalars (`space`): the
+same code runs on the shards of a parameter server, on a jax pytree and on NumPy.
+"""
 
 from dbjax.optim.adagrad import DownpourAdagradState as DownpourAdagradState
 from dbjax.optim.adagrad import downpour_adagrad as downpour_adagrad
+from dbjax.optim.descent import ConjugateGradients as ConjugateGradients
+from dbjax.optim.descent import GradientDescent as GradientDescent
 from dbjax.optim.elementwise import require_elementwise as require_elementwise
+from dbjax.optim.lbfgs import Lbfgs as Lbfgs
+from dbjax.optim.minimise import minimise as minimise
+from dbjax.optim.space import Combine as Combine
+from dbjax.optim.space import Dots as Dots
+from dbjax.optim.space import Multiply as Multiply
+from dbjax.optim.space import Space as Space
+from dbjax.optim.state import Method as Method
+from dbjax.optim.state import State as State
+from dbjax.optim.state import Stops as Stops
+from dbjax.optim.wolfe import Wolfe as Wolfe

@@ -1,0 +1,75 @@
+"""Gradient descent and nonlinear conjugate gradients, on the seam of L-BFGS."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dbjax.optim.search import search_along
+from dbjax.optim.space import Combine, Dots, Space
+from dbjax.optim.state import State
+from dbjax.optim.wolfe import Wolfe
+
+
+async def _start(space: Space) -> State:
+    loss = await space.evaluate()
+    (square,) = await space.perform(Dots(("gradient",), ("gradient",)))
+    return State(0, 1, loss, max(square, 0.0) ** 0.5)
+
+
+@dataclasses.dataclass(frozen=True)
+class GradientDescent:
+    """Steepest descent with a line search that begins at the last step's length.
+
+    Attributes:
+      first_step: length of the first step of all, in units of the parameters.
+    """
+
+    first_step: float = 1.0
+    wolfe: Wolfe = Wolfe()
+
+    async def start(self, space: Space) -> State:
+        return await _start(space)
+
+    async def iterate(self, space: Space, state: State) -> State:
+        norm = state.gradient_norm
+        step = state.step or self.first_step / max(norm, 1e-300)
+        prepare = (Combine("direction", ((-1.0, "gradient"),)),)
+        return await search_along(space, state, self.wolfe, step, -(norm**2), prepare)
+
+
+@dataclasses.dataclass(frozen=True)
+class ConjugateGradients:
+    """Nonlinear conjugate gradients: Polak & Ribiere 1969, with beta at least 0.
+
+    Nocedal & Wright 2006, eq. 5.45; it restarts from the gradient when the direction
+    would not descend.
+
+    Attributes:
+      first_step: length of the first step of all, in units of the parameters.
+    """
+
+    first_step: float = 1.0
+    wolfe: Wolfe = Wolfe(curvature=0.1)
+
+    async def start(self, space: Space) -> State:
+        return await _start(space)
+
+    async def iterate(self, space: Space, state: State) -> State:
+        square = state.gradient_norm**2
+        beta, slope = 0.0, -square
+        step = self.first_step / max(state.gradient_norm, 1e-300)
+        if state.iteration:
+            mixed, before, along = await space.perform(
+                Dots(("gradient",), ("origin",)), Dots(("origin",), ("origin",)),
+                Dots(("gradient",), ("direction",)),
+            )  # fmt: skip
+            beta = max(0.0, (square - mixed) / before)
+            slope = -square + beta * along
+            if slope >= 0:
+                beta, slope = 0.0, -square
+            # the first change of the loss is taken to be that of the last iteration
+            step = state.step * state.memory / slope if state.memory else step
+        terms = ((-1.0, "gradient"), (beta, "direction"))
+        prepare = (Combine("direction", terms if state.iteration else terms[:1]),)
+        state = dataclasses.replace(state, memory=slope)
+        return await search_along(space, state, self.wolfe, step, slope, prepare)

@@ -1,0 +1,208 @@
+"""L-BFGS: Liu & Nocedal 1989; Nocedal & Wright 2006, algorithms 7.4 and 7.5.
+
+The vectors of the history stay where the parameters are. The direction is a combination of
+2 m + 1 of them, whose coefficients follow from their dot products alone (Chen, Wang & Zhou
+2014, "Large-scale L-BFGS using MapReduce"): per iteration O(m) new ones, in one round trip.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from dbjax.optim.search import search_along
+from dbjax.optim.space import Combine, Command, Dots, Space
+from dbjax.optim.state import State
+from dbjax.optim.wolfe import Wolfe
+
+Matrix = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What the coordinator knows of the pairs s, y.
+
+    Attributes:
+      slots: where the pairs lie, "s3" and "y3" for 3, oldest first.
+      gram: dot products of s (oldest first), y (oldest first) and the gradient.
+    """
+
+    slots: tuple[int, ...] = ()
+    gram: Matrix = dataclasses.field(default_factory=lambda: np.zeros((1, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Lbfgs:
+    """L-BFGS.
+
+    Attributes:
+      memory: pairs that are kept, m.
+      vector_free: one round trip for the direction; False: the two-loop recursion on the
+        vectors themselves, of 2 m round trips.
+      curvature: a pair is taken if s . y > curvature |s|^2 (proof 15).
+      damped: Powell's damping instead of leaving a pair out: y is mixed with s / gamma.
+      first_step: length of the first step of all, in units of the parameters.
+      wolfe: the line search.
+    """
+
+    memory: int = 10
+    vector_free: bool = True
+    curvature: float = 1e-10
+    damped: bool = False
+    first_step: float = 1.0
+    wolfe: Wolfe = Wolfe()
+
+    def __post_init__(self) -> None:
+        if self.memory < 1:
+            raise ValueError(f"Lbfgs.memory={self.memory} must be at least 1")
+        if not self.first_step > 0:
+            raise ValueError(f"Lbfgs.first_step={self.first_step} must be above 0")
+
+    async def start(self, space: Space) -> State:
+        loss = await space.evaluate()
+        (square,) = await space.perform(Combine("zero"), Dots(("gradient",), ("gradient",)))
+        history = History(gram=np.array([[square]]))
+        return State(0, 1, loss, max(square, 0.0) ** 0.5, memory=history)
+
+    async def iterate(self, space: Space, state: State) -> State:
+        history = await self._remember(space, state)
+        coefficients = direction_coefficients(history.gram)
+        slope = float(coefficients @ history.gram[-1])
+        prepare: tuple[Command, ...] = (self._combine(history, coefficients),)
+        if not self.vector_free:
+            slope, prepare = await _two_loops(space, history), ()
+        length = self.first_step / max(state.gradient_norm, 1e-300)
+        step = 1.0 if history.slots else min(1.0, length)
+        state = dataclasses.replace(state, memory=history)
+        return await search_along(space, state, self.wolfe, step, slope, prepare)
+
+    async def _remember(self, space: Space, state: State) -> History:
+        """Takes the pair of the last iteration into the history, if it is any good."""
+        known: History = state.memory
+        if state.iteration == 0:
+            return known
+        kept = known.slots[-self.memory + 1 :] if self.memory > 1 else ()
+        slot = next(i for i in range(self.memory) if i not in kept)
+        s, y = f"s{slot}", f"y{slot}"
+        olds = [*_names("s", kept, self.memory - 1), *_names("y", kept, self.memory - 1)]
+        replies = await space.perform(
+            Combine(s, ((1.0, "params"), (-1.0, "start"))),
+            Combine(y, ((1.0, "gradient"), (-1.0, "origin"))),
+            Dots((s, y, "gradient"), (*olds, s, y, "gradient")),
+        )
+        rows = np.array(replies).reshape(3, -1)
+        gram = _grown(known, kept, rows, self.memory - 1)
+        pairs = len(kept) + 1
+        at_s, at_y = pairs - 1, 2 * pairs - 1
+        ss, sy = gram[at_s, at_s], gram[at_s, at_y]
+        if sy > self.curvature * ss > 0:
+            return History((*kept, slot), gram)
+        if self.damped and ss > 0:
+            yy = max(gram[at_y, at_y], 1e-300)
+            return await self._damp(space, History((*kept, slot), gram), yy / max(abs(sy), 1e-300))
+        return _without_newest(History((*kept, slot), gram))
+
+    async def _damp(self, space: Space, history: History, scale: float) -> History:
+        """Powell 1978, with a multiple of the identity for B: y <- theta y + (1 - theta) B s."""
+        pairs = len(history.slots)
+        at_s, at_y = pairs - 1, 2 * pairs - 1
+        gram = history.gram.copy()
+        bowed = scale * gram[at_s, at_s]
+        theta = min(1.0, 0.8 * bowed / (bowed - gram[at_s, at_y]))
+        mix = np.eye(len(gram))
+        mix[at_y, at_y], mix[at_y, at_s] = theta, (1 - theta) * scale
+        name = history.slots[-1]
+        terms = ((theta, f"y{name}"), ((1 - theta) * scale, f"s{name}"))
+        await space.perform(Combine(f"y{name}", terms))
+        return History(history.slots, mix @ gram @ mix.T)
+
+    def _combine(self, history: History, coefficients: Matrix) -> Command:
+        """Direction <- the combination; absent pairs are zeros, so that it compiles once."""
+        pairs = len(history.slots)
+        s, y = coefficients[:pairs], coefficients[pairs:-1]
+        absent = ((0.0, "zero"),) * (self.memory - pairs)
+        terms = (
+            *absent,
+            *((float(c), f"s{i}") for c, i in zip(s, history.slots, strict=True)),
+            *absent,
+            *((float(c), f"y{i}") for c, i in zip(y, history.slots, strict=True)),
+            (float(coefficients[-1]), "gradient"),
+        )
+        return Combine("direction", terms)
+
+
+def direction_coefficients(gram: Matrix) -> Matrix:
+    """Of s (oldest first), y (oldest first) and the gradient in -H gradient.
+
+    The two-loop recursion, carried out on coefficients. `gram` holds the dot products of
+    these 2 m + 1 vectors; H starts from s . y / y . y of the newest pair.
+    """
+    pairs = (len(gram) - 1) // 2
+    coefficients = np.zeros(len(gram))
+    coefficients[-1] = -1.0
+    alpha = np.zeros(pairs)
+    for i in reversed(range(pairs)):
+        s, y = i, pairs + i
+        alpha[i] = coefficients @ gram[s] / gram[s, y]
+        coefficients[y] -= alpha[i]
+    if pairs:
+        s, y = pairs - 1, 2 * pairs - 1
+        coefficients *= gram[s, y] / gram[y, y]
+    for i in range(pairs):
+        s, y = i, pairs + i
+        coefficients[s] += alpha[i] - coefficients @ gram[y] / gram[s, y]
+    return coefficients
+
+
+async def _two_loops(space: Space, history: History) -> float:
+    """Algorithm 7.4 on the vectors themselves; returns the slope."""
+    pairs, gram = len(history.slots), history.gram
+    rho = [1 / gram[i, pairs + i] for i in range(pairs)]
+    alpha = [0.0] * pairs
+    await space.perform(Combine("direction", ((-1.0, "gradient"),)))
+    for i in reversed(range(pairs)):
+        (dot,) = await space.perform(Dots((f"s{history.slots[i]}",), ("direction",)))
+        alpha[i] = rho[i] * dot
+        terms = ((1.0, "direction"), (-alpha[i], f"y{history.slots[i]}"))
+        await space.perform(Combine("direction", terms))
+    if pairs:
+        gamma = 1 / (rho[-1] * gram[2 * pairs - 1, 2 * pairs - 1])
+        await space.perform(Combine("direction", ((gamma, "direction"),)))
+    for i in range(pairs):
+        (dot,) = await space.perform(Dots((f"y{history.slots[i]}",), ("direction",)))
+        terms = ((1.0, "direction"), (alpha[i] - rho[i] * dot, f"s{history.slots[i]}"))
+        await space.perform(Combine("direction", terms))
+    (slope,) = await space.perform(Dots(("gradient",), ("direction",)))
+    return slope
+
+
+def _names(kind: str, slots: tuple[int, ...], length: int) -> list[str]:
+    """Names of vectors, oldest first, filled up with zeros in front."""
+    return ["zero"] * (length - len(slots)) + [f"{kind}{slot}" for slot in slots]
+
+
+def _grown(known: History, kept: tuple[int, ...], rows: Matrix, length: int) -> Matrix:
+    """The Gram matrix of the kept pairs, the new pair, and the new gradient."""
+    old, count = len(known.slots), len(kept)
+    first = old - count
+    pairs = count + 1
+    gram = np.zeros((2 * pairs + 1, 2 * pairs + 1))
+    before = [*range(first, old), *range(old + first, 2 * old)]
+    after = [*range(count), *range(pairs, pairs + count)]
+    gram[np.ix_(after, after)] = known.gram[np.ix_(before, before)]
+    absent = length - count
+    columns = [*range(absent, length), *range(length + absent, 2 * length)]
+    new = [pairs - 1, 2 * pairs - 1, 2 * pairs]  # s, y, gradient
+    for row, at in zip(rows, new, strict=True):
+        gram[at, after] = gram[after, at] = row[columns]
+    gram[np.ix_(new, new)] = (rows[:, -3:] + rows[:, -3:].T) / 2
+    return gram
+
+
+def _without_newest(history: History) -> History:
+    """Leaves the newest pair out; the gradient's dot products stay."""
+    pairs = len(history.slots)
+    stay = [*range(pairs - 1), *range(pairs, 2 * pairs - 1), 2 * pairs]
+    return History(history.slots[:-1], history.gram[np.ix_(stay, stay)])

@@ -1,0 +1,71 @@
+"""Batch methods in this process: on a jax pytree, or on NumPy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar, final
+
+import jax
+
+from dbjax.optim.lbfgs import Lbfgs
+from dbjax.optim.space import Command, Vector, perform
+from dbjax.optim.state import Method, State, Stops
+
+T = TypeVar("T")
+
+
+@final
+class LocalSpace:
+    """A `Space` whose vectors are here; nothing it is asked for has to be waited for."""
+
+    def __init__(
+        self, value_and_grad: Callable[[Vector], tuple[Any, Vector]], params: Vector
+    ) -> None:
+        self.vectors: dict[str, Vector] = {"params": params}
+        self._value_and_grad = value_and_grad
+
+    async def perform(self, *commands: Command) -> list[float]:
+        replies: list[float] = perform(self.vectors, commands).tolist()
+        return replies
+
+    async def evaluate(self) -> float:
+        loss, self.vectors["gradient"] = self._value_and_grad(self.vectors["params"])
+        return float(loss)
+
+
+def minimise(
+    loss: Callable[[Vector], Any],
+    params: Vector,
+    method: Method | None = None,
+    stops: Stops | None = None,
+    *,
+    value_and_grad: Callable[[Vector], tuple[Any, Vector]] | None = None,
+) -> tuple[Vector, State]:
+    """Minimises a loss; returns the parameters, and where and why it stopped.
+
+    Args:
+      loss: params -> scalar, differentiable by jax.
+      method: `Lbfgs()` by default.
+      value_and_grad: instead of jax's, for functions of NumPy arrays.
+    """
+    chosen = value_and_grad or jax.jit(jax.value_and_grad(loss))
+    space = LocalSpace(chosen, params)
+    state = _complete(_minimise(space, method or Lbfgs(), stops or Stops()))
+    return space.vectors["params"], state
+
+
+async def _minimise(space: LocalSpace, method: Method, stops: Stops) -> State:
+    state = stops.check(await method.start(space), None)
+    while not state.stop:
+        state = stops.check(await method.iterate(space, state), state)
+    return state
+
+
+def _complete(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Runs a coroutine that never waits."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        value: T = stop.value
+        return value
+    raise RuntimeError("a method in this process waited for something")

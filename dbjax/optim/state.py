@@ -1,0 +1,80 @@
+"""Where a batch method stands between two iterations, and when it stops."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Protocol
+
+from dbjax.optim.space import Space
+
+
+@dataclasses.dataclass(frozen=True)
+class State:
+    """All that a coordinator knows; a few numbers, so that it can be restarted from them.
+
+    Attributes:
+      iteration: finished ones.
+      evaluations: of the loss and its gradient, so far.
+      loss: at "params".
+      gradient_norm: Euclidean.
+      step: of the last line search.
+      memory: what the method remembers beside the vectors.
+      stop: why it stopped; "" while it goes on.
+    """
+
+    iteration: int
+    evaluations: int
+    loss: float
+    gradient_norm: float = math.nan
+    step: float = 0.0
+    memory: Any = None
+    stop: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stops:
+    """When to stop; the first that holds is named in `State.stop`.
+
+    Attributes:
+      gradient_norm: at which the parameters count as stationary.
+      relative_decrease: of the loss in one iteration, below which it counts as converged:
+        (before - after) / max(|before|, |after|, 1).
+      iterations: at most.
+      evaluations: at most; a line search that is under way is finished.
+    """
+
+    gradient_norm: float = 1e-5
+    relative_decrease: float = 1e-9
+    iterations: int = 100
+    evaluations: int = 10_000
+
+    def check(self, state: State, before: State | None) -> State:
+        """The state, with the reason to stop if there is one."""
+        if state.stop:
+            return state
+        reason = ""
+        if not math.isfinite(state.loss):
+            reason = f"the loss is {state.loss} at the start"
+        elif state.gradient_norm <= self.gradient_norm:
+            reason = f"gradient norm {state.gradient_norm:.3g} <= {self.gradient_norm:g}"
+        elif before is not None and self._small(before.loss, state.loss):
+            reason = f"relative decrease <= {self.relative_decrease:g}"
+        elif state.iteration >= self.iterations:
+            reason = f"{self.iterations} iterations"
+        elif state.evaluations >= self.evaluations:
+            reason = f"{self.evaluations} evaluations"
+        return dataclasses.replace(state, stop=reason)
+
+    def _small(self, before: float, after: float) -> bool:
+        return before - after <= self.relative_decrease * max(abs(before), abs(after), 1.0)
+
+
+class Method(Protocol):
+    """A batch method; its settings are its fields."""
+
+    async def start(self, space: Space) -> State:
+        """Evaluates at "params"."""
+
+    async def iterate(self, space: Space, state: State) -> State:
+        """One iteration: a direction, a line search, new "params" and "gradient"."""

@@ -1,0 +1,118 @@
+"""A line search for the strong Wolfe conditions, which sees losses and slopes only.
+
+Nocedal & Wright 2006, "Numerical Optimization", algorithms 3.5 (bracketing) and 3.6 (zoom)
+with cubic interpolation; near the limit of the loss's precision the approximate Wolfe
+conditions of Hager & Zhang 2005, which compare slopes and not losses. It runs in one place,
+the coordinator: everybody else learns the step, and nobody decides differently.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Awaitable, Callable
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Trial:
+    """A step along the direction; the loss there, and its derivative by the step."""
+
+    step: float
+    loss: float
+    slope: float
+
+    def finite(self) -> bool:
+        return math.isfinite(self.loss) and math.isfinite(self.slope)
+
+
+@dataclasses.dataclass(frozen=True)
+class Wolfe:
+    """The search's settings.
+
+    Attributes:
+      decrease: c1: the loss must fall by this share of what the first slope promises.
+      curvature: c2: the slope must fall to this share of the first one.
+      loss_error: relative error of the loss; smaller differences are not believed.
+      max_trials: evaluations until it gives up.
+      largest_growth: of the step from one trial to the next, while bracketing.
+    """
+
+    decrease: float = 1e-4
+    curvature: float = 0.9
+    loss_error: float = 1e-9
+    max_trials: int = 20
+    largest_growth: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.decrease < self.curvature < 1:
+            raise ValueError(
+                f"Wolfe: needs 0 < decrease={self.decrease} < curvature={self.curvature} < 1"
+            )
+        if self.max_trials < 1:
+            raise ValueError(f"Wolfe.max_trials={self.max_trials} must be at least 1")
+
+    async def search(
+        self, evaluate: Callable[[float], Awaitable[Trial]], start: Trial, first_step: float
+    ) -> tuple[Trial | None, str]:
+        """Finds a step; or None, and why.
+
+        Args:
+          evaluate: step -> trial; the last one asked for need not be the one returned.
+          start: step 0; its slope must be negative.
+        """
+        if not start.slope < 0:
+            return None, f"the slope {start.slope:.3g} along the direction is not negative"
+        low, high, step = start, None, first_step  # type: Trial, Trial | None, float
+        for _ in range(self.max_trials):
+            trial = await evaluate(step)
+            if self._accepts(trial, start):
+                return trial, ""
+            worse = not trial.finite() or not self._decreased(trial, start)
+            if worse or (trial.loss >= low.loss and low.step > 0):
+                high = trial
+            elif trial.slope * ((high.step if high else math.inf) - trial.step) < 0:
+                low = trial
+            else:
+                low, high = trial, (low if trial.slope > 0 or high else None)
+            if high is None:
+                step = min(self._beyond(low, start), self.largest_growth * low.step)
+            elif abs(high.step - low.step) <= 1e-12 * max(high.step, low.step):
+                break
+            else:
+                step = _between(low, high)
+        if low.step > 0 and low.loss < start.loss:
+            return low, ""  # lower, if not by as much as was asked for
+        return None, f"no lower loss found in {self.max_trials} trials along the direction"
+
+    def _decreased(self, trial: Trial, start: Trial) -> bool:
+        return trial.loss <= start.loss + self.decrease * trial.step * start.slope or (
+            trial.loss <= start.loss + self.loss_error * abs(start.loss)
+            and trial.slope <= (2 * self.decrease - 1) * start.slope
+        )
+
+    def _accepts(self, trial: Trial, start: Trial) -> bool:
+        flat = abs(trial.slope) <= -self.curvature * start.slope
+        return trial.finite() and flat and self._decreased(trial, start)
+
+    def _beyond(self, low: Trial, start: Trial) -> float:
+        """Where the slope would be zero, if it went on as from the start to here."""
+        fall = (low.slope - start.slope) / low.step
+        return max(1.5 * low.step, low.step - low.slope / fall) if fall > 0 else math.inf
+
+
+def _between(low: Trial, high: Trial) -> float:
+    """The minimum of the cubic through both, kept away from either end."""
+    width = high.step - low.step
+    share = 0.1 if not high.finite() else _cubic_share(low, high, width)
+    return low.step + min(0.9, max(0.1, share)) * width
+
+
+def _cubic_share(low: Trial, high: Trial, width: float) -> float:
+    """Nocedal & Wright, eq. 3.59, as a share of the way from low to high."""
+    d1 = low.slope + high.slope - 3 * (low.loss - high.loss) / (low.step - high.step)
+    square = d1 * d1 - low.slope * high.slope
+    if not square >= 0:
+        return 0.5
+    d2 = math.copysign(math.sqrt(square), width)
+    below = high.slope - low.slope + 2 * d2
+    return 1 - (high.slope + d2 - d1) / below if below else 0.5

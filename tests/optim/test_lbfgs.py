@@ -1,0 +1,306 @@
+"""Batch methods against plain references, closed forms, and scipy and optax."""
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import scipy.optimize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dbjax.data import load
+from dbjax.models import SpeechConfig, model
+from dbjax.optim import (
+    Combine,
+    ConjugateGradients,
+    Dots,
+    GradientDescent,
+    Lbfgs,
+    Multiply,
+    Stops,
+    Wolfe,
+    minimise,
+)
+from dbjax.optim.lbfgs import direction_coefficients
+from dbjax.optim.minimise import LocalSpace
+from dbjax.optim.space import perform
+from tests.references import conjugate_gradients, dense_inverse_hessian, two_loops
+
+
+@pytest.mark.parametrize("pairs", [0, 1, 4, 10])
+def test_12_vector_free_equals_two_loops_and_the_dense_matrix(pairs):
+    random = np.random.default_rng(pairs)
+    half = random.normal(size=(30, 30))
+    hessian = half @ half.T + np.eye(30)
+    s = [random.normal(size=30) for _ in range(pairs)]
+    y = [hessian @ si for si in s]
+    gradient = random.normal(size=30)
+    basis = np.array([*s, *y, gradient])
+    direction = direction_coefficients(basis @ basis.T) @ basis
+    np.testing.assert_allclose(direction, two_loops(s, y, gradient), rtol=1e-9, atol=1e-12)
+    dense = -dense_inverse_hessian(s, y, 30) @ gradient
+    np.testing.assert_allclose(direction, dense, rtol=1e-9, atol=1e-12)
+    if pairs:
+        wrong = two_loops(s[:-1], y[:-1], gradient)
+        assert not np.allclose(direction, wrong, rtol=1e-3)
+
+
+class Exact:
+    """The minimum along a line of a quadratic, from two slopes."""
+
+    async def search(self, evaluate, start, first_step):
+        probe = await evaluate(1.0)
+        return await evaluate(-start.slope / (probe.slope - start.slope)), ""
+
+
+@pytest.mark.parametrize("memory", [1, 5, 10])
+def test_11_with_exact_steps_on_a_quadratic_it_is_conjugate_gradients(memory):
+    random = np.random.default_rng(0)
+    half = random.normal(size=(12, 12))
+    matrix, b = half @ half.T + np.eye(12), random.normal(size=12)
+    expected = conjugate_gradients(matrix, b, 8)
+
+    def value_and_grad(x):
+        return 0.5 * x @ matrix @ x - b @ x, matrix @ x - b
+
+    method = Lbfgs(memory=memory, wolfe=Exact())
+    for k in (1, 4, 8):
+        x, state = minimise(None, np.zeros(12), method, Stops(0.0, -1.0, iterations=k),
+                            value_and_grad=value_and_grad)  # fmt: skip
+        np.testing.assert_allclose(x, expected[k], rtol=1e-6, atol=1e-9)
+        assert state.iteration == k
+    inexact, _ = minimise(None, np.zeros(12), Lbfgs(memory=memory), Stops(0.0, -1.0, iterations=4),
+                          value_and_grad=value_and_grad)  # fmt: skip
+    assert not np.allclose(inexact, expected[4], rtol=1e-6)
+
+
+def test_15_pairs_of_negative_curvature_are_left_out_or_damped():
+    def value_and_grad(x):  # concave around 0, so that s . y < 0 there
+        return float(np.sum(x**4 - 8 * x**2)), 4 * x**3 - 16 * x
+
+    start = np.array([0.01, 0.02, -0.01])
+    tiny = Wolfe(curvature=0.999, decrease=1e-6)
+    for damped in (False, True):
+        method = Lbfgs(damped=damped, first_step=1e-3, wolfe=tiny)
+        space = LocalSpace(value_and_grad, start)
+        state = _run(method.start(space))
+        for _ in range(3):
+            state = _run(method.iterate(space, state))
+        history = state.memory
+        pairs = len(history.slots)
+        products = [history.gram[i, pairs + i] for i in range(pairs)]
+        assert all(product > 0 for product in products)
+        x, state = minimise(None, start, method, Stops(1e-6), value_and_grad=value_and_grad)
+        np.testing.assert_allclose(np.abs(x), 2.0, rtol=1e-5)
+
+
+def _run(coroutine):
+    with pytest.raises(StopIteration) as end:
+        coroutine.send(None)
+    return end.value.value
+
+
+def rosenbrock(x):
+    value = np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2)
+    return value, scipy.optimize.rosen_der(x)
+
+
+def regression():
+    digits = load("digits").train.tree
+    inputs = np.concatenate([digits.inputs, np.ones((len(digits.inputs), 1))], 1).astype(float)
+    onehot = np.eye(10)[digits.labels]
+
+    def value_and_grad(w):
+        logits = inputs @ w.reshape(65, 10)
+        peak = logits.max(1, keepdims=True)
+        log_sum = peak + np.log(np.exp(logits - peak).sum(1, keepdims=True))
+        loss = np.mean(log_sum[:, 0] - (logits * onehot).sum(1)) + 5e-4 * w @ w
+        gradient = inputs.T @ (np.exp(logits - log_sum) - onehot) / len(inputs)
+        return loss, gradient.ravel() + 1e-3 * w
+
+    return value_and_grad
+
+
+def quadratic(x):
+    scales = np.geomspace(1, 1e6, len(x))
+    return 0.5 * x @ (scales * x), scales * x
+
+
+PROBLEMS = {
+    "logistic regression on digits": (regression, np.zeros(650)),
+    "Rosenbrock 2": (lambda: rosenbrock, np.tile([-1.2, 1.0], 1)),
+    "Rosenbrock 10": (lambda: rosenbrock, np.tile([-1.2, 1.0], 5)),
+    "Rosenbrock 100": (lambda: rosenbrock, np.tile([-1.2, 1.0], 50)),
+    "Rosenbrock 1000": (lambda: rosenbrock, np.tile([-1.2, 1.0], 500)),
+    "quadratic of condition 1e6": (lambda: quadratic, np.ones(100)),
+}
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_evaluations_are_within_one_and_a_half_of_scipys(name):
+    make, start = PROBLEMS[name]
+    function = make()
+    options = {"maxcor": 10, "ftol": 0, "gtol": 1e-6, "maxiter": 20_000, "maxfun": 40_000}
+    theirs = scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B", options=options)
+    norm = float(np.linalg.norm(theirs.jac))
+    stops = Stops(norm, -1.0, iterations=20_000, evaluations=40_000)
+    _, state = minimise(None, start, Lbfgs(), stops, value_and_grad=function)
+    assert state.stop.startswith("gradient norm")
+    assert state.evaluations <= 1.5 * theirs.nfev
+    assert state.loss == pytest.approx(theirs.fun, rel=1e-6, abs=1e-9)
+
+
+def test_agrees_with_optax_and_scipy_on_a_small_speech_network():
+    network = model(SpeechConfig(inputs=20, width=16, depth=2, states=6), 0)
+    random = np.random.default_rng(0)
+    batch = (random.normal(size=(400, 20)).astype(np.float32), random.integers(6, size=400))
+    flat, unravel = jax.flatten_util.ravel_pytree(network.params)
+    full = jax.jit(jax.value_and_grad(lambda w: network.loss(unravel(w), batch)))
+    theirs = scipy.optimize.minimize(
+        lambda w: [np.asarray(v, np.float64) for v in full(w.astype(np.float32))],
+        np.asarray(flat, np.float64), jac=True, method="L-BFGS-B",
+        options={"maxcor": 10, "maxiter": 60, "maxfun": 400},
+    )  # fmt: skip
+    _, state = minimise(lambda p: network.loss(p, batch), network.params, Lbfgs(),
+                        Stops(0.0, -1.0, iterations=theirs.nit))  # fmt: skip
+    assert state.evaluations <= 1.5 * theirs.nfev
+    assert state.loss <= theirs.fun + 0.1  # not convex: as good, not the same
+
+    solver = optax.lbfgs(memory_size=10)
+    value_and_grad = optax.value_and_grad_from_state(lambda p: network.loss(p, batch))
+
+    @jax.jit
+    def step(params, state):
+        value, gradient = value_and_grad(params, state=state)
+        updates, state = solver.update(
+            gradient, state, params, value=value, grad=gradient,
+            value_fn=lambda p: network.loss(p, batch),
+        )  # fmt: skip
+        return optax.apply_updates(params, updates), state, value
+
+    params, solved = network.params, solver.init(network.params)
+    for _ in range(theirs.nit):
+        params, solved, value = step(params, solved)
+    assert state.loss <= float(value) + 0.1
+
+
+@pytest.mark.parametrize("method", [GradientDescent(), ConjugateGradients(), Lbfgs(),
+                                    Lbfgs(vector_free=False), Lbfgs(memory=1)])  # fmt: skip
+def test_every_method_finds_the_minimum_of_a_jax_pytree(method):
+    target = {"w": jnp.arange(6.0).reshape(2, 3), "b": jnp.ones(())}
+
+    def loss(p):
+        parts = jax.tree.map(lambda a, t: jnp.sum(jnp.cosh(a - t) - 1), p, target)
+        return sum(jax.tree.leaves(parts))
+
+    params, state = minimise(loss, jax.tree.map(jnp.zeros_like, target), method, Stops(3e-3, -1))
+    assert state.stop.startswith("gradient norm")
+    assert all(jnp.allclose(params[k], target[k], atol=4e-3) for k in target)
+
+
+def test_trials_that_are_not_finite_shrink_the_step():
+    def barrier(x):
+        if np.any(x <= 0):
+            return np.nan, np.full_like(x, np.nan)
+        return float(np.sum(x - np.log(x))), 1 - 1 / x
+
+    x, state = minimise(None, np.array([1e-3, 50.0]), Lbfgs(first_step=1e4), Stops(1e-8, -1.0),
+                        value_and_grad=barrier)  # fmt: skip
+    np.testing.assert_allclose(x, 1.0, rtol=1e-6)
+    assert state.stop.startswith("gradient norm")
+
+
+def test_a_hopeless_search_says_why_and_leaves_the_parameters():
+    def lying(x):
+        return float(np.sum(x**2)), -2 * x  # uphill
+
+    x, state = minimise(None, np.ones(3), Lbfgs(), value_and_grad=lying)
+    assert state.stop == "line search: no lower loss found in 20 trials along the direction"
+    assert np.array_equal(x, np.ones(3))
+    _, state = minimise(None, np.ones(3), value_and_grad=lambda x: (np.nan, x))
+    assert state.stop == "the loss is nan at the start"
+
+
+def test_stops_are_named():
+    for stops, reason in (
+        (Stops(0.0, -1.0, iterations=3), "3 iterations"),
+        (Stops(0.0, -1.0, evaluations=5), "5 evaluations"),
+        (Stops(0.0, 1e-1, iterations=99), "relative decrease <= 0.1"),
+        (Stops(1e3), "gradient norm"),
+    ):
+        _, state = minimise(None, np.array([-1.2, 1.0]), None, stops, value_and_grad=rosenbrock)
+        assert state.stop.startswith(reason)
+
+
+class Counting:
+    """Counts round trips and scalars."""
+
+    def __init__(self, space):
+        self.space, self.trips = space, []
+
+    async def perform(self, *commands):
+        replies = await self.space.perform(*commands)
+        self.trips.append(len(replies))
+        return replies
+
+    async def evaluate(self):
+        self.trips.append("evaluate")
+        return await self.space.evaluate()
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_12_one_round_trip_and_o_of_m_scalars_whatever_the_size(size):
+    method = Lbfgs(memory=5)
+    space = Counting(LocalSpace(rosenbrock, np.tile([-1.2, 1.0], size // 2)))
+    state = _run(method.start(space))
+    for _ in range(12):
+        state = _run(method.iterate(space, state))
+    space.trips.clear()
+    before = state.evaluations
+    state = _run(method.iterate(space, state))
+    trials = state.evaluations - before
+    # s, y and the gradient with 4 older pairs and themselves; then, for each trial, a
+    # move, an evaluation, and the slope and the norm
+    assert space.trips == [3 * (2 * 4 + 3)] + [0, "evaluate", 2] * trials
+
+
+NAMES = ("params", "a", "b", "c")
+terms = st.lists(st.tuples(st.floats(-2, 2, width=32), st.sampled_from(NAMES)), max_size=3)
+commands = st.lists(
+    st.one_of(
+        st.builds(lambda out, t: Combine(out, tuple(t)), st.sampled_from(NAMES), terms),
+        st.builds(Multiply, *[st.sampled_from(NAMES)] * 3),
+        st.builds(lambda r, c: Dots(tuple(r), tuple(c)),
+                  *[st.lists(st.sampled_from(NAMES), min_size=1, max_size=2)] * 2),
+    ), max_size=6,
+)  # fmt: skip
+
+
+@settings(max_examples=40, deadline=None)
+@given(commands=commands)
+def test_commands_do_the_same_on_jax_and_numpy_and_one_by_one(commands):
+    start = {name: {"x": np.arange(1, 4) * (i + 1) / 8, "y": np.ones((2, 2)) * i}
+             for i, name in enumerate(NAMES)}  # fmt: skip
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
+    numpy, single = dict(start), dict(start)
+    replies = perform(numpy, commands)
+    np.testing.assert_allclose(perform(ours, commands), replies, rtol=1e-4, atol=1e-4)
+    one_by_one = [reply for command in commands for reply in perform(single, [command])]
+    assert one_by_one == replies.tolist()
+    for name in NAMES:
+        for part in ("x", "y"):
+            np.testing.assert_array_equal(single[name][part], numpy[name][part])
+            np.testing.assert_allclose(ours[name][part], numpy[name][part], rtol=1e-4, atol=1e-4)
+
+
+def test_bad_settings_are_refused():
+    for make, text in (
+        (lambda: Lbfgs(memory=0), "Lbfgs.memory=0"),
+        (lambda: Lbfgs(first_step=0.0), "first_step=0.0"),
+        (lambda: Wolfe(decrease=0.95), "decrease=0.95"),
+        (lambda: Wolfe(max_trials=0), "max_trials=0"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            make()
