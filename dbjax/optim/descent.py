@@ -6,14 +6,8 @@ import dataclasses
 
 from dbjax.optim.search import search_along
 from dbjax.optim.space import Combine, Dots, Space
-from dbjax.optim.state import State
+from dbjax.optim.state import State, start
 from dbjax.optim.wolfe import Wolfe
-
-
-async def _start(space: Space) -> State:
-    loss = await space.evaluate()
-    (square,) = await space.perform(Dots(("gradient",), ("gradient",)))
-    return State(0, 1, loss, max(square, 0.0) ** 0.5)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +22,8 @@ class GradientDescent:
     wolfe: Wolfe = Wolfe()
 
     async def start(self, space: Space) -> State:
-        return await _start(space)
+        state, _ = await start(space)
+        return state
 
     async def iterate(self, space: Space, state: State) -> State:
         norm = state.gradient_norm
@@ -52,7 +47,8 @@ class ConjugateGradients:
     wolfe: Wolfe = Wolfe(curvature=0.1)
 
     async def start(self, space: Space) -> State:
-        return await _start(space)
+        state, _ = await start(space)
+        return state
 
     async def iterate(self, space: Space, state: State) -> State:
         square = state.gradient_norm**2

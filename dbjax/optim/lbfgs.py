@@ -14,7 +14,7 @@ import numpy as np
 
 from dbjax.optim.search import search_along
 from dbjax.optim.space import Combine, Command, Dots, Space
-from dbjax.optim.state import State
+from dbjax.optim.state import State, start
 from dbjax.optim.wolfe import Wolfe
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
@@ -61,10 +61,8 @@ class Lbfgs:
             raise ValueError(f"Lbfgs.first_step={self.first_step} must be above 0")
 
     async def start(self, space: Space) -> State:
-        loss = await space.evaluate()
-        (square,) = await space.perform(Combine("zero"), Dots(("gradient",), ("gradient",)))
-        history = History(gram=np.array([[square]]))
-        return State(0, 1, loss, max(square, 0.0) ** 0.5, memory=history)
+        state, square = await start(space, Combine("zero"))
+        return dataclasses.replace(state, memory=History(gram=np.array([[square]])))
 
     async def iterate(self, space: Space, state: State) -> State:
         history = await self._remember(space, state)
@@ -89,7 +87,7 @@ class Lbfgs:
         olds = [*_names("s", kept, self.memory - 1), *_names("y", kept, self.memory - 1)]
         replies = await space.perform(
             Combine(s, ((1.0, "params"), (-1.0, "start"))),
-            Combine(y, ((1.0, "gradient"), (-1.0, "origin"))),
+            Combine(y, ((1.0, space.before), (-1.0, "origin"))),
             Dots((s, y, "gradient"), (*olds, s, y, "gradient")),
         )
         rows = np.array(replies).reshape(3, -1)

@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 import jax
 
 from dbjax.optim.lbfgs import Lbfgs
-from dbjax.optim.space import Command, Vector, perform
+from dbjax.optim.space import Command, Losses, Vector, perform
 from dbjax.optim.state import Method, State, Stops
 
 T = TypeVar("T")
@@ -17,6 +17,8 @@ T = TypeVar("T")
 @final
 class LocalSpace:
     """A `Space` whose vectors are here; nothing it is asked for has to be waited for."""
+
+    before = after = "gradient"
 
     def __init__(
         self, value_and_grad: Callable[[Vector], tuple[Any, Vector]], params: Vector
@@ -28,9 +30,10 @@ class LocalSpace:
         replies: list[float] = perform(self.vectors, commands).tolist()
         return replies
 
-    async def evaluate(self) -> float:
+    async def evaluate(self, sample: int, *commands: Command) -> Losses:
+        perform(self.vectors, commands)
         loss, self.vectors["gradient"] = self._value_and_grad(self.vectors["params"])
-        return float(loss)
+        return Losses(*[float(loss)] * 3)
 
 
 def minimise(
@@ -55,9 +58,9 @@ def minimise(
 
 
 async def _minimise(space: LocalSpace, method: Method, stops: Stops) -> State:
-    state = stops.check(await method.start(space), None)
+    state = stops.check(await method.start(space))
     while not state.stop:
-        state = stops.check(await method.iterate(space, state), state)
+        state = stops.check(await method.iterate(space, state))
     return state
 
 

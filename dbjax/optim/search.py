@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+from typing import final
 
-from dbjax.optim.space import Combine, Command, Dots, Space
-from dbjax.optim.state import State
+from dbjax.optim.space import Combine, Command, Dots, Losses, Space
+from dbjax.optim.state import State, norm
 from dbjax.optim.wolfe import Trial, Wolfe
 
 
@@ -22,44 +24,92 @@ async def search_along(
     Each trial is one list of commands (with the first goes `prepare`, which makes the
     direction), one evaluation, and one slope, fused with the gradient's norm.
 
+    Trials are evaluated over the next sample. What can be compared is the loss over what
+    two samples share, and so the search is about that (all the data, unless sub-sampled).
+    Where it does not fall along the direction, or a search over a part fails, the sample
+    says nothing against the step: see `_unsearched`.
+
     Args:
       slope: of the loss along the direction, at step 0.
       prepare: commands that make "direction".
     """
-    evaluations, norms = state.evaluations, {0.0: state.gradient_norm}
-    pending: tuple[Command, ...] = (
-        *prepare,
-        Combine("start", ((1.0, "params"),)),
-        Combine("origin", ((1.0, "gradient"),)),
-    )
-    last = 0.0
+    walk = _Walk(space, state)
+    sampled = space.after != "gradient"
+    if sampled:
+        (slope,) = await space.perform(*prepare, Dots((space.after,), ("direction",)))
+        prepare = ()
+    walk.pending = (*prepare, *walk.pending)
+    if sampled and not slope < 0:
+        return await _unsearched(walk, first_step, wolfe.max_trials)
+    begin = Trial(0.0, state.shared_loss, slope)
+    found, why = await wolfe.search(walk.trial, begin, first_step)
+    if found is None and not sampled:
+        await walk.back()
+        return walk.ended(begin, stop=f"line search: {why}")
+    found = found or begin
+    if found.step != walk.last:  # the best is not the last: go back to it
+        await walk.trial(found.step)
+    return walk.ended(found)
 
-    async def evaluate(step: float) -> Trial:
-        nonlocal evaluations, pending, last
+
+async def _unsearched(walk: _Walk, step: float, max_trials: int) -> State:
+    """Takes the step as it is, as long as the loss is finite there.
+
+    Berahas, Nocedal & Takac 2016, "A Multi-Batch L-BFGS Method for Machine Learning",
+    never search.
+    """
+    for _ in range(max_trials):
+        trial = await walk.trial(step)
+        if trial.finite():
+            return walk.ended(trial)
+        step /= 2
+    await walk.back()
+    return walk.ended(Trial(0.0, 0.0, 0.0), stop=f"no finite loss in {max_trials} trials")
+
+
+@final
+class _Walk:
+    """Trials along the direction, and what was seen at each."""
+
+    def __init__(self, space: Space, state: State) -> None:
+        self.space, self.state, self.last = space, state, 0.0
+        self.evaluations = state.evaluations
+        self.pending: tuple[Command, ...] = (
+            Combine("start", ((1.0, "params"),)),
+            Combine("origin", ((1.0, space.after),)),
+        )
+        here = Losses(state.loss, math.nan, state.shared_loss)
+        self._seen = {0.0: (here, state.gradient_norm)}
+
+    async def trial(self, step: float) -> Trial:
         move = Combine("params", ((1.0, "start"), (step, "direction")))
-        await space.perform(*pending, move)
-        pending, last = (), step
-        loss = await space.evaluate()
-        evaluations += 1
-        slope, square = await space.perform(Dots(("gradient",), ("direction", "gradient")))
-        norms[step] = square**0.5 if square >= 0 else square
-        return Trial(step, loss, slope)
+        losses = await self.space.evaluate(self.state.iteration + 1, *self.pending, move)
+        self.pending, self.last = (), step
+        self.evaluations += 1
+        slope, square = await self.space.perform(
+            Dots((self.space.before,), ("direction",)), Dots(("gradient",), ("gradient",))
+        )
+        self._seen[step] = (losses, norm(square))
+        return Trial(step, losses.before, slope)
 
-    found, why = await wolfe.search(evaluate, Trial(0.0, state.loss, slope), first_step)
-    if found is None:
-        found = Trial(0.0, state.loss, slope)
-    if found.step != last:  # the best is not the last: go back to it
-        if found.step:
-            await evaluate(found.step)
-        else:
-            back = (Combine("params", ((1.0, "start"),)), Combine("gradient", ((1.0, "origin"),)))
-            await space.perform(*back)
-    return dataclasses.replace(
-        state,
-        iteration=state.iteration + 1,
-        evaluations=evaluations,
-        loss=found.loss,
-        gradient_norm=norms[found.step],
-        step=found.step,
-        stop=f"line search: {why}" if why else "",
-    )
+    async def back(self) -> None:
+        """To where it came from."""
+        await self.space.perform(
+            *self.pending,
+            Combine("params", ((1.0, "start"),)),
+            Combine("gradient", ((1.0, "origin"),)),
+        )
+
+    def ended(self, found: Trial, stop: str = "") -> State:
+        losses, gradient_norm = self._seen[found.step]
+        return dataclasses.replace(
+            self.state,
+            iteration=self.state.iteration + 1,
+            evaluations=self.evaluations,
+            loss=losses.total,
+            shared_loss=losses.after,
+            decrease=self.state.shared_loss - losses.before if found.step else math.nan,
+            gradient_norm=gradient_norm,
+            step=found.step,
+            stop=stop,
+        )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -48,14 +48,36 @@ class Dots:
 Command = Combine | Multiply | Dots
 
 
+class Losses(NamedTuple):
+    """The loss at "params": mean over a sample, and over what it shares with others."""
+
+    total: float
+    before: float  # over what it shares with the sample before
+    after: float  # over what it shares with the next one
+
+
 class Space(Protocol):
-    """Vectors by name, and a loss; "params" and "gradient" belong to the loss."""
+    """Vectors by name, and a loss over samples of the data, numbered from 0.
+
+    A method moves to the next sample with every iteration. Where every sample is all the
+    data, the three losses are one, and so are the three gradients.
+
+    Attributes:
+      before: name of the gradient over what a sample shares with the one before.
+      after: name of the gradient over what it shares with the next.
+    """
+
+    @property
+    def before(self) -> str: ...
+
+    @property
+    def after(self) -> str: ...
 
     def perform(self, *commands: Command) -> Awaitable[list[float]]:
         """Performs the commands in order; the replies of its `Dots`, one after another."""
 
-    def evaluate(self) -> Awaitable[float]:
-        """The loss at "params"; leaves its gradient in "gradient"."""
+    def evaluate(self, sample: int, *commands: Command) -> Awaitable[Losses]:
+        """Performs the commands, then evaluates at "params"; leaves "gradient" and its parts."""
 
 
 def perform(vectors: dict[str, Vector], commands: Sequence[Command]) -> np.ndarray[Any, Any]:

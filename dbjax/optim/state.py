@@ -6,7 +6,7 @@ import dataclasses
 import math
 from typing import Any, Protocol
 
-from dbjax.optim.space import Space
+from dbjax.optim.space import Command, Dots, Space
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +16,10 @@ class State:
     Attributes:
       iteration: finished ones.
       evaluations: of the loss and its gradient, so far.
-      loss: at "params".
+      loss: at "params", over the last sample.
+      shared_loss: at "params", over what that sample shares with the next.
+      decrease: of the loss in the last iteration, before and after over the same data; NaN
+        where nothing was compared.
       gradient_norm: Euclidean.
       step: of the last line search.
       memory: what the method remembers beside the vectors.
@@ -26,7 +29,9 @@ class State:
     iteration: int
     evaluations: int
     loss: float
-    gradient_norm: float = math.nan
+    shared_loss: float
+    gradient_norm: float
+    decrease: float = math.nan
     step: float = 0.0
     memory: Any = None
     stop: str = ""
@@ -39,7 +44,7 @@ class Stops:
     Attributes:
       gradient_norm: at which the parameters count as stationary.
       relative_decrease: of the loss in one iteration, below which it counts as converged:
-        (before - after) / max(|before|, |after|, 1).
+        decrease / max(|loss|, 1).
       iterations: at most.
       evaluations: at most; a line search that is under way is finished.
     """
@@ -49,7 +54,7 @@ class Stops:
     iterations: int = 100
     evaluations: int = 10_000
 
-    def check(self, state: State, before: State | None) -> State:
+    def check(self, state: State) -> State:
         """The state, with the reason to stop if there is one."""
         if state.stop:
             return state
@@ -58,16 +63,13 @@ class Stops:
             reason = f"the loss is {state.loss} at the start"
         elif state.gradient_norm <= self.gradient_norm:
             reason = f"gradient norm {state.gradient_norm:.3g} <= {self.gradient_norm:g}"
-        elif before is not None and self._small(before.loss, state.loss):
+        elif state.decrease <= self.relative_decrease * max(abs(state.loss), 1.0):
             reason = f"relative decrease <= {self.relative_decrease:g}"
         elif state.iteration >= self.iterations:
             reason = f"{self.iterations} iterations"
         elif state.evaluations >= self.evaluations:
             reason = f"{self.evaluations} evaluations"
         return dataclasses.replace(state, stop=reason)
-
-    def _small(self, before: float, after: float) -> bool:
-        return before - after <= self.relative_decrease * max(abs(before), abs(after), 1.0)
 
 
 class Method(Protocol):
@@ -78,3 +80,15 @@ class Method(Protocol):
 
     async def iterate(self, space: Space, state: State) -> State:
         """One iteration: a direction, a line search, new "params" and "gradient"."""
+
+
+async def start(space: Space, *commands: Command) -> tuple[State, float]:
+    """The first evaluation, and the square of the gradient; then performs the commands."""
+    losses = await space.evaluate(0)
+    (square,) = await space.perform(*commands, Dots(("gradient",), ("gradient",)))
+    return State(0, 1, losses.total, losses.after, norm(square)), square
+
+
+def norm(square: float) -> float:
+    """The root; what is not a number stays so."""
+    return square**0.5 if square >= 0 else square

@@ -237,6 +237,8 @@ def test_stops_are_named():
 class Counting:
     """Counts round trips and scalars."""
 
+    before = after = "gradient"
+
     def __init__(self, space):
         self.space, self.trips = space, []
 
@@ -245,9 +247,9 @@ class Counting:
         self.trips.append(len(replies))
         return replies
 
-    async def evaluate(self):
+    async def evaluate(self, sample, *commands):
         self.trips.append("evaluate")
-        return await self.space.evaluate()
+        return await self.space.evaluate(sample, *commands)
 
 
 @pytest.mark.parametrize("size", [10, 1000])
@@ -261,9 +263,9 @@ def test_12_one_round_trip_and_o_of_m_scalars_whatever_the_size(size):
     before = state.evaluations
     state = _run(method.iterate(space, state))
     trials = state.evaluations - before
-    # s, y and the gradient with 4 older pairs and themselves; then, for each trial, a
-    # move, an evaluation, and the slope and the norm
-    assert space.trips == [3 * (2 * 4 + 3)] + [0, "evaluate", 2] * trials
+    # s, y and the gradient with 4 older pairs and themselves; then, for each trial, the
+    # evaluation (the move goes with it), and the slope and the norm
+    assert space.trips == [3 * (2 * 4 + 3)] + ["evaluate", 2] * trials
 
 
 NAMES = ("params", "a", "b", "c")
