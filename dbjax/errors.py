@@ -14,4 +14,4 @@ class DeadlockError(DbjaxError):
 
 
 class NodeDied(DbjaxError):
-    """The node of an awaited main died and will not come back."""
+    """A node died: that of an awaited main for good, or that of a called service."""

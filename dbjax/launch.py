@@ -106,7 +106,7 @@ def run(
     if runtime == "virtual":
         check_delays(reports)
     trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
-    summary = summarise(trace, reports, program.predicted_staleness_updates) | {
+    summary = summarise(trace, reports, program) | {
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,
@@ -146,7 +146,7 @@ def _evaluation(
     metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
     return (
         progress(reports)
-        | {"train_loss": train_loss(trace.rows)}
+        | {"train_loss": train_loss(trace.rows, program.recent_losses)}
         | {name: float(value) for name, value in metrics.items()}
     )
 

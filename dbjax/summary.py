@@ -12,10 +12,9 @@ import jax
 import numpy as np
 
 from dbjax.store.shard import Report
+from dbjax.task import Program
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
-
-_RECENT = 100  # mini-batches that the training loss is averaged over
 
 
 def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
@@ -52,21 +51,21 @@ def progress(reports: Sequence[Report]) -> Row:
     }
 
 
-def train_loss(rows: Sequence[Row], recent: int = _RECENT) -> float:
-    """Mean loss of the last mini-batches recorded, each at the parameters it was computed at."""
+def train_loss(rows: Sequence[Row], recent: int) -> float:
+    """Mean of the last losses recorded, each at the parameters it was computed at."""
     losses = itertools.islice((row["loss"] for row in reversed(rows) if "loss" in row), recent)
     values = [float(loss) for loss in losses]
     return sum(values) / len(values) if values else math.nan
 
 
-def summarise(trace: Trace, reports: Sequence[Report], predicted: float | None) -> Row:
+def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
     """What summary.json says of the run, but for its clock and its configuration."""
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
     return evaluations[-1] | {
-        "train_loss": train_loss(trace.rows),
-        "staleness_updates": staleness(reports, predicted),
+        "train_loss": train_loss(trace.rows, program.recent_losses),
+        "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
         "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
         "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
@@ -74,6 +73,7 @@ def summarise(trace: Trace, reports: Sequence[Report], predicted: float | None) 
         "repeated_pushes": sum(report.counts.repeated for report in reports),
         "deaths": deaths.count("died"),
         "returns": deaths.count("returned"),
+        **program.summarise(trace.rows),
     }
 
 

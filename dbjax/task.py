@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import jax
 
 from dbjax.data.examples import Arrays, Examples
+from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
 from dbjax.runtime.base import Future
 from dbjax.store.shard import Report, Snapshot
 from dbjax.store.sharded import Sharded
+from dbjax.trace import Row
 from dbjax.types import LossFn, Metrics, Params, Slices
 
 
@@ -26,7 +28,7 @@ class Task:
       loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit.
       data: training examples: `Examples`, or a pytree of arrays with equal first
         dimension, of which a batch takes the same rows.
-      batch_size: examples in a mini-batch.
+      batch_size: examples in a mini-batch, or in a portion of a batch method.
       evaluate: params -> named numbers; called now and then, costs no model time.
       seed: of the order of the data.
     """
@@ -42,11 +44,19 @@ class Task:
         if self.batch_size < 1:
             raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
 
+    @property
+    def examples(self) -> Examples:
+        """The training examples, to be gathered by number."""
+        data: Any = self.data
+        return data if callable(getattr(data, "gather", None)) else Arrays(data)
+
     def batches(self, replica: int, replicas: int) -> Stream:
         """The mini-batches of one of `replicas` replicas, from its own part of the data."""
-        data = self.data
-        examples = data if callable(getattr(data, "gather", None)) else Arrays(data)
-        return Stream(examples, self.batch_size, self.seed, replica, replicas)
+        return Stream(self.examples, self.batch_size, self.seed, replica, replicas)
+
+    def portions(self) -> Portions:
+        """All the data in portions of `batch_size` examples, for batch methods."""
+        return Portions(self.examples, self.batch_size, self.seed)
 
 
 class ParameterShard(Protocol):
@@ -72,6 +82,8 @@ class Program:
     shard: type[ParameterShard]
     mains: tuple[Future[Any], ...]
     predicted_staleness_updates: float | None = None
+    summarise: Callable[[Sequence[Row]], Row] = lambda rows: {}
+    recent_losses: int = 100
 
     @functools.cached_property
     def join(self) -> Callable[[Slices], Params]:

@@ -51,13 +51,14 @@ def within(names, *allowed):
     ("name", "allowed"),
     [
         ("dbjax.runtime", ["dbjax.runtime", "dbjax.errors", "dbjax.trace"]),
-        ("dbjax.runtime.base", []),
-        ("dbjax.store", ["dbjax.store", "dbjax.runtime.base", "dbjax.types"]),
+        ("dbjax.runtime.futures", []), ("dbjax.runtime.base", ["dbjax.runtime.futures"]),
+        ("dbjax.store", ["dbjax.store", "dbjax.optim", "dbjax.runtime.base", "dbjax.types"]),
         ("dbjax.optim", ["dbjax.optim"]),
         ("dbjax.models", ["dbjax.models", "dbjax.arguments", "dbjax.types"]),
         ("dbjax.data", ["dbjax.data", "dbjax.arguments", "dbjax.types"]),
         ("dbjax.algorithms", ["dbjax.algorithms", "dbjax.store", "dbjax.optim", "dbjax.task",
-                              "dbjax.types", "dbjax.runtime.base", "dbjax.data.stream"]),
+                              "dbjax.types", "dbjax.runtime.base", "dbjax.data.stream",
+                              "dbjax.errors"]),
     ],
 )  # fmt: skip
 def test_imports_point_down(name, allowed):

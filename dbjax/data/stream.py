@@ -47,7 +47,7 @@ class Stream:
     @functools.cached_property
     def part(self) -> Indices:
         """Numbers of this replica's examples."""
-        return _dealt(len(self.examples), self.seed)[self.replica :: self.replicas]
+        return dealt(len(self.examples), self.seed)[self.replica :: self.replicas]
 
     def at(self, step: int) -> Batch:
         """The mini-batch of that step."""
@@ -79,7 +79,7 @@ class Stream:
 
 
 @functools.lru_cache(maxsize=4)
-def _dealt(examples: int, seed: int) -> Indices:
+def dealt(examples: int, seed: int) -> Indices:
     """All examples in the order in which they are dealt to the replicas."""
     order = np.random.default_rng([seed, 0]).permutation(examples)
     order.flags.writeable = False

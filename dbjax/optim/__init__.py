@@ -19,4 +19,6 @@ from dbjax.optim.space import Space as Space
 from dbjax.optim.state import Method as Method
 from dbjax.optim.state import State as State
 from dbjax.optim.state import Stops as Stops
+from dbjax.optim.transform import lbfgs as lbfgs
+from dbjax.optim.transform import scale_by_vector_free_lbfgs as scale_by_vector_free_lbfgs
 from dbjax.optim.wolfe import Wolfe as Wolfe

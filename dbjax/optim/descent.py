@@ -25,6 +25,9 @@ class GradientDescent:
         state, _ = await start(space)
         return state
 
+    def memo(self, state: State) -> State:
+        return state
+
     async def iterate(self, space: Space, state: State) -> State:
         norm = state.gradient_norm
         step = state.step or self.first_step / max(norm, 1e-300)
@@ -48,6 +51,9 @@ class ConjugateGradients:
 
     async def start(self, space: Space) -> State:
         state, _ = await start(space)
+        return state
+
+    def memo(self, state: State) -> State:
         return state
 
     async def iterate(self, space: Space, state: State) -> State:

@@ -64,6 +64,9 @@ class Lbfgs:
         state, square = await start(space, Combine("zero"))
         return dataclasses.replace(state, memory=History(gram=np.array([[square]])))
 
+    def memo(self, state: State) -> State:
+        return state
+
     async def iterate(self, space: Space, state: State) -> State:
         history = await self._remember(space, state)
         coefficients = direction_coefficients(history.gram)
@@ -131,26 +134,28 @@ class Lbfgs:
         return Combine("direction", terms)
 
 
-def direction_coefficients(gram: Matrix) -> Matrix:
-    """Of s (oldest first), y (oldest first) and the gradient in -H gradient.
+def direction_coefficients(gram: Any) -> Any:
+    """Of s (oldest first), y (oldest first) and the gradient in -H gradient, [2 m + 1].
 
-    The two-loop recursion, carried out on coefficients. `gram` holds the dot products of
-    these 2 m + 1 vectors; H starts from s . y / y . y of the newest pair.
+    The two-loop recursion, carried out on coefficients. `gram` [2 m + 1, 2 m + 1], of NumPy
+    or of jax, holds the dot products of these vectors; H starts from s . y / y . y of the
+    newest pair. Absent pairs are rows and columns of zeros, before the others, and
+    contribute nothing: their coefficients are 0.
     """
-    pairs = (len(gram) - 1) // 2
-    coefficients = np.zeros(len(gram))
-    coefficients[-1] = -1.0
-    alpha = np.zeros(pairs)
+    pairs = len(gram) // 2
+    unit = np.eye(len(gram), dtype=gram.dtype)
+    sy, yy = gram.diagonal(pairs)[:pairs], gram.diagonal()[pairs:-1]
+    sy, yy = sy + (sy == 0), yy + (sy == 0)  # absent: 1, so that the quotients are 0 and 1
+    coefficients = -unit[-1]
+    alpha = {}
     for i in reversed(range(pairs)):
-        s, y = i, pairs + i
-        alpha[i] = coefficients @ gram[s] / gram[s, y]
-        coefficients[y] -= alpha[i]
+        alpha[i] = gram[i] @ coefficients / sy[i]
+        coefficients = coefficients - alpha[i] * unit[pairs + i]
     if pairs:
-        s, y = pairs - 1, 2 * pairs - 1
-        coefficients *= gram[s, y] / gram[y, y]
+        coefficients = coefficients * (sy[-1] / yy[-1])
     for i in range(pairs):
-        s, y = i, pairs + i
-        coefficients[s] += alpha[i] - coefficients @ gram[y] / gram[s, y]
+        beta = gram[pairs + i] @ coefficients / sy[i]
+        coefficients = coefficients + (alpha[i] - beta) * unit[i]
     return coefficients
 
 

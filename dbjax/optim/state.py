@@ -45,13 +45,13 @@ class Stops:
       gradient_norm: at which the parameters count as stationary.
       relative_decrease: of the loss in one iteration, below which it counts as converged:
         decrease / max(|loss|, 1).
-      iterations: at most.
+      iterations: at most; None: any number.
       evaluations: at most; a line search that is under way is finished.
     """
 
     gradient_norm: float = 1e-5
     relative_decrease: float = 1e-9
-    iterations: int = 100
+    iterations: int | None = 100
     evaluations: int = 10_000
 
     def check(self, state: State) -> State:
@@ -65,7 +65,7 @@ class Stops:
             reason = f"gradient norm {state.gradient_norm:.3g} <= {self.gradient_norm:g}"
         elif state.decrease <= self.relative_decrease * max(abs(state.loss), 1.0):
             reason = f"relative decrease <= {self.relative_decrease:g}"
-        elif state.iteration >= self.iterations:
+        elif self.iterations is not None and state.iteration >= self.iterations:
             reason = f"{self.iterations} iterations"
         elif state.evaluations >= self.evaluations:
             reason = f"{self.evaluations} evaluations"
@@ -80,6 +80,9 @@ class Method(Protocol):
 
     async def iterate(self, space: Space, state: State) -> State:
         """One iteration: a direction, a line search, new "params" and "gradient"."""
+
+    def memo(self, state: State) -> State:
+        """As much of the state as it needs to go on from the vectors, and no more."""
 
 
 async def start(space: Space, *commands: Command) -> tuple[State, float]:

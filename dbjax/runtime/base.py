@@ -15,7 +15,8 @@ Rules of the execution model, on every runtime:
 5. `Node.compute` runs real numerics; the runtime supplies the duration.
 6. Calls form a directed acyclic graph: coordinator -> replicas -> shards.
 7. No failure is lost: `run` raises the first error that nobody awaited, and a run whose
-   remaining mains all wait for what cannot come raises a DeadlockError naming each.
+   remaining mains all wait for what cannot come raises a DeadlockError naming each. (A
+   death is no failure of the program: who called the dead learns of it, nobody else.)
 8. Versions travel with parameters.
 9. Randomness is folded from (seed, node name): the same streams on every runtime.
 10. Algorithms know nothing of bytes or seconds: sizes come from arrays, times from the
@@ -28,143 +29,20 @@ on serving, the reply leaves when the future is settled).
 
 from __future__ import annotations
 
-import functools
-import itertools
-from collections.abc import Callable, Coroutine, Generator, Mapping, Sequence
-from typing import Any, Concatenate, Generic, Literal, ParamSpec, Protocol, TypeVar, final, overload
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
 
 import numpy as np
 
+from dbjax.runtime.futures import Arrivals as Arrivals
+from dbjax.runtime.futures import Future as Future
+from dbjax.runtime.futures import all_of as all_of
+from dbjax.runtime.futures import first_of as first_of
+from dbjax.runtime.futures import ready as ready
+
 T = TypeVar("T")
-R = TypeVar("R")
 S_co = TypeVar("S_co", covariant=True)
 P = ParamSpec("P")
-
-
-@final
-class Future(Generic[T]):
-    """A result that may not have arrived.
-
-    Safe to settle in one thread and watch from others, without a lock: whoever pops a
-    callback runs it, and the outcome is set before the settling thread pops.
-    """
-
-    __slots__ = ("_callbacks", "_children", "_error", "_settled", "_value", "awaited", "label")
-
-    def __init__(self, label: object = "") -> None:
-        self.label = label  # what a deadlock report calls it
-        self.awaited = False  # whether anyone has looked at the outcome
-        self._settled = False
-        self._value: T | None = None
-        self._error: BaseException | None = None
-        self._callbacks: list[Callable[[], object]] = []
-        self._children: Sequence[Future[Any]] = ()  # whose error this one passes on
-
-    def done(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
-        return self._settled
-
-    def result(self) -> T:
-        """Returns the value or raises the error; only after `done`."""
-        if not self._settled:
-            raise RuntimeError(f"result() of {self.label} before it is done: await it")
-        self.awaited = True
-        if self._error is not None:
-            for child in self._children:
-                child.awaited = True
-            raise self._error
-        return self._value  # type: ignore[return-value]
-
-    def error(self) -> BaseException | None:
-        """The error it was settled with, without counting as having seen it."""
-        return self._error
-
-    def set_result(self, value: T) -> None:
-        self._value = value
-        self._settle()
-
-    def set_error(self, error: BaseException, children: Sequence[Future[Any]] = ()) -> None:
-        self._error = error
-        self._children = children
-        self._settle()
-
-    def watched(self) -> bool:
-        """Whether anyone waits for it, or has seen it."""
-        return self.awaited or bool(self._callbacks)
-
-    def on_done(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` once: when settled, or now if it already is."""
-        self._callbacks.append(callback)
-        if self._settled:
-            self._run_callbacks()
-
-    def _settle(self) -> None:
-        if self._settled:
-            raise RuntimeError(f"{self.label} was settled twice")
-        self._settled = True
-        self._run_callbacks()
-
-    def _run_callbacks(self) -> None:
-        callbacks = self._callbacks
-        while callbacks:
-            try:
-                callback = callbacks.pop(0)
-            except IndexError:  # another thread popped the last one
-                return
-            callback()
-
-    def __await__(self) -> Generator[Future[Any], None, T]:
-        if not self._settled:
-            yield self
-        return self.result()
-
-
-def ready(value: T) -> Future[T]:
-    """A future that is already settled."""
-    future: Future[T] = Future()
-    future.set_result(value)
-    return future
-
-
-def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:
-    """Waits for every future, then combines their results in order; fails with the first error."""
-    together: Future[R] = Future(futures[0].label if futures else "")
-    first_error = itertools.count()
-    arrived = itertools.count(1)
-
-    def arrive(future: Future[T]) -> None:
-        error = future.error()
-        if error is not None:
-            if next(first_error) == 0:
-                together.set_error(error, futures)
-        elif next(arrived) == len(futures):
-            together.set_result(combine([f.result() for f in futures]))
-
-    if not futures:
-        together.set_result(combine([]))
-    for future in futures:
-        future.on_done(functools.partial(arrive, future))
-    return together
-
-
-def first_of(
-    futures: Sequence[Future[Any]], timeout: Future[None] | None = None
-) -> Future[int | None]:
-    """The index of the first to be done, None for the timeout; of several done, the lowest."""
-    if not futures:
-        raise ValueError("first() of no futures would wait for ever: give it at least one")
-    first: Future[int | None] = Future(futures[0].label)
-    arrivals = itertools.count()
-
-    def arrive(index: int | None) -> None:
-        if next(arrivals) == 0:
-            first.set_result(index)
-
-    for index, future in enumerate(futures):
-        future.on_done(functools.partial(arrive, index))
-    if timeout is not None:
-        timeout.on_done(lambda: arrive(None))
-    return first
 
 
 def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) -> str:
@@ -210,6 +88,9 @@ class Handle(Protocol[S_co]):
         **kwargs: P.kwargs,
     ) -> Future[T]: ...
 
+    def up(self) -> Future[None]:
+        """Done when the service is there: at once, or when its node is back from the dead."""
+
 
 class Node(Protocol):
     """What a main or a service sees of the machine it lives on."""
@@ -240,6 +121,9 @@ class Node(Protocol):
     def record(self, **values: Any) -> None:
         """Adds a row of metrics, stamped with node and time, to the run's trace."""
 
+    def touched(self, arrays: Any) -> None:
+        """Says that the call being served reads or writes these, beside its arguments."""
+
 
 class Runtime(Protocol):
     """Where nodes live."""
@@ -254,7 +138,21 @@ class Runtime(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Handle[T]:
-        """Places a service, `make(node, ...)`, on a node of that name."""
+        """Places a service, `make(node, ...)`, on a node of that name, which never dies."""
+
+    def serve_mortal(
+        self,
+        name: str,
+        make: Callable[Concatenate[Node, P], T],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> Handle[T]:
+        """Places a service on a node that may die, and with it all that the service knew.
+
+        Calls that it has not answered then, and those that come while it is dead, fail with
+        `NodeDied`. When the node comes back the service is made anew.
+        """
 
     def spawn(
         self,

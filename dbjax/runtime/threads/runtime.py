@@ -50,6 +50,8 @@ class ThreadsRuntime:
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         return Service(self, name, make(ThreadNode(self, name), *args, **kwargs))
 
+    serve_mortal = serve  # nodes of this process die with it
+
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
         node = ThreadNode(self, name)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import ServiceError
-from dbjax.runtime.base import Future
+from dbjax.runtime.base import Future, ready
 from dbjax.runtime.threads.here import here
 from dbjax.runtime.threads.node import ThreadNode
 
@@ -33,6 +33,9 @@ class Service:
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
         return future
+
+    def up(self) -> Future[None]:
+        return ready(None)
 
     def _serve_waiting(self) -> None:
         """Serves in order of arrival, unless another thread does so already.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Future
+from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.node import VirtualNode
 
 if TYPE_CHECKING:
@@ -75,32 +75,14 @@ class Main:
     def start(self, _: object) -> None:
         self._drive = Drive(self.runtime, self.node, self.make(), self.future)
 
-    def plan_failure(self) -> None:
-        """Draws when the node dies next, and when it is back."""
-        machine = self.node.machine
-        if math.isfinite(machine.mean_time_between_failures_s):
-            draws = self.node.draws
-            at_s = self.runtime.now_s + draws.exponential(machine.mean_time_between_failures_s)
-            repair_s = machine.mean_time_to_repair_s
-            repair_s = draws.exponential(repair_s) if math.isfinite(repair_s) else math.inf
-            death = (self.node.incarnation, at_s + repair_s)
-            self.runtime.at(at_s, self.die, death, unnoticed=True)
+    def mortal(self) -> None:
+        """From now on the node may die."""
+        lives = Lives(self.runtime, self.node, self._died, lambda: self.start(None))
+        self.future.on_done(lambda: setattr(lives, "over", True))
 
-    def die(self, death: tuple[int | None, float]) -> None:
-        """Stops, for ever or until `back_s`; what was sent before still arrives."""
-        life, back_s = death
-        if self._drive is None or self.future.done() or life not in (None, self.node.incarnation):
-            return
-        self._drive.kill()
-        self._drive = None
-        self.node.record(event="died")
-        if math.isfinite(back_s):
-            self.runtime.at(back_s, self._return, None)
-        else:
+    def _died(self, for_good: bool) -> None:
+        if self._drive is not None:
+            self._drive.kill()
+            self._drive = None
+        if for_good:
             self.future.set_error(NodeDied(f"{self.node.name} died for good"))
-
-    def _return(self, _: object) -> None:
-        self.node.incarnation += 1
-        self.node.record(event="returned")
-        self.plan_failure()
-        self.start(None)

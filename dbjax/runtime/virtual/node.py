@@ -11,6 +11,7 @@ import numpy as np
 
 from dbjax.runtime.base import Future, first_of, node_generator
 from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.sizes import size_bytes
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
@@ -25,6 +26,7 @@ class VirtualNode:
         self.incarnation = 0
         self.machine = runtime.cluster.machine_of(name)
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
+        self.touched_bytes = 0  # by the call being served
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
 
     @functools.cached_property
@@ -66,6 +68,9 @@ class VirtualNode:
         if self.runtime.trace is not None:
             self.runtime.trace.record(self.name, self.runtime.now_s, values)
 
+    def touched(self, arrays: Any) -> None:
+        self.touched_bytes += size_bytes(arrays)
+
     def _duration_s(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
         machine = self.machine
         compute_s = self.runtime.cluster.compute_s
@@ -81,5 +86,5 @@ class VirtualNode:
 
 
 def service_time_s(cluster: Cluster, size: float) -> float:
-    """How long a service works on a call whose arguments hold `size` bytes."""
+    """How long a service works on a call that reads or writes `size` bytes."""
     return cluster.service_s + size * cluster.size_scale / cluster.memory_bandwidth_bytes_per_s

@@ -53,7 +53,14 @@ class VirtualRuntime:
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         node = self._node(name)
-        return Service(self, node, make(node, *args, **kwargs))
+        return Service(self, node, lambda: make(node, *args, **kwargs))
+
+    def serve_mortal(
+        self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any
+    ) -> Any:
+        service = self.serve(name, make, *args, **kwargs)
+        service.mortal()
+        return service
 
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         node = self._node(name)
@@ -62,10 +69,7 @@ class VirtualRuntime:
         self._mains.append(task)
         self._running += 1
         self.at(self.now_s, task.start, None)
-        for failure in self.cluster.failures:
-            if failure.node == name:
-                self.at(failure.at_s, task.die, (None, failure.back_s), unnoticed=True)
-        task.plan_failure()
+        task.mortal()
         return task.future
 
     def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:

@@ -6,9 +6,10 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
-from dbjax.errors import ServiceError
-from dbjax.runtime.base import Future
+from dbjax.errors import NodeDied, ServiceError
+from dbjax.runtime.base import Future, ready
 from dbjax.runtime.sizes import size_bytes
+from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Drive
 from dbjax.runtime.virtual.node import VirtualNode, service_time_s
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 class _Call:
     """One message to a service, and the future of its reply."""
 
-    __slots__ = ("args", "future", "kwargs", "method", "sent_s", "size", "source")
+    __slots__ = ("args", "future", "kwargs", "lost", "method", "sent_s", "size", "source")
 
     def __init__(
         self,
@@ -34,16 +35,22 @@ class _Call:
         self.method, self.args, self.kwargs = method, args, kwargs
         self.source, self.sent_s, self.future = source, sent_s, future
         self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
+        self.lost = False  # the service died with it
 
 
 @final
 class Service:
     """A `Handle`, and the queue of calls that its service serves one at a time."""
 
-    def __init__(self, runtime: VirtualRuntime, node: VirtualNode, service: Any) -> None:
-        self.runtime, self.node, self.service, self.name = runtime, node, service, node.name
+    def __init__(self, runtime: VirtualRuntime, node: VirtualNode, make: Callable[[], Any]) -> None:
+        self.runtime, self.node, self.name, self._make = runtime, node, node.name, make
+        self.service = make()
         self._queue: deque[_Call] = deque()
         self._busy = False
+        self._drive: Drive | None = None
+        self._lives: Lives | None = None
+        self._unanswered: dict[_Call, None] = {}  # of a mortal service
+        self._hoping: list[tuple[VirtualNode, Future[None]]] = []
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         runtime = self.runtime
@@ -57,6 +64,38 @@ class Service:
             runtime.send(source, self.node, call.size, self._arrive, call)
         return future
 
+    def up(self) -> Future[None]:
+        if self._lives is None or self._lives.alive:
+            return ready(None)
+        future: Future[None] = Future(("return", self.name))
+        self._hoping.append((self.runtime.active, future))
+        return future
+
+    def mortal(self) -> None:
+        """From now on the node may die."""
+        self._lives = Lives(self.runtime, self.node, self._died, self._returned)
+
+    def _died(self, for_good: bool) -> None:
+        if self._drive is not None:
+            self._drive.kill()
+        self._queue.clear()
+        self._busy = False
+        lost, self._unanswered = self._unanswered, {}
+        for call in lost:
+            call.lost = True
+            self._refuse(call)
+
+    def _returned(self) -> None:
+        self.service = self._make()
+        hoping, self._hoping = self._hoping, []
+        for source, future in hoping:
+            self.runtime.send(self.node, source, 0, future.set_result, None)
+
+    def _refuse(self, call: _Call) -> None:
+        """What a caller sees of a broken connection."""
+        error = NodeDied(f"{self.name} died before it answered {call.method}")
+        self.runtime.send(self.node, call.source, 0, call.future.set_error, error)
+
     def _answer_observer(self, call: _Call) -> None:
         """At once, out of turn, outside the model: evaluation must not perturb a run."""
         try:
@@ -65,6 +104,11 @@ class Service:
             self._reply(call, None, error)
 
     def _arrive(self, call: _Call) -> None:
+        if self._lives is not None:
+            if not self._lives.alive:
+                self._refuse(call)
+                return
+            self._unanswered[call] = None
         self._queue.append(call)
         if not self._busy:
             self._serve()
@@ -84,7 +128,8 @@ class Service:
                 self._busy = True
                 self._serve_coroutine(call, value)
                 return
-            busy_s = service_time_s(runtime.cluster, call.size)
+            busy_s = service_time_s(runtime.cluster, call.size + self.node.touched_bytes)
+            self.node.touched_bytes = 0
             if runtime.trace is not None:
                 runtime.trace.span(self.name, call.method, runtime.now_s, runtime.now_s + busy_s)
             if busy_s > 0:
@@ -95,8 +140,9 @@ class Service:
         self._busy = False
 
     def _served(self, served: tuple[_Call, Any]) -> None:
-        self._deliver(*served)
-        self._serve()
+        if not served[0].lost:
+            self._deliver(*served)
+            self._serve()
 
     def _deliver(self, call: _Call, value: Any) -> None:
         """Replies with the value, or when a deferred one is settled."""
@@ -109,13 +155,16 @@ class Service:
         begin_s, outcome = self.runtime.now_s, Future[Any]((call.method, self.name))
 
         def ended() -> None:
+            self._drive = None
             if self.runtime.trace is not None:
                 self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s)
             self._reply_with(call, outcome)
             self._serve()
 
         outcome.on_done(ended)
-        Drive(self.runtime, self.node, coroutine, outcome)
+        drive = Drive(self.runtime, self.node, coroutine, outcome)
+        if not outcome.done():
+            self._drive = drive
 
     def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
         try:
@@ -125,6 +174,10 @@ class Service:
 
     def _reply(self, call: _Call, value: Any, error: Exception | None) -> None:
         runtime = self.runtime
+        if call.lost:
+            return
+        if self._lives is not None:
+            self._unanswered.pop(call, None)
         if error is not None:
             failure = ServiceError(
                 f"{self.name}.{call.method}, called by {call.source.name}, "

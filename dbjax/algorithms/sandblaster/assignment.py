@@ -1,0 +1,159 @@
+"""Who does which portion of one evaluation: pure bookkeeping, no clock, no calls."""
+
+from __future__ import annotations
+
+import heapq
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from dbjax.algorithms.sandblaster.samples import Parts
+
+
+@final
+class Assignment:
+    """The portions of one evaluation, each of them counted once.
+
+    A portion is to do, then with one or more replicas, then computed (the first copy
+    wins), then part of a sending, then delivered. Portions that a replica computed and
+    did not begin to send are lost with it. A sending that began keeps its portions, so that
+    shards which already have it know it again.
+
+    Args:
+      parts: the portions, see `Samples`.
+      planned: replica -> the portions it should have (data affinity), where it has time.
+      send_every: computed portions that a replica sends together.
+    """
+
+    def __init__(self, parts: Parts, planned: Mapping[int, Sequence[int]], send_every: int) -> None:
+        self._part = {portion: part for part, some in parts.items() for portion in some}
+        self._place = {p: i for some in parts.values() for i, p in enumerate(some)}
+        self._send_every = send_every
+        self._todo = {replica: deque(portions) for replica, portions in planned.items()}
+        self._left = len(self._part)  # to do
+        self._longest = [(-len(queue), replica) for replica, queue in self._todo.items() if queue]
+        heapq.heapify(self._longest)
+        self._holders: dict[int, set[int]] = {}  # portion -> replicas that are at a copy of it
+        self._winner: dict[int, int] = {}  # portion -> whose copy counts
+        self._unsent: dict[int, dict[str, list[int]]] = {}  # replica -> part -> portions
+        self._again: deque[tuple[int, ...]] = deque()  # sendings whose sender died
+        self._undelivered = len(self._part)
+        self._delivered: set[int] = set()
+
+    def done(self) -> bool:
+        """Whether the shards have everything."""
+        return self._undelivered == 0
+
+    def left(self) -> int:
+        """Portions that nobody has begun."""
+        return self._left
+
+    def take(self, replica: int) -> int | None:
+        """The next portion for a replica: one of its own, else of whoever has most left."""
+        own = self._todo.setdefault(replica, deque())
+        portion = own.popleft() if own else self._steal()
+        if portion is not None:
+            self._left -= 1
+            self._holders.setdefault(portion, set()).add(replica)
+        return portion
+
+    def take_again(self) -> tuple[int, ...] | None:
+        """A sending that a dead replica began, for another one to do."""
+        return self._again.popleft() if self._again else None
+
+    def copy(self, replica: int, portion: int) -> bool:
+        """Takes a backup copy, if that makes sense for this replica."""
+        if portion in self._winner or replica in self._holders[portion]:
+            return False
+        self._holders[portion].add(replica)
+        return True
+
+    def computed(self, replica: int, portion: int) -> bool:
+        """Whether this copy is the first."""
+        self._holders[portion].discard(replica)
+        if portion in self._winner:
+            return False
+        self._winner[portion] = replica
+        mine = self._unsent.setdefault(replica, {})
+        mine.setdefault(self._part[portion], []).append(portion)
+        return True
+
+    def send(self, replica: int) -> list[tuple[int, ...]]:
+        """What a replica should send now: enough portions, or all when none are left to do."""
+        due: list[tuple[int, ...]] = []
+        mine = self._unsent.get(replica, {})
+        for portions in mine.values():
+            size = self._send_every
+            while len(portions) >= size or (portions and not self._left):
+                due.append(tuple(portions[:size]))
+                del portions[:size]
+        return due
+
+    def senders(self) -> list[int]:
+        """Who has computed something that was not sent."""
+        return [replica for replica, mine in self._unsent.items() if any(mine.values())]
+
+    def is_computed(self, portion: int) -> bool:
+        return portion in self._winner
+
+    def part_of(self, portions: tuple[int, ...]) -> tuple[str, int]:
+        """The part of the sample that a sending belongs to, and its place there."""
+        return self._part[portions[0]], self._place[portions[0]]
+
+    def undelivered(self, portions: tuple[int, ...]) -> None:
+        """A sending did not come off: somebody has to do it again."""
+        self._again.append(portions)
+
+    def delivered(self, portions: tuple[int, ...]) -> bool:
+        """All shards have a sending; whether that is news."""
+        if portions[0] in self._delivered:
+            return False
+        self._delivered.update(portions)
+        self._undelivered -= len(portions)
+        return True
+
+    def is_delivered(self, portions: tuple[int, ...]) -> bool:
+        return portions[0] in self._delivered
+
+    def lost(self, replica: int, sendings: Sequence[tuple[int, ...]]) -> None:
+        """A replica died, and with it what it had not sent and what it was sending."""
+        gone = [p for some in self._unsent.pop(replica, {}).values() for p in some]
+        for portion in gone:
+            del self._winner[portion]
+        for portion, holders in self._holders.items():
+            if replica in holders:
+                holders.remove(replica)
+                if portion not in self._winner:
+                    gone.append(portion)
+        for portion in gone:
+            if not self._holders[portion]:
+                self._give_back(replica, portion)
+        self._again += [portions for portions in sendings if not self.is_delivered(portions)]
+
+    def doers(self) -> dict[int, list[int]]:
+        """Replica -> the portions it did: the plan for next time."""
+        done: dict[int, list[int]] = {}
+        for portion in sorted(self._winner):
+            done.setdefault(self._winner[portion], []).append(portion)
+        return done
+
+    def _give_back(self, replica: int, portion: int) -> None:
+        queue = self._todo[replica]
+        queue.append(portion)
+        self._left += 1
+        heapq.heappush(self._longest, (-len(queue), replica))
+
+    def _steal(self) -> int | None:
+        """From the end of the longest queue; lengths in the heap may be old, and too long."""
+        while self._longest:
+            length, replica = heapq.heappop(self._longest)
+            queue = self._todo[replica]
+            if not queue:
+                continue
+            if len(queue) < -length:
+                heapq.heappush(self._longest, (-len(queue), replica))
+                continue
+            portion = queue.pop()
+            heapq.heappush(self._longest, (-len(queue), replica))
+            return portion
+        return None

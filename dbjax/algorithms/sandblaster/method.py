@@ -1,0 +1,167 @@
+"""Sandblaster: batch methods whose coordinator commands the shards.
+
+Dean et al. 2012, "Large Scale Distributed Deep Networks", section 4.2 and Algorithm 1.2.
+Departures are listed in docs/algorithm.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
+
+from dbjax.algorithms.sandblaster.pool import Counts, Pool
+from dbjax.algorithms.sandblaster.replica import Replica
+from dbjax.algorithms.sandblaster.samples import Samples, samples
+from dbjax.algorithms.sandblaster.space import ShardedSpace
+from dbjax.optim import Lbfgs, Method, State, Stops
+from dbjax.runtime.base import Handle, Node, Runtime
+from dbjax.store import Sharded
+from dbjax.store.sums import Free, GradientSums, InOrder
+from dbjax.store.vectors import Traffic, Vectors, VectorShard
+from dbjax.task import Program, Task
+
+_TOGETHER = 4096  # examples in one program, where arithmetic may be put off
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Sandblaster. A portion is `Task.batch_size` examples.
+
+    Attributes:
+      method: of `dbjax.optim`: `Lbfgs()`, `ConjugateGradients()`, `GradientDescent()`.
+      stops: when it has converged; its `iterations` stay None, see `steps`.
+      replicas: model replicas.
+      shards: of the parameter server.
+      steps: iterations at most; None: until another stop or the end of the run's time.
+      send_every: portions after which a replica sends its gradients; a death costs those.
+      prefetch: portions that wait at a replica while it works on another.
+      backup_after: once no portion is left, one that takes longer than this many times
+        the median gets a backup copy; 0: whoever is idle copies at once; infinite: never.
+      order: "free": gradients are added as they come, fastest; "fixed": in the order of
+        the portions, so that every cluster and every runtime give the same bytes.
+      sample: share of the data in a batch; 1: all of it in every iteration.
+      overlap: share of a sample that it has in common with the next.
+    """
+
+    method: Method = Lbfgs()
+    stops: Stops = Stops(iterations=None)
+    replicas: int = 8
+    shards: int = 3
+    steps: int | None = None
+    send_every: int = 4
+    prefetch: int = 1
+    backup_after: float = 1.5
+    order: Literal["free", "fixed"] = "free"
+    sample: float = 1.0
+    overlap: float = 0.25
+
+    def __post_init__(self) -> None:
+        for field, least in (("replicas", 1), ("shards", 1), ("send_every", 1), ("prefetch", 0)):
+            if getattr(self, field) < least:
+                raise ValueError(
+                    f"sandblaster.{field}={getattr(self, field)} must be at least {least}"
+                )
+        if not self.backup_after >= 0:
+            raise ValueError(f"sandblaster.backup_after={self.backup_after} must be at least 0")
+        if self.order not in ("free", "fixed"):
+            raise ValueError(f"sandblaster.order={self.order!r} is neither 'free' nor 'fixed'")
+        if not 0 < self.sample <= 1:
+            raise ValueError(f"sandblaster.sample={self.sample} must be in (0, 1]")
+        if not 0 < self.overlap <= 0.5:
+            raise ValueError(f"sandblaster.overlap={self.overlap} must be in (0, 0.5]")
+        if self.steps is not None and self.steps < 1:
+            raise ValueError(f"sandblaster.steps={self.steps} must be at least 1, or None")
+        if self.stops.iterations is not None:
+            raise ValueError(
+                f"sandblaster.stops.iterations={self.stops.iterations}: say steps instead"
+            )
+
+
+async def coordinator(
+    node: Node,
+    vectors: Vectors,
+    replicas: Sequence[Handle[Replica]],
+    batch: Samples,
+    size_of: Callable[[Iterable[int]], int],
+    config: Config,
+) -> str:
+    """Algorithm 1.2: SANDBLASTERLBFGS; returns why it stopped.
+
+    One that is started again goes on after the last iteration that was finished: its own
+    few numbers lie with the shards, beside the vectors.
+    """
+    known: tuple[State | None, Counts] = await vectors.resume() or (None, Counts())
+    state, counts = known
+    pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
+    send_every = config.send_every if config.order == "free" else 1
+    space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
+    stops, method = dataclasses.replace(config.stops, iterations=config.steps), config.method
+    while state is None or not state.stop:
+        going_on = method.start(space) if state is None else method.iterate(space, state)
+        state = stops.check(await going_on)
+        memo = method.memo(state), dataclasses.replace(counts)
+        await vectors.finish(state.iteration, counts.examples, memo)
+        _record(node, state, counts, vectors.traffic)
+    return state.stop
+
+
+def _record(node: Node, state: State, counts: Counts, traffic: Traffic) -> None:
+    node.record(
+        step=state.iteration,
+        loss=state.loss,
+        gradient_norm=state.gradient_norm,
+        step_length=state.step,
+        stop=state.stop,
+        **(dataclasses.asdict(counts) | dataclasses.asdict(traffic)),
+    )
+
+
+def program(runtime: Runtime, task: Task, config: Config) -> Program:
+    """Places shards, replicas and the coordinator on a runtime."""
+    fixed = config.order == "fixed"
+    store = Sharded.serve(
+        runtime, VectorShard, task.params, config.shards, InOrder if fixed else Free
+    )
+    data = task.portions()
+    together = max(1, _TOGETHER // task.batch_size)
+    sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
+    modelled = runtime.clock == "virtual" and not fixed  # time is; arithmetic can be put off
+    gradient: Any = sums.deferred if modelled else sums
+    read_ahead = _nothing if modelled else data.read_ahead
+    replicas = [
+        runtime.serve_mortal(f"replica/{r}", Replica, store, gradient, read_ahead)
+        for r in range(config.replicas)
+    ]
+    batch = samples(data.count, config.sample, config.overlap)
+    main = runtime.spawn(
+        "coordinator", coordinator, Vectors(store), replicas, batch, data.size_of, config
+    )
+    return Program(store, VectorShard, (main,), None, summarise, recent_losses=1)
+
+
+def _nothing(portions: tuple[int, ...]) -> None:
+    """Nobody waits for data where arithmetic is put off."""
+
+
+def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What the coordinator says of a run, from the rows that it recorded."""
+    last = next((row for row in reversed(rows) if row["node"] == "coordinator"), None)
+    if last is None:
+        return {}
+    iterations = max(1, last["step"])
+    sent = last["bytes_sent"] + last["bytes_received"]
+    return {
+        "iterations": last["step"],
+        "stopped_because": last["stop"] or "the run's time was over",
+        "gradient_norm": last["gradient_norm"],
+        "evaluations": last["evaluations"],
+        "portions": last["portions"],
+        "backups": {"started": last["backups_started"], "won": last["backups_won"]},
+        "replicas_lost": last["replicas_lost"],
+        "coordinator": {
+            "round_trips_per_iteration": last["round_trips"] / iterations,
+            "bytes_per_iteration": sent / iterations,
+        },
+        "phases_s": {"evaluating": last["evaluating_s"], "commanding": last["commanding_s"]},
+    }

@@ -1,0 +1,294 @@
+"""The model replicas, what each is busy with, and backup copies of what takes too long."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Literal, final
+
+from dbjax.algorithms.sandblaster.assignment import Assignment
+from dbjax.algorithms.sandblaster.replica import Replica
+from dbjax.errors import NodeDied
+from dbjax.runtime.base import Arrivals, Future, Handle, Node
+
+_DURATIONS = 99  # that the typical one is the median of
+
+
+@dataclasses.dataclass(eq=False, slots=True)
+class Job:
+    """A call to a replica that has not been answered.
+
+    Attributes:
+      life: of the replica; it is another one after each death.
+      portions: that it works on, or sends.
+      due_s: factor of the typical duration, for one that waits behind others.
+    """
+
+    kind: Literal["process", "send", "redo", "return"]
+    replica: int
+    life: int
+    evaluation: int
+    portions: tuple[int, ...]
+    begin_s: float
+    place: int = 1
+    backup: bool = False
+    answer: Future[Any] | None = None
+
+
+@dataclasses.dataclass
+class Counts:
+    """What happened so far; times on the coordinator's clock."""
+
+    evaluations: int = 0
+    examples: int = 0
+    evaluating_s: float = 0.0
+    commanding_s: float = 0.0
+    portions: int = 0
+    backups_started: int = 0
+    backups_won: int = 0
+    replicas_lost: int = 0
+
+
+@dataclasses.dataclass
+class _Worker:
+    """A replica as the coordinator knows it."""
+
+    handle: Handle[Replica]
+    life: int = 0
+    up: bool = True
+    load: int = 0  # portions that it was given and has not answered
+    current: int = -1  # the evaluation of its latest answer
+    sending: dict[tuple[int, ...], None] = dataclasses.field(default_factory=dict)
+
+
+@final
+class Pool:
+    """Has the portions of one evaluation after the other computed by whoever is free.
+
+    Args:
+      prefetch: portions that wait at a replica while it works on another.
+      backup_after: a call that takes longer than this many times the median of such calls
+        gets a backup copy, once nothing else is left to do; infinite: never.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        replicas: Sequence[Handle[Replica]],
+        counts: Counts,
+        *,
+        prefetch: int,
+        backup_after: float,
+    ) -> None:
+        self._counts = counts
+        self._node, self._prefetch, self._backup_after = node, prefetch, backup_after
+        self._workers = [_Worker(handle) for handle in replicas]
+        self._batch, self._evaluation, self._total = Assignment({}, {}, 1), -1, 0
+        self._arrivals: Arrivals[Job] = Arrivals("an answer of any replica")
+        self._arriving: Future[Job] | None = None
+        self._idle: dict[int, None] = {}
+        self._open: deque[Job] = deque()  # of this evaluation, oldest first
+        self._durations = {kind: deque[float](maxlen=_DURATIONS) for kind in ("process", "send")}
+        self._alarm: tuple[float, Future[None]] | None = None
+
+    @property
+    def size(self) -> int:
+        return len(self._workers)
+
+    async def process(self, batch: Assignment, evaluation: int, total: int) -> None:
+        """The inner loop of Algorithm 1.2; ends when the shards have every portion once.
+
+        Args:
+          total: examples in the batch.
+        """
+        self._batch, self._evaluation, self._total = batch, evaluation, total
+        self._open.clear()
+        self._idle.clear()
+        for replica, worker in enumerate(self._workers):
+            worker.sending.clear()
+            self._feed(replica)
+        while not batch.done():  # batchProcessed < batchSize
+            job = await self._next_answer()
+            if job is None:
+                self._back_up()
+            else:
+                self._answered(job)
+
+    def _feed(self, replica: int) -> None:
+        """Gives a replica what it has time for (modelReplicaAvailable)."""
+        worker, batch = self._workers[replica], self._batch
+        while worker.up and self._has_time(worker):
+            again = batch.take_again()
+            if again is not None:
+                self._start("redo", replica, again)
+                continue
+            portion = batch.take(replica)
+            if portion is None:
+                if worker.load == 0:
+                    self._idle[replica] = None
+                break
+            self._start("process", replica, (portion,))
+            if batch.left() == 0:  # nobody needs to wait for more before it sends
+                for sender in batch.senders():
+                    self._send(sender)
+
+    def _has_time(self, worker: _Worker) -> bool:
+        if worker.load == 0:
+            return True
+        prompt = worker.current == self._evaluation and worker.load <= self._prefetch
+        return prompt and self._batch.left() > len(self._workers)
+
+    def _send(self, replica: int) -> None:
+        """Lets a replica send what it should (modelReplicaWorkDone and timeToSendGradients)."""
+        for portions in self._batch.send(replica):
+            self._start("send", replica, portions)
+
+    def _start(
+        self,
+        kind: Literal["process", "send", "redo"],
+        replica: int,
+        portions: tuple[int, ...],
+        backup: bool = False,
+    ) -> None:
+        worker, evaluation = self._workers[replica], self._evaluation
+        if kind == "process":
+            answer: Future[Any] = worker.handle.call(
+                Replica.process_portion, evaluation, self._total, portions[0]
+            )
+        else:
+            part, place = self._batch.part_of(portions)
+            if kind == "send":
+                answer = worker.handle.call(
+                    Replica.send_gradients, evaluation, part, place, portions
+                )
+            else:
+                answer = worker.handle.call(
+                    Replica.redo, evaluation, self._total, part, place, portions
+                )
+            worker.sending[portions] = None
+        if kind != "send":
+            worker.load += 1
+            self._idle.pop(replica, None)
+        job = Job(kind, replica, worker.life, evaluation, portions, self._node.now(),
+                  max(1, worker.load), backup, answer)  # fmt: skip
+        self._counts.backups_started += backup
+        self._open.append(job)
+        self._arrivals.add(job, answer)
+
+    def _answered(self, job: Job) -> None:
+        worker = self._workers[job.replica]
+        assert job.answer is not None
+        try:
+            good = job.answer.result()
+        except NodeDied:
+            self._died(job)
+            return
+        if job.kind == "return":
+            worker.up = True
+        elif job.life == worker.life and job.kind != "send":
+            worker.load -= 1
+        if job.evaluation == self._evaluation:
+            worker.current = self._evaluation
+            self._count(job, good)
+        self._feed(job.replica)
+
+    def _count(self, job: Job, good: bool) -> None:
+        """Takes an answer into the books of this evaluation; the first copy wins."""
+        batch, replica = self._batch, job.replica
+        if job.kind != "redo":
+            self._durations[job.kind].append((self._node.now() - job.begin_s) / job.place)
+        if job.kind == "process":
+            won = good and batch.computed(replica, job.portions[0])
+            self._counts.portions += won
+            self._send(replica)
+        else:
+            self._workers[replica].sending.pop(job.portions, None)
+            won = good and batch.delivered(job.portions)
+            if not good and not batch.is_delivered(job.portions):
+                batch.undelivered(job.portions)
+                self._feed_idle()
+        self._counts.backups_won += won and job.backup
+
+    def _died(self, job: Job) -> None:
+        """Everything that a replica had not sent is to do again."""
+        worker = self._workers[job.replica]
+        if job.life != worker.life:
+            return
+        worker.life, worker.load, worker.up = worker.life + 1, 0, False
+        self._idle.pop(job.replica, None)
+        self._counts.replicas_lost += 1
+        self._batch.lost(job.replica, list(worker.sending))
+        worker.sending.clear()
+        back = Job("return", job.replica, worker.life, -1, (), self._node.now())
+        back.answer = worker.handle.up()
+        self._arrivals.add(back, back.answer)
+        self._feed_idle()
+
+    def _feed_idle(self) -> None:
+        for replica in list(self._idle):
+            self._feed(replica)
+
+    async def _next_answer(self) -> Job | None:
+        """The next answer of any replica, or None when it is time for a backup copy."""
+        if self._arriving is None:
+            self._arriving = self._arrivals.next()
+        if not self._arriving.done():
+            due_s = self._due_s()
+            waiting: list[Future[Any]] = [self._arriving]
+            if due_s is not None:
+                waiting.append(self._alarm_at(due_s))
+            if await self._node.first(waiting) == 1:
+                self._alarm = None
+                return None
+        job = await self._arriving
+        self._arriving = None
+        return job
+
+    def _alarm_at(self, due_s: float) -> Future[None]:
+        """A sleep until then or earlier; one that is under way is used again."""
+        if self._alarm is None or self._alarm[0] > due_s:
+            self._alarm = due_s, self._node.sleep(max(0.0, due_s - self._node.now()))
+        return self._alarm[1]
+
+    def _due_s(self) -> float | None:
+        """When the oldest open job should get a backup copy, if anyone has time for it."""
+        if not self._idle or self._batch.left():
+            return None
+        while self._open and self._closed(self._open[0]):
+            self._open.popleft()
+        return self._due_of(self._open[0]) if self._open else None
+
+    def _due_of(self, job: Job) -> float | None:
+        durations = self._durations["process" if job.kind == "process" else "send"]
+        if not durations:
+            return None
+        return job.begin_s + self._backup_after * statistics.median(durations) * job.place
+
+    def _closed(self, job: Job) -> bool:
+        if job.kind == "process":
+            return self._batch.is_computed(job.portions[0])
+        return self._batch.is_delivered(job.portions)
+
+    def _back_up(self) -> None:
+        """Copies of what takes too long, for replicas that have nothing to do."""
+        now_s = self._node.now()
+        while (due_s := self._due_s()) is not None and due_s <= now_s:
+            job = self._open.popleft()
+            helper = self._helper(job)
+            if helper is None:
+                job.begin_s = now_s  # perhaps later
+                self._open.append(job)
+            else:
+                kind: Literal["process", "redo"] = "process" if job.kind == "process" else "redo"
+                self._start(kind, helper, job.portions, backup=True)
+
+    def _helper(self, job: Job) -> int | None:
+        """An idle replica that is not at this already."""
+        for replica in self._idle:
+            if job.kind != "process" and job.portions not in self._workers[replica].sending:
+                return replica
+            if job.kind == "process" and self._batch.copy(replica, job.portions[0]):
+                return replica
+        return None

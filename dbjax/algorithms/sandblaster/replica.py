@@ -1,0 +1,91 @@
+"""A model replica of Sandblaster: computes portions, sends sums of gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, final
+
+from dbjax.runtime.base import Future, Node, ready
+from dbjax.store.sharded import Sharded
+from dbjax.store.sums import Deferred, Sum, added
+from dbjax.store.vectors import Contribution, VectorShard
+from dbjax.types import Slices
+
+Gradient = Callable[[Slices, tuple[int, ...], int], Sum | Deferred]
+
+
+@final
+class Replica:
+    """REPLICA of Algorithm 1.2. What it knows dies with it, and is computed again.
+
+    Args:
+      gradient: (parameters, portions, examples in the batch) -> their share of its sum.
+      read_ahead: is told which portion probably comes next.
+    """
+
+    def __init__(
+        self,
+        node: Node,
+        store: Sharded[VectorShard],
+        gradient: Gradient,
+        read_ahead: Callable[[tuple[int, ...]], None],
+    ) -> None:
+        self._node, self._store = node, store
+        self._gradient, self._read_ahead = gradient, read_ahead
+        self._evaluation = -1
+        self._params: Slices = ()
+        self._computed: dict[int, Sum | Deferred] = {}
+
+    async def process_portion(self, evaluation: int, total: int, portion: int) -> bool:
+        """PROCESSPORTION: keeps the gradient until it is told to send it.
+
+        Returns whether it did; not if the evaluation is over.
+        """
+        if not await self._has_parameters(evaluation):
+            return False
+        computing = self._node.compute(self._gradient, self._params, (portion,), total)
+        self._read_ahead((portion + 1,))
+        self._computed[portion] = await computing
+        return True
+
+    def send_gradients(
+        self, evaluation: int, part: str, place: int, portions: tuple[int, ...]
+    ) -> Future[bool]:
+        """SENDGRADIENTS: to all shards; answers when they have it, and works on meanwhile.
+
+        The answer is False where it does not know these gradients (any more).
+        """
+        if evaluation != self._evaluation or not self._computed.keys() >= set(portions):
+            return ready(False)
+        total = added([self._computed.pop(portion) for portion in portions])
+        slices = enumerate(self._params)
+        sending = self._store.push(
+            VectorShard.accrue,
+            [
+                Contribution(evaluation, part, portions, place, total.piece(i), _nbytes(slice_))
+                for i, slice_ in slices
+            ],
+        )
+        return sending.then(lambda _: True)
+
+    async def redo(
+        self, evaluation: int, total: int, part: str, place: int, portions: tuple[int, ...]
+    ) -> bool:
+        """Computes and sends what another replica began to send, or may never send."""
+        for portion in portions:
+            if portion not in self._computed or evaluation != self._evaluation:
+                await self.process_portion(evaluation, total, portion)
+        return await self.send_gradients(evaluation, part, place, portions)
+
+    async def _has_parameters(self, evaluation: int) -> bool:
+        """Fetches them once an evaluation; False if that evaluation is over."""
+        if evaluation > self._evaluation:
+            fetched = await self._store.pull(VectorShard.fetch, self._node.name)
+            if set(fetched.versions) != {evaluation}:
+                return False
+            self._evaluation, self._params, self._computed = evaluation, fetched.slices, {}
+        return evaluation == self._evaluation
+
+
+def _nbytes(slice_: dict[str, Any]) -> int:
+    return sum(value.nbytes for value in slice_.values())

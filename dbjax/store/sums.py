@@ -1,0 +1,212 @@
+"""Gradients summed over portions of the data, at one set of parameters.
+
+A sum over portions does not depend on how they are grouped, but for rounding. So whoever
+models time (`dbjax.runtime.virtual`) may put the arithmetic off, and do it for all replicas
+in a few large programs once somebody looks at the sum: `Deferred`.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol, final
+
+import jax
+
+from dbjax.store.partition import Partition
+from dbjax.types import Batch, LossFn, Slice, Slices
+
+
+class Piece(NamedTuple):
+    """What one shard gets of a sum: the loss, scalar, and its slice of the gradient."""
+
+    loss: jax.Array
+    gradient: Slice
+
+
+class Sum(NamedTuple):
+    """Loss and gradient summed over portions, each portion weighted as it was asked for."""
+
+    loss: jax.Array
+    gradient: Slices
+
+    def piece(self, shard: int) -> Piece:
+        return Piece(self.loss, self.gradient[shard])
+
+
+Numerics = Callable[[Slices, tuple[int, ...], int], Sum]
+
+
+@final
+class Deferred:
+    """A `Sum` that is computed when it is looked at, together with those it was added to."""
+
+    __slots__ = ("numerics", "params", "portions", "total")
+
+    def __init__(
+        self, numerics: Numerics, params: Slices, portions: tuple[int, ...], total: int
+    ) -> None:
+        self.numerics, self.params, self.portions, self.total = numerics, params, portions, total
+
+    def piece(self, shard: int) -> DeferredPiece:
+        return DeferredPiece(self, shard)
+
+
+class DeferredPiece(NamedTuple):
+    """What one shard will get of a deferred sum."""
+
+    sum: Deferred
+    shard: int
+
+
+def added(sums: Sequence[Sum | Deferred]) -> Sum | Deferred:
+    """The sum of sums, in order.
+
+    Raises:
+      RuntimeError: they are deferred, and at different parameters.
+    """
+    first = sums[0]
+    if not isinstance(first, Deferred):
+        total: Sum = functools.reduce(add, sums[1:], first)
+        return total
+    portions: list[int] = []
+    for one in sums:
+        assert isinstance(one, Deferred)
+        if not _same(one.params, first.params):
+            raise RuntimeError("sums at different parameters cannot be added")
+        portions += one.portions
+    return Deferred(first.numerics, first.params, tuple(portions), first.total)
+
+
+def _same(a: Slices, b: Slices) -> bool:
+    return all(x is y for x, y in zip(a, b, strict=True))
+
+
+@jax.jit
+def add(a: Any, b: Any) -> Any:
+    return jax.tree.map(lambda x, y: x + y, a, b)
+
+
+@jax.jit
+def add_all(first: Any, *others: Any) -> Any:
+    """In order, in one pass over memory."""
+    return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), first, *others)
+
+
+@final
+class GradientSums:
+    """The numerics of `Deferred` and of replicas: (slices, portions, total) -> `Sum`.
+
+    Args:
+      loss: (params, batch) -> mean over the batch.
+      gather: portions -> their examples, one after another.
+      size_of: portions -> how many examples.
+      together: portions that are computed in one program at most.
+    """
+
+    def __init__(
+        self,
+        loss: LossFn,
+        partition: Partition,
+        gather: Callable[[tuple[int, ...]], Batch],
+        size_of: Callable[[tuple[int, ...]], int],
+        together: int = 1,
+    ) -> None:
+        self._gather, self._size_of, self._together = gather, size_of, together
+        self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
+
+        @jax.jit
+        def compute(slices: Slices, batch: Batch, weight: float) -> Sum:
+            def weighted(slices: Slices) -> jax.Array:
+                return weight * loss(partition.join(slices), batch)
+
+            return Sum(*jax.value_and_grad(weighted)(slices))
+
+        self._compute = compute
+
+    def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
+        """Each example counts 1 / total."""
+        weight = self._size_of(portions) / total
+        computed: Sum = self._compute(slices, self._gather(portions), weight)
+        return computed
+
+    def deferred(self, slices: Slices, portions: tuple[int, ...], total: int) -> Deferred:
+        return Deferred(self._all, slices, portions, total)
+
+    def _all(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
+        """In order of the portions, as many at once as may be; all shards ask for the same."""
+        portions = tuple(sorted(portions))
+        for params, known, found in self._latest:
+            if known == portions and _same(params, slices):
+                return found
+        parts = [self(slices, chunk, total) for chunk in _chunks(portions, self._together)]
+        summed: Sum = functools.reduce(add, parts)
+        self._latest = [*self._latest[-2:], (slices, portions, summed)]
+        return summed
+
+
+def _chunks(portions: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
+    """Chunks of `most`, then of halves, quarters, ...: few sizes, so that little is compiled."""
+    chunks, begin, size = [], 0, most
+    while begin < len(portions):
+        if size <= len(portions) - begin:
+            chunks.append(portions[begin : begin + size])
+            begin += size
+        else:
+            size = max(1, size // 2)
+    return chunks
+
+
+class Accruing(Protocol):
+    """Adds up the pieces of one shard."""
+
+    def add(self, place: int, piece: Any) -> None: ...
+
+    def total(self) -> Piece:
+        """Of all pieces that were added."""
+
+
+@final
+class Free:
+    """Adds pieces as they come."""
+
+    _TOGETHER = 8
+
+    def __init__(self) -> None:
+        self._pieces: list[Any] = []
+
+    def add(self, place: int, piece: Piece | DeferredPiece) -> None:
+        self._pieces.append(piece)
+        if len(self._pieces) == self._TOGETHER and isinstance(piece, Piece):
+            self._pieces = [add_all(*self._pieces)]
+
+    def total(self) -> Piece:
+        first = self._pieces[0]
+        if isinstance(first, DeferredPiece):
+            whole = added([piece.sum for piece in self._pieces])
+            assert isinstance(whole, Deferred)
+            return whole.numerics(whole.params, whole.portions, whole.total).piece(first.shard)
+        total: Piece = functools.reduce(add, self._pieces[1:], first)
+        return total
+
+
+@final
+class InOrder:
+    """Adds pieces in the order of their places 0, 1, 2, ...; keeps what comes early."""
+
+    def __init__(self) -> None:
+        self._early: dict[int, Piece] = {}
+        self._next = 0
+        self._sum: Piece | None = None
+
+    def add(self, place: int, piece: Piece) -> None:
+        self._early[place] = piece
+        while self._next in self._early:
+            due = self._early.pop(self._next)
+            self._sum = due if self._sum is None else add(self._sum, due)
+            self._next += 1
+
+    def total(self) -> Piece:
+        assert self._sum is not None
+        assert not self._early
+        return self._sum

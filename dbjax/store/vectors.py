@@ -1,0 +1,257 @@
+"""Vectors that live cut across the shards, and the commands that move them (section 4.2).
+
+The coordinator "has no direct access to the model parameters": through `Vectors` it sends
+commands and receives scalars, and there is nothing in it that could return a vector.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import jax
+import numpy as np
+
+from dbjax.optim.space import Combine, Command, Multiply, perform
+from dbjax.runtime.base import Future, Node
+from dbjax.store.delays import Delays
+from dbjax.store.shard import Counts, Report, Snapshot
+from dbjax.store.sharded import Sharded
+from dbjax.store.sums import Accruing, DeferredPiece, Piece
+from dbjax.types import Slice
+
+GRADIENT = "gradient"
+PARTS = ("before", "only", "after")  # of a sample: shared with the one before, ..., the next
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Contribution:
+    """Summed gradients of some portions, for one shard.
+
+    Attributes:
+      evaluation: the parameters' version.
+      part: of the sample, see `PARTS`.
+      portions: whose gradients these are; a shard counts each portion once.
+      place: of the first of them in the part, for sums in a fixed order.
+    """
+
+    evaluation: int
+    part: str
+    portions: tuple[int, ...]
+    place: int
+    piece: Piece | DeferredPiece
+    nbytes: int
+
+
+class Finished(NamedTuple):
+    """What a coordinator can be restarted from: its own few numbers, and the vectors."""
+
+    iteration: int
+    memo: Any
+    vectors: dict[str, Slice]
+
+
+@final
+class VectorShard:
+    """PARAMETERSERVER of Algorithm 1.2: its slice of every vector; PERFORMOPERATION."""
+
+    def __init__(self, node: Node, params: Slice, accruing: Callable[[], Accruing]) -> None:
+        self._node, self._accruing = node, accruing
+        self._vectors: dict[str, Slice] = {"params": params}
+        self._nbytes = sum(p.nbytes for p in params.values())
+        self._evaluation = -1
+        self._sums: dict[str, Accruing] = {}
+        self._counted: set[int] = set()
+        self._finished: list[Finished] = []
+        self._counts = Counts()
+        self._initial = Snapshot(0, params, self._nbytes)
+
+    # For the coordinator: commands in, scalars out.
+
+    def perform(self, commands: tuple[Command, ...]) -> list[float]:
+        """PERFORMOPERATION: results stay here, the replies of `Dots` go back."""
+        replies: list[float] = perform(self._vectors, commands).tolist()
+        self._node.touched([self._vectors[name] for name in _moved(commands)])
+        return replies
+
+    def begin(self, evaluation: int, commands: tuple[Command, ...]) -> None:
+        """Accrued gradients <- 0, for a new evaluation at "params" after these commands."""
+        self.perform(commands)
+        self._evaluation = evaluation
+        self._sums, self._counted = {}, set()
+
+    def close(self, evaluation: int, scales: dict[str, float]) -> list[float]:
+        """Accrued gradients become vectors; the summed losses of the parts go back.
+
+        "gradient" is the sum over all parts; where there are several, each part's own is a
+        vector too, times its scale. What comes later for this evaluation is not counted.
+        """
+        sums = {part: self._sums[part].total() for part in PARTS if part in self._sums}
+        self._sums = {}
+        first, *others = sums.values()
+        made = {GRADIENT: first.gradient}
+        if others:
+            made = _scaled([one.gradient for one in sums.values()], [scales[p] for p in sums])
+            made = dict(zip([GRADIENT, *sums], made.values(), strict=True))
+        self._vectors |= made
+        return [float(one.loss) for one in sums.values()]
+
+    def finish(self, iteration: int, examples: int, memo: Any) -> None:
+        """Keeps the vectors as they are (by reference), and the coordinator's numbers."""
+        self._counts.applied, self._counts.examples = iteration, examples
+        finished = Finished(iteration, memo, dict(self._vectors))
+        self._finished = [*self._finished[-1:], finished]
+
+    def finished(self) -> list[int]:
+        """Iterations that it can go back to: the last two."""
+        return [finished.iteration for finished in self._finished]
+
+    def rewind(self, iteration: int) -> Any:
+        """Back to the end of that iteration; what the coordinator knew then."""
+        (found,) = (f for f in self._finished if f.iteration == iteration)
+        self._vectors = dict(found.vectors)
+        return found.memo
+
+    # For the replicas.
+
+    def fetch(self, replica: str) -> Snapshot:
+        """GETPARAMETERSFROMPARAMSERVER; the version is the evaluation's number."""
+        self._counts.bytes_fetched += self._nbytes
+        return Snapshot(self._evaluation, self._vectors["params"], self._nbytes)
+
+    def accrue(self, contribution: Contribution) -> None:
+        """Accrued gradients += gradient; each portion once, whoever sends it how often.
+
+        Copies of a portion are equal, so which of them counts makes no difference. Late
+        ones, of an evaluation that is over, are left out.
+        """
+        self._counts.bytes_pushed += contribution.nbytes
+        if contribution.evaluation != self._evaluation:
+            return
+        known = self._counted.intersection(contribution.portions)
+        if known:
+            self._counts.repeated += 1
+            if len(known) != len(contribution.portions):
+                raise RuntimeError(f"portions {sorted(known)} were counted with others before")
+            return
+        self._counted.update(contribution.portions)
+        accruing = self._sums.setdefault(contribution.part, self._accruing())
+        accruing.add(contribution.place, contribution.piece)
+
+    # For an observer: leave no trace.
+
+    def peek(self) -> Snapshot:
+        """The parameters at the end of the last iteration, not those on trial."""
+        if not self._finished:
+            return self._initial
+        last = self._finished[-1]
+        return Snapshot(last.iteration, last.vectors["params"], self._nbytes)
+
+    def report(self) -> Report:
+        return Report(self.peek().version, dataclasses.replace(self._counts), Delays())
+
+
+@jax.jit
+def _scaled(sums: list[Slice], scales: list[float]) -> dict[int, Slice]:
+    """The whole sum, then each part's own mean."""
+    whole = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums)
+
+    def scaled(one: Slice, scale: float) -> Slice:
+        return {name: scale * value for name, value in one.items()}
+
+    return dict(enumerate([whole, *map(scaled, sums, scales)]))
+
+
+def _moved(commands: Sequence[Command]) -> list[str]:
+    """Every vector that a list of commands reads or writes, each time."""
+    names: list[str] = []
+    for command in commands:
+        if isinstance(command, Combine):
+            names += [command.out, *(name for _, name in command.terms)]
+        elif isinstance(command, Multiply):
+            names += [command.out, command.a, command.b]
+        else:
+            names += {*command.rows, *command.columns}
+    return names
+
+
+@dataclasses.dataclass
+class Traffic:
+    """What a coordinator exchanged with the shards, over all of them."""
+
+    round_trips: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+
+
+@final
+class Vectors:
+    """The shards as a coordinator sees them."""
+
+    def __init__(self, store: Sharded[VectorShard]) -> None:
+        self._store = store
+        self.traffic = Traffic()
+
+    def perform(self, *commands: Command) -> Future[list[float]]:
+        """Every shard performs the commands; each reply is the sum of the shards'."""
+        return self._counted(
+            self._store.each(VectorShard.perform, commands), commands, _summed_replies
+        )
+
+    def begin(self, evaluation: int, commands: tuple[Command, ...]) -> Future[None]:
+        beginning = self._store.each(VectorShard.begin, evaluation, commands)
+        return self._counted(beginning, (evaluation, commands), lambda _: None)
+
+    def close(self, evaluation: int, scales: dict[str, float]) -> Future[list[float]]:
+        """The losses of the parts; every shard has them, one is asked."""
+        closing = self._store.each(VectorShard.close, evaluation, scales)
+        return self._counted(closing, (evaluation, scales), lambda losses: losses[0])
+
+    def finish(self, iteration: int, examples: int, memo: Any) -> Future[None]:
+        """An iteration is done; `examples` were looked at so far, the memo goes to `resume`."""
+        finishing = self._store.each(VectorShard.finish, iteration, examples, memo)
+        return self._counted(finishing, (iteration, examples, memo), lambda _: None)
+
+    async def resume(self) -> Any:
+        """What the coordinator knew at the end of its last finished iteration, or None."""
+        finished = await self._counted(self._store.each(VectorShard.finished), (), list)
+        common = set.intersection(*map(set, finished))
+        if not common:
+            return None
+        rewinding = self._store.each(VectorShard.rewind, max(common))
+        return await self._counted(rewinding, (max(common),), lambda memos: memos[0])
+
+    def _counted(
+        self, replying: Future[list[Any]], sent: Any, combine: Callable[[list[Any]], Any]
+    ) -> Future[Any]:
+        shards = len(self._store.shards)
+        self.traffic.round_trips += 1
+        self.traffic.bytes_sent += shards * wire_bytes(sent)
+
+        def received(replies: list[Any]) -> Any:
+            self.traffic.bytes_received += wire_bytes(replies)
+            return combine(replies)
+
+        return replying.then(received)
+
+
+def _summed_replies(replies: list[list[float]]) -> list[float]:
+    return [sum(parts) for parts in zip(*replies, strict=True)]
+
+
+def wire_bytes(message: Any) -> int:
+    """Of a message of numbers and names: 8 a number, 1 a letter."""
+    if message is None:
+        return 0
+    if isinstance(message, str):
+        return len(message)
+    if isinstance(message, np.ndarray):
+        return message.nbytes
+    if isinstance(message, dict):
+        return wire_bytes(tuple(message.items()))
+    if isinstance(message, (tuple, list)):
+        return sum(map(wire_bytes, message))
+    if dataclasses.is_dataclass(message):
+        return sum(wire_bytes(getattr(message, f.name)) for f in dataclasses.fields(message))
+    return 8
