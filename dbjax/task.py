@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
-
-import jax
 
 from dbjax.data.examples import Arrays, Examples
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
 from dbjax.runtime.base import Future
+from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
 from dbjax.store.sharded import Sharded
 from dbjax.trace import Row
@@ -85,7 +83,7 @@ class Program:
     summarise: Callable[[Sequence[Row]], Row] = lambda rows: {}
     recent_losses: int = 100
 
-    @functools.cached_property
+    @property
     def join(self) -> Callable[[Slices], Params]:
         """Puts the shards' slices together, compiled."""
-        return jax.jit(self.store.partition.join)
+        return compiled_join(self.store.partition)

@@ -42,8 +42,13 @@ CLUSTER = dbjax.Cluster(
     machine=dbjax.Machine(law="lognormal", sigma=0.3, bandwidth_bytes_per_s=1e5))  # fmt: skip
 
 
+ALWAYS = {"rule": optax.sgd(0.03), "steps": 60, "order": "fixed"}  # where a method has such
+
+
 def config(method, **kwargs):
-    return dataclasses.replace(method.Config(), rule=optax.sgd(0.03), **{"steps": 60} | kwargs)
+    fields = {field.name for field in dataclasses.fields(method.Config)}
+    given = {name: value for name, value in ALWAYS.items() if name in fields}
+    return dataclasses.replace(method.Config(), **given | kwargs)
 
 
 @methods

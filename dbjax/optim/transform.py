@@ -88,8 +88,11 @@ def scale_by_vector_free_lbfgs(
         raise ValueError(f"scale_by_vector_free_lbfgs: memory={memory} must be at least 1")
 
     def init(params: optax.Params) -> VectorFreeLbfgsState:
-        def zeros(*stack: int) -> optax.Params:  # new ones each time, so that all can be donated
-            return jax.tree.map(lambda x: jnp.zeros((*stack, *x.shape), x.dtype), params)
+        def zeros(*stack: int) -> optax.Params:
+            """Sharded like params; new ones each time, so that all can be donated."""
+            return jax.tree.map(
+                lambda x: jnp.broadcast_to(jnp.zeros_like(x), (*stack, *x.shape)), params
+            )
 
         count, taken = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.int32)
         dtype = jnp.finfo(jnp.result_type(jnp.float32, *jax.tree.leaves(params))).dtype
@@ -123,6 +126,8 @@ def _update(
     if damped:
         y, gram = damp(s, y, gram, curvature)
     good = (state.count > 0) & (gram[-3, -2] > curvature * gram[-3, -3])
+    # Needing all dot products also lets the stacks be overwritten in place, after them.
+    good &= jnp.isfinite(gram[-3:-1]).all()
     gram = chosen(gram, good)
     slot, taken = state.taken % (len(state.gram) // 2), state.taken + good
     stacks = jax.tree.map(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -86,6 +87,18 @@ def partition(params: Params, shards: int) -> Partition:
             f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
         )
     return Partition(treedef, tuple(map(tuple, found)))
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_split(cuts: Partition) -> Callable[[Params], Slices]:
+    """`Partition.split`, compiled once for equal partitions."""
+    return jax.jit(cuts.split)
+
+
+@functools.lru_cache(maxsize=32)
+def compiled_join(cuts: Partition) -> Callable[[Sequence[Slice]], Params]:
+    """`Partition.join`, compiled once for equal partitions."""
+    return jax.jit(cuts.join)
 
 
 def _cut(

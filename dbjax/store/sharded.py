@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 import jax
 
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
-from dbjax.store.partition import Partition, partition
+from dbjax.store.partition import Partition, compiled_split, partition
 from dbjax.store.shard import Snapshot
 from dbjax.types import LossFn, Params, Slices
 
@@ -51,7 +51,7 @@ class Sharded(Generic[S]):
     ) -> Sharded[S]:
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ..."""
         cuts = partition(params, shards)
-        slices = jax.jit(cuts.split)(params)
+        slices = compiled_split(cuts)(params)
         handles = [
             runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
         ]

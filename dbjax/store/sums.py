@@ -114,21 +114,12 @@ class GradientSums:
     ) -> None:
         self._gather, self._size_of, self._together = gather, size_of, together
         self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
-
-        @jax.jit
-        def compute(slices: Slices, batch: Batch, weight: float) -> Sum:
-            def weighted(slices: Slices) -> jax.Array:
-                return weight * loss(partition.join(slices), batch)
-
-            return Sum(*jax.value_and_grad(weighted)(slices))
-
-        self._compute = compute
+        self._compute = _compiled(loss, partition)
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """Each example counts 1 / total."""
         weight = self._size_of(portions) / total
-        computed: Sum = self._compute(slices, self._gather(portions), weight)
-        return computed
+        return self._compute(slices, self._gather(portions), weight)
 
     def deferred(self, slices: Slices, portions: tuple[int, ...], total: int) -> Deferred:
         return Deferred(self._all, slices, portions, total)
@@ -143,6 +134,20 @@ class GradientSums:
         summed: Sum = functools.reduce(add, parts)
         self._latest = [*self._latest[-2:], (slices, portions, summed)]
         return summed
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(loss: LossFn, partition: Partition) -> Callable[[Slices, Batch, float], Sum]:
+    """(slices, batch, weight) -> the sum, cut as the partition is."""
+
+    @jax.jit
+    def compute(slices: Slices, batch: Batch, weight: float) -> Sum:
+        def weighted(slices: Slices) -> jax.Array:
+            return weight * loss(partition.join(slices), batch)
+
+        return Sum(*jax.value_and_grad(weighted)(slices))
+
+    return compute
 
 
 def _chunks(portions: tuple[int, ...], most: int) -> list[tuple[int, ...]]:

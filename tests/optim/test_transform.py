@@ -171,13 +171,14 @@ def test_reaches_optaxs_minimum_in_its_loop_with_as_many_evaluations(problem, no
     assert optax.tree.norm(elsewhere - theirs) > apart
 
 
-def test_a_step_of_zero_or_of_nan_leaves_the_pairs_alone():
-    transform = scale_by_vector_free_lbfgs(2, damped=True)
+@pytest.mark.parametrize("damped", [False, True])
+def test_steps_of_zero_nan_or_too_much_leave_the_pairs_alone(damped):
+    transform = scale_by_vector_free_lbfgs(2, damped=damped)
     update = jax.jit(transform.update)
     params, gradient = jnp.ones(3), jnp.array([0.1, 0.2, 0.3])
     _, first = update(gradient, transform.init(params), params)
-    for bad in (gradient, gradient * jnp.nan):
-        _, state = update(bad, first, params)
+    for shift, factor in ((0, 1), (0, jnp.nan), (1e-3, 1e25)):  # the last: |y|^2 overflows
+        _, state = update(gradient * factor, first, params + shift)
         direction, state = update(gradient, state, params)
         assert state.taken == 0
         np.testing.assert_array_equal(direction, gradient)

@@ -78,20 +78,15 @@ class Assignment:
         mine.setdefault(self._part[portion], []).append(portion)
         return True
 
-    def send(self, replica: int) -> list[tuple[int, ...]]:
-        """What a replica should send now: enough portions, or all when none are left to do."""
+    def send(self, replica: int, *, everything: bool) -> list[tuple[int, ...]]:
+        """What a replica should send now: whenever it has enough, and at the end the rest."""
         due: list[tuple[int, ...]] = []
-        mine = self._unsent.get(replica, {})
-        for portions in mine.values():
-            size = self._send_every
-            while len(portions) >= size or (portions and not self._left):
+        size = self._send_every
+        for portions in self._unsent.get(replica, {}).values():
+            while len(portions) >= size or (portions and everything):
                 due.append(tuple(portions[:size]))
                 del portions[:size]
         return due
-
-    def senders(self) -> list[int]:
-        """Who has computed something that was not sent."""
-        return [replica for replica, mine in self._unsent.items() if any(mine.values())]
 
     def is_computed(self, portion: int) -> bool:
         return portion in self._winner
@@ -117,9 +112,7 @@ class Assignment:
 
     def lost(self, replica: int, sendings: Sequence[tuple[int, ...]]) -> None:
         """A replica died, and with it what it had not sent and what it was sending."""
-        gone = [p for some in self._unsent.pop(replica, {}).values() for p in some]
-        for portion in gone:
-            del self._winner[portion]
+        gone = self._forget_unsent(replica)
         for portion, holders in self._holders.items():
             if replica in holders:
                 holders.remove(replica)
@@ -129,6 +122,17 @@ class Assignment:
             if not self._holders[portion]:
                 self._give_back(replica, portion)
         self._again += [portions for portions in sendings if not self.is_delivered(portions)]
+
+    def reclaim(self, replica: int) -> None:
+        """Gives away what a replica that got stuck had computed and not sent."""
+        for portion in self._forget_unsent(replica):
+            self._give_back(replica, portion)
+
+    def _forget_unsent(self, replica: int) -> list[int]:
+        gone = [p for some in self._unsent.pop(replica, {}).values() for p in some]
+        for portion in gone:
+            del self._winner[portion]
+        return gone
 
     def doers(self) -> dict[int, list[int]]:
         """Replica -> the portions it did: the plan for next time."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -69,8 +70,8 @@ class Pool:
 
     Args:
       prefetch: portions that wait at a replica while it works on another.
-      backup_after: a call that takes longer than this many times the median of such calls
-        gets a backup copy, once nothing else is left to do; infinite: never.
+      backup_after: a portion that takes longer than this many times the median gets a
+        backup copy, once nothing else is left to do; infinite: never.
     """
 
     def __init__(
@@ -90,7 +91,9 @@ class Pool:
         self._arriving: Future[Job] | None = None
         self._idle: dict[int, None] = {}
         self._open: deque[Job] = deque()  # of this evaluation, oldest first
-        self._durations = {kind: deque[float](maxlen=_DURATIONS) for kind in ("process", "send")}
+        self._unhelped: list[Job] = []  # due, but all who are idle are at it already
+        self._durations: deque[float] = deque(maxlen=_DURATIONS)  # of portions
+        self._longest_send_s: float | None = None  # of this evaluation
         self._alarm: tuple[float, Future[None]] | None = None
 
     @property
@@ -105,6 +108,8 @@ class Pool:
         """
         self._batch, self._evaluation, self._total = batch, evaluation, total
         self._open.clear()
+        self._unhelped.clear()
+        self._longest_send_s = None
         self._idle.clear()
         for replica, worker in enumerate(self._workers):
             worker.sending.clear()
@@ -128,11 +133,9 @@ class Pool:
             if portion is None:
                 if worker.load == 0:
                     self._idle[replica] = None
+                    self._send(replica, everything=True)
                 break
             self._start("process", replica, (portion,))
-            if batch.left() == 0:  # nobody needs to wait for more before it sends
-                for sender in batch.senders():
-                    self._send(sender)
 
     def _has_time(self, worker: _Worker) -> bool:
         if worker.load == 0:
@@ -140,9 +143,9 @@ class Pool:
         prompt = worker.current == self._evaluation and worker.load <= self._prefetch
         return prompt and self._batch.left() > len(self._workers)
 
-    def _send(self, replica: int) -> None:
+    def _send(self, replica: int, *, everything: bool) -> None:
         """Lets a replica send what it should (modelReplicaWorkDone and timeToSendGradients)."""
-        for portions in self._batch.send(replica):
+        for portions in self._batch.send(replica, everything=everything):
             self._start("send", replica, portions)
 
     def _start(
@@ -197,12 +200,14 @@ class Pool:
     def _count(self, job: Job, good: bool) -> None:
         """Takes an answer into the books of this evaluation; the first copy wins."""
         batch, replica = self._batch, job.replica
-        if job.kind != "redo":
-            self._durations[job.kind].append((self._node.now() - job.begin_s) / job.place)
+        took_s = self._node.now() - job.begin_s
+        if job.kind == "send":
+            self._longest_send_s = max(self._longest_send_s or 0.0, took_s)
         if job.kind == "process":
+            self._durations.append(took_s / job.place)
             won = good and batch.computed(replica, job.portions[0])
             self._counts.portions += won
-            self._send(replica)
+            self._send(replica, everything=False)
         else:
             self._workers[replica].sending.pop(job.portions, None)
             won = good and batch.delivered(job.portions)
@@ -244,6 +249,8 @@ class Pool:
                 return None
         job = await self._arriving
         self._arriving = None
+        self._open.extendleft(reversed(self._unhelped))  # whoever answered may have time
+        self._unhelped.clear()
         return job
 
     def _alarm_at(self, due_s: float) -> Future[None]:
@@ -254,17 +261,23 @@ class Pool:
 
     def _due_s(self) -> float | None:
         """When the oldest open job should get a backup copy, if anyone has time for it."""
-        if not self._idle or self._batch.left():
+        if not self._idle or self._batch.left() or math.isinf(self._backup_after):
             return None
         while self._open and self._closed(self._open[0]):
             self._open.popleft()
         return self._due_of(self._open[0]) if self._open else None
 
     def _due_of(self, job: Job) -> float | None:
-        durations = self._durations["process" if job.kind == "process" else "send"]
-        if not durations:
-            return None
-        return job.begin_s + self._backup_after * statistics.median(durations) * job.place
+        """Portions are held against the median of the latest, which one slow replica does
+        not change; sendings against the longest, since they queue for the same shards.
+        """
+        if self._backup_after == 0:
+            return job.begin_s
+        if job.kind != "process":
+            usual_s = self._longest_send_s
+        else:
+            usual_s = job.place * statistics.median(self._durations) if self._durations else None
+        return None if usual_s is None else job.begin_s + self._backup_after * usual_s
 
     def _closed(self, job: Job) -> bool:
         if job.kind == "process":
@@ -272,17 +285,22 @@ class Pool:
         return self._batch.is_delivered(job.portions)
 
     def _back_up(self) -> None:
-        """Copies of what takes too long, for replicas that have nothing to do."""
+        """Copies of what takes too long, for replicas that have nothing to do.
+
+        What the slow one has computed and not sent is done again too: it would be sent only
+        after what it is at.
+        """
         now_s = self._node.now()
         while (due_s := self._due_s()) is not None and due_s <= now_s:
             job = self._open.popleft()
             helper = self._helper(job)
             if helper is None:
-                job.begin_s = now_s  # perhaps later
-                self._open.append(job)
+                self._unhelped.append(job)
             else:
                 kind: Literal["process", "redo"] = "process" if job.kind == "process" else "redo"
                 self._start(kind, helper, job.portions, backup=True)
+                self._batch.reclaim(job.replica)
+        self._feed_idle()
 
     def _helper(self, job: Job) -> int | None:
         """An idle replica that is not at this already."""
