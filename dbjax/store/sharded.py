@@ -33,10 +33,12 @@ class Fetched:
 
 @final
 class Sharded(Generic[S]):
-    """Services of class S, each holding one slice, addressed as one."""
+    """Services of class S, each holding one slice (of `nbytes`), addressed as one."""
 
-    def __init__(self, shards: Sequence[Handle[S]], cuts: Partition) -> None:
-        self.shards, self.partition = tuple(shards), cuts
+    def __init__(
+        self, shards: Sequence[Handle[S]], cuts: Partition, nbytes: Sequence[int] = ()
+    ) -> None:
+        self.shards, self.partition, self.nbytes = tuple(shards), cuts, tuple(nbytes)
 
     @classmethod
     def serve(
@@ -55,7 +57,8 @@ class Sharded(Generic[S]):
         handles = [
             runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
         ]
-        return cls(handles, cuts)
+        nbytes = [sum(value.nbytes for value in slice_.values()) for slice_ in slices]
+        return cls(handles, cuts, nbytes)
 
     def each(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs

@@ -92,7 +92,8 @@ class Pool:
         self._idle: dict[int, None] = {}
         self._open: deque[Job] = deque()  # of this evaluation, oldest first
         self._unhelped: list[Job] = []  # due, but all who are idle are at it already
-        self._durations: deque[float] = deque(maxlen=_DURATIONS)  # of portions
+        self._durations: list[float] = []  # of portions, since the median was taken
+        self._usual_s = 0.0  # the median; 0: not known
         self._longest_send_s: float | None = None  # of this evaluation
         self._alarm: tuple[float, Future[None]] | None = None
 
@@ -205,6 +206,10 @@ class Pool:
             self._longest_send_s = max(self._longest_send_s or 0.0, took_s)
         if job.kind == "process":
             self._durations.append(took_s / job.place)
+            if not self._usual_s or len(self._durations) == _DURATIONS:
+                self._usual_s = statistics.median(self._durations)
+                if len(self._durations) == _DURATIONS:
+                    self._durations.clear()
             won = good and batch.computed(replica, job.portions[0])
             self._counts.portions += won
             self._send(replica, everything=False)
@@ -239,11 +244,9 @@ class Pool:
         """The next answer of any replica, or None when it is time for a backup copy."""
         if self._arriving is None:
             self._arriving = self._arrivals.next()
-        if not self._arriving.done():
-            due_s = self._due_s()
-            waiting: list[Future[Any]] = [self._arriving]
-            if due_s is not None:
-                waiting.append(self._alarm_at(due_s))
+        due_s = None if self._arriving.done() else self._due_s()
+        if due_s is not None:
+            waiting: list[Future[Any]] = [self._arriving, self._alarm_at(due_s)]
             if await self._node.first(waiting) == 1:
                 self._alarm = None
                 return None
@@ -276,7 +279,7 @@ class Pool:
         if job.kind != "process":
             usual_s = self._longest_send_s
         else:
-            usual_s = job.place * statistics.median(self._durations) if self._durations else None
+            usual_s = job.place * self._usual_s if self._usual_s else None
         return None if usual_s is None else job.begin_s + self._backup_after * usual_s
 
     def _closed(self, job: Job) -> bool:

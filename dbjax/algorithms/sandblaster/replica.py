@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, final
+from typing import final
 
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.sharded import Sharded
@@ -58,12 +58,11 @@ class Replica:
         if evaluation != self._evaluation or not self._computed.keys() >= set(portions):
             return ready(False)
         total = added([self._computed.pop(portion) for portion in portions])
-        slices = enumerate(self._params)
         sending = self._store.push(
             VectorShard.accrue,
             [
-                Contribution(evaluation, part, portions, place, total.piece(i), _nbytes(slice_))
-                for i, slice_ in slices
+                Contribution(evaluation, part, portions, place, total.piece(i), nbytes)
+                for i, nbytes in enumerate(self._store.nbytes)
             ],
         )
         return sending.then(lambda _: True)
@@ -85,7 +84,3 @@ class Replica:
                 return False
             self._evaluation, self._params, self._computed = evaluation, fetched.slices, {}
         return evaluation == self._evaluation
-
-
-def _nbytes(slice_: dict[str, Any]) -> int:
-    return sum(value.nbytes for value in slice_.values())

@@ -71,7 +71,8 @@ class Service:
         return False
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
-        begin_s, outcome = self.runtime.now_s(), Future[Any]((call.method, self.name))
+        begin_s = self.runtime.now_s()
+        outcome: Future[Any] = Future((call.method, self.name))
         self.runtime.drive(ThreadNode(self.runtime, self.name), coroutine, outcome, False)
         if self.runtime.trace is not None:
             self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())

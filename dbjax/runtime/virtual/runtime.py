@@ -173,11 +173,14 @@ class VirtualRuntime:
 def _rare_garbage_collection() -> Iterator[None]:
     """Futures of thousands of replicas are many objects and few cycles to look for.
 
-    With Python's own thresholds half the time of 10,000 replicas went into the search.
+    With Python's own thresholds half the time of 10,000 replicas went into the search; and
+    what was there before is not looked at again.
     """
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 1_000)
+    gc.freeze()
     try:
         yield
     finally:
+        gc.unfreeze()
         gc.set_threshold(*before)

@@ -152,7 +152,8 @@ class Service:
             self._reply(call, value, None)
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
-        begin_s, outcome = self.runtime.now_s, Future[Any]((call.method, self.name))
+        begin_s = self.runtime.now_s
+        outcome: Future[Any] = Future((call.method, self.name))
 
         def ended() -> None:
             self._drive = None
