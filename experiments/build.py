@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import pkgutil
@@ -23,6 +24,12 @@ from dbjax.data import Examples, load
 from dbjax.models import Model, build
 from dbjax.types import Metrics, Params
 
+BATCH_METHODS: dict[str, type[Any]] = {
+    "lbfgs": dbjax.optim.Lbfgs,
+    "conjugate_gradients": dbjax.optim.ConjugateGradients,
+    "gradient_descent": dbjax.optim.GradientDescent,
+}
+
 
 def algorithms() -> list[str]:
     """Names of the methods: the modules of `dbjax.algorithms` that have a program."""
@@ -41,7 +48,19 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
             f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}"
         )
     kind = _module(config.algorithm).Config
-    return _make(kind, "options", dict(config.options) | {"rule": rule(config.rule)})
+    given = {"rule": rule} if "rule" in typing.get_type_hints(kind) else {"method": method}
+    chosen = {name: make(config.rule.to_dict()) for name, make in given.items()}
+    return _make(kind, "options", config.options.to_dict() | chosen)
+
+
+def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
+    """A batch method by name, of `BATCH_METHODS`, with its fields."""
+    arguments = dict(fields)
+    name = arguments.pop("name")
+    if name not in BATCH_METHODS:
+        raise ValueError(f"no batch method {name!r}{nearest(name, BATCH_METHODS)}")
+    made: dbjax.optim.Method = _make(BATCH_METHODS[name], f"rule {name!r}", arguments)
+    return made
 
 
 def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
@@ -101,7 +120,10 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
 def evaluation(
     network: Model, train: Examples, test: Examples, examples: int
 ) -> Callable[[Params], Metrics]:
-    """Accuracy on a fixed part of the training set and of the hold-out set, both drawn once."""
+    """Accuracy on a fixed part of the training set and of the hold-out set, both drawn once.
+
+    Of a regression the hold-out loss.
+    """
     if examples < 1:
         raise ValueError(f"evaluate_examples={examples} must be at least 1")
 
@@ -110,6 +132,9 @@ def evaluation(
         chosen = np.random.default_rng(0).permutation(len(source))[:count]
         return jax.tree.map(jnp.asarray, source.gather(chosen))
 
+    if network.correct is None:
+        held_out, loss = sample(test), jax.jit(network.loss)
+        return lambda params: {"test_loss": float(loss(params, held_out))}
     sets = {"train_accuracy": sample(train), "test_accuracy": sample(test)}
     correct = jax.jit(network.correct)
 
@@ -122,8 +147,16 @@ def evaluation(
 
 
 def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
-    require_known(place, fields, typing.get_type_hints(kind))
-    return kind(**fields)
+    """A dataclass from its fields; those that are dataclasses themselves from theirs."""
+    hints = typing.get_type_hints(kind)
+    require_known(place, fields, hints)
+    made = {
+        name: _make(hints[name], f"{place}.{name}", value)
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name])
+        else value
+        for name, value in fields.items()
+    }
+    return kind(**made)
 
 
 def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) -> Any:

@@ -11,11 +11,11 @@ def defaults() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.algorithm = "downpour"  # a module of dbjax.algorithms
     config.options = ml_collections.ConfigDict()  # fields of its Config, but for the rule
-    config.rule = ml_collections.ConfigDict({"name": "sgd"})  # of dbjax.optim or optax
+    config.rule = ml_collections.ConfigDict({"name": "sgd"})  # of dbjax.optim or optax; or lbfgs
     config.data = ml_collections.ConfigDict({"name": "synthetic"})  # and its options
     config.data_dir = config_dict.placeholder(str)  # None: $DBJAX_DATA_DIR or a cache folder
     config.model = ml_collections.ConfigDict({"name": "softmax"})  # and its options
-    config.batch_size = 32
+    config.batch_size = 32  # examples in a mini-batch, or in a portion
     config.runtime = "virtual"  # or threads
     config.until_s = config_dict.placeholder(float)  # None: until all steps are done
     config.evaluations = 20  # in a run with until_s

@@ -12,10 +12,13 @@ from dbjax.types import Batch
 
 
 class Labelled(NamedTuple):
-    """A mini-batch: inputs float32 [batch, ...], labels int32 [batch]."""
+    """A mini-batch: inputs float32 [batch, ...], labels int32 [batch].
+
+    Those of a regression are float32 [batch, outputs].
+    """
 
     inputs: np.ndarray[Any, np.dtype[np.float32]]
-    labels: np.ndarray[Any, np.dtype[np.int32]]
+    labels: np.ndarray[Any, np.dtype[Any]]
 
 
 class Examples(Protocol):

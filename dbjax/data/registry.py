@@ -12,6 +12,7 @@ from typing import Any
 
 from dbjax.arguments import keyword_hints, require_known
 from dbjax.data import images
+from dbjax.data.quadratic import quadratic
 from dbjax.data.speech import load as speech
 from dbjax.data.splits import Splits
 
@@ -19,6 +20,7 @@ OWN: dict[str, Callable[..., Splits]] = {
     "speech_frames": speech.load,
     "digits": images.digits,
     "synthetic": images.synthetic,
+    "quadratic": quadratic,
 }
 
 
@@ -31,7 +33,7 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
     """Loads a data set into memory, once in a process.
 
     Args:
-      name: "speech_frames" (made where it is missing), "digits", "synthetic", or a
+      name: "speech_frames" (made where it is missing), "digits", "synthetic", "quadratic", or a
         classification data set of TFDS that lies in `data_dir`.
       data_dir: where prepared data lies; None: `default_data_dir()`.
       **options: of the data set: the keyword arguments of its function in `OWN`, or

@@ -9,12 +9,13 @@ from dbjax.data.examples import Examples
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A classification data set.
+    """A data set, most often for classification.
 
     Attributes:
       train: training examples; gathers `Labelled` mini-batches.
       test: hold-out examples.
-      num_classes: labels are 0 .. num_classes - 1.
+      num_classes: labels are 0 .. num_classes - 1; or how many numbers a label of a
+        regression has.
       input_shape: of one example's inputs.
     """
 

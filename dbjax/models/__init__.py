@@ -1,5 +1,7 @@
 """Networks, in flax NNX, and as pure functions of their parameters."""
 
+from dbjax.models.linear import Linear as Linear
+from dbjax.models.linear import LinearConfig as LinearConfig
 from dbjax.models.mlp import Mlp as Mlp
 from dbjax.models.mlp import MlpConfig as MlpConfig
 from dbjax.models.model import Model as Model

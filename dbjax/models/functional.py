@@ -77,6 +77,13 @@ def cross_entropy(
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
+def squared_error(
+    outputs: Float[Array, "*batch outputs"], labels: Float[Array, "*batch outputs"]
+) -> Float[Array, ""]:
+    """Half the squared distance; mean over the batch."""
+    return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - labels), axis=-1))
+
+
 def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Int[Array, ""]:
     """How many of the batch have their largest logit at the label."""
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)

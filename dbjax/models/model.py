@@ -8,9 +8,11 @@ from collections.abc import Callable, Collection
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from dbjax.arguments import keyword_hints, nearest, require_known
 from dbjax.models import functional
+from dbjax.models.linear import LinearConfig
 from dbjax.models.mlp import MlpConfig
 from dbjax.models.speech import SpeechConfig
 from dbjax.types import Batch, LossFn, Params
@@ -25,14 +27,15 @@ class Model:
     Attributes:
       params: a nested dict of float32 arrays.
       apply: (params, inputs [batch, inputs]) -> logits [batch, classes].
-      loss: (params, batch) -> cross-entropy in nats, mean over the batch.
-      correct: (params, batch) -> how many labels have the largest logit.
+      loss: (params, batch) -> cross-entropy in nats, or half the squared error of a
+        regression, mean over the batch; and l2 / 2 times the sum of squared parameters.
+      correct: (params, batch) -> how many labels have the largest logit; None: a regression.
     """
 
     params: Params
     apply: Callable[[Params, Any], jax.Array]
     loss: LossFn
-    correct: Callable[[Params, Batch], jax.Array]
+    correct: Callable[[Params, Batch], jax.Array] | None
 
     @property
     def size(self) -> int:
@@ -55,14 +58,22 @@ def softmax(inputs: int, classes: int) -> MlpConfig:
     return MlpConfig(inputs, classes, ())
 
 
+def linear(inputs: int, classes: int) -> LinearConfig:
+    """Linear regression, whose loss is a quadratic."""
+    return LinearConfig(inputs, classes)
+
+
 CONFIGS: dict[str, Callable[..., functional.Config]] = {
     "speech": speech,
     "mlp": mlp,
     "softmax": softmax,
+    "linear": linear,
 }
 
 
-def build(name: str, *, inputs: int, classes: int, seed: int, **options: Any) -> Model:
+def build(
+    name: str, *, inputs: int, classes: int, seed: int, l2: float = 0.0, **options: Any
+) -> Model:
     """Builds a network by name, with the keyword arguments of its function in `CONFIGS`.
 
     Raises:
@@ -71,24 +82,33 @@ def build(name: str, *, inputs: int, classes: int, seed: int, **options: Any) ->
     if name not in CONFIGS:
         raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
     require_known(f"model {name!r}", options, keyword_hints(CONFIGS[name]))
-    return model(CONFIGS[name](inputs, classes, **options), seed)
+    require_known(f"model {name!r}", {"l2": l2}, {"l2": float})
+    if not l2 >= 0:
+        raise ValueError(f"model {name!r}: l2={l2} must be at least 0")
+    return model(CONFIGS[name](inputs, classes, **options), seed, l2=l2)
 
 
-def model(config: functional.Config, seed: int) -> Model:
+def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
     """The network of a config such as `PAPER`, initialised from a seed."""
-    return Model(functional.init(config, seed), *_functions(config))
+    return Model(functional.init(config, seed), *_functions(config, l2))
 
 
 @functools.lru_cache(maxsize=64)
-def _functions(config: functional.Config) -> tuple[Callable[[Params, Any], jax.Array], ...]:
+def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any]:
+    """(apply, loss, correct); equal configs share them."""
     apply = functional.applied(config)
+    regression = isinstance(config, LinearConfig)
+    error = functional.squared_error if regression else functional.cross_entropy
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch
-        return functional.cross_entropy(apply(params, inputs), labels)
+        value = error(apply(params, inputs), labels)
+        if l2:
+            value += 0.5 * l2 * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+        return value
 
     def correct(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch
         return functional.correct(apply(params, inputs), labels)
 
-    return apply, loss, correct
+    return apply, loss, None if regression else correct

@@ -51,7 +51,7 @@ class Stops:
 
     gradient_norm: float = 1e-5
     relative_decrease: float = 1e-9
-    iterations: int | None = 100
+    iterations: int | None = None
     evaluations: int = 10_000
 
     def check(self, state: State) -> State:

@@ -22,7 +22,7 @@ from dbjax.runtime.cluster import Failure
 RANDOM = np.random.default_rng(0)
 X = RANDOM.normal(size=(192, 9))
 LABELS = (X @ RANDOM.normal(size=9) + RANDOM.normal(size=192) > 0).astype(np.int32)
-NEVER = Stops(0.0, -1.0, iterations=None)
+NEVER = Stops(0.0, -1.0)
 
 
 def loss(params, batch):
@@ -159,7 +159,7 @@ def batch_time_s(cluster, *, portions=64, replicas=8, **kwargs):
     """Virtual seconds of one evaluation."""
     result = run(
         cluster, batch_size=192 // portions, replicas=replicas, steps=1,
-        stops=Stops(gradient_norm=math.inf, iterations=None), **kwargs,
+        stops=Stops(gradient_norm=math.inf), **kwargs,
     )  # fmt: skip
     assert result.summary["evaluations"] == 1
     return result.summary["time_s"]
@@ -365,7 +365,7 @@ def test_bad_settings_are_refused():
         ({"sample": 0.0}, "sample=0.0"),
         ({"overlap": 0.7}, "overlap=0.7"),
         ({"steps": 0}, "steps=0"),
-        ({"stops": Stops()}, "say steps instead"),
+        ({"stops": Stops(iterations=9)}, "say steps instead"),
     ):
         with pytest.raises(ValueError, match=text):
             sandblaster.Config(**kwargs)

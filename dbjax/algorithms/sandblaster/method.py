@@ -45,7 +45,7 @@ class Config:
     """
 
     method: Method = Lbfgs()
-    stops: Stops = Stops(iterations=None)
+    stops: Stops = Stops()
     replicas: int = 8
     shards: int = 3
     steps: int | None = None

@@ -59,7 +59,7 @@ class Lives:
             self._runtime.at(back_s, self._return, None)
 
     def _return(self, _: object) -> None:
-        if self.over:
+        if self.over or not self._runtime.running:
             return
         self.alive = True
         self._node.incarnation += 1

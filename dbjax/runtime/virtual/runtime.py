@@ -48,7 +48,7 @@ class VirtualRuntime:
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
-        self._running = 0
+        self.running = 0  # mains that have not ended
         self._stopping = False
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
@@ -67,7 +67,7 @@ class VirtualRuntime:
         task = Main(self, node, lambda: main(node, *args, **kwargs))
         task.future.on_done(lambda: self._main_ended(task))
         self._mains.append(task)
-        self._running += 1
+        self.running += 1
         self.at(self.now_s, task.start, None)
         task.mortal()
         return task.future
@@ -90,19 +90,19 @@ class VirtualRuntime:
         events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
         end_s = self.now_s
         while events and not self._stopping:
-            heap = unnoticed if self._running and unnoticed and unnoticed[0] < events[0] else events
+            heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
             if heap[0][0] > until_s:
                 self.now_s = until_s
                 break
             self.now_s, _, do, argument = pop(heap)
-            if self._running:
+            if self.running:
                 end_s = self.now_s
             do(argument)
         self.active = self.driver
         self._raise_lost_error()
-        if self._running and not events:
+        if self.running and not events:
             self._raise_deadlock()
-        return until_s if self._running and not self._stopping else end_s
+        return until_s if self.running and not self._stopping else end_s
 
     def at(
         self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
@@ -149,7 +149,7 @@ class VirtualRuntime:
         return self._nodes[name]
 
     def _main_ended(self, main: Main) -> None:
-        self._running -= 1
+        self.running -= 1
         self._stop_if_lost(main)
 
     def _stop_if_lost(self, main: Main) -> None:

@@ -1,0 +1,35 @@
+"""Sandblaster L-BFGS on a badly scaled quadratic: with one replica of eight 50 times slower.
+
+python -m experiments.run --config=configs/quadratic_sandblaster.py --workdir=runs/quadratic
+"""
+
+import ml_collections
+
+from experiments.defaults import defaults
+
+VARIANTS = ("smoke",)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = defaults()
+    config.algorithm = "sandblaster"
+    config.data = ml_collections.ConfigDict({"name": "quadratic", "condition": 1e3})
+    config.model = ml_collections.ConfigDict({"name": "linear"})
+    config.batch_size = 100
+    config.options = ml_collections.ConfigDict(
+        {
+            "replicas": 8,
+            "shards": 4,
+            "steps": 200,
+            "order": "fixed",
+            "stops": {"gradient_norm": 1e-4, "relative_decrease": 0.0},
+        }
+    )
+    config.rule = ml_collections.ConfigDict({"name": "lbfgs", "memory": 10})
+    config.cluster.update(compute_s=0.05, latency_s=1e-3, service_s=1e-4)
+    config.cluster.machine.update(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6)
+    config.cluster.machines = ml_collections.ConfigDict({"replica/3": {"speed": 0.02}})
+    if variant == "smoke":
+        config.data.update(num_examples=2_000, num_features=20)
+        config.options.steps = 10
+    return config
