@@ -13,6 +13,14 @@ async def client(node: Node, store: Sharded[Shard], shard: Handle[Shard]) -> Sna
     {line}
     return await shard.call(Shard.fetch, node.name)
 """
+COORDINATOR = """
+from dbjax.optim import Dots, Space
+from dbjax.store.vectors import VectorShard, Vectors
+from dbjax.types import Slice
+
+async def main(space: Space, vectors: Vectors) -> None:
+    {line}
+"""
 LINES = {
     "await store.each(Shard.report)": None,
     "store.each(Shard.report)": "unused-awaitable",
@@ -23,13 +31,31 @@ LINES = {
 }
 
 
+VECTORS = {  # a coordinator gets scalars, and cannot ask for more
+    'replies: list[float] = await space.perform(Dots(("params",), ("params",)))': None,
+    'vector: Slice = await space.perform(Dots(("params",), ("params",)))': "assignment",
+    'vector: Slice = await vectors.perform(Dots(("params",), ("params",)))': "assignment",
+    'await vectors.pull(VectorShard.fetch, "coordinator")': "attr-defined",
+    'await space.fetch("params")': "attr-defined",
+}
+
+
+def check(text, code, path):
+    path.write_text(text)
+    done = subprocess.run([sys.executable, "-m", "mypy", str(path)], capture_output=True, text=True)
+    if code is None:
+        assert done.returncode == 0, done.stdout
+    else:
+        assert f"[{code}]" in done.stdout, done.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("line", LINES)
 def test_mypy_says_so(line, tmp_path):
-    path = tmp_path / "snippet.py"
-    path.write_text(SNIPPET.format(line=line))
-    done = subprocess.run([sys.executable, "-m", "mypy", str(path)], capture_output=True, text=True)
-    if LINES[line] is None:
-        assert done.returncode == 0, done.stdout
-    else:
-        assert f"[{LINES[line]}]" in done.stdout, done.stdout
+    check(SNIPPET.format(line=line), LINES[line], tmp_path / "snippet.py")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", VECTORS)
+def test_a_coordinator_that_asks_for_a_vector_does_not_type_check(line, tmp_path):
+    check(COORDINATOR.format(line=line), VECTORS[line], tmp_path / "snippet.py")

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 import jax
 
-from dbjax.store.partition import Partition
+from dbjax.store.partition import Partition, compiled_join, compiled_split
 from dbjax.types import Batch, LossFn, Slice, Slices
 
 
@@ -114,12 +114,13 @@ class GradientSums:
     ) -> None:
         self._gather, self._size_of, self._together = gather, size_of, together
         self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
-        self._compute = _compiled(loss, partition)
+        self._of_slices, self._of_whole = _compiled(loss, partition), _compiled(loss, None)
+        self._partition = partition
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """Each example counts 1 / total."""
         weight = self._size_of(portions) / total
-        return self._compute(slices, self._gather(portions), weight)
+        return self._of_slices(slices, self._gather(portions), weight)
 
     def deferred(self, slices: Slices, portions: tuple[int, ...], total: int) -> Deferred:
         return Deferred(self._all, slices, portions, total)
@@ -130,22 +131,27 @@ class GradientSums:
         for params, known, found in self._latest:
             if known == portions and _same(params, slices):
                 return found
-        parts = [self(slices, chunk, total) for chunk in _chunks(portions, self._together)]
-        summed: Sum = functools.reduce(add, parts)
+        params, parts = compiled_join(self._partition)(slices), []
+        for chunk in _chunks(portions, self._together):
+            weight = self._size_of(chunk) / total
+            parts.append(self._of_whole(params, self._gather(chunk), weight))
+        loss, gradient = functools.reduce(add, parts)
+        summed = Sum(loss, compiled_split(self._partition)(gradient))
         self._latest = [*self._latest[-2:], (slices, portions, summed)]
         return summed
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(loss: LossFn, partition: Partition) -> Callable[[Slices, Batch, float], Sum]:
-    """(slices, batch, weight) -> the sum, cut as the partition is."""
+def _compiled(loss: LossFn, partition: Partition | None) -> Callable[[Any, Batch, float], Sum]:
+    """(parameters, batch, weight) -> the sum; both cut as the partition is, if there is one."""
 
     @jax.jit
-    def compute(slices: Slices, batch: Batch, weight: float) -> Sum:
-        def weighted(slices: Slices) -> jax.Array:
-            return weight * loss(partition.join(slices), batch)
+    def compute(params: Any, batch: Batch, weight: float) -> Sum:
+        def weighted(params: Any) -> jax.Array:
+            whole = params if partition is None else partition.join(params)
+            return weight * loss(whole, batch)
 
-        return Sum(*jax.value_and_grad(weighted)(slices))
+        return Sum(*jax.value_and_grad(weighted)(params))
 
     return compute
 
