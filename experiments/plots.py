@@ -19,6 +19,7 @@ METHODS = {  # name, but for the number of machines in brackets -> colour, marke
     "SGD": ("#444444", "o"),
     "Downpour": ("#0072b2", "s"),
     "Downpour + Adagrad": ("#d55e00", "^"),
+    "Sandblaster L-BFGS": ("#cc79a7", "v"),
 }
 _OTHER = ("#009e73", "D")
 KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "#009e73"}
