@@ -18,7 +18,7 @@ from dbjax.workdir import prepare
 KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1),
+    "MALLOC_TRIM_THRESHOLD_": str(2**62),
 }
 PARTS: dict[str, dict[str, str]] = {
     "threads": {},
@@ -27,6 +27,8 @@ PARTS: dict[str, dict[str, str]] = {
     "engine": {},
     "store": KEEP_FREED_MEMORY,
     "peers": KEEP_FREED_MEMORY,
+    "lbfgs": {},
+    "lbfgs_paper": KEEP_FREED_MEMORY,
 }
 
 

@@ -26,11 +26,12 @@ class History:
 
     Attributes:
       slots: where the pairs lie, "s3" and "y3" for 3, oldest first.
-      gram: dot products of s (oldest first), y (oldest first) and the gradient.
+      gram: dot products of s (oldest first), y (oldest first) and the gradient; empty: to
+        be asked for.
     """
 
     slots: tuple[int, ...] = ()
-    gram: Matrix = dataclasses.field(default_factory=lambda: np.zeros((1, 1)))
+    gram: Matrix = dataclasses.field(default_factory=lambda: np.zeros((0, 0)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Lbfgs:
         return dataclasses.replace(state, memory=History(gram=np.array([[square]])))
 
     def memo(self, state: State) -> State:
-        return state
+        """Without the dot products, which the vectors still know."""
+        return dataclasses.replace(state, memory=History(state.memory.slots))
 
     async def iterate(self, space: Space, state: State) -> State:
         history = await self._remember(space, state)
@@ -81,7 +83,7 @@ class Lbfgs:
 
     async def _remember(self, space: Space, state: State) -> History:
         """Takes the pair of the last iteration into the history, if it is any good."""
-        known: History = state.memory
+        known = await _known(space, state)
         if state.iteration == 0:
             return known
         kept = known.slots[-self.memory + 1 :] if self.memory > 1 else ()
@@ -101,8 +103,8 @@ class Lbfgs:
         if sy > self.curvature * ss > 0:
             return History((*kept, slot), gram)
         if self.damped and ss > 0:
-            yy = max(gram[at_y, at_y], 1e-300)
-            return await self._damp(space, History((*kept, slot), gram), yy / max(abs(sy), 1e-300))
+            scale = (gram[at_y, at_y] / ss) ** 0.5
+            return await self._damp(space, History((*kept, slot), gram), scale)
         return _without_newest(History((*kept, slot), gram))
 
     async def _damp(self, space: Space, history: History, scale: float) -> History:
@@ -157,6 +159,20 @@ def direction_coefficients(gram: Any) -> Any:
         beta = gram[pairs + i] @ coefficients / sy[i]
         coefficients = coefficients + (alpha[i] - beta) * unit[i]
     return coefficients
+
+
+async def _known(space: Space, state: State) -> History:
+    """The history; of a state that was only a memo the dot products are asked for."""
+    slots, gram = state.memory.slots, state.memory.gram
+    if gram.size:
+        return History(slots, gram)
+    names = (*(f"s{i}" for i in slots), *(f"y{i}" for i in slots))
+    gram = np.zeros((len(names) + 1, len(names) + 1))
+    gram[-1, -1] = state.gradient_norm**2
+    if slots:
+        replies = await space.perform(Dots(names, names))
+        gram[:-1, :-1] = np.reshape(replies, (len(names), len(names)))
+    return History(slots, gram)
 
 
 async def _two_loops(space: Space, history: History) -> float:

@@ -9,20 +9,22 @@ one round trip; what comes back are scalars.
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Awaitable, Callable, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-Vector = Any  # a pytree of arrays
+from dbjax.optim.program import Program, run
+from dbjax.optim.program import Vector as Vector
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Combine:
-    """out <- sum of coefficient * vector: scaling, addition, copy; no terms: zero."""
+    """out <- sum of coefficient * vector: scaling, addition; no terms: zero.
+
+    One term times 1.0 makes `out` another name of that vector: nothing is copied.
+    """
 
     out: str
     terms: tuple[tuple[float, str], ...] = ()
@@ -84,101 +86,65 @@ def perform(vectors: dict[str, Vector], commands: Sequence[Command]) -> np.ndarr
     """Performs commands on vectors held here: results go into `vectors`, replies come back.
 
     Vectors are pytrees of jax or of NumPy arrays, all alike; "params" must be among them.
-    Each shape of a list of commands is compiled once: coefficients and names are not part
-    of it. Replies are float64 [replies].
+    None is changed in place, so that one may have several names. Each shape of a list of
+    commands is compiled once: coefficients and names are not part of it, nor is whether
+    two names of a command are the same. Replies are float64 [replies].
 
     Raises:
       KeyError: a command names a vector that does not exist.
     """
-    names, outs, shape, coefficients = _shape(commands)
-    given = [vectors[name] for name in names]
-    if isinstance(jax.tree.leaves(vectors["params"])[0], jax.Array):
-        made, replies = _compiled(shape)(vectors["params"], given, coefficients)
-    else:
-        made, replies = _run(shape, vectors["params"], given, coefficients)
-    vectors.update(zip(outs, made, strict=True))
-    return np.asarray(replies, np.float64)
+    plan = _planned(commands)
+    given = [vectors[name] for name in plan.inputs]
+    made, replies = run(plan.program, vectors["params"], given, plan.coefficients)
+    values = dict(enumerate(given)) | dict(zip(plan.program.kept, made, strict=True))
+    vectors.update({name: values[place] for name, place in plan.outputs.items()})
+    return replies
 
 
-Shape = tuple[tuple[Any, ...], ...]
+class _Plan(NamedTuple):
+    """A list of commands: a program, and what goes into and comes out of it."""
+
+    program: Program
+    inputs: list[str]
+    coefficients: list[float]
+    outputs: dict[str, int]  # name -> place
 
 
-def _shape(commands: Sequence[Command]) -> tuple[list[str], list[str], Shape, list[float]]:
-    """Commands with positions for names: inputs, outputs, what is done, and coefficients."""
-    inputs: dict[str, int] = {}
+def _planned(commands: Sequence[Command]) -> _Plan:
+    inputs: dict[tuple[str, int], int] = {}
     outputs: dict[str, int] = {}
-
-    def place(name: str) -> tuple[str, int]:
-        if name in outputs:
-            return "out", outputs[name]
-        return "in", inputs.setdefault(name, len(inputs))
-
-    def make(name: str) -> int:
-        return outputs.setdefault(name, len(outputs))
-
-    shape: list[tuple[Any, ...]] = []
     coefficients: list[float] = []
+    steps: list[tuple[str, tuple[int, ...]]] = []
+    pairs: list[tuple[int, int]] = []
+
+    def places(names: Sequence[str]) -> tuple[int, ...]:
+        # A name that comes again in a list is another input, so that programs do not
+        # depend on how many vectors of a short history are "zero".
+        again = Counter[str]()
+        found = []
+        for name in names:
+            key = name, again[name]
+            place = outputs.get(name)
+            found.append(inputs.setdefault(key, len(inputs)) if place is None else place)
+            again[name] += 1
+        return tuple(found)
+
+    def make(out: str, kind: str, arguments: tuple[int, ...]) -> None:
+        outputs[out] = ~len(steps)
+        steps.append((kind, arguments))
+
     for command in commands:
         match command:
+            case Combine(out, ((1.0, name),)):
+                (outputs[out],) = places((name,))
             case Combine(out, terms):
-                places = tuple(place(name) for _, name in terms)
                 coefficients += [coefficient for coefficient, _ in terms]
-                shape.append(("combine", make(out), places))
+                make(out, "combine", places([name for _, name in terms]))
             case Multiply(out, a, b):
-                places = place(a), place(b)
-                shape.append(("multiply", make(out), places))
+                make(out, "multiply", places((a, b)))
             case Dots(rows, columns):
-                shape.append(("dots", tuple(map(place, rows)), tuple(map(place, columns))))
-    return list(inputs), list(outputs), tuple(shape), coefficients
-
-
-@functools.lru_cache(maxsize=256)
-def _compiled(shape: Shape) -> Callable[..., Any]:
-    return jax.jit(functools.partial(_run, shape))
-
-
-def _run(
-    shape: Shape, like: Vector, given: Sequence[Vector], coefficients: Sequence[Any]
-) -> tuple[list[Vector], Any]:
-    made: dict[int, Vector] = {}
-    replies: list[Any] = []
-    remaining = iter(coefficients)
-
-    def at(place: tuple[str, int]) -> Vector:
-        kind, index = place
-        return given[index] if kind == "in" else made[index]
-
-    for kind, *arguments in shape:
-        if kind == "combine":
-            out, places = arguments
-            terms = [(next(remaining), at(place)) for place in places]
-            made[out] = _combined(terms, like)
-        elif kind == "multiply":
-            out, (a, b) = arguments
-            made[out] = jax.tree.map(lambda x, y: x * y, at(a), at(b))
-        else:
-            rows, columns = ([at(place) for place in places] for places in arguments)
-            replies += [_dot(row, column) for row in rows for column in columns]
-    stacked = jnp.stack(replies) if replies and isinstance(replies[0], jax.Array) else replies
-    return [made[index] for index in sorted(made)], stacked
-
-
-def _combined(terms: Sequence[tuple[Any, Vector]], like: Vector) -> Vector:
-    if not terms:
-        return jax.tree.map(lambda x: x * 0, like)
-
-    def combined(*leaves: Any) -> Any:
-        scaled = (_as(c, leaf) * leaf for (c, _), leaf in zip(terms, leaves, strict=True))
-        return functools.reduce(lambda a, b: a + b, scaled)
-
-    return jax.tree.map(combined, *(vector for _, vector in terms))
-
-
-def _as(coefficient: Any, leaf: Any) -> Any:
-    return jnp.asarray(coefficient, leaf.dtype) if isinstance(leaf, jax.Array) else coefficient
-
-
-def _dot(a: Vector, b: Vector) -> Any:
-    """Sum over all coefficients; in float32 at least."""
-    pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-    return sum((x * y).sum(dtype=np.promote_types(x.dtype, np.float32)) for x, y in pairs)
+                across = places(columns)
+                pairs += [(row, column) for row in places(rows) for column in across]
+    kept = tuple(sorted({place for place in outputs.values() if place < 0}))
+    program = Program(tuple(steps), tuple(pairs), kept)
+    return _Plan(program, [name for name, _ in inputs], coefficients, outputs)

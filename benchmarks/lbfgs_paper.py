@@ -1,0 +1,11 @@
+"""(f) again, with the network of the paper: 42 M parameters."""
+
+from __future__ import annotations
+
+from benchmarks.lbfgs import compare
+from benchmarks.measure import Measured
+from benchmarks.networks import paper
+
+
+def run(rounds: int) -> list[Measured]:
+    return [compare(paper, 256, 15, max(2, rounds // 3))]

@@ -1,0 +1,160 @@
+"""Minimisers of one kind, L-BFGS, for one purpose: to be timed on the same problem."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.flatten_util
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks.networks import Network
+from benchmarks.peers import torch_network
+from dbjax.optim import Lbfgs, Stops, minimise
+
+MEMORY = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is minimised: a network's loss over one batch, for some iterations."""
+
+    network: Network
+    batch: Any
+    iterations: int
+
+    @property
+    def params(self) -> Any:
+        return self.network.task.params
+
+    def loss(self, params: Any, batch: Any) -> Any:
+        return self.network.task.loss(params, batch)
+
+
+class Solved(NamedTuple):
+    iterations: int
+    evaluations: int
+    loss: float
+
+
+Solver = Callable[[Problem], Callable[[], Solved]]
+
+
+def problem(network: Network, batch_size: int, iterations: int) -> Problem:
+    """On the first mini-batch of that size."""
+    task = dataclasses.replace(network.task, batch_size=batch_size)
+    return Problem(network, jax.device_put(task.batches(0, 1).at(0)), iterations)
+
+
+def with_optax(given: Problem) -> Callable[[], Solved]:
+    """The loop of optax's documentation, donated besides."""
+    solver = optax.lbfgs(memory_size=MEMORY)
+
+    def step(params: Any, state: Any, batch: Any) -> Any:
+        def loss(params: Any) -> Any:
+            return given.loss(params, batch)
+
+        value, gradient = optax.value_and_grad_from_state(loss)(params, state=state)
+        updates, state = solver.update(
+            gradient, state, params, value=value, grad=gradient, value_fn=loss
+        )
+        return optax.apply_updates(params, updates), state
+
+    compiled = jax.jit(step, donate_argnums=(0, 1))
+
+    def solve() -> Solved:
+        params = jax.tree.map(jnp.copy, given.params)
+        state = jax.tree.map(jnp.copy, solver.init(params))
+        evaluations = 1
+        for _ in range(given.iterations):
+            params, state = compiled(params, state, given.batch)
+            evaluations += int(optax.tree.get(state, "info").num_linesearch_steps)
+        return Solved(given.iterations, evaluations, float(optax.tree.get(state, "value")))
+
+    return solve
+
+
+def with_dbjax(given: Problem) -> Callable[[], Solved]:
+    compiled = jax.jit(jax.value_and_grad(given.loss))
+    stops = Stops(0.0, -1.0, iterations=given.iterations)
+
+    def solve() -> Solved:
+        _, state = minimise(
+            lambda params: given.loss(params, given.batch), given.params, Lbfgs(memory=MEMORY),
+            stops, value_and_grad=lambda params: compiled(params, given.batch),
+        )  # fmt: skip
+        return Solved(state.iteration, state.evaluations, state.loss)
+
+    return solve
+
+
+def with_scipy(given: Problem) -> Callable[[], Solved]:
+    """In float64, as it needs them, with a loss in float32."""
+    import scipy.optimize  # type: ignore[import-untyped]
+
+    flat, unravel = jax.flatten_util.ravel_pytree(given.params)
+    compiled = jax.jit(jax.value_and_grad(lambda w, batch: given.loss(unravel(w), batch)))
+    start = np.asarray(flat, np.float64)
+    options = {"maxcor": MEMORY, "maxiter": given.iterations, "ftol": 0, "gtol": 0}
+
+    def value_and_grad(w: Any) -> tuple[float, Any]:
+        loss, gradient = compiled(w.astype(np.float32), given.batch)
+        return float(loss), np.asarray(gradient, np.float64)
+
+    def solve() -> Solved:
+        found = scipy.optimize.minimize(
+            value_and_grad, start, jac=True, method="L-BFGS-B", options=options
+        )
+        return Solved(found.nit, found.nfev, float(found.fun))
+
+    return solve
+
+
+def with_torch(given: Problem) -> Callable[[], Solved]:
+    import torch
+
+    module = torch_network(given.network.config)
+    inputs, labels = (torch.from_numpy(np.array(part)) for part in given.batch)
+    linear = [layer for layer in module if isinstance(layer, torch.nn.Linear)]
+
+    def start() -> None:
+        with torch.no_grad():
+            for index, layer in enumerate(linear):
+                ours = given.params["layers"][str(index)]
+                layer.weight.copy_(torch.from_numpy(np.array(ours["kernel"]).T))
+                layer.bias.copy_(torch.from_numpy(np.array(ours["bias"])))
+
+    def solve() -> Solved:
+        start()
+        rule = torch.optim.LBFGS(
+            module.parameters(), max_iter=given.iterations, max_eval=10**9, history_size=MEMORY,
+            tolerance_grad=0.0, tolerance_change=0.0, line_search_fn="strong_wolfe",
+        )  # fmt: skip
+
+        def closure() -> Any:
+            rule.zero_grad()
+            loss = torch.nn.functional.cross_entropy(module(inputs), labels.long())
+            loss.backward()
+            return loss
+
+        rule.step(closure)
+        (state,) = rule.state.values()
+        return Solved(state["n_iter"], state["func_evals"], closure().item())
+
+    return solve
+
+
+def evaluating(given: Problem) -> Callable[[], Solved]:
+    """The loss and its gradient alone."""
+    compiled = jax.jit(jax.value_and_grad(given.loss))
+
+    def solve() -> Solved:
+        for _ in range(given.iterations):
+            loss, _ = jax.block_until_ready(compiled(given.params, given.batch))
+        return Solved(0, given.iterations, float(loss))
+
+    return solve
