@@ -18,7 +18,9 @@ from benchmarks.solvers import (
     evaluating,
     problem,
     with_dbjax,
+    with_four_portions,
     with_optax,
+    with_sandblaster,
     with_scipy,
     with_torch,
 )
@@ -27,11 +29,13 @@ from benchmarks.solvers import (
 CASES: dict[str, Solver] = {
     "optax.lbfgs, jitted, donated": with_optax,
     "dbjax.optim.minimise": with_dbjax,
+    "Sandblaster, threads, 1 replica": with_sandblaster,
+    "the same, 4 portions": with_four_portions,
     "scipy L-BFGS-B": with_scipy,
     "torch.optim.LBFGS": with_torch,
     "loss and gradient alone": evaluating,
 }
-AIMS = {"dbjax.optim.minimise": "<= 1.1"}
+AIMS = {"dbjax.optim.minimise": "<= 1.1", "Sandblaster, threads, 1 replica": "<= 1.1"}
 _NEEDS = {"torch.optim.LBFGS": "torch", "scipy L-BFGS-B": "scipy"}
 
 

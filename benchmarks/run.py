@@ -29,6 +29,7 @@ PARTS: dict[str, dict[str, str]] = {
     "peers": KEEP_FREED_MEMORY,
     "lbfgs": {},
     "lbfgs_paper": KEEP_FREED_MEMORY,
+    "sandblaster": {},
 }
 
 

@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+import dbjax
 from benchmarks.networks import Network
 from benchmarks.peers import torch_network
+from dbjax.algorithms import sandblaster
+from dbjax.data import Arrays
 from dbjax.optim import Lbfgs, Stops, minimise
 
 MEMORY = 10
@@ -90,6 +93,25 @@ def with_dbjax(given: Problem) -> Callable[[], Solved]:
         return Solved(state.iteration, state.evaluations, state.loss)
 
     return solve
+
+
+def with_sandblaster(given: Problem, portions: int = 1) -> Callable[[], Solved]:
+    """In threads, one replica, one shard; the whole run, from placing the services on."""
+    data = Arrays(jax.tree.map(np.asarray, given.batch))
+    task = dbjax.Task(given.params, given.network.task.loss, data, len(data) // portions)
+    method = sandblaster.Config(
+        Lbfgs(memory=MEMORY), Stops(0.0, -1.0), replicas=1, shards=1, steps=given.iterations
+    )
+
+    def solve() -> Solved:
+        summary = dbjax.run(task, method, runtime="threads").summary
+        return Solved(summary["iterations"], summary["evaluations"], summary["train_loss"])
+
+    return solve
+
+
+def with_four_portions(given: Problem) -> Callable[[], Solved]:
+    return with_sandblaster(given, 4)
 
 
 def with_scipy(given: Problem) -> Callable[[], Solved]:

@@ -106,11 +106,12 @@ def _zeros(leaf: Any) -> Any:
 
 
 def _dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> list[Any]:
-    """Of NumPy arrays."""
+    """Of NumPy arrays. Not `np.vdot`: its float32 sums of 42 M numbers are 1e-3 off."""
 
     def dot(a: Vector, b: Vector) -> Any:
         leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
-        return sum(np.sum(x * y, dtype=np.promote_types(x.dtype, np.float32)) for x, y in leaves)
+        wide = ((x, y, np.promote_types(x.dtype, np.float32)) for x, y in leaves)
+        return sum(np.sum(np.multiply(x, y, dtype=dtype)) for x, y, dtype in wide)
 
     return [dot(values[a], values[b]) for a, b in pairs]
 
