@@ -20,7 +20,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         {
             "replicas": 8,
             "shards": 4,
-            "steps": 200,
             "order": "fixed",
             "stops": {"gradient_norm": 1e-4, "relative_decrease": 0.0},
         }
@@ -29,7 +28,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.cluster.update(compute_s=0.05, latency_s=1e-3, service_s=1e-4)
     config.cluster.machine.update(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6)
     config.cluster.machines = ml_collections.ConfigDict({"replica/3": {"speed": 0.02}})
+    config.until_s = 90.0
     if variant == "smoke":
         config.data.update(num_examples=2_000, num_features=20)
-        config.options.steps = 10
+        config.until_s = 5.0
     return config

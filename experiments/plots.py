@@ -35,9 +35,18 @@ def curves(runs: Mapping[str, Sequence[Row]], *, clock: str, caption: str) -> Fi
             _curve(axes, label, rows, accuracy)
         axes.set_xlabel(f"time ({clock} seconds)")
         axes.set_ylabel("accuracy (%)" if accuracy else "training loss")
+        if not accuracy and _spans_decades(runs):
+            axes.set_yscale("log")
         axes.legend()
         figure.supxlabel(f"{caption}; {clock} clock", fontsize=8, color="0.4")
         return figure
+
+
+def _spans_decades(runs: Mapping[str, Sequence[Row]]) -> bool:
+    """Whether losses are positive, and the largest is more than 100 times the smallest."""
+    losses = [row["train_loss"] for rows in runs.values() for row in rows]
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    return bool(finite) and min(finite) > 0 and max(finite) > 100 * min(finite)
 
 
 def _curve(axes: object, label: str, rows: Sequence[Row], accuracy: bool) -> None:

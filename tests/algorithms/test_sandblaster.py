@@ -318,7 +318,8 @@ def test_every_portion_is_delivered_once_whoever_dies(data, portions, replicas, 
         if batch.done():
             break
         replica = data.draw(st.integers(0, replicas - 1))
-        action = data.draw(st.sampled_from(["work", "work", "work", "send", "copy", "die"]))
+        action = data.draw(st.sampled_from(["work", "work", "work", "send", "copy",
+                                            "die", "stuck", "fail"]))  # fmt: skip
         if action == "die" and len(counted) < portions:
             batch.lost(replica, sending[replica])
             working[replica], sending[replica] = [], []
@@ -327,6 +328,10 @@ def test_every_portion_is_delivered_once_whoever_dies(data, portions, replicas, 
                 for portion in working[other]:
                     if batch.copy(replica, portion):
                         working[replica].append(portion)
+        elif action == "stuck" and working[replica]:
+            batch.reclaim(replica)
+        elif action == "fail" and working[replica]:
+            batch.not_computed(replica, working[replica].pop())
         elif action == "send" and sending[replica]:
             done = sending[replica].pop()
             if batch.delivered(done):

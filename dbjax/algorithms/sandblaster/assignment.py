@@ -78,6 +78,12 @@ class Assignment:
         mine.setdefault(self._part[portion], []).append(portion)
         return True
 
+    def not_computed(self, replica: int, portion: int) -> None:
+        """A copy came to nothing: somebody has to make another."""
+        self._holders[portion].discard(replica)
+        if portion not in self._winner and not self._holders[portion]:
+            self._give_back(replica, portion)
+
     def send(self, replica: int, *, everything: bool) -> list[tuple[int, ...]]:
         """What a replica should send now: whenever it has enough, and at the end the rest."""
         due: list[tuple[int, ...]] = []

@@ -212,6 +212,9 @@ class Pool:
                     self._durations.clear()
             won = good and batch.computed(replica, job.portions[0])
             self._counts.portions += won
+            if not good:
+                batch.not_computed(replica, job.portions[0])
+                self._feed_idle()
             self._send(replica, everything=False)
         else:
             self._workers[replica].sending.pop(job.portions, None)

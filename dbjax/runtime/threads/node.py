@@ -31,6 +31,8 @@ class ThreadNode:
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self.runtime.over():
             return Future("the end")
+        if not self.observer:
+            self.runtime.computing.add(self)
         begin_s = self.now()
         before, self._computed = self._computed, fn(*args, **kwargs)
         value = self._computed

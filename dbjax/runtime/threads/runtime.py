@@ -41,6 +41,7 @@ class ThreadsRuntime:
         self._observers: list[threading.Thread] = []
         self._waits: dict[ThreadNode, Future[Any] | None] = {}  # of every running coroutine
         self.sleeping = 0
+        self.computing: set[ThreadNode] = set()  # nodes that have computed something
         self.serving: set[Service] = set()  # those whose turn is a caller's
         self._wakes = 0
 
@@ -86,11 +87,14 @@ class ThreadsRuntime:
     def waits_for_numerics(self) -> bool:
         """Whether a computation must have ended when its future is done.
 
-        With several mains it must: whoever fetched parameters that still wait for another's
-        gradient would wait for it too, and nothing would be asynchronous. A single main
-        may be one computation ahead of its arrays, as jax is, unless spans are to be timed.
+        With several nodes that compute it must: whoever fetched parameters that still wait
+        for another's gradient would wait for it too, and nothing would be asynchronous. A
+        single one may be one computation ahead of its arrays, as jax is, unless spans are to
+        be timed.
         """
-        return len(self._mains) > 1 or (self.trace is not None and self.trace.max_spans > 0)
+        return max(len(self._mains), len(self.computing)) > 1 or (
+            self.trace is not None and self.trace.max_spans > 0
+        )
 
     def run(self, until_s: float = math.inf) -> float:
         self._stopping.clear()
