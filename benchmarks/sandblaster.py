@@ -42,7 +42,7 @@ def speech_task(width: int) -> dbjax.Task:
 
 def bare(task: dbjax.Task) -> Callable[[], float]:
     """Milliseconds of the gradient of all examples, gathered before, in large programs."""
-    portions = task.portions()
+    portions = task.portions
     size = _TOGETHER // PORTION
     chunks = [
         tuple(range(i, min(i + size, portions.count))) for i in range(0, portions.count, size)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import math
 import signal
@@ -90,11 +91,21 @@ def run(
     if evaluate_every_s is not None and not evaluate_every_s > 0:
         raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
     trace = trace if trace is not None else Trace()
-    machines = _runtime(runtime, cluster, seed, trace)
-    algorithm = importlib.import_module(type(config).__module__)
-    program: Program = algorithm.program(machines, task, config)
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
+    try:
+        return _run(_runtime(runtime, cluster, seed, trace), task, config, trace, end_s, every_s)
+    finally:
+        # Services and futures refer to each other. What they held, such as parameters, is
+        # freed now, and not whenever all objects of the process are looked through.
+        gc.collect(1)
+
+
+def _run(
+    machines: Runtime, task: Task, config: Any, trace: Trace, end_s: float, every_s: float
+) -> Result:
+    algorithm = importlib.import_module(type(config).__module__)
+    program: Program = algorithm.program(machines, task, config)
     machines.observe("evaluator", _evaluator, program, task, trace, every_s, end_s)
     begin = time.perf_counter()
     with _stop_on_interrupt(machines) as interrupted:
@@ -103,7 +114,7 @@ def run(
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
-    if runtime == "virtual":
+    if machines.clock == "virtual":
         check_delays(reports)
     trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
     summary = summarise(trace, reports, program) | {

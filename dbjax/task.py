@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -52,6 +53,7 @@ class Task:
         """The mini-batches of one of `replicas` replicas, from its own part of the data."""
         return Stream(self.examples, self.batch_size, self.seed, replica, replicas)
 
+    @functools.cached_property
     def portions(self) -> Portions:
         """All the data in portions of `batch_size` examples, for batch methods."""
         return Portions(self.examples, self.batch_size, self.seed)

@@ -61,7 +61,8 @@ class Portions:
     def read_ahead(self, portions: tuple[int, ...]) -> None:
         """Begins to gather in a thread of its own what will be asked for next."""
         known = portions in self._held or portions in self._coming
-        if not known and len(self._coming) < _MOST_COMING:
+        there_are = portions[-1] < self.count
+        if there_are and not known and len(self._coming) < _MOST_COMING:
             self._coming[portions] = self._pool.submit(self._read, portions)
 
     def _read(self, portions: tuple[int, ...]) -> Batch:

@@ -25,7 +25,8 @@ class History:
     """What the coordinator knows of the pairs s, y.
 
     Attributes:
-      slots: where the pairs lie, "s3" and "y3" for 3, oldest first.
+      slots: where the pairs lie, "s3" and "y3" for 3, oldest first. There is one more than
+        pairs are kept, so that a pair which is no good costs no other.
       gram: dot products of s (oldest first), y (oldest first) and the gradient; empty: to
         be asked for.
     """
@@ -41,10 +42,11 @@ class Lbfgs:
     Attributes:
       memory: pairs that are kept, m.
       vector_free: one round trip for the direction; False: the two-loop recursion on the
-        vectors themselves, of 2 m round trips.
+        vectors themselves, 2 m + 1 more.
       curvature: a pair is taken if s . y > curvature |s|^2 (proof 15).
       damped: Powell's damping instead of leaving a pair out: y is mixed with s / gamma.
-      first_step: length of the first step of all, in units of the parameters.
+      first_step: length of the first trial of all, at most, in units of the parameters; at
+        most that of the gradient.
       wolfe: the line search.
     """
 
@@ -86,26 +88,24 @@ class Lbfgs:
         known = await _known(space, state)
         if state.iteration == 0:
             return known
-        kept = known.slots[-self.memory + 1 :] if self.memory > 1 else ()
-        slot = next(i for i in range(self.memory) if i not in kept)
+        slot = next(i for i in range(self.memory + 1) if i not in known.slots)
         s, y = f"s{slot}", f"y{slot}"
-        olds = [*_names("s", kept, self.memory - 1), *_names("y", kept, self.memory - 1)]
+        olds = [*_names("s", known.slots, self.memory), *_names("y", known.slots, self.memory)]
         replies = await space.perform(
             Combine(s, ((1.0, "params"), (-1.0, "start"))),
             Combine(y, ((1.0, space.before), (-1.0, "origin"))),
             Dots((s, y, "gradient"), (*olds, s, y, "gradient")),
         )
         rows = np.array(replies).reshape(3, -1)
-        gram = _grown(known, kept, rows, self.memory - 1)
-        pairs = len(kept) + 1
-        at_s, at_y = pairs - 1, 2 * pairs - 1
-        ss, sy = gram[at_s, at_s], gram[at_s, at_y]
-        if sy > self.curvature * ss > 0:
-            return History((*kept, slot), gram)
-        if self.damped and ss > 0:
-            scale = (gram[at_y, at_y] / ss) ** 0.5
-            return await self._damp(space, History((*kept, slot), gram), scale)
-        return _without_newest(History((*kept, slot), gram))
+        history = History((*known.slots, slot), _grown(known, rows, self.memory))
+        at_s, at_y = len(known.slots), 2 * len(known.slots) + 1
+        ss, sy, yy = (history.gram[i] for i in ((at_s, at_s), (at_s, at_y), (at_y, at_y)))
+        good = sy > self.curvature * ss > 0
+        if not np.isfinite(rows).all() or not (good or (self.damped and ss > 0)):
+            return _without(history, len(known.slots))
+        if not good:
+            history = await self._damp(space, history, (yy / ss) ** 0.5)
+        return history if len(history.slots) <= self.memory else _without(history, 0)
 
     async def _damp(self, space: Space, history: History, scale: float) -> History:
         """Powell 1978, with a multiple of the identity for B: y <- theta y + (1 - theta) B s."""
@@ -176,24 +176,24 @@ async def _known(space: Space, state: State) -> History:
 
 
 async def _two_loops(space: Space, history: History) -> float:
-    """Algorithm 7.4 on the vectors themselves; returns the slope."""
-    pairs, gram = len(history.slots), history.gram
+    """Algorithm 7.4 on the vectors themselves, 2 m + 1 round trips; returns the slope."""
+    slots, gram = history.slots, history.gram
+    pairs = len(slots)
     rho = [1 / gram[i, pairs + i] for i in range(pairs)]
     alpha = [0.0] * pairs
-    await space.perform(Combine("direction", ((-1.0, "gradient"),)))
+    pending = [Combine("direction", ((-1.0, "gradient"),))]
     for i in reversed(range(pairs)):
-        (dot,) = await space.perform(Dots((f"s{history.slots[i]}",), ("direction",)))
+        (dot,) = await space.perform(*pending, Dots((f"s{slots[i]}",), ("direction",)))
         alpha[i] = rho[i] * dot
-        terms = ((1.0, "direction"), (-alpha[i], f"y{history.slots[i]}"))
-        await space.perform(Combine("direction", terms))
+        pending = [Combine("direction", ((1.0, "direction"), (-alpha[i], f"y{slots[i]}")))]
     if pairs:
         gamma = 1 / (rho[-1] * gram[2 * pairs - 1, 2 * pairs - 1])
-        await space.perform(Combine("direction", ((gamma, "direction"),)))
+        pending.append(Combine("direction", ((gamma, "direction"),)))
     for i in range(pairs):
-        (dot,) = await space.perform(Dots((f"y{history.slots[i]}",), ("direction",)))
-        terms = ((1.0, "direction"), (alpha[i] - rho[i] * dot, f"s{history.slots[i]}"))
-        await space.perform(Combine("direction", terms))
-    (slope,) = await space.perform(Dots(("gradient",), ("direction",)))
+        (dot,) = await space.perform(*pending, Dots((f"y{slots[i]}",), ("direction",)))
+        terms = ((1.0, "direction"), (alpha[i] - rho[i] * dot, f"s{slots[i]}"))
+        pending = [Combine("direction", terms)]
+    (slope,) = await space.perform(*pending, Dots(("gradient",), ("direction",)))
     return slope
 
 
@@ -202,26 +202,29 @@ def _names(kind: str, slots: tuple[int, ...], length: int) -> list[str]:
     return ["zero"] * (length - len(slots)) + [f"{kind}{slot}" for slot in slots]
 
 
-def _grown(known: History, kept: tuple[int, ...], rows: Matrix, length: int) -> Matrix:
-    """The Gram matrix of the kept pairs, the new pair, and the new gradient."""
-    old, count = len(known.slots), len(kept)
-    first = old - count
-    pairs = count + 1
-    gram = np.zeros((2 * pairs + 1, 2 * pairs + 1))
-    before = [*range(first, old), *range(old + first, 2 * old)]
-    after = [*range(count), *range(pairs, pairs + count)]
+def _grown(known: History, rows: Matrix, memory: int) -> Matrix:
+    """The Gram matrix of the known pairs, the new pair, and the new gradient.
+
+    Args:
+      rows: [3, 2 memory + 3]: s, y and gradient with the pairs, absent ones first, and with
+        themselves.
+    """
+    old = len(known.slots)
+    before = [*range(old), *range(old, 2 * old)]
+    after = [*range(old), *range(old + 1, 2 * old + 1)]
+    new = [old, 2 * old + 1, 2 * old + 2]  # s, y, gradient
+    columns = [*range(memory - old, memory), *range(2 * memory - old, 2 * memory)]
+    gram = np.zeros((2 * old + 3, 2 * old + 3))
     gram[np.ix_(after, after)] = known.gram[np.ix_(before, before)]
-    absent = length - count
-    columns = [*range(absent, length), *range(length + absent, 2 * length)]
-    new = [pairs - 1, 2 * pairs - 1, 2 * pairs]  # s, y, gradient
     for row, at in zip(rows, new, strict=True):
         gram[at, after] = gram[after, at] = row[columns]
     gram[np.ix_(new, new)] = (rows[:, -3:] + rows[:, -3:].T) / 2
     return gram
 
 
-def _without_newest(history: History) -> History:
-    """Leaves the newest pair out; the gradient's dot products stay."""
+def _without(history: History, pair: int) -> History:
+    """Leaves one pair out."""
     pairs = len(history.slots)
-    stay = [*range(pairs - 1), *range(pairs, 2 * pairs - 1), 2 * pairs]
-    return History(history.slots[:-1], history.gram[np.ix_(stay, stay)])
+    stay = [i for i in range(2 * pairs + 1) if i not in (pair, pairs + pair)]
+    slots = (*history.slots[:pair], *history.slots[pair + 1 :])
+    return History(slots, history.gram[np.ix_(stay, stay)])

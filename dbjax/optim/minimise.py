@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar, final
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from dbjax.optim.lbfgs import Lbfgs
 from dbjax.optim.space import Command, Losses, Vector, perform
@@ -32,8 +34,14 @@ class LocalSpace:
 
     async def evaluate(self, sample: int, *commands: Command) -> Losses:
         perform(self.vectors, commands)
-        loss, self.vectors["gradient"] = self._value_and_grad(self.vectors["params"])
+        loss, gradient = self._value_and_grad(self.vectors["params"])
+        self.vectors["gradient"] = jax.tree.map(_kept, gradient)
         return Losses(*[float(loss)] * 3)
+
+
+def _kept(leaf: Any) -> Any:
+    """A gradient that stays as it is: functions of NumPy arrays may use theirs again."""
+    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def minimise(
@@ -50,7 +58,17 @@ def minimise(
       loss: params -> scalar, differentiable by jax.
       method: `Lbfgs()` by default.
       value_and_grad: instead of jax's, for functions of NumPy arrays.
+
+    Raises:
+      TypeError: a parameter is no array of floating-point numbers.
     """
+    if value_and_grad is None:
+        params = jax.tree.map(jnp.asarray, params)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        dtype = getattr(leaf, "dtype", type(leaf).__name__)
+        if not hasattr(leaf, "dtype") or not jnp.issubdtype(dtype, jnp.floating):
+            name = f"params{jax.tree_util.keystr(path)}"
+            raise TypeError(f"{name} is {dtype}; make it an array of floats")
     chosen = value_and_grad or jax.jit(jax.value_and_grad(loss))
     space = LocalSpace(chosen, params)
     state = _complete(_minimise(space, method or Lbfgs(), stops or Stops()))

@@ -18,7 +18,7 @@ import numpy as np
 Vector = Any  # a pytree of arrays
 
 _ROW = 1024  # coefficients that are added up one after another
-_PASS = 64  # dot products in one pass: each occupies registers, and makes compiling longer
+_PASS = 72  # dot products in one pass: each occupies registers, and makes compiling longer
 # XLA does not reorder sums on a CPU unless it may, and one after another they do not fit
 # vector registers. Infinities and NaNs stay what they are.
 _REORDER = {

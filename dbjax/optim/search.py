@@ -26,8 +26,9 @@ async def search_along(
 
     Trials are evaluated over the next sample. What can be compared is the loss over what
     two samples share, and so the search is about that (all the data, unless sub-sampled).
-    Where it does not fall along the direction, or a search over a part fails, the sample
-    says nothing against the step: see `_unsearched`.
+    Where it does not fall along the direction the sample says nothing against the step, and
+    where a search over a part fails, half the shortest step that it tried is taken: see
+    `_unsearched`.
 
     Args:
       slope: of the loss along the direction, at step 0.
@@ -43,10 +44,11 @@ async def search_along(
         return await _unsearched(walk, first_step, wolfe.max_trials)
     begin = Trial(0.0, state.shared_loss, slope)
     found, why = await wolfe.search(walk.trial, begin, first_step)
-    if found is None and not sampled:
+    if found is None and sampled:
+        return await _unsearched(walk, walk.shortest() / 2, wolfe.max_trials)
+    if found is None:
         await walk.back()
         return walk.ended(begin, stop=f"line search: {why}")
-    found = found or begin
     if found.step != walk.last:  # the best is not the last: go back to it
         await walk.trial(found.step)
     return walk.ended(found)
@@ -61,10 +63,12 @@ async def _unsearched(walk: _Walk, step: float, max_trials: int) -> State:
     for _ in range(max_trials):
         trial = await walk.trial(step)
         if trial.finite():
-            return walk.ended(trial)
+            return walk.ended(trial, compared=False)
         step /= 2
     await walk.back()
-    return walk.ended(Trial(0.0, 0.0, 0.0), stop=f"no finite loss in {max_trials} trials")
+    return walk.ended(
+        Trial(0.0, 0.0, 0.0), compared=False, stop=f"no finite loss in {max_trials} trials"
+    )
 
 
 @final
@@ -92,6 +96,10 @@ class _Walk:
         self._seen[step] = (losses, norm(square))
         return Trial(step, losses.before, slope)
 
+    def shortest(self) -> float:
+        """Of the steps that were tried."""
+        return min(step for step in self._seen if step > 0)
+
     async def back(self) -> None:
         """To where it came from."""
         await self.space.perform(
@@ -100,15 +108,17 @@ class _Walk:
             Combine("gradient", ((1.0, "origin"),)),
         )
 
-    def ended(self, found: Trial, stop: str = "") -> State:
+    def ended(self, found: Trial, *, compared: bool = True, stop: str = "") -> State:
         losses, gradient_norm = self._seen[found.step]
+        compared = compared and found.step > 0
+        decrease = self.state.shared_loss - losses.before if compared else math.nan
         return dataclasses.replace(
             self.state,
             iteration=self.state.iteration + 1,
             evaluations=self.evaluations,
             loss=losses.total,
             shared_loss=losses.after,
-            decrease=self.state.shared_loss - losses.before if found.step else math.nan,
+            decrease=decrease,
             gradient_norm=gradient_norm,
             step=found.step,
             stop=stop,

@@ -62,6 +62,8 @@ class Wolfe:
         """
         if not start.slope < 0:
             return None, f"the slope {start.slope:.3g} along the direction is not negative"
+        if not first_step > 0:
+            return None, f"the first step {first_step:.3g} is not above 0"
         low, high, step = start, None, first_step  # type: Trial, Trial | None, float
         for _ in range(self.max_trials):
             trial = await evaluate(step)

@@ -87,7 +87,7 @@ class Cluster:
       memory_bandwidth_bytes_per_s: at which a service reads the arrays it is sent.
       size_scale: how many bytes travel for each byte of the arrays: above 1, the clock
         models a larger network than the numerics use, and figures must say so.
-      failures: scheduled deaths of nodes that run a main.
+      failures: scheduled deaths of nodes that run a main, or a service that may die.
       seed: of every drawn duration and failure; apart from the seed of the data.
     """
 

@@ -75,8 +75,23 @@ class Future(Generic[T]):
             self._run_callbacks()
 
     def then(self, function: Callable[[T], R]) -> Future[R]:
-        """A future of the function of its result."""
-        return all_of([self], lambda results: function(results[0]))
+        """A future of the function of its result, or of the error of either."""
+        made: Future[R] = Future(self.label)
+
+        def settle() -> None:
+            error = self.error()
+            if error is not None:
+                made.set_error(error, [self])
+                return
+            try:
+                value = function(self.result())
+            except Exception as failure:
+                made.set_error(failure)
+            else:
+                made.set_result(value)
+
+        self.on_done(settle)
+        return made
 
     def _settle(self) -> None:
         if self._settled:

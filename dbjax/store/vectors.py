@@ -167,6 +167,8 @@ def _moved(commands: Sequence[Command]) -> list[str]:
     """Every vector that a list of commands reads or writes, each time."""
     names: list[str] = []
     for command in commands:
+        if isinstance(command, Combine) and len(command.terms) == 1 and command.terms[0][0] == 1.0:
+            continue  # another name
         if isinstance(command, Combine):
             names += [command.out, *(name for _, name in command.terms)]
         elif isinstance(command, Multiply):

@@ -263,9 +263,63 @@ def test_12_one_round_trip_and_o_of_m_scalars_whatever_the_size(size):
     before = state.evaluations
     state = _run(method.iterate(space, state))
     trials = state.evaluations - before
-    # s, y and the gradient with 4 older pairs and themselves; then, for each trial, the
+    # s, y and the gradient with 5 older pairs and themselves; then, for each trial, the
     # evaluation (the move goes with it), and the slope and the norm
-    assert space.trips == [3 * (2 * 4 + 3)] + ["evaluate", 2] * trials
+    assert space.trips == [3 * (2 * 5 + 3)] + ["evaluate", 2] * trials
+
+
+@pytest.mark.parametrize("memory", [1, 3, 5])
+def test_the_two_loops_take_two_round_trips_a_pair(memory):
+    method = Lbfgs(memory=memory, vector_free=False)
+    space = Counting(LocalSpace(rosenbrock, np.tile([-1.2, 1.0], 5)))
+    state = _run(method.start(space))
+    for _ in range(8):
+        state = _run(method.iterate(space, state))
+    space.trips.clear()
+    before = state.evaluations
+    state = _run(method.iterate(space, state))
+    assert len(space.trips) - 2 * (state.evaluations - before) == 2 * memory + 2
+
+
+@pytest.mark.parametrize("memory", [1, 3])
+def test_a_pair_that_is_no_good_costs_no_other(memory):
+    def waves(x):  # of curvature 9 at the minima, less elsewhere
+        return float(np.sum(1e-2 * x**2 - np.cos(3 * x))), 2e-2 * x + 3 * np.sin(3 * x)
+
+    method = Lbfgs(memory=memory, curvature=8.0)
+    space = LocalSpace(waves, np.array([9.1, -8.7, 6.3]))
+    state = _run(method.start(space))
+    lengths, taken = [], []
+    while state.gradient_norm > 1e-8 and not state.stop:
+        before = state.memory.slots
+        state = _run(method.iterate(space, state))
+        lengths.append(len(state.memory.slots))
+        taken.append(state.memory.slots != before)
+        assert len(set(state.memory.slots)) == len(state.memory.slots)
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == memory
+    assert True in taken[1:]
+    assert False in taken[1:]
+
+
+def test_minimise_takes_what_people_give_it():
+    target = np.array([1.0, 2.0, 3.0])
+    x, _ = minimise(lambda p: jnp.sum((p - target) ** 2), np.zeros(3))
+    np.testing.assert_allclose(x, target, rtol=1e-4)
+    x, _ = minimise(lambda p: (p["a"] - 1.5) ** 2, {"a": 0.0})
+    assert float(x["a"]) == pytest.approx(1.5, rel=1e-4)
+    buffer = np.zeros(10)
+
+    def reused(x):
+        loss, buffer[:] = rosenbrock(x)
+        return loss, buffer
+
+    start = np.tile([-1.2, 1.0], 5)
+    _, ours = minimise(None, start, stops=Stops(1e-6), value_and_grad=reused)
+    _, same = minimise(None, start, stops=Stops(1e-6), value_and_grad=rosenbrock)
+    assert ours.evaluations == same.evaluations < 200
+    with pytest.raises(TypeError, match="params is int64; make it an array of floats"):
+        minimise(None, np.array([5, 5]), value_and_grad=rosenbrock)
 
 
 NAMES = ("params", "a", "b", "c")

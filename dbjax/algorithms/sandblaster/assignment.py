@@ -36,6 +36,8 @@ class Assignment:
         self._holders: dict[int, set[int]] = {}  # portion -> replicas that are at a copy of it
         self._winner: dict[int, int] = {}  # portion -> whose copy counts
         self._unsent: dict[int, dict[str, list[int]]] = {}  # replica -> part -> portions
+        self._spare: deque[int] = deque()  # computed by replicas that got stuck, and not sent
+        self._spared: set[int] = set()
         self._again: deque[tuple[int, ...]] = deque()  # sendings whose sender died
         self._undelivered = len(self._part)
         self._delivered: set[int] = set()
@@ -72,7 +74,9 @@ class Assignment:
         """Whether this copy is the first."""
         self._holders[portion].discard(replica)
         if portion in self._winner:
-            return False
+            if portion not in self._spared or not self._is_unsent(portion):
+                return False
+            self._unsent[self._winner[portion]][self._part[portion]].remove(portion)
         self._winner[portion] = replica
         mine = self._unsent.setdefault(replica, {})
         mine.setdefault(self._part[portion], []).append(portion)
@@ -129,10 +133,25 @@ class Assignment:
                 self._give_back(replica, portion)
         self._again += [portions for portions in sendings if not self.is_delivered(portions)]
 
-    def reclaim(self, replica: int) -> None:
-        """Gives away what a replica that got stuck had computed and not sent."""
-        for portion in self._forget_unsent(replica):
-            self._give_back(replica, portion)
+    def spare(self, replica: int) -> None:
+        """A replica got stuck: others may compute what it had computed and not sent."""
+        for portions in self._unsent.get(replica, {}).values():
+            self._spare += portions
+
+    def take_spare(self, replica: int) -> int | None:
+        """Such a portion, if its replica still has not sent it."""
+        while self._spare:
+            portion = self._spare.popleft()
+            others = self._winner.get(portion) != replica and not self._holders[portion]
+            if others and self._is_unsent(portion):
+                self._spared.add(portion)
+                self._holders[portion].add(replica)
+                return portion
+        return None
+
+    def _is_unsent(self, portion: int) -> bool:
+        mine = self._unsent.get(self._winner.get(portion, -1), {})
+        return portion in mine.get(self._part[portion], ())
 
     def _forget_unsent(self, replica: int) -> list[int]:
         gone = [p for some in self._unsent.pop(replica, {}).values() for p in some]

@@ -33,7 +33,8 @@ class Config:
       stops: when it has converged; its `iterations` stay None, see `steps`.
       replicas: model replicas.
       shards: of the parameter server.
-      steps: iterations at most; None: until another stop or the end of the run's time.
+      steps: iterations at most; None: until another stop or the end of the run's time,
+        which must then be given.
       send_every: portions after which a replica sends its gradients; a death costs those.
       prefetch: portions that wait at a replica while it works on another.
       backup_after: once no portion is left, one that takes longer than this many times
@@ -91,8 +92,12 @@ async def coordinator(
     One that is started again goes on after the last iteration that was finished: its own
     few numbers lie with the shards, beside the vectors.
     """
-    known: tuple[State | None, Counts] = await vectors.resume() or (None, Counts())
-    state, counts = known
+    state, counts = None, Counts()
+    known: tuple[State, Counts, Traffic] | None = await vectors.resume()
+    if known is not None:  # what the shards keep must not change
+        state, counts = known[0], dataclasses.replace(known[1])
+        vectors.traffic = dataclasses.replace(known[2])
+        _record(node, state, counts, vectors.traffic)
     pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
     send_every = config.send_every if config.order == "free" else 1
     space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
@@ -100,8 +105,8 @@ async def coordinator(
     while state is None or not state.stop:
         going_on = method.start(space) if state is None else method.iterate(space, state)
         state = stops.check(await going_on)
-        memo = method.memo(state), dataclasses.replace(counts)
-        await vectors.finish(state.iteration, counts.examples, memo)
+        copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
+        await vectors.finish(state.iteration, counts.examples, (method.memo(state), *copies))
         _record(node, state, counts, vectors.traffic)
     return state.stop
 
@@ -123,10 +128,12 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     store = Sharded.serve(
         runtime, VectorShard, task.params, config.shards, InOrder if fixed else Free
     )
-    data = task.portions()
+    data = task.portions
+    modelled = runtime.clock == "virtual" and not fixed  # time is; arithmetic can be put off
+    if modelled and config.sample < 1:  # what is computed together is never the same again
+        data = dataclasses.replace(data, held_bytes=0)
     together = max(1, _TOGETHER // task.batch_size)
     sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
-    modelled = runtime.clock == "virtual" and not fixed  # time is; arithmetic can be put off
     gradient: Any = sums.deferred if modelled else sums
     read_ahead = _nothing if modelled else data.read_ahead
     replicas = [
@@ -145,8 +152,13 @@ def _nothing(portions: tuple[int, ...]) -> None:
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the coordinator says of a run, from the rows that it recorded."""
-    last = next((row for row in reversed(rows) if row["node"] == "coordinator"), None)
+    """What the coordinator says of a run, from the rows that it recorded.
+
+    Its round trips and bytes are those with the shards; what it says to replicas is a few
+    numbers a call.
+    """
+    recorded = (r for r in reversed(rows) if r["node"] == "coordinator" and "step" in r)
+    last = next(recorded, None)
     if last is None:
         return {}
     iterations = max(1, last["step"])
@@ -162,6 +174,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "coordinator": {
             "round_trips_per_iteration": last["round_trips"] / iterations,
             "bytes_per_iteration": sent / iterations,
+            "calls_to_replicas_per_iteration": last["calls"] / iterations,
         },
         "phases_s": {"evaluating": last["evaluating_s"], "commanding": last["commanding_s"]},
     }

@@ -4,38 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import statistics
-from collections import deque
 from collections.abc import Sequence
 from typing import Any, Literal, final
 
 from dbjax.algorithms.sandblaster.assignment import Assignment
+from dbjax.algorithms.sandblaster.overdue import Job, Overdue
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Arrivals, Future, Handle, Node
-
-_DURATIONS = 99  # that the typical one is the median of
-
-
-@dataclasses.dataclass(eq=False, slots=True)
-class Job:
-    """A call to a replica that has not been answered.
-
-    Attributes:
-      life: of the replica; it is another one after each death.
-      portions: that it works on, or sends.
-      due_s: factor of the typical duration, for one that waits behind others.
-    """
-
-    kind: Literal["process", "send", "redo", "return"]
-    replica: int
-    life: int
-    evaluation: int
-    portions: tuple[int, ...]
-    begin_s: float
-    place: int = 1
-    backup: bool = False
-    answer: Future[Any] | None = None
 
 
 @dataclasses.dataclass
@@ -47,6 +23,7 @@ class Counts:
     evaluating_s: float = 0.0
     commanding_s: float = 0.0
     portions: int = 0
+    calls: int = 0  # to replicas
     backups_started: int = 0
     backups_won: int = 0
     replicas_lost: int = 0
@@ -90,11 +67,7 @@ class Pool:
         self._arrivals: Arrivals[Job] = Arrivals("an answer of any replica")
         self._arriving: Future[Job] | None = None
         self._idle: dict[int, None] = {}
-        self._open: deque[Job] = deque()  # of this evaluation, oldest first
-        self._unhelped: list[Job] = []  # due, but all who are idle are at it already
-        self._durations: list[float] = []  # of portions, since the median was taken
-        self._usual_s = 0.0  # the median; 0: not known
-        self._longest_send_s: float | None = None  # of this evaluation
+        self._overdue = Overdue(backup_after)
         self._alarm: tuple[float, Future[None]] | None = None
 
     @property
@@ -108,9 +81,7 @@ class Pool:
           total: examples in the batch.
         """
         self._batch, self._evaluation, self._total = batch, evaluation, total
-        self._open.clear()
-        self._unhelped.clear()
-        self._longest_send_s = None
+        self._overdue.begin()
         self._idle.clear()
         for replica, worker in enumerate(self._workers):
             worker.sending.clear()
@@ -132,7 +103,9 @@ class Pool:
                 continue
             portion = batch.take(replica)
             if portion is None:
-                if worker.load == 0:
+                if worker.load == 0 and (spare := batch.take_spare(replica)) is not None:
+                    self._start("process", replica, (spare,), backup=True)
+                elif worker.load == 0:
                     self._idle[replica] = None
                     self._send(replica, everything=True)
                 break
@@ -177,13 +150,13 @@ class Pool:
             self._idle.pop(replica, None)
         job = Job(kind, replica, worker.life, evaluation, portions, self._node.now(),
                   max(1, worker.load), backup, answer)  # fmt: skip
+        self._counts.calls += 1
         self._counts.backups_started += backup
-        self._open.append(job)
+        self._overdue.add(job)
         self._arrivals.add(job, answer)
 
     def _answered(self, job: Job) -> None:
         worker = self._workers[job.replica]
-        assert job.answer is not None
         try:
             good = job.answer.result()
         except NodeDied:
@@ -201,15 +174,8 @@ class Pool:
     def _count(self, job: Job, good: bool) -> None:
         """Takes an answer into the books of this evaluation; the first copy wins."""
         batch, replica = self._batch, job.replica
-        took_s = self._node.now() - job.begin_s
-        if job.kind == "send":
-            self._longest_send_s = max(self._longest_send_s or 0.0, took_s)
+        self._overdue.answered(job, self._node.now())
         if job.kind == "process":
-            self._durations.append(took_s / job.place)
-            if not self._usual_s or len(self._durations) == _DURATIONS:
-                self._usual_s = statistics.median(self._durations)
-                if len(self._durations) == _DURATIONS:
-                    self._durations.clear()
             won = good and batch.computed(replica, job.portions[0])
             self._counts.portions += won
             if not good:
@@ -234,9 +200,9 @@ class Pool:
         self._counts.replicas_lost += 1
         self._batch.lost(job.replica, list(worker.sending))
         worker.sending.clear()
-        back = Job("return", job.replica, worker.life, -1, (), self._node.now())
-        back.answer = worker.handle.up()
-        self._arrivals.add(back, back.answer)
+        up, now_s = worker.handle.up(), self._node.now()
+        back = Job("return", job.replica, worker.life, -1, (), now_s, 1, False, up)
+        self._arrivals.add(back, up)
         self._feed_idle()
 
     def _feed_idle(self) -> None:
@@ -247,16 +213,15 @@ class Pool:
         """The next answer of any replica, or None when it is time for a backup copy."""
         if self._arriving is None:
             self._arriving = self._arrivals.next()
-        due_s = None if self._arriving.done() else self._due_s()
-        if due_s is not None:
-            waiting: list[Future[Any]] = [self._arriving, self._alarm_at(due_s)]
+        due = None if self._arriving.done() else self._due()
+        if due is not None:
+            waiting: list[Future[Any]] = [self._arriving, self._alarm_at(due[0])]
             if await self._node.first(waiting) == 1:
                 self._alarm = None
                 return None
         job = await self._arriving
         self._arriving = None
-        self._open.extendleft(reversed(self._unhelped))  # whoever answered may have time
-        self._unhelped.clear()
+        self._overdue.retry()  # whoever answered may have time
         return job
 
     def _alarm_at(self, due_s: float) -> Future[None]:
@@ -265,25 +230,11 @@ class Pool:
             self._alarm = due_s, self._node.sleep(max(0.0, due_s - self._node.now()))
         return self._alarm[1]
 
-    def _due_s(self) -> float | None:
-        """When the oldest open job should get a backup copy, if anyone has time for it."""
+    def _due(self) -> tuple[float, Job] | None:
+        """When which job should get a backup copy, if there is anyone who has time for it."""
         if not self._idle or self._batch.left() or math.isinf(self._backup_after):
             return None
-        while self._open and self._closed(self._open[0]):
-            self._open.popleft()
-        return self._due_of(self._open[0]) if self._open else None
-
-    def _due_of(self, job: Job) -> float | None:
-        """Portions are held against the median of the latest, which one slow replica does
-        not change; sendings against the longest, since they queue for the same shards.
-        """
-        if self._backup_after == 0:
-            return job.begin_s
-        if job.kind != "process":
-            usual_s = self._longest_send_s
-        else:
-            usual_s = job.place * self._usual_s if self._usual_s else None
-        return None if usual_s is None else job.begin_s + self._backup_after * usual_s
+        return self._overdue.next(self._closed)
 
     def _closed(self, job: Job) -> bool:
         if job.kind == "process":
@@ -293,19 +244,19 @@ class Pool:
     def _back_up(self) -> None:
         """Copies of what takes too long, for replicas that have nothing to do.
 
-        What the slow one has computed and not sent is done again too: it would be sent only
-        after what it is at.
+        What the slow one has computed and not sent is copied too: it would be sent only after
+        what it is at.
         """
-        now_s = self._node.now()
-        while (due_s := self._due_s()) is not None and due_s <= now_s:
-            job = self._open.popleft()
+        while (due := self._due()) is not None and due[0] <= self._node.now():
+            _, job = due
             helper = self._helper(job)
             if helper is None:
-                self._unhelped.append(job)
-            else:
-                kind: Literal["process", "redo"] = "process" if job.kind == "process" else "redo"
-                self._start(kind, helper, job.portions, backup=True)
-                self._batch.reclaim(job.replica)
+                self._overdue.postpone(job)
+                continue
+            self._overdue.take(job)
+            kind: Literal["process", "redo"] = "process" if job.kind == "process" else "redo"
+            self._start(kind, helper, job.portions, backup=True)
+            self._batch.spare(job.replica)
         self._feed_idle()
 
     def _helper(self, job: Job) -> int | None:

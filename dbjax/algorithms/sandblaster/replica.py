@@ -43,6 +43,8 @@ class Replica:
         """
         if not await self._has_parameters(evaluation):
             return False
+        if portion in self._computed:  # it was given away, and came back
+            return True
         computing = self._node.compute(self._gradient, self._params, (portion,), total)
         self._read_ahead((portion + 1,))
         self._computed[portion] = await computing

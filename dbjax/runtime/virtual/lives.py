@@ -31,6 +31,7 @@ class Lives:
         self._runtime, self._node, self._died, self._returned = runtime, node, died, returned
         self.alive = True
         self.over = False  # what lived here has ended: nothing more can die
+        runtime.mortal.add(node.name)
         for failure in runtime.cluster.failures:
             if failure.node == node.name:
                 runtime.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)

@@ -48,6 +48,7 @@ class VirtualRuntime:
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
+        self.mortal: set[str] = set()  # nodes that may die
         self.running = 0  # mains that have not ended
         self._stopping = False
 
@@ -82,6 +83,12 @@ class VirtualRuntime:
         self._stopping = True
 
     def run(self, until_s: float = math.inf) -> float:
+        for failure in self.cluster.failures:
+            if failure.node not in self.mortal:
+                raise ValueError(
+                    f"Failure of {failure.node!r}: no such node, or not one that may die; these "
+                    f"may: {', '.join(sorted(self.mortal)[:6])}, ..."
+                )
         with _rare_garbage_collection():
             return self._run(until_s)
 
