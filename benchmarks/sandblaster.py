@@ -21,10 +21,10 @@ from dbjax.models import PAPER, SpeechConfig, model
 from dbjax.optim import Stops
 from dbjax.trace import Row
 
-REPLICAS, SHARDS, PORTION = 2_000, 4, 34  # four portions for each replica
+REPLICAS, SHARDS, PORTIONS = 2_000, 4, 4  # portions for each replica
 NEVER = Stops(0.0, -1.0)
 CLUSTER = dbjax.Cluster(
-    compute_s=0.1 * PORTION / 64,
+    compute_s=0.1,
     latency_s=5e-4,
     service_s=1e-4,
     memory_bandwidth_bytes_per_s=5e9,
@@ -34,16 +34,18 @@ _TOGETHER = 4096  # examples in one program
 _STEPS = 4
 
 
-def speech_task(width: int) -> dbjax.Task:
-    data = load("speech_frames", num_states=128, num_frames=300_000)
+def speech_task(width: int, frames: int) -> dbjax.Task:
+    """Training frames in `PORTIONS` portions for each replica."""
+    data = load("speech_frames", num_states=128, num_frames=frames).train
     network = model(SpeechConfig(width=width, states=128), 0)
-    return dbjax.Task(network.params, network.loss, data.train, batch_size=PORTION)
+    portion = -(-len(data) // (REPLICAS * PORTIONS))
+    return dbjax.Task(network.params, network.loss, data, batch_size=portion)
 
 
 def bare(task: dbjax.Task) -> Callable[[], float]:
     """Milliseconds of the gradient of all examples, gathered before, in large programs."""
     portions = task.portions
-    size = _TOGETHER // PORTION
+    size = _TOGETHER // task.batch_size
     chunks = [
         tuple(range(i, min(i + size, portions.count))) for i in range(0, portions.count, size)
     ]
@@ -80,15 +82,15 @@ def iterations(task: dbjax.Task, replicas: int) -> Callable[[], float]:
     return case
 
 
-def compare(width: int, rounds: int) -> Measured:
-    task = speech_task(width)
+def compare(width: int, frames: int, rounds: int) -> Measured:
+    task = speech_task(width, frames)
     cases = {
         "full-batch gradient alone": bare(task),
         f"{REPLICAS} virtual replicas": iterations(task, REPLICAS),
-        "8 virtual replicas": iterations(task, 8),
     }
     return in_turn(
-        f"(g) an iteration of Sandblaster L-BFGS, speech frames, 440-{width}x4-128",
+        f"(g) an iteration of Sandblaster L-BFGS, 440-{width}x4-128, "
+        f"{len(task.examples):,} speech frames in portions of {task.batch_size}",
         "ms",
         cases,
         rounds,
@@ -120,4 +122,5 @@ def coordinator_traffic() -> Measured:
 
 def run(rounds: int) -> list[Measured]:
     few = max(2, rounds // 2)
-    return [compare(256, few), compare(512, few), coordinator_traffic()]
+    sizes = ((256, 300_000), (512, 300_000), (256, 1_200_000))
+    return [*(compare(width, frames, few) for width, frames in sizes), coordinator_traffic()]

@@ -35,7 +35,7 @@ class Portions:
     examples: Examples
     portion_size: int
     seed: int = 0
-    held_bytes: int = 2**30
+    held_bytes: int = 2**31
 
     @property
     def count(self) -> int:

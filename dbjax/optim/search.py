@@ -44,7 +44,7 @@ async def search_along(
         return await _unsearched(walk, first_step, wolfe.max_trials)
     begin = Trial(0.0, state.shared_loss, slope)
     found, why = await wolfe.search(walk.trial, begin, first_step)
-    if found is None and sampled:
+    if found is None and sampled and walk.last:
         return await _unsearched(walk, walk.shortest() / 2, wolfe.max_trials)
     if found is None:
         await walk.back()
