@@ -150,6 +150,12 @@ def test_a_run_may_end_while_the_coordinator_is_dead_or_just_back(until_s):
     assert summary["iterations"] == (1 if until_s < 5 else 3)
 
 
+def test_a_run_may_end_before_the_first_evaluation_does():
+    summary = run(dbjax.Cluster(compute_s=0.1), until_s=0.05).summary
+    assert (summary["iterations"], summary["evaluations"], summary["updates"]) == (0, 0, 0)
+    assert math.isnan(summary["train_loss"])
+
+
 def test_what_was_given_up_is_not_counted_twice():
     quiet = {"backup_after": math.inf, "order": "fixed"}
     deaths = (Failure("coordinator", 3.0, 3.1), Failure("coordinator", 3.25, 3.3))

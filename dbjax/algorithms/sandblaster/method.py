@@ -7,6 +7,7 @@ Departures are listed in docs/algorithm.md.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
@@ -97,7 +98,7 @@ async def coordinator(
     if known is not None:  # what the shards keep must not change
         state, counts = known[0], dataclasses.replace(known[1])
         vectors.traffic = dataclasses.replace(known[2])
-        _record(node, state, counts, vectors.traffic)
+        node.record(**_row(state, counts, vectors.traffic))
     pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
     send_every = config.send_every if config.order == "free" else 1
     space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
@@ -107,19 +108,21 @@ async def coordinator(
         state = stops.check(await going_on)
         copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
         await vectors.finish(state.iteration, counts.examples, (method.memo(state), *copies))
-        _record(node, state, counts, vectors.traffic)
+        node.record(**_row(state, counts, vectors.traffic))
     return state.stop
 
 
-def _record(node: Node, state: State, counts: Counts, traffic: Traffic) -> None:
-    node.record(
-        step=state.iteration,
-        loss=state.loss,
-        gradient_norm=state.gradient_norm,
-        step_length=state.step,
-        stop=state.stop,
-        **(dataclasses.asdict(counts) | dataclasses.asdict(traffic)),
-    )
+def _row(state: State, counts: Counts, traffic: Traffic) -> dict[str, Any]:
+    """What the coordinator records after each iteration."""
+    return {
+        "step": state.iteration,
+        "loss": state.loss,
+        "gradient_norm": state.gradient_norm,
+        "step_length": state.step,
+        "stop": state.stop,
+        **dataclasses.asdict(counts),
+        **dataclasses.asdict(traffic),
+    }
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
@@ -158,9 +161,8 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     numbers a call.
     """
     recorded = (r for r in reversed(rows) if r["node"] == "coordinator" and "step" in r)
-    last = next(recorded, None)
-    if last is None:
-        return {}
+    nothing = _row(State(0, 0, math.nan, math.nan, math.nan), Counts(), Traffic())
+    last = next(recorded, nothing)
     iterations = max(1, last["step"])
     sent = last["bytes_sent"] + last["bytes_received"]
     return {
