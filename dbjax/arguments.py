@@ -25,6 +25,13 @@ def require_known(place: str, given: Mapping[str, Any], hints: Mapping[str, Any]
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hints[name])}")
 
 
+def require_at_least_one(**values: int) -> None:
+    """Raises ValueError, naming the first value that is below 1."""
+    for name, value in values.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
 def keyword_hints(function: Callable[..., Any]) -> dict[str, Any]:
     """The keyword-only parameters of a function, and their types."""
     hints = typing.get_type_hints(function)

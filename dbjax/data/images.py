@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dbjax.arguments import require_at_least_one
 from dbjax.data.examples import Arrays, Labelled
 from dbjax.data.splits import Splits
 
@@ -39,13 +40,9 @@ def synthetic(
 ) -> Splits:
     """A mixture of Gaussians, one a class, of unit variance around centres of variance 1."""
     del data_dir
-    for name, value in (
-        ("num_examples", num_examples),
-        ("num_features", num_features),
-        ("num_classes", num_classes),
-    ):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    require_at_least_one(
+        num_examples=num_examples, num_features=num_features, num_classes=num_classes
+    )
     random = np.random.default_rng(seed)
     centres = random.normal(size=(num_classes, num_features))
     labels = random.integers(num_classes, size=num_examples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from dbjax.arguments import require_at_least_one
 from dbjax.data.examples import Arrays, Labelled
 from dbjax.data.splits import Splits
 
@@ -24,9 +25,7 @@ def quadratic(
     of what is added to the labels (float32, a row of one each).
     """
     del data_dir
-    for name, value in (("num_examples", num_examples), ("num_features", num_features)):
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
+    require_at_least_one(num_examples=num_examples, num_features=num_features)
     if not condition >= 1:
         raise ValueError(f"condition={condition} must be at least 1")
     random = np.random.default_rng(seed)

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-
+from dbjax.store.partition import slice_nbytes
 from dbjax.store.shard import Push
+from dbjax.store.sums import add
 from dbjax.types import Slices
-
-
-@jax.jit
-def _add(a: Slices, b: Slices) -> Slices:
-    total: Slices = jax.tree.map(lambda x, y: x + y, a, b)
-    return total
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +27,7 @@ class Accrued:
     def plus(self, gradient: Slices, versions: tuple[int, ...], examples: int) -> Accrued:
         if self.gradient is None:
             return Accrued(gradient, versions, examples)
-        total = _add(self.gradient, gradient)
+        total = add(self.gradient, gradient)
         return Accrued(total, self.versions, self.examples + examples)
 
     def messages(self, replica: str, sequence: int) -> list[Push]:
@@ -41,10 +35,6 @@ class Accrued:
         if self.gradient is None:
             raise ValueError("nothing is accrued: push after the first gradient")
         return [
-            Push(replica, sequence, version, self.examples, piece, _nbytes(piece))
+            Push(replica, sequence, version, self.examples, piece, slice_nbytes(piece))
             for version, piece in zip(self.versions, self.gradient, strict=True)
         ]
-
-
-def _nbytes(piece: dict[str, jax.Array]) -> int:
-    return sum(value.nbytes for value in piece.values())

@@ -89,6 +89,11 @@ def partition(params: Params, shards: int) -> Partition:
     return Partition(treedef, tuple(map(tuple, found)))
 
 
+def slice_nbytes(slice_: Slice) -> int:
+    """How many bytes a slice holds."""
+    return sum(value.nbytes for value in slice_.values())
+
+
 @functools.lru_cache(maxsize=32)
 def compiled_split(cuts: Partition) -> Callable[[Params], Slices]:
     """`Partition.split`, compiled once for equal partitions."""

@@ -13,6 +13,7 @@ import optax
 
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.delays import Delays
+from dbjax.store.partition import slice_nbytes
 from dbjax.types import Slice
 
 
@@ -136,7 +137,7 @@ class Shard:
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
         self._node, self._rule = node, rule
         self._state = rule.init(params)
-        self._nbytes = sum(p.nbytes for p in params.values())
+        self._nbytes = slice_nbytes(params)
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}
         self._waiting: list[tuple[int, Future[None]]] = []

@@ -9,7 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 import jax
 
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
-from dbjax.store.partition import Partition, compiled_split, partition
+from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
 from dbjax.store.shard import Snapshot
 from dbjax.types import LossFn, Params, Slices
 
@@ -57,8 +57,7 @@ class Sharded(Generic[S]):
         handles = [
             runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
         ]
-        nbytes = [sum(value.nbytes for value in slice_.values()) for slice_ in slices]
-        return cls(handles, cuts, nbytes)
+        return cls(handles, cuts, list(map(slice_nbytes, slices)))
 
     def each(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs

@@ -16,6 +16,7 @@ import numpy as np
 from dbjax.optim.space import Combine, Command, Multiply, perform
 from dbjax.runtime.base import Future, Node
 from dbjax.store.delays import Delays
+from dbjax.store.partition import slice_nbytes
 from dbjax.store.shard import Counts, Report, Snapshot
 from dbjax.store.sharded import Sharded
 from dbjax.store.sums import Accruing, DeferredPiece, Piece
@@ -59,7 +60,7 @@ class VectorShard:
     def __init__(self, node: Node, params: Slice, accruing: Callable[[], Accruing]) -> None:
         self._node, self._accruing = node, accruing
         self._vectors: dict[str, Slice] = {"params": params}
-        self._nbytes = sum(p.nbytes for p in params.values())
+        self._nbytes = slice_nbytes(params)
         self._evaluation = -1
         self._sums: dict[str, Accruing] = {}
         self._counted: set[int] = set()

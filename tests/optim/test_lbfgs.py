@@ -252,33 +252,30 @@ class Counting:
         return await self.space.evaluate(sample, *commands)
 
 
-@pytest.mark.parametrize("size", [10, 1000])
-def test_12_one_round_trip_and_o_of_m_scalars_whatever_the_size(size):
-    method = Lbfgs(memory=5)
+def trips_of_an_iteration(method, size, begun):
+    """Round trips of one more iteration on Rosenbrock, and how many trials it had."""
     space = Counting(LocalSpace(rosenbrock, np.tile([-1.2, 1.0], size // 2)))
     state = _run(method.start(space))
-    for _ in range(12):
+    for _ in range(begun):
         state = _run(method.iterate(space, state))
     space.trips.clear()
     before = state.evaluations
     state = _run(method.iterate(space, state))
-    trials = state.evaluations - before
+    return space.trips, state.evaluations - before
+
+
+@pytest.mark.parametrize("size", [10, 1000])
+def test_12_one_round_trip_and_o_of_m_scalars_whatever_the_size(size):
+    trips, trials = trips_of_an_iteration(Lbfgs(memory=5), size, begun=12)
     # s, y and the gradient with 5 older pairs and themselves; then, for each trial, the
     # evaluation (the move goes with it), and the slope and the norm
-    assert space.trips == [3 * (2 * 5 + 3)] + ["evaluate", 2] * trials
+    assert trips == [3 * (2 * 5 + 3)] + ["evaluate", 2] * trials
 
 
 @pytest.mark.parametrize("memory", [1, 3, 5])
 def test_the_two_loops_take_two_round_trips_a_pair(memory):
-    method = Lbfgs(memory=memory, vector_free=False)
-    space = Counting(LocalSpace(rosenbrock, np.tile([-1.2, 1.0], 5)))
-    state = _run(method.start(space))
-    for _ in range(8):
-        state = _run(method.iterate(space, state))
-    space.trips.clear()
-    before = state.evaluations
-    state = _run(method.iterate(space, state))
-    assert len(space.trips) - 2 * (state.evaluations - before) == 2 * memory + 2
+    trips, trials = trips_of_an_iteration(Lbfgs(memory=memory, vector_free=False), 10, begun=8)
+    assert len(trips) - 2 * trials == 2 * memory + 2
 
 
 @pytest.mark.parametrize("memory", [1, 3])

@@ -39,12 +39,11 @@ class Assignment:
         self._spare: deque[int] = deque()  # computed by replicas that got stuck, and not sent
         self._spared: set[int] = set()
         self._again: deque[tuple[int, ...]] = deque()  # sendings whose sender died
-        self._undelivered = len(self._part)
         self._delivered: set[int] = set()
 
     def done(self) -> bool:
         """Whether the shards have everything."""
-        return self._undelivered == 0
+        return len(self._delivered) == len(self._part)
 
     def left(self) -> int:
         """Portions that nobody has begun."""
@@ -114,7 +113,6 @@ class Assignment:
         if portions[0] in self._delivered:
             return False
         self._delivered.update(portions)
-        self._undelivered -= len(portions)
         return True
 
     def is_delivered(self, portions: tuple[int, ...]) -> bool:
