@@ -25,7 +25,7 @@ from dbjax.optim import (
 )
 from dbjax.optim.lbfgs import direction_coefficients
 from dbjax.optim.minimise import LocalSpace
-from dbjax.optim.space import perform
+from dbjax.optim.space import Losses, perform
 from tests.references import conjugate_gradients, dense_inverse_hessian, two_loops
 
 
@@ -357,3 +357,38 @@ def test_bad_settings_are_refused():
     ):
         with pytest.raises(ValueError, match=text):
             make()
+
+
+class Sampled:
+    """Samples of a quadratic: k and k + 1 share examples of curvatures 1 + (k + i) mod 3."""
+
+    before, after = "before", "after"
+
+    def __init__(self, size):
+        self.size, self.vectors = size, {"params": np.linspace(1.0, 2.0, size)}
+
+    def shared(self, k):
+        return 1.0 + (k + np.arange(self.size)) % 3
+
+    async def perform(self, *commands):
+        return perform(self.vectors, commands).tolist()
+
+    async def evaluate(self, sample, *commands):
+        perform(self.vectors, commands)
+        x = self.vectors["params"]
+        curvatures = {"before": self.shared(sample - 1), "after": self.shared(sample),
+                      "gradient": np.full(self.size, 7.0)}  # fmt: skip
+        self.vectors |= {name: a * x for name, a in curvatures.items()}
+        before, after, total = (0.5 * x @ (a * x) for a in curvatures.values())
+        return Losses(total, before, after)
+
+
+def test_pairs_are_of_what_two_samples_share():
+    method, space = Lbfgs(memory=4), Sampled(6)
+    state = _run(method.start(space))
+    for iteration in range(6):
+        state = _run(method.iterate(space, state))
+        if iteration:
+            s, y = (space.vectors[f"{kind}{state.memory.slots[-1]}"] for kind in "sy")
+            np.testing.assert_allclose(y, space.shared(iteration - 1) * s, rtol=1e-9)
+            assert not np.allclose(y, 7.0 * s)
