@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import gc
 import importlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Iterator
 from typing import Any, Literal
 
+from dbjax.interrupts import noted
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.threads import ThreadsRuntime
@@ -108,7 +105,7 @@ def _run(
     program: Program = algorithm.program(machines, task, config)
     machines.observe("evaluator", _evaluator, program, task, trace, every_s, end_s)
     begin = time.perf_counter()
-    with _stop_on_interrupt(machines) as interrupted:
+    with noted(machines.stop) as interrupted:
         end_s = machines.run(end_s)
     wall_s = time.perf_counter() - begin
     final = program.store.pull(program.shard.peek).result()
@@ -160,23 +157,3 @@ def _evaluation(
         | {"train_loss": train_loss(trace.rows, program.recent_losses)}
         | {name: float(value) for name, value in metrics.items()}
     )
-
-
-@contextlib.contextmanager
-def _stop_on_interrupt(runtime: Runtime) -> Iterator[threading.Event]:
-    """The first Ctrl-C stops the run; a second one is a KeyboardInterrupt again."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def interrupt(*_: Any) -> None:
-        interrupted.set()
-        runtime.stop()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, before)

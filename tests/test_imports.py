@@ -55,7 +55,7 @@ def within(names, *allowed):
         ("dbjax.store", ["dbjax.store", "dbjax.optim", "dbjax.runtime.base", "dbjax.types"]),
         ("dbjax.optim", ["dbjax.optim"]),
         ("dbjax.models", ["dbjax.models", "dbjax.arguments", "dbjax.types"]),
-        ("dbjax.data", ["dbjax.data", "dbjax.arguments", "dbjax.types"]),
+        ("dbjax.data", ["dbjax.data", "dbjax.arguments", "dbjax.interrupts", "dbjax.types"]),
         ("dbjax.algorithms", ["dbjax.algorithms", "dbjax.store", "dbjax.optim", "dbjax.task",
                               "dbjax.types", "dbjax.runtime.base", "dbjax.data.stream",
                               "dbjax.errors"]),

@@ -1,5 +1,6 @@
 """speech_frames: made the same by any number of processes, held out by voice, tied."""
 
+import ctypes
 import itertools
 import os
 import signal
@@ -138,6 +139,23 @@ def test_interrupted_generation_leaves_nothing_half_made(tmp_path):
     assert not list(tmp_path.rglob("200000_frames*/*/dataset_info.json"))
     fine = load("speech_frames", data_dir=str(tmp_path), num_frames=3_000, num_states=20)
     assert len(fine.train) + len(fine.test) >= 3_000
+
+
+def test_an_interrupt_inside_a_callback_is_not_forgotten(tmp_path, monkeypatch):
+    """Python prints an exception raised in a callback of ctypes, and goes on."""
+    interrupt = ctypes.CFUNCTYPE(None)(lambda: os.kill(os.getpid(), signal.SIGINT))
+
+    def some(seed):
+        for made in workers.recordings(seed):
+            interrupt()
+            yield made
+
+    monkeypatch.setattr("dbjax.data.speech.builder.recordings", some)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        load("speech_frames", data_dir=str(tmp_path), num_frames=3_000, num_states=20)
+    assert signal.getsignal(signal.SIGINT) is before
+    assert not list(tmp_path.rglob("dataset_info.json"))
 
 
 @pytest.mark.parametrize(

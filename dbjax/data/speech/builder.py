@@ -10,8 +10,9 @@ import contextlib
 import dataclasses
 import logging
 import sys
-from collections.abc import Iterator
-from typing import Any
+import threading
+from collections.abc import Iterable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -19,6 +20,8 @@ import tensorflow_datasets as tfds
 from dbjax.data.speech.corpus import Recording
 from dbjax.data.speech.mel import ENERGIES
 from dbjax.data.speech.workers import recordings
+
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -50,6 +53,7 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: SpeechFramesConfig
+    interrupted = threading.Event()  # whoever prepares the data gives his own
 
     def _info(self) -> Any:
         features = tfds.features.FeaturesDict(
@@ -69,11 +73,17 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
 
     def _split_generators(self, dl_manager: Any) -> Any:
         del dl_manager
-        made = list(_enough(self.builder_config))
+        made = list(self._unless_interrupted(_enough(self.builder_config)))
         return {
-            "train": _examples([m for m in made if not m.test]),
-            "test": _examples([m for m in made if m.test]),
+            "train": self._unless_interrupted(_examples([m for m in made if not m.test])),
+            "test": self._unless_interrupted(_examples([m for m in made if m.test])),
         }
+
+    def _unless_interrupted(self, items: Iterable[T]) -> Iterator[T]:
+        for item in items:
+            if self.interrupted.is_set():
+                raise KeyboardInterrupt
+            yield item
 
     def _generate_examples(self) -> Any:
         raise NotImplementedError("_split_generators gives both sets at once")

@@ -13,6 +13,7 @@ import numpy as np
 from dbjax.data.examples import Frames
 from dbjax.data.speech.states import align, tie
 from dbjax.data.splits import Splits
+from dbjax.interrupts import noted
 
 
 def load(
@@ -72,8 +73,10 @@ def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
         for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
             shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
         tfds.disable_progress_bar()
-        with contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
-            builder.download_and_prepare()
+        with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()  # it speaks of downloads
+        if builder.interrupted.is_set():
+            raise KeyboardInterrupt
     return builder
 
 
