@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from dbjax.data.examples import Arrays, Examples
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
+from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
 from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
@@ -30,6 +31,7 @@ class Task:
       batch_size: examples in a mini-batch, or in a portion of a batch method.
       evaluate: params -> named numbers; called now and then, costs no model time.
       seed: of the order of the data.
+      cut: how each replica's network is cut over devices, with the same loss; None: it is not.
     """
 
     params: Params
@@ -38,6 +40,7 @@ class Task:
     batch_size: int = 32
     evaluate: Callable[[Params], Metrics] | None = None
     seed: int = 0
+    cut: Cut | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:

@@ -133,14 +133,14 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
     if config.shards > 1:
         require_elementwise(config.rule)
-    store = Sharded.serve(runtime, Shard, task.params, config.shards, server_rule(config.rule))
-    gradient_fn = store.gradient_of(task.loss)
+    rule = server_rule(config.rule)
+    store = Sharded.serve(runtime, Shard, task.params, config.shards, rule, cut=task.cut)
     mains = [
         runtime.spawn(
             f"replica/{r}",
             late_client if r else client,
             store,
-            gradient_fn,
+            store.gradient_of(task.loss, r),
             task.batches(r, config.replicas),
             config,
         )

@@ -146,11 +146,16 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         server_rule(config.rule),
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
+        cut=task.cut,
     )
-    gradient_fn = store.gradient_of(task.loss)
     mains = [
         runtime.spawn(
-            f"replica/{r}", client, store, gradient_fn, task.batches(r, config.replicas), config
+            f"replica/{r}",
+            client,
+            store,
+            store.gradient_of(task.loss, r),
+            task.batches(r, config.replicas),
+            config,
         )
         for r in range(config.replicas)
     ]

@@ -11,3 +11,5 @@ from dbjax.models.speech import DEMO as DEMO
 from dbjax.models.speech import PAPER as PAPER
 from dbjax.models.speech import Speech as Speech
 from dbjax.models.speech import SpeechConfig as SpeechConfig
+from dbjax.models.vision import Vision as Vision
+from dbjax.models.vision import VisionConfig as VisionConfig

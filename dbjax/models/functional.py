@@ -17,6 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from dbjax.parallel.cut import Cut
 from dbjax.types import Params
 
 
@@ -31,6 +32,16 @@ class Config(Protocol):
     def module(self, rngs: nnx.Rngs) -> Any:
         """An nnx.Module all of whose state is nnx.Param, [batch, inputs] -> logits."""
 
+    def cut(self, devices: int, how: str | None = None) -> Cut:
+        """The network with its loss, cut over devices.
+
+        Args:
+          how: one of the ways that its module knows; None: the paper's.
+
+        Raises:
+          ValueError: there is no such way, or none at all.
+        """
+
 
 @functools.partial(jax.jit, static_argnums=0)
 def init(config: Config, seed: int) -> Params:
@@ -41,13 +52,31 @@ def init(config: Config, seed: int) -> Params:
 
 
 @functools.lru_cache(maxsize=64)
+def _module(config: Config) -> tuple[Any, Any]:
+    """The module's graph, and its state without values."""
+    found: tuple[Any, Any] = nnx.split(
+        nnx.eval_shape(lambda: config.module(nnx.Rngs(0))), nnx.Param
+    )
+    return found
+
+
+def applied_to_blocks(config: Config, params: Params, inputs: Any, cut: Any) -> jax.Array:
+    """One device's logits: the module called with `cut`, on the device's blocks of `params`."""
+    graph, abstract = _module(config)
+    state = nnx.clone(abstract)
+    nnx.replace_by_pure_dict(state, params)
+    logits: jax.Array = nnx.merge(graph, state)(inputs, cut)
+    return logits
+
+
+@functools.lru_cache(maxsize=64)
 def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
     """The function (params, inputs [batch, inputs]) -> logits [batch, classes].
 
     Equal configs share it, and with it whatever jit compiled. Where it is traced it costs
     nothing in the compiled program: modules exist only while tracing.
     """
-    graph, abstract = nnx.split(nnx.eval_shape(lambda: config.module(nnx.Rngs(0))), nnx.Param)
+    graph, abstract = _module(config)
     expected = _with_string_keys(nnx.to_pure_dict(abstract))
 
     def apply(params: Params, inputs: Any) -> jax.Array:
@@ -75,6 +104,16 @@ def cross_entropy(
 ) -> Float[Array, ""]:
     """-log softmax(logits)[label], in nats; mean over the batch."""
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+
+
+def one_against_all(
+    logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
+) -> Float[Array, ""]:
+    """Logistic loss of each class against all others, in nats; sum over classes, mean over the
+    batch.
+    """
+    each = optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
+    return jnp.mean(jnp.sum(each, axis=-1))
 
 
 def squared_error(

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from dbjax.models.functional import require_sizes
+from dbjax.parallel.cut import Cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +23,9 @@ class LinearConfig:
 
     def module(self, rngs: nnx.Rngs) -> Linear:
         return Linear(self, rngs=rngs)
+
+    def cut(self, devices: int, how: str | None = None) -> Cut:
+        raise ValueError("model 'linear' is not cut over devices: speech, mlp and vision are")
 
 
 class Linear(nnx.Module):

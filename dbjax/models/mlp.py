@@ -8,7 +8,11 @@ import itertools
 import jax
 from flax import nnx
 
+from dbjax.models import layered
 from dbjax.models.functional import require_sizes
+from dbjax.models.layered import forward
+from dbjax.parallel.cut import Cut
+from dbjax.parallel.layers import Layer, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +30,15 @@ class MlpConfig:
         hidden = {f"widths[{i}]": width for i, width in enumerate(self.widths)}
         require_sizes("mlp", inputs=self.inputs, classes=self.classes, **hidden)
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.inputs, *self.widths, self.classes)
+
     def module(self, rngs: nnx.Rngs) -> Mlp:
         return Mlp(self, rngs=rngs)
+
+    def cut(self, devices: int, how: str | None = None) -> Cut:
+        return layered.cut(self, self.sizes, devices, how)
 
 
 class Mlp(nnx.Module):
@@ -39,15 +50,11 @@ class Mlp(nnx.Module):
 
     def __init__(self, config: MlpConfig, *, rngs: nnx.Rngs) -> None:
         he, zeros = nnx.initializers.he_normal(), nnx.initializers.zeros
-        widths = [config.inputs, *config.widths, config.classes]
         self.layers = nnx.List(
             nnx.Linear(n_in, n_out, kernel_init=he if i < len(config.widths) else zeros, rngs=rngs)
-            for i, (n_in, n_out) in enumerate(itertools.pairwise(widths))
+            for i, (n_in, n_out) in enumerate(itertools.pairwise(config.sizes))
         )
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, layer: Layer = whole) -> jax.Array:
         """Logits, [batch, classes], of inputs [batch, inputs]."""
-        *hidden, output = self.layers
-        for layer in hidden:
-            inputs = jax.nn.relu(layer(inputs))
-        return output(inputs)
+        return forward(self.layers, jax.nn.relu, inputs, layer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Collection
 from typing import Any
 
@@ -12,9 +13,13 @@ import jax.numpy as jnp
 
 from dbjax.arguments import keyword_hints, nearest, require_known
 from dbjax.models import functional
+from dbjax.models.functional import require_sizes
 from dbjax.models.linear import LinearConfig
 from dbjax.models.mlp import MlpConfig
 from dbjax.models.speech import SpeechConfig
+from dbjax.models.vision import VisionConfig
+from dbjax.parallel.cut import Cut
+from dbjax.parallel.losses import penalised
 from dbjax.types import Batch, LossFn, Params
 
 
@@ -27,15 +32,19 @@ class Model:
     Attributes:
       params: a nested dict of float32 arrays.
       apply: (params, inputs [batch, inputs]) -> logits [batch, classes].
-      loss: (params, batch) -> cross-entropy in nats, or half the squared error of a
-        regression, mean over the batch; and l2 / 2 times the sum of squared parameters.
+      loss: (params, batch) -> cross-entropy in nats (vision: of each class against all
+        others, summed), or half the squared error of a regression, mean over the batch; and
+        l2 / 2 times the sum of squared parameters.
       correct: (params, batch) -> how many labels have the largest logit; None: a regression.
+      cut: (devices, how) -> the network with its loss, cut over devices; how: "units" or
+        "alternating" of fully connected layers, "tiles" of images, None: the paper's.
     """
 
     params: Params
     apply: Callable[[Params, Any], jax.Array]
     loss: LossFn
     correct: Callable[[Params, Batch], jax.Array] | None
+    cut: Callable[[int, str | None], Cut]
 
     @property
     def size(self) -> int:
@@ -63,10 +72,30 @@ def linear(inputs: int, classes: int) -> LinearConfig:
     return LinearConfig(inputs, classes)
 
 
+def vision(
+    inputs: int,
+    classes: int,
+    *,
+    units: int = 36,
+    channels: int = 3,
+    patch: int = 10,
+    last_pool: int = 9,
+) -> VisionConfig:
+    """The paper's locally connected network, for square images of any size."""
+    require_sizes("vision", channels=channels)
+    side = math.isqrt(inputs // channels)
+    if side * side * channels != inputs:
+        raise ValueError(
+            f"model 'vision': {inputs} inputs are no square image of channels={channels}"
+        )
+    return VisionConfig(side, classes, units, channels, patch, last_pool)
+
+
 CONFIGS: dict[str, Callable[..., functional.Config]] = {
     "speech": speech,
     "mlp": mlp,
     "softmax": softmax,
+    "vision": vision,
     "linear": linear,
 }
 
@@ -93,12 +122,15 @@ def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
     return Model(functional.init(config, seed), *_functions(config, l2))
 
 
+_ERRORS = {LinearConfig: functional.squared_error, VisionConfig: functional.one_against_all}
+
+
 @functools.lru_cache(maxsize=64)
-def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any]:
-    """(apply, loss, correct); equal configs share them."""
+def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any, Any]:
+    """(apply, loss, correct, cut); equal configs share them."""
     apply = functional.applied(config)
     regression = isinstance(config, LinearConfig)
-    error = functional.squared_error if regression else functional.cross_entropy
+    error = _ERRORS.get(type(config), functional.cross_entropy)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch
@@ -111,4 +143,8 @@ def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any]:
         inputs, labels = batch
         return functional.correct(apply(params, inputs), labels)
 
-    return apply, loss, None if regression else correct
+    @functools.cache
+    def cut(devices: int, how: str | None) -> Cut:
+        return penalised(config.cut(devices, how), l2) if l2 else config.cut(devices, how)
+
+    return apply, loss, None if regression else correct, cut

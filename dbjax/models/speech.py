@@ -13,7 +13,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dbjax.models import layered
 from dbjax.models.functional import require_sizes
+from dbjax.models.layered import forward
+from dbjax.parallel.cut import Cut
+from dbjax.parallel.layers import Layer, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +32,15 @@ class SpeechConfig:
     def __post_init__(self) -> None:
         require_sizes("speech", **dataclasses.asdict(self))
 
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        return (self.inputs, *[self.width] * self.depth, self.states)
+
     def module(self, rngs: nnx.Rngs) -> Speech:
         return Speech(self, rngs=rngs)
+
+    def cut(self, devices: int, how: str | None = None) -> Cut:
+        return layered.cut(self, self.sizes, devices, how)
 
 
 PAPER = SpeechConfig()
@@ -40,21 +51,18 @@ class Speech(nnx.Module):
     """`depth` hidden layers of `width` sigmoid units, then logits for `states` states."""
 
     def __init__(self, config: SpeechConfig, *, rngs: nnx.Rngs) -> None:
-        widths = [config.inputs, *[config.width] * config.depth, config.states]
+        sizes = config.sizes
         inputs_mean = [0.0] + [0.5] * config.depth  # of normalised features; of sigmoid units
         self.layers = nnx.List(
             centred_glorot(n_in, n_out, mean, last=i == config.depth, rngs=rngs)
             for i, (n_in, n_out, mean) in enumerate(
-                zip(widths[:-1], widths[1:], inputs_mean, strict=True)
+                zip(sizes[:-1], sizes[1:], inputs_mean, strict=True)
             )
         )
 
-    def __call__(self, inputs: jax.Array) -> jax.Array:
+    def __call__(self, inputs: jax.Array, layer: Layer = whole) -> jax.Array:
         """Logits, [batch, states], of inputs [batch, inputs]."""
-        *hidden, output = self.layers
-        for layer in hidden:
-            inputs = jax.nn.sigmoid(layer(inputs))
-        return output(inputs)
+        return forward(self.layers, jax.nn.sigmoid, inputs, layer)
 
 
 def centred_glorot(

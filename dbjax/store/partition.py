@@ -5,29 +5,37 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from dbjax.parallel.cut import Layout, Region, name_of
 from dbjax.types import Params, Slice, Slices
+
+Block = tuple[Region, Any]  # where it lies in an array, and its values
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """Rows `start` to `stop`, along `axis`, of one leaf; `axis` None: the whole leaf."""
+    """A block of one leaf; `region` None: the whole leaf.
+
+    Attributes:
+      device: of a replica cut over several, the one that holds it; 0 of a replica that is not.
+    """
 
     name: str
     leaf: int
-    axis: int | None = None
-    start: int = 0
-    stop: int = 0
+    region: Region | None = None
+    device: int = 0
 
     def of(self, leaf: Any) -> Any:
-        if self.axis is None:
+        if self.region is None:
             return leaf
-        return jax.lax.slice_in_dim(leaf, self.start, self.stop, axis=self.axis)
+        begins, ends = zip(*self.region, strict=True)
+        return jax.lax.slice(leaf, begins, ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,18 +57,24 @@ class Partition:
 
     def join(self, slices: Sequence[Slice]) -> Params:
         """The inverse of `split`."""
-        found: dict[int, list[tuple[Piece, Any]]] = {}
+        found: dict[int, list[Block]] = {}
         for pieces, slice_ in zip(self.shards, slices, strict=True):
             for piece in pieces:
-                found.setdefault(piece.leaf, []).append((piece, slice_[piece.name]))
-        return self.treedef.unflatten([_joined(found[leaf]) for leaf in sorted(found)])
+                values = slice_[piece.name]
+                region = piece.region or whole(values.shape)
+                found.setdefault(piece.leaf, []).append((region, values))
+        return self.treedef.unflatten([joined(found[leaf]) for leaf in sorted(found)])
 
 
-def partition(params: Params, shards: int) -> Partition:
+def partition(params: Params, shards: int, layout: Layout | None = None) -> Partition:
     """Cuts `params` into `shards` slices of equal size, to within one row of a leaf.
 
     Leaves keep their order. One that crosses a border is cut along its first axis that
     is at least `shards` long, else along its longest.
+
+    With a `layout` all that is device 0's comes first, then device 1's, and so on, and no
+    piece belongs to two: when one number divides the other, each device talks only to the
+    shards that hold its own part (section 4.1).
 
     Raises:
       ValueError: there are fewer rows than shards, or a leaf is no array.
@@ -68,25 +82,45 @@ def partition(params: Params, shards: int) -> Partition:
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     if shards < 1:
         raise ValueError(f"shards={shards} must be at least 1")
-    names = [
-        jax.tree_util.keystr(path, simple=True, separator="/") or "params" for path, _ in paths
-    ]
-    for name, (_, leaf) in zip(names, paths, strict=True):
+    for path, leaf in paths:
         if not hasattr(leaf, "nbytes") or not hasattr(leaf, "shape"):
-            raise ValueError(f"params/{name} is a {type(leaf).__name__}; make it a jax array")
-    sizes = [leaf.nbytes for _, leaf in paths]
+            raise ValueError(f"params/{name_of(path)} is a {type(leaf).__name__}; make it an array")
+    blocks = _blocks({name_of(path): leaf.shape for path, leaf in paths}, layout)
+    width = [leaf.dtype.itemsize for _, leaf in paths]
+    sizes = [_count(piece.region) * width[piece.leaf] for piece in blocks]
     borders = [sum(sizes) * i / shards for i in range(shards + 1)]
     found: list[list[Piece]] = [[] for _ in range(shards)]
     begins = itertools.accumulate(sizes, initial=0)
-    for index, (begin, size, (_, leaf)) in enumerate(zip(begins, sizes, paths, strict=False)):
-        for shard, piece in _cut(names[index], index, leaf.shape, begin, size, borders):
-            found[shard].append(piece)
+    for begin, size, block in zip(begins, sizes, blocks, strict=False):
+        for shard, piece in _cut(block, begin, size, borders):
+            shape = paths[piece.leaf][1].shape
+            found[shard].append(_named(piece, shape))
     empty = [i for i, pieces in enumerate(found) if not pieces]
     if empty:
         raise ValueError(
             f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
         )
     return Partition(treedef, tuple(map(tuple, found)))
+
+
+def joined(blocks: Sequence[Block]) -> Any:
+    """Blocks of one array put together, wherever they came from.
+
+    Raises:
+      ValueError: no straight cut separates them; blocks of a grid, cut further, never do that.
+    """
+    if len(blocks) == 1:
+        return blocks[0][1]
+    for axis in range(len(blocks[0][0])):
+        groups = _separated(blocks, axis)
+        if len(groups) > 1:
+            return jnp.concatenate([joined(group) for group in groups], axis=axis)
+    raise ValueError(f"blocks {[region for region, _ in blocks]} do not make a grid")
+
+
+def whole(shape: tuple[int, ...]) -> Region:
+    """The region that is all of an array."""
+    return tuple((0, n) for n in shape)
 
 
 def slice_nbytes(slice_: Slice) -> int:
@@ -106,20 +140,39 @@ def compiled_join(cuts: Partition) -> Callable[[Sequence[Slice]], Params]:
     return jax.jit(cuts.join)
 
 
-def _cut(
-    name: str, leaf: int, shape: tuple[int, ...], begin: int, size: int, borders: list[float]
-) -> list[tuple[int, Piece]]:
+def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[Piece]:
+    """What each device holds of each leaf, device by device; what several hold, once."""
+    if layout is None:
+        return [Piece(name, i, whole(shape)) for i, (name, shape) in enumerate(shapes.items())]
+    return [
+        Piece(name, i, region, device)
+        for device in range(layout.devices)
+        for i, name in enumerate(shapes)
+        if layout.owns(name, device)
+        for region in [layout.region(name, device)]
+        if _count(region) or not all(shapes[name])
+    ]
+
+
+def _cut(block: Piece, begin: int, size: int, borders: list[float]) -> list[tuple[int, Piece]]:
     """(shard, piece) for each shard that the bytes begin .. begin + size fall into."""
-    shards = len(borders) - 1
-    long_axes = [axis for axis, length in enumerate(shape) if length >= shards]
-    axis = long_axes[0] if long_axes else max(range(len(shape)), key=lambda a: shape[a], default=0)
-    rows = shape[axis] if shape else 1
+    shards, region = len(borders) - 1, block.region or ()
+    lengths = [stop - start for start, stop in region]
+    long_axes = [axis for axis, length in enumerate(lengths) if length >= shards]
+    axis = (
+        long_axes[0] if long_axes else max(range(len(lengths)), key=lambda a: lengths[a], default=0)
+    )
+    rows = lengths[axis] if lengths else 1
     ends = [0, *(_row(b, begin, size, rows) for b in borders[1:-1]), rows]
     cuts = [(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(ends)) if a < b]
     if len(cuts) <= 1:  # whole, and an empty leaf belongs to someone too
-        whole = cuts[0][0] if cuts else next(i for i in range(shards) if borders[i + 1] >= begin)
-        return [(whole, Piece(name, leaf))]
-    return [(i, Piece(f"{name}[{a}:{b}]", leaf, axis, a, b)) for i, a, b in cuts]
+        last = next(i for i in range(shards) if borders[i + 1] >= begin)
+        return [(cuts[0][0] if cuts else last, block)]
+    first = region[axis][0]
+    return [
+        (i, dataclasses.replace(block, region=_with(region, axis, (first + a, first + b))))
+        for i, a, b in cuts
+    ]
 
 
 def _row(border: float, begin: int, size: int, rows: int) -> int:
@@ -127,8 +180,36 @@ def _row(border: float, begin: int, size: int, rows: int) -> int:
     return min(rows, max(0, round((border - begin) / size * rows))) if size else 0
 
 
-def _joined(pieces: list[tuple[Piece, Any]]) -> Any:
-    axis = pieces[0][0].axis
-    if axis is None:
-        return pieces[0][1]
-    return jnp.concatenate([values for _, values in pieces], axis=axis)
+def _with(region: Region, axis: int, interval: tuple[int, int]) -> Region:
+    return (*region[:axis], interval, *region[axis + 1 :])
+
+
+def _count(region: Region | None) -> int:
+    """How many numbers a region has."""
+    return math.prod(stop - start for start, stop in region or ())
+
+
+def _named(piece: Piece, shape: tuple[int, ...]) -> Piece:
+    """With a name that says which part of its leaf it is, as one would index it."""
+    if piece.region == whole(shape):
+        return dataclasses.replace(piece, region=None)
+    parts = [
+        ":" if interval == (0, n) else "{}:{}".format(*interval)
+        for interval, n in zip(piece.region or (), shape, strict=True)
+    ]
+    while parts[-1] == ":":
+        parts.pop()
+    return dataclasses.replace(piece, name=f"{piece.name}[{','.join(parts)}]")
+
+
+def _separated(blocks: Sequence[Block], axis: int) -> list[list[Block]]:
+    """Groups that follow each other along an axis, as many as there are."""
+    groups: list[list[Block]] = []
+    end = -1
+    for block in sorted(blocks, key=lambda b: b[0][axis]):
+        begin, stop = block[0][axis]
+        if begin >= end:
+            groups.append([])
+        groups[-1].append(block)
+        end = max(end, stop)
+    return groups

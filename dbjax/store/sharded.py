@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
 import jax
 
+from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
+from dbjax.store.devices import GradientFn, Gradients
 from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
 from dbjax.store.shard import Snapshot
 from dbjax.types import LossFn, Params, Slices
@@ -36,9 +39,14 @@ class Sharded(Generic[S]):
     """Services of class S, each holding one slice (of `nbytes`), addressed as one."""
 
     def __init__(
-        self, shards: Sequence[Handle[S]], cuts: Partition, nbytes: Sequence[int] = ()
+        self,
+        shards: Sequence[Handle[S]],
+        cuts: Partition,
+        nbytes: Sequence[int] = (),
+        gradients: Gradients | None = None,
     ) -> None:
         self.shards, self.partition, self.nbytes = tuple(shards), cuts, tuple(nbytes)
+        self._gradients = gradients  # of replicas that are cut over devices
 
     @classmethod
     def serve(
@@ -50,14 +58,20 @@ class Sharded(Generic[S]):
         /,
         *args: Any,
         name: str = "shard",
+        cut: Cut | None = None,
     ) -> Sharded[S]:
-        """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ..."""
-        cuts = partition(params, shards)
+        """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
+
+        Args:
+          cut: how each replica is cut over devices; slices follow it. None: it is not.
+        """
+        cuts = partition(params, shards, Layout(cut, params) if cut else None)
         slices = compiled_split(cuts)(params)
         handles = [
             runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
         ]
-        return cls(handles, cuts, list(map(slice_nbytes, slices)))
+        gradients = Gradients(cut, params, cuts) if cut else None
+        return cls(handles, cuts, list(map(slice_nbytes, slices)), gradients)
 
     def each(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -81,19 +95,16 @@ class Sharded(Generic[S]):
         """Sends each shard its own message; the replies are the new slices."""
         return all_of(self._scatter(method, messages), _fetched)
 
-    def gradient_of(self, loss: LossFn) -> Callable[[Slices, Any], tuple[jax.Array, Slices]]:
-        """Compiles (slices, batch) -> (loss, slices of its gradient).
+    def gradient_of(self, loss: LossFn, replica: int = 0) -> GradientFn:
+        """Compiles (slices, batch) -> (loss, slices of its gradient), for one of the replicas.
 
         Cut leaves are joined, and their gradients cut, inside the compiled program:
-        what travels are the shards' own arrays.
+        what travels are the shards' own arrays. A replica that is cut over devices runs on
+        its own ones, and the loss is the cut's.
         """
-
-        @jax.jit
-        def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
-            value, gradient = jax.value_and_grad(loss)(self.partition.join(slices), batch)
-            return value, self.partition.split(gradient)
-
-        return value_and_grad
+        if self._gradients:
+            return self._gradients.of(replica)
+        return _value_and_grad(loss, self.partition)
 
     def _scatter(self, method: Callable[[S, M], Any], messages: Sequence[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
@@ -102,3 +113,13 @@ class Sharded(Generic[S]):
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:
     return Fetched(tuple(s.params for s in snapshots), tuple(s.version for s in snapshots))
+
+
+@functools.lru_cache(maxsize=16)
+def _value_and_grad(loss: LossFn, cuts: Partition) -> GradientFn:
+    @jax.jit
+    def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
+        value, gradient = jax.value_and_grad(loss)(cuts.join(slices), batch)
+        return value, cuts.split(gradient)
+
+    return value_and_grad

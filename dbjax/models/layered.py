@@ -1,0 +1,49 @@
+"""Networks of fully connected layers, whole or cut over devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from dbjax.arguments import nearest
+from dbjax.models import functional
+from dbjax.parallel import losses
+from dbjax.parallel.cut import Cut
+from dbjax.parallel.layers import AXIS, CUTS, Layer
+from dbjax.types import Batch, Params
+
+
+def forward(
+    layers: Sequence[Any],
+    activation: Callable[[jax.Array], jax.Array],
+    inputs: jax.Array,
+    layer: Layer,
+) -> jax.Array:
+    """Logits, [batch, classes]; of a network that is cut, the device's block of them."""
+    last = len(layers) - 1
+    for i in range(last):
+        inputs = activation(layer(i, layers[i], inputs))
+    return layer(last, layers[last], inputs)
+
+
+def cut(config: functional.Config, sizes: tuple[int, ...], devices: int, how: str | None) -> Cut:
+    """A classifier of these sizes (inputs, units of each layer) with its loss, cut.
+
+    Raises:
+      ValueError: no such way of cutting.
+    """
+    how = how or "units"
+    if how not in CUTS:
+        raise ValueError(f"no way {how!r} to cut fully connected layers{nearest(how, CUTS)}")
+    layer = CUTS[how](sizes, devices)
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        inputs, labels = batch
+        logits = functional.applied_to_blocks(config, params, inputs, layer)
+        if not layer.logits_are_cut:
+            return functional.cross_entropy(logits, labels)
+        return losses.cross_entropy(logits, labels, sizes[-1], (AXIS,))
+
+    return Cut(layer.axes, layer.rules, loss)

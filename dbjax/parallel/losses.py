@@ -1,0 +1,73 @@
+# ruff: noqa: F722
+"""Losses of logits that are cut by class over devices: a few numbers an example travel.
+
+Each takes a device's block of the logits; classes are padded at the end (`dbjax.parallel.cut`).
+They run under `jax.shard_map`, and return the same value on every device.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from dbjax.parallel.cut import Cut, axes_of, name_of
+from dbjax.types import Batch, Params
+
+
+def cross_entropy(
+    logits: Float[Array, "batch block"],
+    labels: Int[Array, " batch"],
+    classes: int,
+    axes: tuple[str, ...],
+) -> Float[Array, ""]:
+    """-log softmax(logits)[label], in nats; mean over the batch. Three numbers an example."""
+    mine, real = _labels(logits, labels, classes, axes)
+    logits = jnp.where(real, logits, -jnp.inf)
+    # The largest logit only keeps exp in range: as a constant it needs no gradient.
+    largest = jax.lax.pmax(jnp.max(jax.lax.stop_gradient(logits), axis=-1), axes)
+    total = jax.lax.psum(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1), axes)
+    at_label = jax.lax.psum(jnp.sum(jnp.where(mine, logits, 0), axis=-1), axes)
+    return jnp.mean(jnp.log(total) + largest - at_label)
+
+
+def one_against_all(
+    logits: Float[Array, "batch block"],
+    labels: Int[Array, " batch"],
+    classes: int,
+    axes: tuple[str, ...],
+) -> Float[Array, ""]:
+    """Logistic loss of every class against all others, in nats; sum over classes, mean over the
+    batch. One number travels.
+    """
+    mine, real = _labels(logits, labels, classes, axes)
+    each = jnp.where(real, jax.nn.softplus(logits) - jnp.where(mine, logits, 0), 0)
+    return jax.lax.psum(jnp.sum(each), axes) / len(labels)
+
+
+def penalised(cut: Cut, l2: float) -> Cut:
+    """The same with l2 / 2 times the sum of squared parameters in its loss."""
+
+    def loss(params: Params, batch: Batch) -> jax.Array:
+        value = cut.loss(params, batch)
+        for path, block in jax.tree_util.tree_leaves_with_path(params):
+            squares = jnp.sum(jnp.square(block))
+            axes = axes_of(cut.spec(name_of(path)))
+            value += 0.5 * l2 * (jax.lax.psum(squares, axes) if axes else squares)
+        return value
+
+    return dataclasses.replace(cut, loss=loss)
+
+
+def _labels(
+    logits: Float[Array, "batch block"],
+    labels: Int[Array, " batch"],
+    classes: int,
+    axes: tuple[str, ...],
+) -> tuple[Bool[Array, "batch block"], Bool[Array, "1 block"]]:
+    """Which logit is the label's, and which are no padding."""
+    block = logits.shape[-1]
+    numbers = jax.lax.axis_index(axes) * block + jnp.arange(block)
+    return numbers[None, :] == labels[:, None], (numbers < classes)[None, :]

@@ -1,0 +1,175 @@
+"""A replica's devices fetch and push only what they hold (section 4.1).
+
+Pieces lie where the shards keep them. Each device is sent its own pieces, makes its block of
+every parameter of them, computes, and cuts its block of the gradient into pieces again, which
+go back. Nothing is put together in one place.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dbjax.parallel.cut import Cut, Layout, Region, name_of
+from dbjax.store.partition import Partition, joined, whole
+from dbjax.types import Batch, Params, Slices
+
+Blocks = dict[str, jax.Array]  # a device's part of every parameter, padded; by the parameter's path
+Pieces = dict[str, jax.Array]  # by the piece's name
+GradientFn = Callable[[Slices, Batch], tuple[jax.Array, Slices]]
+
+
+class Held(NamedTuple):
+    """A piece that a device holds."""
+
+    shard: int
+    name: str
+    leaf: str  # the path of its parameter
+    region: Region
+
+
+@final
+class PartitionedGradient:
+    """(slices, batch) -> (loss, slices of its gradient), on the devices of one replica.
+
+    Args:
+      params: of the whole network; only shapes and types are looked at.
+      devices: as many as the cut has.
+    """
+
+    def __init__(self, cut: Cut, params: Params, cuts: Partition, devices: Sequence[Any]) -> None:
+        self.cut, self.partition = cut, cuts
+        self._mesh = cut.mesh(devices)
+        self._devices = tuple(devices[: cut.devices])
+        self._abstract = cut.abstract(params, self._mesh)
+        layout = Layout(cut, params)
+        self.held = held(cuts, layout)
+        self._place = [
+            jax.jit(functools.partial(_blocks_of, pieces, layout)) for pieces in self.held
+        ]
+        self._take = [
+            jax.jit(functools.partial(_pieces_of, pieces, layout, device))
+            for device, pieces in enumerate(self.held)
+        ]
+        self._compute = cut.value_and_grad(params, self._mesh)
+        self._replicated = NamedSharding(self._mesh, PartitionSpec())
+        self._turn = threading.Lock()  # replicas that share devices take turns on them
+
+    def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
+        home = next(iter(slices[0].values())).sharding
+        params = self.fetched(slices)
+        with self._turn:
+            loss, gradient = self._compute(params, jax.device_put(batch, self._replicated))
+            jax.block_until_ready(loss)
+        return jax.device_put(loss.addressable_data(0), home), self.pushed(gradient, home)
+
+    def fetched(self, slices: Slices) -> Params:
+        """The padded parameters on the mesh: to each device its own pieces are sent."""
+        blocks = [
+            place(jax.device_put({p.name: slices[p.shard][p.name] for p in pieces}, device))
+            for pieces, place, device in zip(self.held, self._place, self._devices, strict=True)
+        ]
+
+        def array(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
+            parts = [block[name_of(path)] for block in blocks]
+            return jax.make_array_from_single_device_arrays(like.shape, like.sharding, parts)
+
+        return jax.tree_util.tree_map_with_path(array, self._abstract)
+
+    def pushed(self, gradient: Params, home: Any) -> Slices:
+        """The gradient's pieces, where the shards are: from each device those it owns."""
+        leaves = jax.tree_util.tree_leaves_with_path(gradient)
+        blocks: dict[Any, Blocks] = {device: {} for device in self._devices}
+        for path, leaf in leaves:
+            for shard in leaf.addressable_shards:
+                blocks[shard.device][name_of(path)] = shard.data
+        found: Pieces = {}
+        for device, take in zip(self._devices, self._take, strict=True):
+            found |= jax.device_put(take(blocks[device]), home)
+        return tuple({p.name: found[p.name] for p in pieces} for pieces in self.partition.shards)
+
+    def lower(self, batch: Batch) -> Any:
+        """The program of all devices, lowered for a batch of this shape; nothing is allocated."""
+        like = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated), batch
+        )
+        return self._compute.lower(self._abstract, like)
+
+
+def held(cuts: Partition, layout: Layout) -> list[tuple[Held, ...]]:
+    """For each device the pieces that make up its blocks."""
+    names = list(layout.shapes)
+    pieces = [
+        (Held(shard, piece.name, names[piece.leaf], region), piece.device)
+        for shard, of_shard in enumerate(cuts.shards)
+        for piece in of_shard
+        for region in [piece.region or whole(layout.shapes[names[piece.leaf]])]
+    ]
+    return [
+        tuple(
+            piece
+            for piece, owner in pieces
+            if owner == device
+            or (
+                not layout.owns(piece.leaf, device)
+                and _within(piece.region, layout.region(piece.leaf, device))
+            )
+        )
+        for device in range(layout.devices)
+    ]
+
+
+def _blocks_of(held: tuple[Held, ...], layout: Layout, pieces: Pieces) -> Blocks:
+    """A device's blocks, with their padding, of the pieces it holds."""
+    found: dict[str, list[tuple[Region, Any]]] = {name: [] for name in layout.shapes}
+    for piece in held:
+        found[piece.leaf].append((piece.region, pieces[piece.name]))
+    return {name: _padded(parts, layout.block_shape(name)) for name, parts in found.items()}
+
+
+def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...]) -> jax.Array:
+    if not parts:
+        return jnp.zeros(shape)
+    block = joined(parts)
+    return jnp.pad(block, [(0, n - has) for n, has in zip(shape, block.shape, strict=True)])
+
+
+def _pieces_of(held: tuple[Held, ...], layout: Layout, device: int, blocks: Blocks) -> Pieces:
+    """The pieces that a device owns, of its blocks of the gradient."""
+    found = {}
+    for piece in held:
+        if layout.owns(piece.leaf, device):
+            corner = [start for start, _ in layout.region(piece.leaf, device)]
+            begins = [a - c for (a, _), c in zip(piece.region, corner, strict=True)]
+            ends = [b - c for (_, b), c in zip(piece.region, corner, strict=True)]
+            found[piece.name] = jax.lax.slice(blocks[piece.leaf], begins, ends)
+    return found
+
+
+def _within(inner: Region, outer: Region) -> bool:
+    return all(a >= c and b <= d for (a, b), (c, d) in zip(inner, outer, strict=True))
+
+
+@final
+class Gradients:
+    """The gradient functions of replicas that are cut over devices, compiled once for each set."""
+
+    def __init__(self, cut: Cut, params: Params, cuts: Partition) -> None:
+        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+        self._cut, self._params, self._cuts = cut, shapes, cuts
+        self._made: dict[int, PartitionedGradient] = {}
+
+    def of(self, replica: int) -> PartitionedGradient:
+        """On devices of its own; where there are too few, replicas share them in turn."""
+        devices, size = jax.devices(), self._cut.devices
+        group = replica % max(1, len(devices) // size)
+        if group not in self._made:
+            mine = devices[group * size : (group + 1) * size]
+            self._made[group] = PartitionedGradient(self._cut, self._params, self._cuts, mine)
+        return self._made[group]
