@@ -175,11 +175,38 @@ def patches(x: jax.Array, width: int) -> jax.Array:
 
     [rows - width + 1, columns - width + 1, batch, width * width * channels].
     """
-    for axis in (1, 0):
-        length = x.shape[axis] - width + 1
-        shifted = [jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i in range(width)]
-        x = jnp.concatenate(shifted, axis=-1)
-    return x
+    return _shifted(_shifted(x, 1, width), 0, width)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _shifted(x: jax.Array, axis: int, width: int) -> jax.Array:
+    """x from position 0 on, from 1 on, ..., side by side along the last axis."""
+    length = x.shape[axis] - width + 1
+    parts = [jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i in range(width)]
+    return jnp.concatenate(parts, axis=-1)
+
+
+def _shifted_forward(x: jax.Array, axis: int, width: int) -> tuple[jax.Array, None]:
+    return _shifted(x, axis, width), None
+
+
+def _shifted_backward(axis: int, width: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
+    """Sums what was laid side by side, part i from position i on, as one reduction.
+
+    Of a chain of additions, which is what jax makes of `_shifted`, XLA computes the terms
+    again for each slice that is taken of the sum. Padded by `width` and written one after
+    another, the parts of length n + width, read in rows that are one shorter, are shifted.
+    """
+    parts = jnp.stack(jnp.split(gradient, width, axis=-1))
+    parts = jnp.moveaxis(parts, axis + 1, 1)
+    length, rest = parts.shape[1], parts.shape[2:]
+    padded = jnp.pad(parts, [(0, 0), (0, width), *[(0, 0)] * len(rest)])
+    written = padded.reshape(width * (length + width), *rest)[: width * (length + width - 1)]
+    rows = written.reshape(width, length + width - 1, *rest)
+    return (jnp.moveaxis(jnp.sum(rows, axis=0), 0, axis),)
+
+
+_shifted.defvjp(_shifted_forward, _shifted_backward)
 
 
 def l2_pool(x: jax.Array, reads: Reads) -> jax.Array:

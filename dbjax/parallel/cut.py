@@ -80,7 +80,7 @@ class Cut:
         """A pytree like `params` of how each is cut."""
         return jax.tree_util.tree_map_with_path(lambda path, _: self.spec(name_of(path)), params)
 
-    def value_and_grad(self, params: Params, mesh: Mesh) -> Callable[[Params, Batch], Any]:
+    def value_and_grad(self, params: Params, mesh: Mesh) -> jax.stages.Wrapped:
         """Compiles (padded parameters, batch) -> (loss, its gradient, padded likewise).
 
         Args:

@@ -44,7 +44,8 @@ def one_against_all(
     """
     mine, real = _labels(logits, labels, classes, axes)
     each = jnp.where(real, jax.nn.softplus(logits) - jnp.where(mine, logits, 0), 0)
-    return jax.lax.psum(jnp.sum(each), axes) / len(labels)
+    total: jax.Array = jax.lax.psum(jnp.sum(each), axes)
+    return total / len(labels)
 
 
 def penalised(cut: Cut, l2: float) -> Cut:

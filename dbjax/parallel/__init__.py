@@ -1,0 +1,1 @@
+"""Programs cut over devices, and what they cost."""
