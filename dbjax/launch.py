@@ -10,6 +10,7 @@ import time
 from typing import Any, Literal
 
 from dbjax.interrupts import noted
+from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.threads import ThreadsRuntime
@@ -91,7 +92,8 @@ def run(
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     try:
-        return _run(_runtime(runtime, cluster, seed, trace), task, config, trace, end_s, every_s)
+        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace)
+        return _run(machines, task, config, trace, end_s, every_s)
     finally:
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
@@ -122,6 +124,15 @@ def _run(
         "params_sha256": params_sha256(params),
     }
     return Result(params, summary, trace, staleness_histogram(reports))
+
+
+def _for_task(cluster: Cluster, task: Task) -> Cluster:
+    """With as many machines a replica as the task has it cut into, and the costs' durations."""
+    if task.cut:
+        cluster = dataclasses.replace(cluster, replica_machines=task.cut.devices)
+    if cluster.compute_s == "costs":
+        cluster = dataclasses.replace(cluster, compute_s=CompiledSteps())
+    return cluster
 
 
 def _runtime(name: str, cluster: Cluster | None, seed: int, trace: Trace) -> Runtime:

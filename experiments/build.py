@@ -111,10 +111,38 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         seed=config.seed,
         **model,
     )
+    cut = network.cut(config.cut.devices, config.cut.how) if config.cut.devices > 1 else None
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
     return dbjax.Task(
-        network.params, network.loss, splits.train, config.batch_size, evaluate, config.data_seed
+        network.params,
+        network.loss,
+        splits.train,
+        config.batch_size,
+        evaluate,
+        config.data_seed,
+        cut,
     )
+
+
+def make_host_devices(config: ml_collections.ConfigDict) -> None:
+    """Tells JAX how many devices to make of this machine's CPUs; it has to come first of all.
+
+    Raises:
+      ValueError: JAX has started already, with another number.
+    """
+    count = config.cut.host_devices
+    if config.cut.devices < 1 or (count is not None and count < 1):
+        raise ValueError(f"cut.devices={config.cut.devices}, cut.host_devices={count}: at least 1")
+    if count is None:
+        return
+    try:
+        jax.config.update("jax_num_cpu_devices", count)
+    except RuntimeError as error:
+        if len(jax.devices()) < count:
+            raise ValueError(
+                f"cut.host_devices={count}: JAX has started with {len(jax.devices())} in this "
+                "process; start a new one"
+            ) from error
 
 
 def evaluation(

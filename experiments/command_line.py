@@ -23,6 +23,7 @@ OPEN = {  # group of arguments -> the field that says whose
     "data": "data.name",
     "model": "model.name",
 }
+WORDS = {"cluster.compute_s": ("costs",)}  # numbers that may also be one of these
 _NULLABLE = frozenset(name for name, value in defaults().items() if value is None)
 
 
@@ -148,7 +149,7 @@ def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
 
 def _value(text: str, before: Any, path: str) -> Any:
     """Reads a value like the one before; None only where that is a default."""
-    if isinstance(before, str):
+    if (isinstance(before, str) and path not in WORDS) or text in WORDS.get(path, ()):
         return text
     try:
         words: dict[str, Any] = {"true": True, "false": False, "none": None, "inf": math.inf}

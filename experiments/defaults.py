@@ -15,6 +15,13 @@ def defaults() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"name": "synthetic"})  # and its options
     config.data_dir = config_dict.placeholder(str)  # None: $DBJAX_DATA_DIR or a cache folder
     config.model = ml_collections.ConfigDict({"name": "softmax"})  # and its options
+    config.cut = ml_collections.ConfigDict(
+        {
+            "devices": 1,  # that each replica's network is cut over
+            "how": config_dict.placeholder(str),  # units, alternating, tiles; None: the paper's
+            "host_devices": config_dict.placeholder(int),  # CPU devices to make; None: as they are
+        }
+    )
     config.batch_size = 32  # examples in a mini-batch, or in a portion
     config.runtime = "virtual"  # or threads
     config.until_s = config_dict.placeholder(float)  # None: until all steps are done
@@ -25,8 +32,9 @@ def defaults() -> ml_collections.ConfigDict:
     config.max_spans = 100_000  # kept for the timeline
     config.cluster = ml_collections.ConfigDict(
         {
-            "compute_s": 0.1,
+            "compute_s": 0.1,  # or costs: of the compiled program
             "latency_s": 0.0,
+            "message_s": 0.0,
             "service_s": 0.0,
             "memory_bandwidth_bytes_per_s": float("inf"),
             "size_scale": 1.0,
@@ -37,6 +45,8 @@ def defaults() -> ml_collections.ConfigDict:
                 "sigma": 0.0,
                 "straggle_probability": 0.0,
                 "straggle_factor": 1.0,
+                "flops_per_s": float("inf"),
+                "memory_bandwidth_bytes_per_s": float("inf"),
                 "bandwidth_bytes_per_s": float("inf"),
                 "mean_time_between_failures_s": float("inf"),
                 "mean_time_to_repair_s": float("inf"),

@@ -26,6 +26,7 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
     """Builds, runs, and leaves everything in `workdir`."""
     if config.evaluations < 1:
         raise ValueError(f"evaluations={config.evaluations} must be at least 1")
+    build.make_host_devices(config)
     prepare(workdir)
     method, cluster = build.algorithm(config), build.cluster(config)
     task = build.task(config)

@@ -15,8 +15,14 @@ from dbjax.data.examples import Arrays, Labelled
 from dbjax.data.splits import Splits
 
 
-def digits(data_dir: str, *, seed: int = 0, test_share: float = 0.2) -> Splits:
-    """The 1,797 real 8x8 digits of scikit-learn, scaled to 0 .. 1; split at random."""
+def digits(
+    data_dir: str, *, seed: int = 0, test_share: float = 0.2, side: int | None = None
+) -> Splits:
+    """The 1,797 real 8x8 digits of scikit-learn, scaled to 0 .. 1; split at random.
+
+    Args:
+      side: pixels a side to scale them to; None: 8.
+    """
     del data_dir  # shipped with the package
     if not 0 < test_share < 1:
         raise ValueError(f"test_share={test_share} must be between 0 and 1")
@@ -27,6 +33,9 @@ def digits(data_dir: str, *, seed: int = 0, test_share: float = 0.2) -> Splits:
     inputs, labels = load_digits(return_X_y=True)
     order = np.random.default_rng(seed).permutation(len(labels))
     held_out = round(len(labels) * test_share)
+    if side is not None:
+        images = (inputs / 16).reshape(-1, 8, 8, 1)
+        inputs = 16 * np.stack([scaled(image, side) for image in images]).reshape(len(images), -1)
     return _splits("digits", inputs / 16, labels, order[held_out:], order[:held_out])
 
 
@@ -52,8 +61,31 @@ def synthetic(
     return _splits("synthetic", inputs, labels, order[held_out:], order[:held_out], num_classes)
 
 
-def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
+def scaled(image: Any, side: int) -> Any:
+    """An image [rows, columns, channels] scaled to [side, side, channels], float32.
+
+    Bilinear, over all the pixels that fall into one; the aspect ratio is not kept.
+    """
+    from PIL import Image
+
+    require_at_least_one(side=side)
+    planes = [
+        Image.fromarray(np.asarray(image[..., channel], np.float32))
+        for channel in range(image.shape[-1])
+    ]
+    resized = [plane.resize((side, side), Image.Resampling.BILINEAR) for plane in planes]
+    return np.stack([np.asarray(plane, np.float32) for plane in resized], axis=-1)
+
+
+def tfds_images(
+    name: str, data_dir: str, *, flatten: bool = True, side: int | None = None
+) -> Splits:
     """Any supervised image classification data set of TFDS, scaled to 0 .. 1.
+
+    Args:
+      flatten: an image is one row of numbers, which networks here take.
+      side: pixels a side to scale images to, whatever their sizes; None: as they are, and all
+        must have one size.
 
     Raises:
       ValueError: TFDS does not know it, it is not prepared, or it is no classification.
@@ -70,7 +102,7 @@ def tfds_images(name: str, data_dir: str, *, flatten: bool = True) -> Splits:
         raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
     if not {"train", "test"} <= set(builder.info.splits):
         raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
-    sets = [_read(builder, split, keys, flatten) for split in ("train", "test")]
+    sets = [_read(builder, split, keys, flatten, side) for split in ("train", "test")]
     shape = sets[0].tree.inputs.shape[1:]
     return Splits(name, sets[0], sets[1], int(label.num_classes), shape)
 
@@ -117,10 +149,16 @@ def _explained(name: str) -> Iterator[None]:
         ) from error
 
 
-def _read(builder: Any, split: str, keys: tuple[str, str], flatten: bool) -> Arrays:
+def _read(
+    builder: Any, split: str, keys: tuple[str, str], flatten: bool, side: int | None
+) -> Arrays:
     found = list(builder.as_data_source(split))
-    inputs = np.stack([example[keys[0]] for example in found])
-    if inputs.dtype == np.uint8:
+    images = [example[keys[0]] for example in found]
+    bytes_ = images[0].dtype == np.uint8
+    if side is not None:
+        images = [scaled(image, side) for image in images]
+    inputs = np.stack(images)
+    if bytes_:
         inputs = inputs / np.float32(255)
     if flatten:
         inputs = inputs.reshape(len(inputs), -1)

@@ -55,7 +55,7 @@ class Cut:
         if len(devices) < self.devices:
             raise ValueError(
                 f"a network cut into {self.devices} needs as many devices, there are "
-                f"{len(devices)}: on CPUs set --config.devices, or jax_num_cpu_devices"
+                f"{len(devices)}: on CPUs set --config.cut.host_devices, or jax_num_cpu_devices"
             )
         names, sizes = zip(*self.axes, strict=True)
         return jax.make_mesh(

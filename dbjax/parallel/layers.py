@@ -65,7 +65,7 @@ class Units:
         if index:
             gathered = jax.lax.all_gather(inputs, AXIS, axis=-1, tiled=True)
             inputs = gathered[..., : self.sizes[index]]  # without the padding
-        outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + layer.bias[...]
+        outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + layer.bias[...][None]
         return outputs
 
 
@@ -106,14 +106,14 @@ class Alternating:
         bias = layer.bias[...]
         place = jax.lax.axis_index(AXIS)
         if index % 2 == 0:
-            outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + bias
+            outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + bias[None]
             return outputs
         units = place * inputs.shape[-1] + jnp.arange(inputs.shape[-1])
         inputs = jnp.where(units < self.sizes[index], inputs, 0)  # padding has no gradient
         partial = jnp.dot(inputs, layer.kernel[...])
         padded = jnp.zeros(len(bias) * self.devices, bias.dtype)
         padded = jax.lax.dynamic_update_slice_in_dim(padded, bias, place * len(bias), 0)
-        summed: jax.Array = jax.lax.psum(partial + padded[: partial.shape[-1]], AXIS)
+        summed: jax.Array = jax.lax.psum(partial + padded[None, : partial.shape[-1]], AXIS)
         return summed
 
 

@@ -8,6 +8,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
+
 Law = Literal["constant", "lognormal", "exponential"]
 
 
@@ -20,6 +22,8 @@ class Machine:
       law: how the time of a computation varies; the factor has mean 1.
       sigma: standard deviation of the logarithm of the factor (law "lognormal").
       straggle_probability: chance that one computation is slower by `straggle_factor`.
+      flops_per_s: of a machine of speed 1; only `Cluster.compute_s` "costs" asks for it.
+      memory_bandwidth_bytes_per_s: of a computation's memory traffic, likewise.
       bandwidth_bytes_per_s: of the card, each way; each way serves one transfer at a time.
       mean_time_between_failures_s: exponentially distributed; infinite: never fails.
       mean_time_to_repair_s: exponentially distributed; infinite: never comes back.
@@ -30,6 +34,8 @@ class Machine:
     sigma: float = 0.0
     straggle_probability: float = 0.0
     straggle_factor: float = 1.0
+    flops_per_s: float = math.inf
+    memory_bandwidth_bytes_per_s: float = math.inf
     bandwidth_bytes_per_s: float = math.inf
     mean_time_between_failures_s: float = math.inf
     mean_time_to_repair_s: float = math.inf
@@ -37,6 +43,8 @@ class Machine:
     def __post_init__(self) -> None:
         for field in (
             "speed",
+            "flops_per_s",
+            "memory_bandwidth_bytes_per_s",
             "bandwidth_bytes_per_s",
             "mean_time_between_failures_s",
             "mean_time_to_repair_s",
@@ -56,6 +64,18 @@ class Machine:
             raise ValueError(
                 f"Machine.straggle_probability={self.straggle_probability!r} is outside [0, 1]"
             )
+
+    def factors(self, draws: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
+        """By how much computations take longer than in the mean, drawn; a number if no shape."""
+        factors: Any = 1.0
+        if self.law == "lognormal":
+            factors = draws.lognormal(-0.5 * self.sigma**2, self.sigma, shape)  # of mean 1
+        elif self.law == "exponential":
+            factors = draws.standard_exponential(shape)
+        if self.straggle_probability:
+            straggling = draws.random(shape) < self.straggle_probability
+            factors = factors * np.where(straggling, self.straggle_factor, 1.0)
+        return factors
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,31 +98,38 @@ class Cluster:
     """Machines, links and their speeds. Times in seconds, sizes in bytes.
 
     Attributes:
-      compute_s: time of one `Node.compute` on a machine of speed 1: a number, or a
-        function of (fn, args) returning one.
+      compute_s: time of one `Node.compute` on a machine of speed 1: a number; a function of
+        (fn, args) returning one, or a `PhasedStep`; or "costs": what the compiled program
+        costs on machines of `flops_per_s` (`dbjax.parallel.speedup`).
       machine: what every node runs on, unless `machines` says otherwise.
       machines: node name, or pattern such as "replica/1*", to Machine; the first match counts.
       latency_s: from the sender's card to the receiver's.
+      message_s: what a message costs a machine of a replica that is cut over several, besides
+        its time on the wire.
       service_s: time a service takes for any call, besides the memory traffic of its arguments.
       memory_bandwidth_bytes_per_s: at which a service reads the arrays it is sent.
       size_scale: how many bytes travel for each byte of the arrays: above 1, the clock
         models a larger network than the numerics use, and figures must say so.
+      replica_machines: how many a replica is cut over; each has a card of its own. `dbjax.run`
+        takes it from the task.
       failures: scheduled deaths of nodes that run a main, or a service that may die.
       seed: of every drawn duration and failure; apart from the seed of the data.
     """
 
-    compute_s: float | Callable[[Callable[..., Any], tuple[Any, ...]], float] = 1.0
+    compute_s: float | Literal["costs"] | Callable[[Callable[..., Any], tuple[Any, ...]], Any] = 1.0
     machine: Machine = Machine()
     machines: Mapping[str, Machine] = dataclasses.field(default_factory=dict)
     latency_s: float = 0.0
+    message_s: float = 0.0
     service_s: float = 0.0
     memory_bandwidth_bytes_per_s: float = math.inf
     size_scale: float = 1.0
+    replica_machines: int = 1
     failures: tuple[Failure, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("latency_s", "service_s"):
+        for field in ("latency_s", "message_s", "service_s"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(
                     f"Cluster.{field}={getattr(self, field)!r} must be finite and at least 0"
@@ -110,8 +137,20 @@ class Cluster:
         for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")
-        if not callable(self.compute_s) and not 0 <= self.compute_s < math.inf:
-            raise ValueError(f"Cluster.compute_s={self.compute_s!r} must be finite and at least 0")
+        self._check_compute_s()
+
+    def _check_compute_s(self) -> None:
+        if self.compute_s == "costs":
+            if math.isinf(self.machine.flops_per_s):
+                raise ValueError(
+                    "Cluster.compute_s='costs' needs the machine's speed: set Machine.flops_per_s"
+                )
+        elif callable(self.compute_s):
+            return
+        elif isinstance(self.compute_s, str) or not 0 <= self.compute_s < math.inf:
+            raise ValueError(
+                f"Cluster.compute_s={self.compute_s!r} must be finite and at least 0, or 'costs'"
+            )
 
     def machine_of(self, name: str) -> Machine:
         """The machine that the node of that name runs on."""

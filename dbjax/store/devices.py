@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dbjax.parallel.cut import Cut, Layout, Region, name_of
 from dbjax.store.partition import Partition, joined, whole
@@ -50,14 +50,20 @@ class PartitionedGradient:
         self._abstract = cut.abstract(params, self._mesh)
         layout = Layout(cut, params)
         self.held = held(cuts, layout)
-        self._place = [
-            jax.jit(functools.partial(_blocks_of, pieces, layout)) for pieces in self.held
+        dtypes = {name_of(p): leaf.dtype for p, leaf in jax.tree.leaves_with_path(self._abstract)}
+        self._place = [  # on the device, also where it holds nothing but padding
+            jax.jit(
+                functools.partial(_blocks_of, pieces, layout, dtypes),
+                out_shardings=SingleDeviceSharding(device),
+            )
+            for pieces, device in zip(self.held, self._devices, strict=True)
         ]
         self._take = [
             jax.jit(functools.partial(_pieces_of, pieces, layout, device))
             for device, pieces in enumerate(self.held)
         ]
         self._compute = cut.value_and_grad(params, self._mesh)
+        self._lowered: dict[Any, jax.stages.Lowered] = {}
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._turn = threading.Lock()  # replicas that share devices take turns on them
 
@@ -65,7 +71,8 @@ class PartitionedGradient:
         home = next(iter(slices[0].values())).sharding
         params = self.fetched(slices)
         with self._turn:
-            loss, gradient = self._compute(params, jax.device_put(batch, self._replicated))
+            program = self.lower(slices, batch).compile()
+            loss, gradient = program(params, jax.device_put(batch, self._replicated))
             jax.block_until_ready(loss)
         return jax.device_put(loss.addressable_data(0), home), self.pushed(gradient, home)
 
@@ -94,12 +101,19 @@ class PartitionedGradient:
             found |= jax.device_put(take(blocks[device]), home)
         return tuple({p.name: found[p.name] for p in pieces} for pieces in self.partition.shards)
 
-    def lower(self, batch: Batch) -> Any:
-        """The program of all devices, lowered for a batch of this shape; nothing is allocated."""
-        like = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._replicated), batch
-        )
-        return self._compute.lower(self._abstract, like)
+    def lower(self, slices: Slices, batch: Batch) -> jax.stages.Lowered:
+        """The program of all devices, for batches of this shape; nothing is allocated.
+
+        Compiled at most once, whoever asks for it.
+        """
+        del slices  # their shapes are known
+        leaves, structure = jax.tree.flatten(batch)
+        key = (structure, *((x.shape, x.dtype) for x in leaves))
+        if key not in self._lowered:
+            like = [jax.ShapeDtypeStruct(*key_, sharding=self._replicated) for key_ in key[1:]]
+            batch_like = jax.tree.unflatten(structure, like)
+            self._lowered[key] = self._compute.lower(self._abstract, batch_like)
+        return self._lowered[key]
 
 
 def held(cuts: Partition, layout: Layout) -> list[tuple[Held, ...]]:
@@ -125,17 +139,22 @@ def held(cuts: Partition, layout: Layout) -> list[tuple[Held, ...]]:
     ]
 
 
-def _blocks_of(held: tuple[Held, ...], layout: Layout, pieces: Pieces) -> Blocks:
+def _blocks_of(
+    held: tuple[Held, ...], layout: Layout, dtypes: dict[str, Any], pieces: Pieces
+) -> Blocks:
     """A device's blocks, with their padding, of the pieces it holds."""
     found: dict[str, list[tuple[Region, Any]]] = {name: [] for name in layout.shapes}
     for piece in held:
         found[piece.leaf].append((piece.region, pieces[piece.name]))
-    return {name: _padded(parts, layout.block_shape(name)) for name, parts in found.items()}
+    return {
+        name: _padded(parts, layout.block_shape(name), dtypes[name])
+        for name, parts in found.items()
+    }
 
 
-def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...]) -> jax.Array:
+def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...], dtype: Any) -> jax.Array:
     if not parts:
-        return jnp.zeros(shape)
+        return jnp.zeros(shape, dtype)
     block = joined(parts)
     return jnp.pad(block, [(0, n - has) for n, has in zip(shape, block.shape, strict=True)])
 

@@ -10,11 +10,21 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from dbjax.runtime.base import Future, first_of, node_generator
-from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.cluster import Cluster, Machine
+from dbjax.runtime.phased import PhasedStep
 from dbjax.runtime.sizes import size_bytes
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
+
+
+@final
+class Card:
+    """One of the network cards of a replica that is cut over several machines."""
+
+    def __init__(self, name: str, machine: Machine) -> None:
+        self.name, self.machine = name, machine
+        self.egress_free_s, self.ingress_free_s = 0.0, -1.0
 
 
 @final
@@ -28,6 +38,10 @@ class VirtualNode:
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
         self.touched_bytes = 0  # by the call being served
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
+        machines = runtime.cluster.replica_machines if name.startswith("replica/") else 1
+        self._cards = [Card(name, self.machine) for _ in range(machines)]
+        self._card_of: dict[str, Card] = {}
+        self.several = machines > 1
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:
@@ -71,18 +85,19 @@ class VirtualNode:
     def touched(self, arrays: Any) -> None:
         self.touched_bytes += size_bytes(arrays)
 
+    def card_to(self, other: VirtualNode | Card) -> Card:
+        """The card that talks to another node: they are dealt out in order of first contact."""
+        if other.name not in self._card_of:
+            self._card_of[other.name] = self._cards[len(self._card_of) % len(self._cards)]
+        return self._card_of[other.name]
+
     def _duration_s(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
-        machine = self.machine
-        compute_s = self.runtime.cluster.compute_s
-        seconds = (compute_s(fn, args) if callable(compute_s) else compute_s) / machine.speed
-        if machine.law == "lognormal":
-            mean = -0.5 * machine.sigma**2  # so that the factor has mean 1
-            seconds *= self.draws.lognormal(mean, machine.sigma)
-        elif machine.law == "exponential":
-            seconds *= self.draws.standard_exponential()
-        if machine.straggle_probability and self.draws.random() < machine.straggle_probability:
-            seconds *= machine.straggle_factor
-        return seconds
+        machine, cluster = self.machine, self.runtime.cluster
+        compute_s = cluster.compute_s
+        cost: Any = compute_s(fn, args) if callable(compute_s) else compute_s
+        if isinstance(cost, PhasedStep):
+            return cost.draw_s(machine, cluster, self.draws)
+        return float(cost / machine.speed * machine.factors(self.draws))
 
 
 def service_time_s(cluster: Cluster, size: float) -> float:

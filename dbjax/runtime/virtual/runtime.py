@@ -19,11 +19,12 @@ from dbjax.errors import DeadlockError, NodeDied
 from dbjax.runtime.base import Future, describe_deadlock
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.virtual.mains import Main
-from dbjax.runtime.virtual.node import VirtualNode
+from dbjax.runtime.virtual.node import Card, VirtualNode
 from dbjax.runtime.virtual.service import Service
 from dbjax.trace import Trace
 
 Event = tuple[float, int, Callable[[Any], object], Any]
+Arrival = tuple[Card | VirtualNode, float, Callable[[Any], object], Any]
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 
 
@@ -37,6 +38,8 @@ class VirtualRuntime:
         self, cluster: Cluster | None = None, *, seed: int = 0, trace: Trace | None = None
     ) -> None:
         self.cluster = cluster or Cluster()
+        if self.cluster.compute_s == "costs":
+            raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.seed = seed
         self.trace = trace
         self.now_s = 0.0
@@ -129,19 +132,24 @@ class VirtualRuntime:
         """Delivers over two cards, each one transfer at a time and in order.
 
         The sender's card is busy first; `latency_s` later the receiver's, as soon as it
-        is free. Both for size / bandwidth, of the slower card: they work at once.
+        is free. Both for size / bandwidth, of the slower card: they work at once. A replica
+        that is cut over several machines has a card on each.
         """
         if source is target:
             self.at(self.now_s, deliver, message)
             return
+        sender = source.card_to(target) if source.several else source
+        receiver = target.card_to(source) if target.several else target
         bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
         wire_s = size * self.cluster.size_scale / bandwidth
-        begin_s = max(self.now_s, source.egress_free_s)
-        source.egress_free_s = begin_s + wire_s
+        begin_s = max(self.now_s, sender.egress_free_s)
+        sender.egress_free_s = begin_s + wire_s
         first_byte_s = begin_s + self.cluster.latency_s
-        self.at(first_byte_s, self._receive, (target, wire_s, deliver, message))
+        self.at(first_byte_s, self._receive, (receiver, wire_s, deliver, message))
 
-    def _receive(self, arrival: tuple[VirtualNode, float, Callable[[Any], object], Any]) -> None:
+    def _receive(
+        self, arrival: tuple[Card | VirtualNode, float, Callable[[Any], object], Any]
+    ) -> None:
         target, wire_s, deliver, message = arrival
         free_s = target.ingress_free_s
         if wire_s == 0 and free_s < self.now_s:

@@ -1,0 +1,33 @@
+"""Downpour SGD + Adagrad: 2 replicas of the speech network, each cut over 4 machines (section 3).
+
+python -m experiments.run --config=configs/speech_partitioned.py --workdir=runs/speech_partitioned
+
+The virtual clock counts what the compiled programs cost on the cluster of 2012 that Figure 3
+fits. `--config.cut.how=alternating` cuts every other layer by its inputs; `--config.runtime=threads`
+runs in real time.
+"""
+
+import ml_collections
+
+from configs._partitioned import partitioned
+
+VARIANTS = ("smoke",)
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = partitioned(devices=4)
+    config.data = ml_collections.ConfigDict(
+        {"name": "speech_frames", "num_states": 128, "num_frames": 300_000}
+    )
+    config.model = ml_collections.ConfigDict({"name": "speech", "width": 512, "depth": 4})
+    config.cut.how = "units"
+    config.batch_size = 100
+    config.rule = ml_collections.ConfigDict(
+        {"name": "downpour_adagrad", "gamma": 0.01, "initial_accumulator": 1e-6}
+    )
+    config.until_s, config.evaluations = 80.0, 20
+    if variant == "smoke":
+        config.data.update(num_frames=20_000, num_states=32)
+        config.model.width = 32
+        config.until_s, config.evaluations = 1.0, 4
+    return config

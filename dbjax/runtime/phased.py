@@ -1,0 +1,106 @@
+"""A step that several machines take together, in phases, and how long it takes them.
+
+Within a phase each machine computes by itself; then they exchange, and go on when they have
+what they need. So in each phase the slowest machine counts: "the typical cause of
+less-than-ideal speedups is variance in processing times" (Dean et al. 2012, section 3).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+
+import numpy as np
+
+from dbjax.runtime.cluster import Cluster, Machine
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """What one machine does, then what it exchanges with others.
+
+    Attributes:
+      flops: floating point operations.
+      bytes: memory traffic.
+      rounds: messages that wait for each other: each pays the latency.
+      messages: that the machine sends.
+      sent_bytes: in all of them.
+      repeats: how often the phase comes.
+    """
+
+    flops: float = 0.0
+    bytes: float = 0.0
+    rounds: int = 0
+    messages: int = 0
+    sent_bytes: float = 0.0
+    repeats: int = 1
+
+    def compute_s(self, machine: Machine) -> float:
+        """On one machine of no variation: limited by arithmetic or by memory."""
+        arithmetic_s = self.flops / machine.flops_per_s
+        memory_s = self.bytes / machine.memory_bandwidth_bytes_per_s
+        return max(arithmetic_s, memory_s) / machine.speed
+
+    def exchange_s(self, machine: Machine, cluster: Cluster) -> float:
+        """Latencies, what each message costs its sender, and the time on the card."""
+        wire_s = self.sent_bytes * cluster.size_scale / machine.bandwidth_bytes_per_s
+        return self.rounds * cluster.latency_s + self.messages * cluster.message_s + wire_s
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """Seconds of a step.
+
+    Attributes:
+      lower_s: all communication is hidden behind computation, or the reverse, and no machine
+        waits for a slower one.
+      upper_s: nothing is hidden; each phase takes as long as its slowest machine, in the mean.
+    """
+
+    lower_s: float
+    upper_s: float
+
+
+@dataclasses.dataclass(frozen=True)
+class PhasedStep:
+    """A step of `machines` machines."""
+
+    machines: int
+    phases: tuple[Phase, ...]
+
+    def bounds(self, cluster: Cluster) -> Bounds:
+        """On machines as `cluster.machine` is."""
+        machine = cluster.machine
+        compute_s = sum(p.repeats * p.compute_s(machine) for p in self.phases)
+        exchange_s = sum(p.repeats * p.exchange_s(machine, cluster) for p in self.phases)
+        slowest = slowest_factor(machine, self.machines)
+        return Bounds(max(compute_s, exchange_s), compute_s * slowest + exchange_s)
+
+    def draw_s(self, machine: Machine, cluster: Cluster, draws: np.random.Generator) -> float:
+        """One step's time with nothing hidden; in each phase the slowest of drawn machines."""
+        total_s = 0.0
+        for phase in self.phases:
+            factors = machine.factors(draws, (phase.repeats, self.machines))
+            slowest = float(np.sum(np.max(factors, axis=1)))
+            exchange_s = phase.repeats * phase.exchange_s(machine, cluster)
+            total_s += phase.compute_s(machine) * slowest + exchange_s
+        return total_s
+
+
+@functools.lru_cache(maxsize=256)
+def slowest_factor(machine: Machine, machines: int) -> float:
+    """The mean of the largest of the factors by which `machines` computations vary.
+
+    The integral of 1 - P(x)^machines over x > 0, where P is the distribution of one.
+    """
+    if machines == 1 or (machine.sigma == 0 and machine.law != "exponential"):
+        return 1.0
+    if machine.law == "exponential":
+        return sum(1 / k for k in range(1, machines + 1))
+    mean = -0.5 * machine.sigma**2
+    grid = np.linspace(0.0, math.exp(mean + 9 * machine.sigma), 20_001)
+    with np.errstate(divide="ignore"):
+        z = (np.log(grid) - mean) / machine.sigma
+    below = 0.5 * (1 + np.array([math.erf(x / math.sqrt(2)) for x in z]))
+    return float(np.trapezoid(1 - below**machines, grid))

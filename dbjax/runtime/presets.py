@@ -1,0 +1,46 @@
+"""Clusters by name. Every number is sourced, assumed or fitted, and says which."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dbjax.runtime.cluster import Cluster, Machine
+
+# Dean et al. 2012 do not describe their machines beyond "at most 20 cores" of each.
+GOOGLE_2012 = Cluster(
+    compute_s="costs",
+    machine=Machine(
+        # Fitted to Figure 3's speech curve, together with message_s, for mini-batches of 100
+        # (`python -m experiments.figure3`): what a machine achieves, whatever limits it.
+        flops_per_s=73.4e9,
+        bandwidth_bytes_per_s=125e6,  # assumed: a card of 1 Gb/s
+        law="lognormal",
+        sigma=0.2,  # assumed
+    ),
+    latency_s=100e-6,  # assumed: a round through switches and two kernels
+    message_s=578e-6,  # fitted
+)
+
+# One accelerator a machine.
+H100_2023 = Cluster(
+    compute_s="costs",
+    machine=Machine(
+        # NVIDIA H100 SXM data sheet: TF32 tensor cores 494.7e12 dense, HBM3 3.35e12, of
+        # which half and 0.8 are assumed to be reached.
+        flops_per_s=0.5 * 494.7e12,
+        memory_bandwidth_bytes_per_s=0.8 * 3.35e12,
+        bandwidth_bytes_per_s=50e9,  # NVIDIA DGX H100 data sheet: 400 Gb/s for each accelerator
+        law="lognormal",
+        sigma=0.05,  # assumed
+    ),
+    latency_s=5e-6,  # assumed
+    message_s=1e-6,  # assumed
+)
+
+PRESETS = {"google_2012": GOOGLE_2012, "h100_2023": H100_2023}
+
+
+def with_speeds(cluster: Cluster, *, flops_per_s: float, message_s: float) -> Cluster:
+    """The same with what is fitted replaced."""
+    machine = dataclasses.replace(cluster.machine, flops_per_s=flops_per_s)
+    return dataclasses.replace(cluster, machine=machine, message_s=message_s)

@@ -1,0 +1,154 @@
+"""Figure 3: speed-up of one replica cut over machines, from compiled programs.
+
+python -m experiments.figure3 [--size=smoke|full] [--batch-size=100] [--workdir=results/figure3]
+
+Compiles the speech network and the three image networks for 1 to 128 devices (none of them
+needed, nothing allocated), reads FLOPs, messages and bytes off the programs, fits the cluster
+of 2012 to the paper's speech curve, and predicts the others. Writes figure3.csv, figure3.png,
+claims.md and cluster.json.
+
+  --size=full    four networks, 1 to 128 machines: some minutes
+  --size=smoke   speech and the smallest image network, fewer counts: under a minute
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import dataclasses
+import io
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+import rich.table
+
+from dbjax.arguments import nearest
+from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.presets import GOOGLE_2012, H100_2023
+from dbjax.workdir.files import prepare, write_json, write_text
+from experiments import plots
+from experiments.command_line import command, parse
+from experiments.figure3.calibration import calibrated
+from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
+from experiments.figure3.picture import figure
+from experiments.figure3.results import Claim, by_machines, claims, rows, under_other_assumptions
+
+SIZES = {
+    "full": (tuple(CONFIGS), (1, 2, 4, 8, 16, 32, 64, 81, 128)),
+    "smoke": ((SPEECH, VISION_80M), (1, 4, 8, 16, 81)),
+}
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = parse(arguments, ("size", "batch-size"))
+    size = chosen.options.get("size", "full")
+    if size not in SIZES:
+        raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
+    batch_size = _positive(chosen.options.get("batch-size", "100"))
+    workdir = prepare(chosen.workdir or "results/figure3")
+    networks, machines = SIZES[size]
+    jax.config.update("jax_num_cpu_devices", max(machines))
+    with _progress(len(networks) * len(machines)) as done:
+        found = points(networks, machines, batch_size, done)
+    write(found, batch_size, workdir)
+    return 0
+
+
+def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
+    """All that follows from the costs."""
+    cluster = calibrated(by_machines(found, SPEECH), GOOGLE_2012)
+    table = rows(found, {"google_2012": cluster, "h100_2023": H100_2023})
+    said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
+    write_text(workdir / "figure3.csv", _csv(table))
+    write_json(workdir / "cluster.json", _fields(cluster))
+    write_text(workdir / "claims.md", _markdown(said, cluster, batch_size))
+    titles = {
+        "google_2012": "cluster of 2012, fitted to the speech curve",
+        "h100_2023": "one H100 a machine, 400 Gb/s",
+    }
+    caption = (
+        f"time model on costs of compiled programs, mini-batches of {batch_size}; line: nothing "
+        "overlaps, the slowest machine counts; shaded: up to perfect overlap"
+    )
+    plots.save(figure(table, titles, caption), workdir / "figure3.png")
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    console.print(_shown(said))
+    console.print(f"picture: {workdir / 'figure3.png'}\nnumbers: {workdir / 'figure3.csv'}")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--batch-size={text} must be an integer of at least 1")
+    return int(text)
+
+
+@contextlib.contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """A bar on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda label: None
+        return
+    console = rich.console.Console(stderr=True)
+    with rich.progress.Progress(console=console, transient=True) as bar:
+        task = bar.add_task("compiling", total=total)
+        yield lambda label: bar.update(task, advance=1, description=f"compiled {label}")
+
+
+def _csv(table: Sequence[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(
+        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in table
+    )
+    return text.getvalue()
+
+
+def _fields(cluster: Cluster) -> dict[str, Any]:
+    return {
+        "fitted": {
+            "flops_per_s": cluster.machine.flops_per_s,
+            "message_s": cluster.message_s,
+        },
+        "assumed": {
+            "bandwidth_bytes_per_s": cluster.machine.bandwidth_bytes_per_s,
+            "latency_s": cluster.latency_s,
+            "sigma": cluster.machine.sigma,
+        },
+    }
+
+
+def _markdown(said: Sequence[Claim], cluster: Cluster, batch_size: int) -> str:
+    machine = cluster.machine
+    lines = [
+        "| the paper | from compiled programs | |",
+        "|---|---|---|",
+        *(f"| {c.paper} | {c.ours} | {c.verdict} |" for c in said),
+        "",
+        f"Mini-batches of {batch_size}. Fitted to the speech curve: "
+        f"{machine.flops_per_s / 1e9:.3g} GFLOP/s a machine, "
+        f"{1e3 * cluster.message_s:.3g} ms a message. Assumed: cards of "
+        f"{8 * machine.bandwidth_bytes_per_s / 1e9:.3g} Gb/s, latency "
+        f"{1e6 * cluster.latency_s:.3g} us, log-normal variation of sigma {machine.sigma:g}; "
+        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _shown(said: Sequence[Claim]) -> rich.table.Table:
+    table = rich.table.Table("the paper", "from compiled programs", "", title="Figure 3")
+    for claim in said:
+        table.add_row(*dataclasses.astuple(claim)[:2], claim.verdict)
+    return table
+
+
+if __name__ == "__main__":
+    command(main)
