@@ -63,12 +63,14 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
+    devices = program.store.replica_devices()
     return evaluations[-1] | {
         "train_loss": train_loss(trace.rows, program.recent_losses),
         "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
         "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
         "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
+        **({"replica_devices": devices} if devices else {}),
         "refused_pushes": sum(report.counts.refused for report in reports),
         "repeated_pushes": sum(report.counts.repeated for report in reports),
         "deaths": deaths.count("died"),

@@ -52,12 +52,18 @@ def within(names, *allowed):
     [
         ("dbjax.runtime", ["dbjax.runtime", "dbjax.errors", "dbjax.trace"]),
         ("dbjax.runtime.futures", []), ("dbjax.runtime.base", ["dbjax.runtime.futures"]),
-        ("dbjax.store", ["dbjax.store", "dbjax.optim", "dbjax.runtime.base", "dbjax.types"]),
+        ("dbjax.store", ["dbjax.store", "dbjax.optim", "dbjax.runtime.base", "dbjax.types",
+                         "dbjax.parallel.cut"]),
+        ("dbjax.parallel", ["dbjax.parallel", "dbjax.types", "dbjax.runtime.cluster",
+                            "dbjax.runtime.phased"]),
+        *[(f"dbjax.parallel.{name}", ["dbjax.parallel", "dbjax.types"])
+          for name in ("cut", "halo", "tiles", "layers", "losses", "costs", "hlo")],
         ("dbjax.optim", ["dbjax.optim"]),
-        ("dbjax.models", ["dbjax.models", "dbjax.arguments", "dbjax.types"]),
+        ("dbjax.models", ["dbjax.models", "dbjax.arguments", "dbjax.types", "dbjax.parallel"]),
         ("dbjax.data", ["dbjax.data", "dbjax.arguments", "dbjax.interrupts", "dbjax.types"]),
         ("dbjax.algorithms", ["dbjax.algorithms", "dbjax.store", "dbjax.optim", "dbjax.task",
                               "dbjax.types", "dbjax.runtime.base", "dbjax.data.stream",
+                              "dbjax.data.portions",
                               "dbjax.errors"]),
     ],
 )  # fmt: skip

@@ -67,13 +67,17 @@ class CompiledSteps:
         self._known: dict[Any, PhasedStep] = {}
 
     def __call__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> PhasedStep:
-        """Compiles once for each function and shapes of its last argument, the batch."""
+        """Compiles once for each function and shapes of its last argument, the mini-batch.
+
+        Raises:
+          ValueError: it is no jitted function.
+        """
+        lower = getattr(fn, "lower", None)
+        if not callable(lower):
+            raise ValueError(
+                f"Cluster.compute_s='costs': {fn!r} is not compiled as a whole; give seconds"
+            )
         key = (fn, *(x.shape for x in jax.tree.leaves(args[-1])))
         if key not in self._known:
-            lower = getattr(fn, "lower", None)
-            if not callable(lower):
-                raise ValueError(
-                    f"Cluster.compute_s='costs': {fn!r} is not compiled as a whole; give seconds"
-                )
             self._known[key] = phased_step(costs_of(lower(*args).compile()))
         return self._known[key]

@@ -67,7 +67,7 @@ class Machine:
 
     def factors(self, draws: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
         """By how much computations take longer than in the mean, drawn; a number if no shape."""
-        factors: Any = 1.0
+        factors: Any = 1.0 if shape is None else np.ones(shape)
         if self.law == "lognormal":
             factors = draws.lognormal(-0.5 * self.sigma**2, self.sigma, shape)  # of mean 1
         elif self.law == "exponential":

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dbjax.parallel.cut import Cut, Layout, Region, name_of
-from dbjax.store.partition import Partition, joined, whole
+from dbjax.store.partition import Partition, joined, numbers_in, whole
 from dbjax.types import Batch, Params, Slices
 
 Blocks = dict[str, jax.Array]  # a device's part of every parameter, padded; by the parameter's path
@@ -183,6 +183,20 @@ class Gradients:
         shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
         self._cut, self._params, self._cuts = cut, shapes, cuts
         self._made: dict[int, PartitionedGradient] = {}
+
+    def report(self) -> dict[str, int]:
+        """What each device of a replica holds, and talks to: the most, over devices."""
+        holds = held(self._cuts, Layout(self._cut, self._params))
+        sizes = {
+            name_of(path): leaf.dtype.itemsize
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self._params)
+        }
+        fetched = [sum(numbers_in(p.region) * sizes[p.leaf] for p in pieces) for pieces in holds]
+        return {
+            "count": self._cut.devices,
+            "shards_each": max(len({p.shard for p in pieces}) for pieces in holds),
+            "fetched_bytes_each": max(fetched),
+        }
 
     def of(self, replica: int) -> PartitionedGradient:
         """On devices of its own; where there are too few, replicas share them in turn."""

@@ -73,8 +73,9 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
     is at least `shards` long, else along its longest.
 
     With a `layout` all that is device 0's comes first, then device 1's, and so on, and no
-    piece belongs to two: when one number divides the other, each device talks only to the
-    shards that hold its own part (section 4.1).
+    piece belongs to two. Where shards and devices have a common divisor, each group of shards
+    has a group of devices to itself: of 4 devices each talks only to its own 2 of 8 shards, or
+    shares one of 2 (section 4.1). Slices are then equal within a group.
 
     Raises:
       ValueError: there are fewer rows than shards, or a leaf is no array.
@@ -87,8 +88,8 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
             raise ValueError(f"params/{name_of(path)} is a {type(leaf).__name__}; make it an array")
     blocks = _blocks({name_of(path): leaf.shape for path, leaf in paths}, layout)
     width = [leaf.dtype.itemsize for _, leaf in paths]
-    sizes = [_count(piece.region) * width[piece.leaf] for piece in blocks]
-    borders = [sum(sizes) * i / shards for i in range(shards + 1)]
+    sizes = [numbers_in(piece.region) * width[piece.leaf] for piece in blocks]
+    borders = _borders(sizes, [block.device for block in blocks], shards)
     found: list[list[Piece]] = [[] for _ in range(shards)]
     begins = itertools.accumulate(sizes, initial=0)
     for begin, size, block in zip(begins, sizes, blocks, strict=False):
@@ -150,8 +151,24 @@ def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[P
         for i, name in enumerate(shapes)
         if layout.owns(name, device)
         for region in [layout.region(name, device)]
-        if _count(region) or not all(shapes[name])
+        if numbers_in(region) or not all(shapes[name])
     ]
+
+
+def _borders(sizes: list[int], devices: list[int], shards: int) -> list[float]:
+    """Where each shard begins and the last one ends, in bytes from the first block's beginning."""
+    count = max(devices, default=0) + 1
+    groups = math.gcd(shards, count)
+    ends = [0] * (groups + 1)
+    for size, device in zip(sizes, devices, strict=True):
+        ends[device * groups // count + 1] += size
+    ends = list(itertools.accumulate(ends))
+    of_group = shards // groups
+    return [
+        begin + (end - begin) * i / of_group
+        for begin, end in itertools.pairwise(ends)
+        for i in range(of_group)
+    ] + [float(ends[-1])]
 
 
 def _cut(block: Piece, begin: int, size: int, borders: list[float]) -> list[tuple[int, Piece]]:
@@ -184,7 +201,7 @@ def _with(region: Region, axis: int, interval: tuple[int, int]) -> Region:
     return (*region[:axis], interval, *region[axis + 1 :])
 
 
-def _count(region: Region | None) -> int:
+def numbers_in(region: Region | None) -> int:
     """How many numbers a region has."""
     return math.prod(stop - start for start, stop in region or ())
 

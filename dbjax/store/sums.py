@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 import jax
 
+from dbjax.store.devices import GradientFn
 from dbjax.store.partition import Partition, compiled_join, compiled_split
 from dbjax.types import Batch, LossFn, Slice, Slices
 
@@ -140,6 +141,30 @@ class GradientSums:
         fresh = [one for one in self._latest if _same(one[0], slices)]
         self._latest = [*fresh, (slices, portions, summed)]
         return summed
+
+
+@final
+class GradientSumsOfDevices:
+    """As `GradientSums`, of a replica that is cut over devices; never put off."""
+
+    def __init__(
+        self,
+        gradient_fn: GradientFn,
+        gather: Callable[[tuple[int, ...]], Batch],
+        size_of: Callable[[tuple[int, ...]], int],
+    ) -> None:
+        self._gradient_fn, self._gather, self._size_of = gradient_fn, gather, size_of
+
+    def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
+        """Each example counts 1 / total."""
+        mean = Sum(*self._gradient_fn(slices, self._gather(portions)))
+        weighted: Sum = _times(mean, self._size_of(portions) / total)
+        return weighted
+
+
+@jax.jit
+def _times(mean: Sum, weight: float) -> Any:
+    return jax.tree.map(lambda x: weight * x, mean)
 
 
 @functools.lru_cache(maxsize=16)

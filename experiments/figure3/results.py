@@ -123,10 +123,11 @@ def claims(
 
 def _goes_on(network: str, curve: Mapping[int, float]) -> Claim:
     best = max(curve, key=lambda n: curve[n])
+    shares = [curve[n] / n for n in sorted(curve)]  # of the ideal
     return Claim(
-        f"{network}: goes on gaining up to 128 machines, by less and less",
-        f"best on {best} of {max(curve)}: {curve[best]:.1f}",
-        best == max(curve),
+        f"{network}: goes on gaining up to {max(curve)} machines, by less and less",
+        f"best on {best}: {curve[best]:.1f}; {curve[max(curve)]:.1f} on {max(curve)}",
+        best == max(curve) and shares == sorted(shares, reverse=True),
     )
 
 

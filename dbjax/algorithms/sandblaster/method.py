@@ -15,10 +15,11 @@ from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
 from dbjax.algorithms.sandblaster.space import ShardedSpace
+from dbjax.data.portions import Portions
 from dbjax.optim import Lbfgs, Method, State, Stops
 from dbjax.runtime.base import Handle, Node, Runtime
 from dbjax.store import Sharded
-from dbjax.store.sums import Free, GradientSums, InOrder
+from dbjax.store.sums import Free, GradientSums, GradientSumsOfDevices, InOrder
 from dbjax.store.vectors import Traffic, Vectors, VectorShard
 from dbjax.task import Program, Task
 
@@ -128,26 +129,38 @@ def _row(state: State, counts: Counts, traffic: Traffic) -> dict[str, Any]:
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards, replicas and the coordinator on a runtime."""
     fixed = config.order == "fixed"
-    store = Sharded.serve(
-        runtime, VectorShard, task.params, config.shards, InOrder if fixed else Free
-    )
+    order = InOrder if fixed else Free
+    store = Sharded.serve(runtime, VectorShard, task.params, config.shards, order, cut=task.cut)
     data = task.portions
-    modelled = runtime.clock == "virtual" and not fixed  # time is; arithmetic can be put off
+    # Time is modelled: arithmetic can be put off.
+    modelled = runtime.clock == "virtual" and not fixed and task.cut is None
     if modelled and config.sample < 1:  # what is computed together is never the same again
         data = dataclasses.replace(data, held_bytes=0)
-    together = max(1, _TOGETHER // task.batch_size)
-    sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
-    gradient: Any = sums.deferred if modelled else sums
     read_ahead = _nothing if modelled else data.read_ahead
+    gradients = _gradients(task, store, data, config.replicas, modelled)
     replicas = [
         runtime.serve_mortal(f"replica/{r}", Replica, store, gradient, read_ahead)
-        for r in range(config.replicas)
+        for r, gradient in enumerate(gradients)
     ]
     batch = samples(data.count, config.sample, config.overlap)
     main = runtime.spawn(
         "coordinator", coordinator, Vectors(store), replicas, batch, data.size_of, config
     )
     return Program(store, VectorShard, (main,), None, summarise, recent_losses=1)
+
+
+def _gradients(
+    task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
+) -> list[Any]:
+    """What each replica computes portions with: all the same, or each on devices of its own."""
+    if task.cut:
+        return [
+            GradientSumsOfDevices(store.gradient_of(task.loss, r), data.gather, data.size_of)
+            for r in range(replicas)
+        ]
+    together = max(1, _TOGETHER // task.batch_size)
+    sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
+    return [sums.deferred if modelled else sums] * replicas
 
 
 def _nothing(portions: tuple[int, ...]) -> None:

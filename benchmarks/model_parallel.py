@@ -1,0 +1,90 @@
+"""(h) One network cut over 2 devices, on 2 cores: measured beside predicted.
+
+The prediction knows what the compiled programs cost, how fast a core computes the whole network
+while the other core is busy too, and what an exchange between two devices costs by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Mapping
+
+from benchmarks.measure import Measured
+from benchmarks.step_time import NETWORKS, Child, children
+from dbjax.runtime.cluster import Cluster, Machine
+from dbjax.runtime.phased import Phase, PhasedStep
+
+CUTS = {"speech 42 M": ("units", "alternating"), "small vision": ("tiles",)}
+STEPS = 8
+
+
+def run(rounds: int) -> list[Measured]:
+    cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
+    if len(cores) < 2:
+        return [Measured("(h) needs two cores", "ms", {})]
+    return [measured(network, cores, rounds) for network in NETWORKS]
+
+
+def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
+    first, second = ((core,) for core in cores)
+    kinds = {
+        "both": (network, cores),
+        "one": (network, first),
+        "other": (network, second),
+    } | {how: (network, cores, 2, how) for how in CUTS[network]}
+    with children(**kinds) as running:
+        both, one, other = (running[name] for name in ("both", "one", "other"))
+        cases = {
+            "whole, both cores": both.case(STEPS),
+            "whole, one core": one.case(STEPS),
+            "whole, one core, the other as busy": lambda: at_once(one, other),
+        } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in CUTS[network]}
+        numbers: dict[str, list[float]] = {name: [] for name in cases}
+        for case in cases.values():
+            case()
+        for _ in range(rounds):
+            for name, case in cases.items():
+                numbers[name].append(case())
+        about = {how: running[how].about for how in CUTS[network]}
+        whole = one.about
+    notes = {
+        f"cut ({how})": _words(
+            prediction_ms(whole, about[how], statistics.median(numbers[BUSY])),
+            statistics.median(numbers[f"cut ({how}), 2 devices"]),
+            statistics.median(numbers["whole, one core"]),
+        )
+        for how in CUTS[network]
+    }
+    title = f"(h) gradient of {network}, mini-batch {NETWORKS[network][2]}"
+    bounds = {f"cut ({how}), 2 devices": "<= 1" for how in CUTS[network]}
+    return Measured(title, "ms", numbers, bounds, notes)
+
+
+BUSY = "whole, one core, the other as busy"
+
+
+def at_once(one: Child, other: Child) -> float:
+    """Milliseconds of a step, while two processes take steps on a core each."""
+    one.begin(STEPS)
+    other.begin(STEPS)
+    return (one.end() + other.end()) / 2
+
+
+def prediction_ms(whole: Mapping[str, float], cut: Mapping[str, float], busy_ms: float) -> float:
+    """Of a step on two devices: each computes its part, then they exchange."""
+    core = Machine(
+        flops_per_s=whole["flops"] / (busy_ms / 1e3),
+        bandwidth_bytes_per_s=cut["bandwidth_bytes_per_s"],
+    )
+    cluster = Cluster(machine=core, latency_s=cut["latency_s"])
+    phase = Phase(cut["flops"], rounds=int(cut["rounds"]), sent_bytes=cut["sent_bytes"])
+    return 1e3 * PhasedStep(2, (phase,)).bounds(cluster).upper_s
+
+
+def _words(predicted_ms: float, measured_ms: float, alone_ms: float) -> str:
+    return (
+        f"predicted {predicted_ms:.1f} ms, measured {measured_ms:.1f} "
+        f"({predicted_ms / measured_ms - 1:+.0%}); speed-up over one device on one core: "
+        f"predicted {alone_ms / predicted_ms:.2f}, measured {alone_ms / measured_ms:.2f}"
+    )
