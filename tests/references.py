@@ -70,3 +70,60 @@ def conjugate_gradients(matrix, b, steps):
         p = r + (r @ r) / (before @ before) * p
         path.append(x)
     return path
+
+
+def locally_connected(images, kernel, bias, width):
+    """Filters of their own at every position of images [batch, rows, columns, channels]."""
+    rows, columns, _, units = kernel.shape
+    out = np.zeros((len(images), rows, columns, units))
+    for b, r, c, u in np.ndindex(out.shape):
+        patch = images[b, r : r + width, c : c + width]
+        out[b, r, c, u] = patch.ravel() @ kernel[r, c, :, u] + bias[r, c, u]
+    return out
+
+
+def l2_pooled(x, width, stride, before=0):
+    """The root of the sum of squares over neighbourhoods; beyond the sides there are zeros."""
+    batch, side, _, units = x.shape
+    outputs = (side + 2 * before - width) // stride + 1
+    out = np.zeros((batch, outputs, outputs, units))
+    for b, r, c, u in np.ndindex(out.shape):
+        for i, j in np.ndindex(width, width):
+            row, column = r * stride + i - before, c * stride + j - before
+            if 0 <= row < side and 0 <= column < side:
+                out[b, r, c, u] += x[b, row, column, u] ** 2
+    return np.sqrt(out)
+
+
+def gaussian_mean(x, r, c, width=5):
+    """The mean of x [rows, columns, units] around a position, of all units."""
+    offsets = range(-(width // 2), width // 2 + 1)
+    weights = {(i, j): np.exp(-0.5 * (i**2 + j**2)) for i in offsets for j in offsets}
+    total = 0.0
+    for (i, j), weight in weights.items():
+        if 0 <= r + i < x.shape[0] and 0 <= c + j < x.shape[1]:
+            total += weight * np.mean(x[r + i, c + j])
+    return total / sum(weights.values())
+
+
+def contrast_normalised(x, faintest):
+    """Jarrett et al. 2009, section 2.1, on x [batch, rows, columns, units]."""
+    out = np.zeros(x.shape)
+    for b, image in enumerate(x):
+        places = list(np.ndindex(image.shape[:2]))
+        centred = np.zeros(image.shape)
+        for r, c in places:
+            centred[r, c] = image[r, c] - gaussian_mean(image, r, c)
+        for r, c in places:
+            deviation = np.sqrt(gaussian_mean(centred**2, r, c))
+            out[b, r, c] = centred[r, c] / max(faintest, deviation)
+    return out
+
+
+def one_against_all(logits, labels):
+    """Logistic loss of every class against all others: summed, mean over the examples."""
+    total = 0.0
+    for b, k in np.ndindex(logits.shape):
+        probability = 1 / (1 + np.exp(-logits[b, k]))
+        total -= np.log(probability if k == labels[b] else 1 - probability)
+    return total / len(logits)

@@ -8,9 +8,9 @@ of three networks; the rest is ours. With stride 1 and patches inside the image 
 91, 82 and 73 positions a side; the last one is pooled to 8. The numbers of parameters are then
 
   units   parameters       reported
-  36      1,702,198,372    1.7 billion
-  15      329,160,750      330 million
-  7       86,331,322       80 million
+  36      1,700,640,624    1.7 billion
+  15      328,943,010      330 million
+  7       86,021,138       80 million
 
 Filters are linear, and are pooled by the square root of the sum of squares, as in the network
 of the same authors (Le et al. 2012, "Building high-level features using large scale
@@ -180,7 +180,7 @@ def patches(x: jax.Array, width: int) -> jax.Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _shifted(x: jax.Array, axis: int, width: int) -> jax.Array:
-    """x from position 0 on, from 1 on, ..., side by side along the last axis."""
+    """Copies of x from position 0 on, from 1 on, ..., side by side along the last axis."""
     length = x.shape[axis] - width + 1
     parts = [jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i in range(width)]
     return jnp.concatenate(parts, axis=-1)

@@ -89,7 +89,8 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
     blocks = _blocks({name_of(path): leaf.shape for path, leaf in paths}, layout)
     width = [leaf.dtype.itemsize for _, leaf in paths]
     sizes = [numbers_in(piece.region) * width[piece.leaf] for piece in blocks]
-    borders = _borders(sizes, [block.device for block in blocks], shards)
+    count = layout.devices if layout else 1
+    borders = _borders(sizes, [block.device for block in blocks], count, shards)
     found: list[list[Piece]] = [[] for _ in range(shards)]
     begins = itertools.accumulate(sizes, initial=0)
     for begin, size, block in zip(begins, sizes, blocks, strict=False):
@@ -155,20 +156,29 @@ def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[P
     ]
 
 
-def _borders(sizes: list[int], devices: list[int], shards: int) -> list[float]:
-    """Where each shard begins and the last one ends, in bytes from the first block's beginning."""
-    count = max(devices, default=0) + 1
+def _borders(sizes: list[int], devices: list[int], count: int, shards: int) -> list[float]:
+    """Where each shard begins and the last one ends, in bytes from the first block's beginning.
+
+    Args:
+      sizes: of the blocks, in bytes.
+      devices: of `count`, whose each block is.
+    """
     groups = math.gcd(shards, count)
-    ends = [0] * (groups + 1)
+    of_group = [0] * groups
     for size, device in zip(sizes, devices, strict=True):
-        ends[device * groups // count + 1] += size
-    ends = list(itertools.accumulate(ends))
-    of_group = shards // groups
+        of_group[device * groups // count] += size
+    if not all(of_group):  # some devices hold nothing
+        groups, of_group = 1, [sum(sizes)]
+    ends = itertools.accumulate(of_group, initial=0)
+    each = shards // groups
     return [
-        begin + (end - begin) * i / of_group
-        for begin, end in itertools.pairwise(ends)
-        for i in range(of_group)
-    ] + [float(ends[-1])]
+        *(
+            begin + (end - begin) * i / each
+            for begin, end in itertools.pairwise(ends)
+            for i in range(each)
+        ),
+        float(sum(sizes)),
+    ]
 
 
 def _cut(block: Piece, begin: int, size: int, borders: list[float]) -> list[tuple[int, Piece]]:

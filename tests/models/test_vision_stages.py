@@ -1,0 +1,84 @@
+"""Filters, pooling and normalisation of the vision network beside plain loops."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from dbjax.models import vision
+from dbjax.models.vision import VisionConfig, l2_pool, normalise_contrast, patches
+from dbjax.parallel.tiles import WHOLE, same, valid
+from tests import references
+
+RANDOM = np.random.default_rng(0)
+
+
+def images(*shape):
+    return RANDOM.normal(size=shape).astype(np.float32)
+
+
+def positions_first(x):
+    return jnp.transpose(x, (1, 2, 0, 3))
+
+
+def close(found, expected, tolerance=1e-4):
+    np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
+
+
+def filters(kernel, bias):
+    module = VisionConfig(image=8, classes=2, units=5, patch=3, last_pool=2).module
+    stage = jax.eval_shape(module, vision.nnx.Rngs(0)).stages[0]
+    stage.kernel, stage.bias = vision.nnx.Param(kernel), vision.nnx.Param(bias)
+    return stage
+
+
+def test_filters_are_as_a_loop():
+    x, kernel, bias = images(2, 6, 6, 3), images(4, 4, 27, 5), images(4, 4, 5)
+    found = filters(kernel, bias)(patches(positions_first(x), 3))
+    expected = references.locally_connected(x, kernel, bias, 3)
+    close(found, positions_first(expected))
+    with pytest.raises(AssertionError):
+        close(found, positions_first(expected[:, :, ::-1]))
+
+
+@pytest.mark.parametrize(("side", "width"), [(6, 3), (5, 5), (4, 1), (9, 2)])
+def test_the_gradient_of_patches_is_that_of_slices(side, width):
+    """It is written out (`vision._shifted_backward`); rows and columns differ."""
+    x = images(side, side + 1, 2, 3)
+    places = list(np.ndindex(width, width))
+
+    def plain(x):
+        rows, columns = side - width + 1, side - width + 2
+        return jnp.concatenate([x[i : i + rows, j : j + columns] for i, j in places], axis=-1)
+
+    def value_and_gradient(fn):
+        value, back = jax.vjp(fn, x)
+        return value, back(value**2)[0]
+
+    expected, gradient = jax.jit(value_and_gradient, static_argnums=0)(plain)
+    found, written_out = jax.jit(value_and_gradient, static_argnums=0)(lambda x: patches(x, width))
+    assert np.array_equal(found, expected)
+    close(written_out, gradient, 1e-5)
+
+
+@pytest.mark.parametrize(
+    ("reads", "before"),
+    [(valid(7, 3), 0), (valid(7, 3, 2), 0), (valid(8, 3, 3), 0), (same(7, 5), 2)],
+)
+def test_pooling_is_as_a_loop(reads, before):
+    x = images(2, reads.inputs, reads.inputs, 3)
+    found = l2_pool(WHOLE.window(positions_first(x), reads), reads)
+    expected = references.l2_pooled(x, reads.width, reads.stride, before)
+    assert found.shape[:2] == (reads.outputs, reads.outputs)
+    close(found, positions_first(expected))
+
+
+def test_contrast_normalisation_is_as_a_loop():
+    x = images(2, 7, 7, 3)
+    x[1] *= 1e-3  # fainter than what is amplified
+    found = normalise_contrast(positions_first(x), 7, WHOLE)
+    expected = references.contrast_normalised(x, vision._CONTRAST)
+    close(found, positions_first(expected))
+    assert np.std(expected[1]) < 0.2 < np.std(expected[0])
+    with pytest.raises(AssertionError):
+        close(found, positions_first(references.contrast_normalised(x, 0)))

@@ -1,0 +1,25 @@
+"""Programs that run in a process of their own: there the number of devices can be chosen."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+# To compile is most of the time of these tests: a quarter of it is left.
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+def printed(module):
+    """What a module of the tests prints, as JSON; its warnings are errors."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-m", module],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+        cwd=pathlib.Path(__file__).parents[1],
+        env=os.environ | {"XLA_FLAGS": FAST},
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)

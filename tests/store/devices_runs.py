@@ -1,0 +1,118 @@
+"""Runs whose replicas are cut over 4 or 8 of 8 devices beside whole ones; prints differences.
+
+A process of its own: the number of devices is settled when the backend starts.
+"""
+
+import dataclasses
+import json
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import dbjax
+from dbjax.algorithms import downpour, sgd
+from dbjax.models import build
+from dbjax.parallel.cut import Layout
+from dbjax.store import devices
+from dbjax.store.devices import PartitionedGradient
+from dbjax.store.partition import partition
+from tests.parallel.padded import apart
+from tests.store.linear_task import linear_cut, linear_task
+
+SHARDS = (1, 2, 3, 4, 8)
+LINEAR = ((2, 2), (2, 3), (4, 2))  # rows of devices, replicas: 8 devices are enough for the first
+
+
+def network_task():
+    random = np.random.default_rng(0)
+    model = build("mlp", inputs=6, classes=5, seed=0, widths=(7,))
+    x, y = random.normal(size=(96, 6)).astype(np.float32), random.integers(5, size=96)
+    params = jax.tree.map(lambda p: p + 0.1 * random.normal(size=p.shape), model.params)
+    params = jax.tree.map(lambda p: p.astype(np.float32), params)
+    task = dbjax.Task(params, model.loss, (x, y.astype(np.int32)), batch_size=8)
+    return task, model.cut(4, None)
+
+
+def ends_apart(task, cut, config, runtime):
+    """How far the parameters are from those of the whole network, trained."""
+    ends = [
+        dbjax.run(dataclasses.replace(task, cut=each), config, runtime=runtime).params
+        for each in (cut, None)
+    ]
+    return apart(*ends)
+
+
+def moved(task, cut, shards=3):
+    """What one call of a gradient sends to devices, and from them; and what it finds."""
+    params, batch = task.params, task.examples.gather(np.arange(8))
+    cuts = partition(params, shards, Layout(cut, params))
+    gradient = PartitionedGradient(cut, params, cuts, jax.devices())
+    slices, puts = jax.jit(cuts.split)(params), []
+
+    def put(values, target, device_put=jax.device_put):
+        if isinstance(values, dict) and values.keys() != batch_names:
+            puts.append((target, {name: value.nbytes for name, value in values.items()}))
+        return device_put(values, target)
+
+    batch_names = batch.keys() if isinstance(batch, dict) else None
+    with mock.patch.object(devices.jax, "device_put", put):
+        _, pushed = gradient(slices, batch)
+    return {
+        "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),
+        "to_devices": [names for to, names in puts if isinstance(to, jax.Device)],
+        "from_devices": [names for to, names in puts if not isinstance(to, jax.Device)],
+        "holds": [sorted(piece.name for piece in pieces) for pieces in gradient.held],
+        "pieces": sorted(piece.name for of_shard in cuts.shards for piece in of_shard),
+        "fetched": jax.tree.all(jax.tree.map(is_padded, gradient.fetched(slices), params)),
+        "gradient": apart(cuts.join(pushed), jax.jit(jax.grad(task.loss))(params, batch)),
+    }
+
+
+def is_padded(array, like):
+    rest = [(0, b - a) for a, b in zip(like.shape, array.shape, strict=True)]
+    return array.dtype == like.dtype and bool(np.array_equal(array, np.pad(like, rest)))
+
+
+def all_moved(task, cut):
+    """Of the network, of what several devices hold, and where one of 4 devices holds nothing."""
+    linear = linear_task()
+    half = dataclasses.replace(linear, params=jax.tree.map(jnp.bfloat16, linear.params))
+    few = build("softmax", inputs=4, classes=3, seed=0)
+    images = np.ones((8, 4), np.float32), np.arange(8) % 3
+    return {
+        "network": moved(task, cut),
+        "linear": moved(linear, linear_cut(2)),
+        "bfloat16": moved(half, linear_cut(2)),
+        "few": moved(dbjax.Task(few.params, few.loss, images), few.cut(4, None)),
+    }
+
+
+def main():
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+    rule = optax.sgd(0.125)
+    found = {}
+    task, cut = network_task()
+    config = downpour.Config(rule, replicas=2, steps=20)
+    for shards in SHARDS:
+        config = dataclasses.replace(config, shards=shards)
+        found[f"downpour, {shards} shards"] = ends_apart(task, cut, config, "virtual")
+    doubled = dataclasses.replace(cut, loss=lambda *args: 2 * cut.loss(*args))
+    found["another loss"] = ends_apart(task, doubled, config, "virtual")
+    for runtime in ("virtual", "threads"):
+        config = sgd.Config(rule, replicas=2, shards=2, steps=20)
+        found[f"synchronous, {runtime}"] = ends_apart(task, cut, config, runtime)
+        for rows, replicas in LINEAR:
+            config = downpour.Config(rule, replicas=replicas, shards=3, steps=20)
+            name = f"linear, {replicas} of {2 * rows}, {runtime}"
+            found[name] = ends_apart(linear_task(), linear_cut(rows), config, runtime)
+    config = downpour.Config(rule, replicas=1, shards=2, steps=20)
+    found["downpour, threads"] = ends_apart(task, cut, config, "threads")
+    print(json.dumps(found | {"moved": all_moved(task, cut)}))
+
+
+if __name__ == "__main__":
+    main()
