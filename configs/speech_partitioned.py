@@ -3,8 +3,8 @@
 python -m experiments.run --config=configs/speech_partitioned.py --workdir=runs/speech_partitioned
 
 The virtual clock counts what the compiled programs cost on the cluster of 2012 that Figure 3
-fits. `--config.cut.how=alternating` cuts every other layer by its inputs; `--config.runtime=threads`
-runs in real time.
+fits. `--config.cut.how=alternating` cuts every other layer by its inputs;
+`--config.runtime=threads` runs in real time.
 """
 
 import ml_collections

@@ -78,10 +78,10 @@ def test_shards_of_a_group_of_devices_are_balanced(case):
         sum(size_bytes(layout.region(name, d)) for name in tree if layout.owns(name, d))
         for d in range(layout.devices)
     ]
-    while not of_device[-1]:  # the last ones may hold nothing
-        of_device.pop()
-    groups = math.gcd(len(of_device), shards)
-    devices_each, shards_each = len(of_device) // groups, shards // groups
+    groups = math.gcd(layout.devices, shards)
+    if not all(map(sum, np.array_split(of_device, groups))):  # a group would hold nothing
+        groups = 1
+    devices_each, shards_each = layout.devices // groups, shards // groups
     blocks = [layout.region(name, d) for name in tree for d in range(layout.devices)]
     row = max(row_bytes([end - begin for begin, end in block], shards) for block in blocks)
     leaves = [tree[name] for name in sorted(tree)]
@@ -98,6 +98,13 @@ def row_bytes(block, shards):
     """Of a block as `partition` cuts it."""
     long = [length for length in block if length >= shards]
     return 4 * int(np.prod(block)) / max(1, long[0] if long else max(block, default=1))
+
+
+def test_a_device_that_holds_nothing_leaves_its_shards_to_the_others():
+    tree = {"w": np.zeros((2, 9))}
+    layout = Layout(Cut((("a", 2), ("b", 2)), (("w", P(("b", "a"))),), None), tree)
+    cuts = partition(tree, 4, layout)
+    assert [{piece.device for piece in pieces} for pieces in cuts.shards] == [{0}, {0}, {2}, {2}]
 
 
 def test_names_say_which_part_of_what_a_device_holds():
