@@ -24,7 +24,8 @@ class Task:
     """A loss to be minimised over examples, from given initial parameters.
 
     Attributes:
-      params: initial parameters, a pytree of arrays.
+      params: initial parameters, a pytree of arrays; or a function without arguments that
+        makes them, so that nobody has to keep them beside the shards.
       loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit.
       data: training examples: `Examples`, or a pytree of arrays with equal first
         dimension, of which a batch takes the same rows.
@@ -34,7 +35,7 @@ class Task:
       cut: how each replica's network is cut over devices, with the same loss; None: it is not.
     """
 
-    params: Params
+    params: Params | Callable[[], Params]
     loss: LossFn
     data: Examples | Any
     batch_size: int = 32

@@ -158,9 +158,12 @@ def _value(text: str, before: Any, path: str) -> Any:
         value = text
     if before is None or (value is None and path in _NULLABLE):
         return value
+    if path in WORDS and fits(value, float):
+        return float(value)
     if not fits(value, type(before)):
+        also = "".join(f", or {word}" for word in WORDS.get(path, ()))
         raise ValueError(
-            f"--config.{path}={text} must be {describe(type(before))}, as {before!r} is"
+            f"--config.{path}={text} must be {describe(type(before))}, as {before!r} is{also}"
         )
     return float(value) if isinstance(before, float) else value
 

@@ -18,7 +18,7 @@ def test_algorithm_1_1_is_printed_as_it_stands():
 
 def test_the_library_examples_run_as_printed(capsys):
     examples = [text for text in PYTHON if "async def" not in text]
-    assert len(examples) == 3
+    assert len(examples) == 4
     names = {}
     said = []
     for example in examples:
@@ -29,6 +29,7 @@ def test_the_library_examples_run_as_printed(capsys):
     assert said[1].startswith(("gradient norm", "relative decrease"))
     assert "'won': " in said[2]
     assert "bytes_per_iteration" in said[2]
+    assert said[3].split() == ["1000000000000.0", "2000000000", "()"]
 
 
 def test_commands_name_what_there_is():

@@ -101,12 +101,15 @@ async def client(
         batch = batches.at(begin + step)  # GetNextMinibatch
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)  # ComputeGradient
         accrued = accrued.plus(gradient, params.versions, batches.batch_size)
-        if config.overlap or (step + 1) % config.n_fetch:  # else the next fetch replaces it
+        if config.overlap or (step + 1) % config.n_fetch:
             params = local.step(params, gradient)
+        else:
+            params = None  # the next fetch replaces it: nobody needs the old slices
+        del gradient  # so that each piece is freed when its shard has applied it
         if (step + 1) % config.n_push == 0:
             await pushing  # one push in flight at most
-            pushing = store.push(Shard.push, accrued.messages(node.name, begin + step))
-            accrued = Accrued()
+            messages, accrued = accrued.messages(node.name, begin + step), Accrued()
+            pushing = store.push(Shard.push, messages)
         node.record(step=step, loss=loss)
         step += 1
     await pushing

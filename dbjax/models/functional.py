@@ -43,12 +43,34 @@ class Config(Protocol):
         """
 
 
-@functools.partial(jax.jit, static_argnums=0)
+_LARGE_BYTES = 1 << 30
+
+
 def init(config: Config, seed: int) -> Params:
-    """Initial parameters. Compiled once for each config, whatever the seed."""
+    """Initial parameters. Compiled once for each config, whatever the seed.
+
+    Where they are large, leaf by leaf: random numbers need three times their own memory while
+    they are made, and one program makes those of several leaves at once.
+    """
+    like, treedef = jax.tree.flatten(jax.eval_shape(functools.partial(_init, config), seed))
+    if sum(leaf.size * leaf.dtype.itemsize for leaf in like) < _LARGE_BYTES:
+        return _init(config, seed)
+    leaves = (_leaf(config, seed, index) for index in range(len(like)))
+    return jax.tree.unflatten(treedef, [jax.block_until_ready(leaf) for leaf in leaves])
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(config: Config, seed: int) -> Params:
     return _with_string_keys(
         nnx.to_pure_dict(nnx.state(config.module(nnx.Rngs(jax.random.key(seed)))))
     )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _leaf(config: Config, seed: int, index: int) -> jax.Array:
+    """One leaf of `_init`; what the others need is not in the program."""
+    leaf: jax.Array = jax.tree.leaves(_init(config, seed))[index]
+    return leaf
 
 
 @functools.lru_cache(maxsize=64)

@@ -30,7 +30,7 @@ class Model:
     Models of the same sizes share their functions, so a second seed compiles nothing.
 
     Attributes:
-      params: a nested dict of float32 arrays.
+      init: () -> initial parameters, a nested dict of float32 arrays; made anew by each call.
       apply: (params, inputs [batch, inputs]) -> logits [batch, classes].
       loss: (params, batch) -> cross-entropy in nats (vision: of each class against all
         others, summed), or half the squared error of a regression, mean over the batch; and
@@ -40,16 +40,21 @@ class Model:
         "alternating" of fully connected layers, "tiles" of images, None: the paper's.
     """
 
-    params: Params
+    init: Callable[[], Params]
     apply: Callable[[Params, Any], jax.Array]
     loss: LossFn
     correct: Callable[[Params, Batch], jax.Array] | None
     cut: Callable[[int, str | None], Cut]
 
+    @functools.cached_property
+    def params(self) -> Params:
+        """The initial parameters, made when first asked for, and kept."""
+        return self.init()
+
     @property
     def size(self) -> int:
         """Number of parameters."""
-        return sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init)))
 
 
 def speech(inputs: int, classes: int, *, width: int = 2560, depth: int = 4) -> SpeechConfig:
@@ -119,7 +124,7 @@ def build(
 
 def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
     """The network of a config such as `PAPER`, initialised from a seed."""
-    return Model(functional.init(config, seed), *_functions(config, l2))
+    return Model(functools.partial(functional.init, config, seed), *_functions(config, l2))
 
 
 _ERRORS = {LinearConfig: functional.squared_error, VisionConfig: functional.one_against_all}

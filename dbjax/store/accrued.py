@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 from dbjax.store.partition import slice_nbytes
 from dbjax.store.shard import Push
 from dbjax.store.sums import add
-from dbjax.types import Slices
+from dbjax.types import Slice, Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,11 +31,21 @@ class Accrued:
         total = add(self.gradient, gradient)
         return Accrued(total, self.versions, self.examples + examples)
 
-    def messages(self, replica: str, sequence: int) -> list[Push]:
-        """One push for each shard."""
+    def messages(self, replica: str, sequence: int) -> Iterator[Push]:
+        """One push for each shard, made when it is asked for, once.
+
+        Lets go of what was asked for: where nobody else has the gradient, the memory of each
+        piece is free again when its shard has applied it.
+        """
         if self.gradient is None:
             raise ValueError("nothing is accrued: push after the first gradient")
-        return [
-            Push(replica, sequence, version, self.examples, piece, slice_nbytes(piece))
-            for version, piece in zip(self.versions, self.gradient, strict=True)
-        ]
+        left = list(zip(self.versions, self.gradient, strict=True))[::-1]
+        return _pushes(left, replica, sequence, self.examples)
+
+
+def _pushes(
+    left: list[tuple[int, Slice]], replica: str, sequence: int, examples: int
+) -> Iterator[Push]:
+    while left:
+        version, piece = left.pop()
+        yield Push(replica, sequence, version, examples, piece, slice_nbytes(piece))

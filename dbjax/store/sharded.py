@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
 import jax
@@ -53,7 +53,7 @@ class Sharded(Generic[S]):
         cls,
         runtime: Runtime,
         make: Callable[..., S],
-        params: Params,
+        params: Params | Callable[[], Params],
         shards: int,
         /,
         *args: Any,
@@ -63,14 +63,17 @@ class Sharded(Generic[S]):
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
 
         Args:
+          params: initial values, or a function that makes them: then only the shards keep them.
           cut: how each replica is cut over devices; slices follow it. None: it is not.
         """
+        params = initial(params)
         cuts = partition(params, shards, Layout(cut, params) if cut else None)
         slices = compiled_split(cuts)(params)
+        gradients = Gradients(cut, params, cuts) if cut else None
+        del params  # of leaves that are cut the slices are copies
         handles = [
             runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
         ]
-        gradients = Gradients(cut, params, cuts) if cut else None
         return cls(handles, cuts, list(map(slice_nbytes, slices)), gradients)
 
     def each(
@@ -85,12 +88,12 @@ class Sharded(Generic[S]):
         """Calls every shard for its slice."""
         return all_of([s.call(method, *args, **kwargs) for s in self.shards], _fetched)
 
-    def push(self, method: Callable[[S, M], T], messages: Sequence[M]) -> Future[list[T]]:
+    def push(self, method: Callable[[S, M], T], messages: Iterable[M]) -> Future[list[T]]:
         """Sends each shard its own message; lists their replies."""
         return all_of(self._scatter(method, messages), list)
 
     def swap(
-        self, method: Callable[[S, M], Future[Snapshot]], messages: Sequence[M]
+        self, method: Callable[[S, M], Future[Snapshot]], messages: Iterable[M]
     ) -> Future[Fetched]:
         """Sends each shard its own message; the replies are the new slices."""
         return all_of(self._scatter(method, messages), _fetched)
@@ -106,9 +109,19 @@ class Sharded(Generic[S]):
             return self._gradients.of(replica)
         return _value_and_grad(loss, self.partition)
 
-    def _scatter(self, method: Callable[[S, M], Any], messages: Sequence[M]) -> list[Future[Any]]:
+    def replica_devices(self) -> dict[str, int] | None:
+        """How many devices a replica is cut over, and what each fetches from how many shards."""
+        return self._gradients.report() if self._gradients else None
+
+    def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
+
+
+def initial(params: Params | Callable[[], Params]) -> Params:
+    """The parameters, made now if they are a function. (A pytree may be callable too.)"""
+    is_function = callable(params) and jax.tree_util.all_leaves([params])
+    return params() if is_function else params
 
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:

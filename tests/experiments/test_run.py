@@ -17,6 +17,7 @@ from dbjax.workdir.files import plain, write_text
 from dbjax.workdir.leave import load_params
 from experiments import demo, run
 from experiments.command_line import available, load_config
+from tests.processes import FAST
 
 QUICKSTART = "configs/quickstart.py:smoke"
 
@@ -125,9 +126,52 @@ def test_two_processes_leave_the_same_bytes(workdir, tmp_path):
     assert digests[0] == digests[1]
 
 
+def run_alone(arguments):
+    """The command in a process of its own, compiling as little as it can."""
+    command = [sys.executable, "-m", "experiments.run", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=os.environ | {"XLA_FLAGS": FAST}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("runtime", ["virtual", "threads"])
+def test_a_config_with_cut_replicas_ends_where_it_does_without(runtime, tmp_path):
+    """In threads with one replica: two push in any order."""
+    replicas = 2 if runtime == "virtual" else 1
+    found = []
+    for devices in (1, 4):
+        workdir = tmp_path / str(devices)
+        run_alone(
+            ["--config=configs/speech_partitioned.py:smoke", f"--workdir={workdir}",
+             "--config.data.name=synthetic", "--config.cluster.compute_s=0.1",
+             "--config.until_s=none", "--config.options.steps=10", f"--config.runtime={runtime}",
+             f"--config.options.replicas={replicas}", f"--config.cut.devices={devices}"]
+        )  # fmt: skip
+        found.append(json.loads((workdir / "summary.json").read_text()))
+    whole, cut = found
+    assert cut["updates"] == whole["updates"] == 10 * replicas
+    assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert cut["params_sha256"] != whole["params_sha256"]  # sums of floats, in another order
+    assert cut["replica_devices"]["count"] == 4
+    assert cut["replica_devices"]["shards_each"] == 1
+    assert "replica_devices" not in whole
+
+
+def test_devices_cannot_be_made_once_jax_has_started(tmp_path):
+    config = load_config("configs/vision_downpour.py:smoke")
+    jax.devices()
+    with pytest.raises(ValueError, match=r"cut\.host_devices=8: JAX has started with 1"):
+        run.run_config(config, tmp_path, "late")
+
+
 @pytest.mark.parametrize("file", available())
 def test_every_config_has_a_smoke_variant_that_runs(file, tmp_path):
-    assert run.main([f"--config={file}:smoke", f"--workdir={tmp_path}"]) == 0
+    arguments = [f"--config={file}:smoke", f"--workdir={tmp_path}"]
+    if load_config(f"{file}:smoke").cut.host_devices is None:
+        assert run.main(arguments) == 0
+    else:  # JAX has started here, with one device
+        run_alone(arguments)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["updates"] > 0
     assert math.isfinite(summary["train_loss"])

@@ -34,9 +34,12 @@ class ThreadNode:
         if not self.observer:
             self.runtime.computing.add(self)
         begin_s = self.now()
-        before, self._computed = self._computed, fn(*args, **kwargs)
-        value = self._computed
-        jax.block_until_ready(value if self.runtime.waits_for_numerics() else before)
+        value = fn(*args, **kwargs)
+        if self.runtime.waits_for_numerics():
+            jax.block_until_ready(value)  # and not kept: it may be as large as the parameters
+        else:
+            before, self._computed = self._computed, value
+            jax.block_until_ready(before)
         if self.runtime.trace is not None and not self.observer:
             self.runtime.trace.span(self.name, "compute", begin_s, self.now())
         return ready(value)
