@@ -30,7 +30,7 @@ PARTS: dict[str, dict[str, str]] = {
     "lbfgs": {},
     "lbfgs_paper": KEEP_FREED_MEMORY,
     "sandblaster": {},
-    "model_parallel": {},
+    "model_parallel": KEEP_FREED_MEMORY,
 }
 
 

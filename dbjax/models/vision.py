@@ -142,7 +142,9 @@ class Vision(nnx.Module):
         """
         config = self.config
         images = inputs.reshape(-1, config.image, config.image, config.channels)
-        x = jnp.transpose(images, (1, 2, 0, 3))  # positions first: each has weights of its own
+        # Positions first, since each has weights of its own; the batch last: products of a
+        # filter and of its gradients are then 3 times as fast on a CPU.
+        x = jnp.transpose(images, (1, 2, 3, 0))
         window = tiles.window_of_image
         for stage, filters, pool in zip(self.stages, config.filters, config.pools, strict=True):
             x = stage(patches(window(x, filters), config.patch))
@@ -150,7 +152,7 @@ class Vision(nnx.Module):
             x = normalise_contrast(x, pool.outputs, tiles)
             window = tiles.window
         features = tiles.gathered(x, config.pools[-1].outputs)
-        return self.output(jnp.transpose(features, (2, 0, 1, 3)).reshape(len(inputs), -1))
+        return self.output(jnp.transpose(features, (3, 0, 1, 2)).reshape(len(inputs), -1))
 
 
 class Filters(nnx.Module):
@@ -165,25 +167,25 @@ class Filters(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((side, side, units)))
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[rows, columns, batch, units] of patches [rows, columns, batch, inputs]."""
-        by_position = (((3,), (2,)), ((0, 1), (0, 1)))
-        return jax.lax.dot_general(x, self.kernel[...], by_position) + self.bias[...][:, :, None]
+        """[rows, columns, units, batch] of patches [rows, columns, inputs, batch]."""
+        by_position = (((2,), (2,)), ((0, 1), (0, 1)))
+        return jax.lax.dot_general(self.kernel[...], x, by_position) + self.bias[..., None]
 
 
 def patches(x: jax.Array, width: int) -> jax.Array:
-    """All patches of `width` x `width` in x [rows, columns, batch, channels].
+    """All patches of `width` x `width` in x [rows, columns, channels, batch].
 
-    [rows - width + 1, columns - width + 1, batch, width * width * channels].
+    [rows - width + 1, columns - width + 1, width * width * channels, batch].
     """
     return _shifted(_shifted(x, 1, width), 0, width)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _shifted(x: jax.Array, axis: int, width: int) -> jax.Array:
-    """Copies of x from position 0 on, from 1 on, ..., side by side along the last axis."""
+    """Copies of x from position 0 on, from 1 on, ..., side by side as channels."""
     length = x.shape[axis] - width + 1
     parts = [jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i in range(width)]
-    return jnp.concatenate(parts, axis=-1)
+    return jnp.concatenate(parts, axis=2)
 
 
 def _shifted_forward(x: jax.Array, axis: int, width: int) -> tuple[jax.Array, None]:
@@ -191,19 +193,19 @@ def _shifted_forward(x: jax.Array, axis: int, width: int) -> tuple[jax.Array, No
 
 
 def _shifted_backward(axis: int, width: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Sums what was laid side by side, part i from position i on, as one reduction.
+    """Adds what was laid side by side, part i from position i on, in place.
 
-    Of a chain of additions, which is what jax makes of `_shifted`, XLA computes the terms
-    again for each slice that is taken of the sum. Padded by `width` and written one after
-    another, the parts of length n + width, read in rows that are one shorter, are shifted.
+    The chain of padded sums that jax makes of `_shifted` takes 5 times as long, and XLA computes
+    its terms again for each slice that is taken of it.
     """
-    parts = jnp.stack(jnp.split(gradient, width, axis=-1))
-    parts = jnp.moveaxis(parts, axis + 1, 1)
-    length, rest = parts.shape[1], parts.shape[2:]
-    padded = jnp.pad(parts, [(0, 0), (0, width), *[(0, 0)] * len(rest)])
-    written = padded.reshape(width * (length + width), *rest)[: width * (length + width - 1)]
-    rows = written.reshape(width, length + width - 1, *rest)
-    return (jnp.moveaxis(jnp.sum(rows, axis=0), 0, axis),)
+    parts = jnp.split(gradient, width, axis=2)
+    length = gradient.shape[axis]
+    shape = [n + width - 1 if d == axis else n for d, n in enumerate(parts[0].shape)]
+    total = jnp.zeros(shape, gradient.dtype)
+    for i, part in enumerate(parts):
+        before = jax.lax.slice_in_dim(total, i, i + length, axis=axis)
+        total = jax.lax.dynamic_update_slice_in_dim(total, before + part, i, axis)
+    return (total,)
 
 
 _shifted.defvjp(_shifted_forward, _shifted_backward)
@@ -227,7 +229,7 @@ def normalise_contrast(x: jax.Array, side: int, tiles: Tiles) -> jax.Array:
     reads = same(side, NEIGHBOURHOOD)
 
     def local_mean(values: jax.Array) -> jax.Array:
-        return _blurred(tiles.window(jnp.mean(values, axis=-1, keepdims=True), reads))
+        return _blurred(tiles.window(jnp.mean(values, axis=2, keepdims=True), reads))
 
     x = x - local_mean(x)
     return x * jax.lax.rsqrt(jnp.maximum(local_mean(jnp.square(x)), _CONTRAST**2))

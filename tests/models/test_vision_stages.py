@@ -18,7 +18,7 @@ def images(*shape):
 
 
 def positions_first(x):
-    return jnp.transpose(x, (1, 2, 0, 3))
+    return jnp.transpose(x, (1, 2, 3, 0))
 
 
 def close(found, expected, tolerance=1e-4):
@@ -44,12 +44,12 @@ def test_filters_are_as_a_loop():
 @pytest.mark.parametrize(("side", "width"), [(6, 3), (5, 5), (4, 1), (9, 2)])
 def test_the_gradient_of_patches_is_that_of_slices(side, width):
     """It is written out (`vision._shifted_backward`); rows and columns differ."""
-    x = images(side, side + 1, 2, 3)
+    x = images(side, side + 1, 3, 2)
     places = list(np.ndindex(width, width))
 
     def plain(x):
         rows, columns = side - width + 1, side - width + 2
-        return jnp.concatenate([x[i : i + rows, j : j + columns] for i, j in places], axis=-1)
+        return jnp.concatenate([x[i : i + rows, j : j + columns] for i, j in places], axis=2)
 
     def value_and_gradient(fn):
         value, back = jax.vjp(fn, x)
