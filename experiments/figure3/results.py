@@ -126,7 +126,8 @@ def _goes_on(network: str, curve: Mapping[int, float]) -> Claim:
     shares = [curve[n] / n for n in sorted(curve)]  # of the ideal
     return Claim(
         f"{network}: goes on gaining up to {max(curve)} machines, by less and less",
-        f"best on {best}: {curve[best]:.1f}; {curve[max(curve)]:.1f} on {max(curve)}",
+        f"best on {best}: {curve[best]:.1f}"
+        + (f"; {curve[max(curve)]:.1f} on {max(curve)}" if best != max(curve) else ""),
         best == max(curve) and shares == sorted(shares, reverse=True),
     )
 
