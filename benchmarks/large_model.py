@@ -114,6 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=int, default=2, help="default: %(default)s")
     parser.add_argument("--out", default="runs/benchmarks", help="folder; default: %(default)s")
     chosen = parser.parse_args(arguments)
+    for name in ("units", "steps", "batch_size", "shards"):
+        if getattr(chosen, name) < 1:
+            parser.error(f"--{name.replace('_', '-')}={getattr(chosen, name)} must be at least 1")
     path = prepare(chosen.out) / "large_model.json"
     # One program at a time: spans are of the work itself, and no two updates need memory at once.
     jax.config.update("jax_cpu_enable_async_dispatch", False)

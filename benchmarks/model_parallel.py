@@ -13,10 +13,11 @@ from collections.abc import Mapping
 from benchmarks.measure import Measured
 from benchmarks.step_time import NETWORKS, Child, children
 from dbjax.runtime.cluster import Cluster, Machine
-from dbjax.runtime.phased import Phase, PhasedStep
+from dbjax.runtime.phased import PhasedStep
 
 CUTS = {"speech 42 M": ("units", "alternating"), "small vision": ("tiles",)}
 STEPS = 8
+BUSY = "whole, one core, the other as busy"
 
 
 def run(rounds: int) -> list[Measured]:
@@ -38,7 +39,7 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
         cases = {
             "whole, both cores": both.case(STEPS),
             "whole, one core": one.case(STEPS),
-            "whole, one core, the other as busy": lambda: at_once(one, other),
+            BUSY: lambda: at_once(one, other),
         } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in CUTS[network]}
         numbers: dict[str, list[float]] = {name: [] for name in cases}
         for case in cases.values():
@@ -46,11 +47,10 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
         for _ in range(rounds):
             for name, case in cases.items():
                 numbers[name].append(case())
-        about = {how: running[how].about for how in CUTS[network]}
-        whole = one.about
+    busy_ms = statistics.median(numbers[BUSY])
     notes = {
         f"cut ({how})": _words(
-            prediction_ms(whole, about[how], statistics.median(numbers[BUSY])),
+            prediction_ms(one.step, running[how].step, running[how].exchange, busy_ms),
             statistics.median(numbers[f"cut ({how}), 2 devices"]),
             statistics.median(numbers["whole, one core"]),
         )
@@ -61,9 +61,6 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
     return Measured(title, "ms", numbers, bounds, notes)
 
 
-BUSY = "whole, one core, the other as busy"
-
-
 def at_once(one: Child, other: Child) -> float:
     """Milliseconds of a step, while two processes take steps on a core each."""
     one.begin(STEPS)
@@ -71,15 +68,23 @@ def at_once(one: Child, other: Child) -> float:
     return (one.end() + other.end()) / 2
 
 
-def prediction_ms(whole: Mapping[str, float], cut: Mapping[str, float], busy_ms: float) -> float:
-    """Of a step on two devices: each computes its part, then they exchange."""
+def prediction_ms(
+    whole: PhasedStep, cut: PhasedStep, exchange: Mapping[str, float], busy_ms: float
+) -> float:
+    """Of a step over several devices, as Figure 3 predicts them.
+
+    Args:
+      whole: what the network costs on one device.
+      cut: what it costs each of several.
+      exchange: latency and bandwidth between them.
+      busy_ms: a step of the whole network on one core, while the others are as busy.
+    """
+    flops = sum(phase.repeats * phase.flops for phase in whole.phases)
     core = Machine(
-        flops_per_s=whole["flops"] / (busy_ms / 1e3),
-        bandwidth_bytes_per_s=cut["bandwidth_bytes_per_s"],
+        flops_per_s=flops / (busy_ms / 1e3),
+        bandwidth_bytes_per_s=exchange["bandwidth_bytes_per_s"],
     )
-    cluster = Cluster(machine=core, latency_s=cut["latency_s"])
-    phase = Phase(cut["flops"], rounds=int(cut["rounds"]), sent_bytes=cut["sent_bytes"])
-    return 1e3 * PhasedStep(2, (phase,)).bounds(cluster).upper_s
+    return 1e3 * cut.bounds(Cluster(machine=core, latency_s=exchange["latency_s"])).upper_s
 
 
 def _words(predicted_ms: float, measured_ms: float, alone_ms: float) -> str:

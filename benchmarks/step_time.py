@@ -7,6 +7,7 @@ before JAX starts.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.measure import Case
+from dbjax.runtime.phased import Phase, PhasedStep
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # -> config, its fields, mini-batch
     "speech 42 M": ("SpeechConfig", {}, 100),
@@ -45,7 +47,10 @@ class Child:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.about: dict[str, float] = self._answer()
+        about = self._answer()
+        phases = tuple(Phase(**phase) for phase in about.pop("phases"))
+        self.step = PhasedStep(about.pop("machines"), phases)  # what it costs
+        self.exchange: dict[str, float] = about  # between its devices: latency and bandwidth
 
     def begin(self, steps: int) -> None:
         assert self._process.stdin is not None
@@ -53,7 +58,7 @@ class Child:
 
     def end(self) -> float:
         """Milliseconds of a step."""
-        return self._answer()["step_ms"]
+        return float(self._answer()["step_ms"])
 
     def case(self, steps: int) -> Case:
         def measure() -> float:
@@ -62,18 +67,16 @@ class Child:
 
         return measure
 
-    def _answer(self) -> dict[str, float]:
+    def _answer(self) -> dict[str, Any]:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
             raise RuntimeError(f"a measuring process ended with {self._process.wait()}")
-        answer: dict[str, float] = json.loads(line)
+        answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        self._process.communicate()
 
 
 @contextlib.contextmanager
@@ -99,6 +102,7 @@ def main(order: dict[str, Any]) -> None:
     import dbjax.models
     from dbjax.models import functional
     from dbjax.parallel.costs import costs_of
+    from dbjax.parallel.speedup import phased_step
 
     jax.config.update("jax_num_cpu_devices", order["devices"])
     name, fields, batch_size = NETWORKS[order["network"]]
@@ -113,8 +117,7 @@ def main(order: dict[str, Any]) -> None:
     everywhere = NamedSharding(mesh, PartitionSpec())
     batch = jax.device_put((inputs, np.zeros(batch_size, np.int32)), everywhere)
     step = cut.value_and_grad(shapes, mesh).lower(params, batch).compile()
-    found = costs_of(step)
-    about = {"flops": found.flops, "sent_bytes": found.sent_bytes, "rounds": found.rounds}
+    about = dataclasses.asdict(phased_step(costs_of(step)))
     if order["devices"] > 1:
         about |= exchange(mesh)
     print(json.dumps(about), flush=True)

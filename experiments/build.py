@@ -22,6 +22,7 @@ import dbjax.optim
 from dbjax.arguments import nearest, require_known
 from dbjax.data import Examples, load
 from dbjax.models import Model, build
+from dbjax.parallel.cut import Cut
 from dbjax.types import Metrics, Params
 
 BATCH_METHODS: dict[str, type[Any]] = {
@@ -111,7 +112,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         seed=config.seed,
         **model,
     )
-    cut = network.cut(config.cut.devices, config.cut.how) if config.cut.devices > 1 else None
+    cut = _cut(config.cut, network)
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
     return dbjax.Task(
         network.params,
@@ -131,10 +132,10 @@ def make_host_devices(config: ml_collections.ConfigDict) -> None:
       ValueError: JAX has started already, with another number.
     """
     count = config.cut.host_devices
-    if config.cut.devices < 1 or (count is not None and count < 1):
-        raise ValueError(f"cut.devices={config.cut.devices}, cut.host_devices={count}: at least 1")
     if count is None:
         return
+    if count < 1:
+        raise ValueError(f"cut.host_devices={count} must be at least 1, or none")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
@@ -143,6 +144,25 @@ def make_host_devices(config: ml_collections.ConfigDict) -> None:
                 f"cut.host_devices={count}: JAX has started with {len(jax.devices())} in this "
                 "process; start a new one"
             ) from error
+
+
+def _cut(fields: ml_collections.ConfigDict, network: Model) -> Cut | None:
+    """The network over `cut.devices`; None: it stays whole.
+
+    Raises:
+      ValueError: it cannot be cut that way, or there are too few devices.
+    """
+    if fields.devices < 1:
+        raise ValueError(f"cut.devices={fields.devices} must be at least 1")
+    if fields.devices == 1 and fields.how is None:
+        return None
+    cut = network.cut(fields.devices, fields.how)
+    if len(jax.local_devices()) < fields.devices:
+        raise ValueError(
+            f"cut.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs give "
+            f"--config.cut.host_devices={fields.devices} or more"
+        )
+    return cut if fields.devices > 1 else None
 
 
 def evaluation(

@@ -23,6 +23,13 @@ OPEN = {  # group of arguments -> the field that says whose
     "data": "data.name",
     "model": "model.name",
 }
+HINTS = {
+    "cluster.compute_s": "seconds, or costs: of the compiled program",
+    "cut.devices": "that each replica's network is cut over",
+    "cut.host_devices": "that JAX makes of CPUs",
+    "cut.how": "units, alternating, tiles; none: the paper's",
+    "runtime": "virtual, threads",
+}
 WORDS = {"cluster.compute_s": ("costs",)}  # numbers that may also be one of these
 _NULLABLE = frozenset(name for name, value in defaults().items() if value is None)
 

@@ -18,7 +18,7 @@ from dbjax.trace import Row
 from dbjax.workdir import Workdir
 from dbjax.workdir.files import prepare
 from experiments import build, plots
-from experiments.command_line import available, command, load_config, parse
+from experiments.command_line import HINTS, available, command, load_config, parse
 from experiments.progress import progress
 
 
@@ -94,7 +94,9 @@ def help_text(config: ml_collections.ConfigDict | None) -> str:
         lines += ["", "--help with --config=FILE also lists its fields"]
     else:
         lines += ["", "fields of this config:"]
-        lines += [f"  --config.{name}={value}" for name, value in _fields(config)]
+        for name, value in _fields(config):
+            hint = f"   ({HINTS[name]})" if name in HINTS else ""
+            lines.append(f"  --config.{name}={value}{hint}")
         lines += ["", "options, rule, data and model take any argument of what they name;"]
         lines += ["naming another drops the arguments of the one before."]
     return "\n".join(lines)

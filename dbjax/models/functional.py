@@ -85,6 +85,7 @@ def _module(config: Config) -> tuple[Any, Any]:
 def applied_to_blocks(config: Config, params: Params, inputs: Any, cut: Any) -> jax.Array:
     """One device's logits: the module called with `cut`, on the device's blocks of `params`."""
     graph, abstract = _module(config)
+    inputs = _checked(config, inputs)
     state = nnx.clone(abstract)
     nnx.replace_by_pure_dict(state, params)
     logits: jax.Array = nnx.merge(graph, state)(inputs, cut)
@@ -102,9 +103,7 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
     expected = _with_string_keys(nnx.to_pure_dict(abstract))
 
     def apply(params: Params, inputs: Any) -> jax.Array:
-        inputs = jnp.asarray(inputs)
-        if inputs.shape[-1:] != (config.inputs,):
-            raise ValueError(f"inputs of shape {inputs.shape} must end in {config.inputs}")
+        inputs = _checked(config, inputs)
         _require_like(params, expected)
         state = nnx.clone(abstract)
         nnx.replace_by_pure_dict(state, params)
@@ -112,6 +111,13 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
         return logits
 
     return apply
+
+
+def _checked(config: Config, inputs: Any) -> jax.Array:
+    checked = jnp.asarray(inputs)
+    if checked.shape[-1:] != (config.inputs,):
+        raise ValueError(f"inputs of shape {checked.shape} must end in {config.inputs}")
+    return checked
 
 
 def require_sizes(model: str, **sizes: int) -> None:

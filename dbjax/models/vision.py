@@ -12,6 +12,8 @@ of three networks; the rest is ours. With stride 1 and patches inside the image 
   15      328,943,010      330 million
   7       86,021,138       80 million
 
+Paper: section 5. Differs from the paper: see docs/algorithm.md, "Vision network".
+
 Filters are linear, and are pooled by the square root of the sum of squares, as in the network
 of the same authors (Le et al. 2012, "Building high-level features using large scale
 unsupervised learning"), which also has their local contrast normalisation.
@@ -20,7 +22,6 @@ unsupervised learning"), which also has their local contrast normalisation.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 
 import jax
@@ -30,15 +31,12 @@ from jax.sharding import PartitionSpec
 
 from dbjax.models import functional
 from dbjax.models.functional import require_sizes
+from dbjax.models.local import NEIGHBOURHOOD, Filters, l2_pool, normalise_contrast, patches
 from dbjax.parallel import losses
 from dbjax.parallel.cut import Cut
 from dbjax.parallel.halo import Reads
 from dbjax.parallel.tiles import COLUMN, ROW, WHOLE, Tiles, grid, same, valid
 from dbjax.types import Batch, Params
-
-NEIGHBOURHOOD = 5  # positions a side, of pooling and of normalisation
-_CONTRAST = 0.01  # normalisation does not amplify fainter contrast than this
-_POOL = 1e-6  # under the root, whose slope at 0 is infinite
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,8 +140,6 @@ class Vision(nnx.Module):
         """
         config = self.config
         images = inputs.reshape(-1, config.image, config.image, config.channels)
-        # Positions first, since each has weights of its own; the batch last: products of a
-        # filter and of its gradients are then 3 times as fast on a CPU.
         x = jnp.transpose(images, (1, 2, 3, 0))
         window = tiles.window_of_image
         for stage, filters, pool in zip(self.stages, config.filters, config.pools, strict=True):
@@ -153,97 +149,3 @@ class Vision(nnx.Module):
             window = tiles.window
         features = tiles.gathered(x, config.pools[-1].outputs)
         return self.output(jnp.transpose(features, (3, 0, 1, 2)).reshape(len(inputs), -1))
-
-
-class Filters(nnx.Module):
-    """Linear units on every position's patch, with weights of its own.
-
-    Initialisation: variance 1 / (numbers in a patch), so that filtering keeps the scale.
-    """
-
-    def __init__(self, side: int, inputs: int, units: int, *, rngs: nnx.Rngs) -> None:
-        scale = nnx.initializers.normal(1 / math.sqrt(inputs))
-        self.kernel = nnx.Param(scale(rngs.params(), (side, side, inputs, units)))
-        self.bias = nnx.Param(jnp.zeros((side, side, units)))
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """[rows, columns, units, batch] of patches [rows, columns, inputs, batch]."""
-        by_position = (((2,), (2,)), ((0, 1), (0, 1)))
-        return jax.lax.dot_general(self.kernel[...], x, by_position) + self.bias[..., None]
-
-
-def patches(x: jax.Array, width: int) -> jax.Array:
-    """All patches of `width` x `width` in x [rows, columns, channels, batch].
-
-    [rows - width + 1, columns - width + 1, width * width * channels, batch].
-    """
-    return _shifted(_shifted(x, 1, width), 0, width)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _shifted(x: jax.Array, axis: int, width: int) -> jax.Array:
-    """Copies of x from position 0 on, from 1 on, ..., side by side as channels."""
-    length = x.shape[axis] - width + 1
-    parts = [jax.lax.slice_in_dim(x, i, i + length, axis=axis) for i in range(width)]
-    return jnp.concatenate(parts, axis=2)
-
-
-def _shifted_forward(x: jax.Array, axis: int, width: int) -> tuple[jax.Array, None]:
-    return _shifted(x, axis, width), None
-
-
-def _shifted_backward(axis: int, width: int, _: None, gradient: jax.Array) -> tuple[jax.Array]:
-    """Adds what was laid side by side, part i from position i on, in place.
-
-    The chain of padded sums that jax makes of `_shifted` takes 5 times as long, and XLA computes
-    its terms again for each slice that is taken of it.
-    """
-    parts = jnp.split(gradient, width, axis=2)
-    length = gradient.shape[axis]
-    shape = [n + width - 1 if d == axis else n for d, n in enumerate(parts[0].shape)]
-    total = jnp.zeros(shape, gradient.dtype)
-    for i, part in enumerate(parts):
-        before = jax.lax.slice_in_dim(total, i, i + length, axis=axis)
-        total = jax.lax.dynamic_update_slice_in_dim(total, before + part, i, axis)
-    return (total,)
-
-
-_shifted.defvjp(_shifted_forward, _shifted_backward)
-
-
-def l2_pool(x: jax.Array, reads: Reads) -> jax.Array:
-    """The root of the sum of squares of each unit over a neighbourhood, of a window of x."""
-    shape = (reads.width, reads.width, 1, 1)
-    stride = (reads.stride, reads.stride, 1, 1)
-    squares = jax.lax.reduce_window(jnp.square(x), 0.0, jax.lax.add, shape, stride, "VALID")
-    return jnp.sqrt(squares + _POOL)
-
-
-def normalise_contrast(x: jax.Array, side: int, tiles: Tiles) -> jax.Array:
-    """Takes off the local mean, and divides by the local deviation where it is not faint.
-
-    Both are over all units and a neighbourhood, weighted by a Gaussian (Jarrett et al. 2009,
-    "What is the best multi-stage architecture for object recognition?", section 2.1). What
-    travels between tiles are sums over units.
-    """
-    reads = same(side, NEIGHBOURHOOD)
-
-    def local_mean(values: jax.Array) -> jax.Array:
-        return _blurred(tiles.window(jnp.mean(values, axis=2, keepdims=True), reads))
-
-    x = x - local_mean(x)
-    return x * jax.lax.rsqrt(jnp.maximum(local_mean(jnp.square(x)), _CONTRAST**2))
-
-
-def _blurred(x: jax.Array) -> jax.Array:
-    """A Gaussian mean over the neighbourhood, of a window that reaches beyond the positions."""
-    middle = (NEIGHBOURHOOD - 1) / 2
-    bell = [math.exp(-0.5 * (i - middle) ** 2) for i in range(NEIGHBOURHOOD)]
-    for axis in (0, 1):
-        length = x.shape[axis] - NEIGHBOURHOOD + 1
-        parts = [
-            weight / sum(bell) * jax.lax.slice_in_dim(x, i, i + length, axis=axis)
-            for i, weight in enumerate(bell)
-        ]
-        x = functools.reduce(jnp.add, parts)
-    return x

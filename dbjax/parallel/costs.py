@@ -71,7 +71,11 @@ class Costs:
     @property
     def rounds(self) -> int:
         """Phases that end in communication, over all trips: each pays a latency."""
-        return sum(phase.repeats for phase in self.phases if phase.collectives)
+        return sum(
+            phase.repeats
+            for phase in self.phases
+            if any(collective.group_size > 1 for collective in phase.collectives)
+        )
 
 
 def costs(fn: jax.stages.Wrapped, *args: Any, **kwargs: Any) -> Costs:

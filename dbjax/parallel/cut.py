@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dbjax.types import Batch, Params
@@ -42,12 +43,25 @@ class Cut:
     rules: Rules
     loss: Callable[[Params, Batch], jax.Array]
 
+    def __post_init__(self) -> None:
+        sizes = dict(self.axes)
+        for axis, size in sizes.items():
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f"Cut: axis {axis!r} of {size!r} devices: at least 1")
+        for pattern, spec in self.rules:
+            for axis in axes_of(spec):
+                if axis not in sizes:
+                    raise ValueError(
+                        f"Cut: rule {pattern!r} cuts along {axis!r}, which is no axis of the mesh: "
+                        f"{', '.join(sizes)}"
+                    )
+
     @property
     def devices(self) -> int:
         return math.prod(size for _, size in self.axes)
 
     def mesh(self, devices: Sequence[Any]) -> Mesh:
-        """A mesh of the first of these devices, in order.
+        """A mesh of the first of these devices, in this very order.
 
         Raises:
           ValueError: they are too few.
@@ -55,15 +69,11 @@ class Cut:
         if len(devices) < self.devices:
             raise ValueError(
                 f"a network cut into {self.devices} needs as many devices, there are "
-                f"{len(devices)}: on CPUs set --config.cut.host_devices, or jax_num_cpu_devices"
+                f"{len(devices)}; on CPUs set jax_num_cpu_devices before JAX starts"
             )
         names, sizes = zip(*self.axes, strict=True)
-        return jax.make_mesh(
-            sizes,
-            names,
-            axis_types=(AxisType.Explicit,) * len(sizes),
-            devices=devices[: self.devices],
-        )
+        grid = np.array(devices[: self.devices]).reshape(sizes)
+        return Mesh(grid, names, axis_types=(AxisType.Explicit,) * len(sizes))
 
     def spec(self, path: str) -> PartitionSpec:
         """How the parameter of that path is cut.

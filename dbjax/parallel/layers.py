@@ -1,5 +1,7 @@
 """Fully connected layers cut over devices: the paper's cut, and one that alternates.
 
+Paper: section 3 and Figure 1.
+
 Each is a callable (index of the layer, layer, inputs) -> outputs before the activation, on a
 device's blocks of the parameters, under `jax.shard_map`. The first layer's inputs are whole.
 """

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import jax
+import jax.numpy as jnp
 
 from dbjax.parallel.costs import Collective, Costs, costs_of
 from dbjax.parallel.costs import Phase as Work
@@ -67,17 +68,24 @@ class CompiledSteps:
         self._known: dict[Any, PhasedStep] = {}
 
     def __call__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> PhasedStep:
-        """Compiles once for each function and shapes of its last argument, the mini-batch.
+        """Compiles once for each function and what its work depends on.
+
+        That is what `fn.work(*args)` says, or else the types of the last argument, which is a
+        mini-batch.
 
         Raises:
-          ValueError: it is no jitted function.
+          ValueError: it is no jitted function, and cannot be lowered.
         """
-        lower = getattr(fn, "lower", None)
+        lower, work = getattr(fn, "lower", None), getattr(fn, "work", _types_of_last)
         if not callable(lower):
             raise ValueError(
                 f"Cluster.compute_s='costs': {fn!r} is not compiled as a whole; give seconds"
             )
-        key = (fn, *(x.shape for x in jax.tree.leaves(args[-1])))
+        key = (fn, work(*args))
         if key not in self._known:
             self._known[key] = phased_step(costs_of(lower(*args).compile()))
         return self._known[key]
+
+
+def _types_of_last(*args: Any) -> tuple[Any, ...]:
+    return tuple((jnp.shape(x), jnp.result_type(x)) for x in jax.tree.leaves(args[-1]))

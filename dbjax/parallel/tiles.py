@@ -66,6 +66,12 @@ WHOLE = Tiles()
 
 
 def grid(devices: int) -> Tiles:
-    """The most nearly square grid of so many devices."""
+    """The most nearly square grid of so many devices.
+
+    Raises:
+      ValueError: they are none.
+    """
+    if devices < 1:
+        raise ValueError(f"tiles over {devices} devices: at least 1")
     columns = next(c for c in range(math.isqrt(devices), 0, -1) if devices % c == 0)
     return Tiles(devices // columns, columns)

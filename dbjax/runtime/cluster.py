@@ -137,14 +137,18 @@ class Cluster:
         for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")
+        if not isinstance(self.replica_machines, int) or self.replica_machines < 1:
+            raise ValueError(f"Cluster.replica_machines={self.replica_machines!r}: at least 1")
         self._check_compute_s()
 
     def _check_compute_s(self) -> None:
         if self.compute_s == "costs":
-            if math.isinf(self.machine.flops_per_s):
-                raise ValueError(
-                    "Cluster.compute_s='costs' needs the machine's speed: set Machine.flops_per_s"
-                )
+            for name, machine in {"machine": self.machine, **self.machines}.items():
+                if math.isinf(machine.flops_per_s):
+                    raise ValueError(
+                        f"Cluster.compute_s='costs' needs every machine's speed: set flops_per_s "
+                        f"of {name!r}"
+                    )
         elif callable(self.compute_s):
             return
         elif isinstance(self.compute_s, str) or not 0 <= self.compute_s < math.inf:

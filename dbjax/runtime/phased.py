@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from typing import Any
 
 import numpy as np
 
@@ -74,8 +75,8 @@ class PhasedStep:
         machine = cluster.machine
         compute_s = sum(p.repeats * p.compute_s(machine) for p in self.phases)
         exchange_s = sum(p.repeats * p.exchange_s(machine, cluster) for p in self.phases)
-        slowest = slowest_factor(machine, self.machines)
-        return Bounds(max(compute_s, exchange_s), compute_s * slowest + exchange_s)
+        one, slowest = (slowest_factor(machine, n) for n in (1, self.machines))
+        return Bounds(max(compute_s * one, exchange_s), compute_s * slowest + exchange_s)
 
     def draw_s(self, machine: Machine, cluster: Cluster, draws: np.random.Generator) -> float:
         """One step's time with nothing hidden; in each phase the slowest of drawn machines."""
@@ -92,15 +93,22 @@ class PhasedStep:
 def slowest_factor(machine: Machine, machines: int) -> float:
     """The mean of the largest of the factors by which `machines` computations vary.
 
-    The integral of 1 - P(x)^machines over x > 0, where P is the distribution of one.
+    With P the distribution of one factor, the integral of 1 - P(x)^machines over x > 0.
     """
-    if machines == 1 or (machine.sigma == 0 and machine.law != "exponential"):
-        return 1.0
+    chance, factor = machine.straggle_probability, machine.straggle_factor
+    if machines == 1:
+        return 1 + chance * (factor - 1)  # every law has mean 1
+    if machine.law == "constant" or (machine.law == "lognormal" and machine.sigma == 0):
+        all_alike = chance**machines if factor < 1 else 1 - (1 - chance) ** machines
+        return 1 + (factor - 1) * all_alike
+    x = np.geomspace(1e-9, 1e9 * max(1.0, factor), 40_001)
+    below = (1 - chance) * _below(machine, x) + chance * _below(machine, x / factor)
+    return float(x[0] + np.trapezoid((1 - below**machines) * x, np.log(x)))
+
+
+def _below(machine: Machine, x: Any) -> Any:
+    """How probable a factor below x is, of a computation that does not straggle."""
     if machine.law == "exponential":
-        return sum(1 / k for k in range(1, machines + 1))
-    mean = -0.5 * machine.sigma**2
-    grid = np.linspace(0.0, math.exp(mean + 9 * machine.sigma), 20_001)
-    with np.errstate(divide="ignore"):
-        z = (np.log(grid) - mean) / machine.sigma
-    below = 0.5 * (1 + np.array([math.erf(x / math.sqrt(2)) for x in z]))
-    return float(np.trapezoid(1 - below**machines, grid))
+        return 1 - np.exp(-x)
+    z = (np.log(x) + 0.5 * machine.sigma**2) / machine.sigma
+    return np.array([0.5 * math.erfc(-value / math.sqrt(2)) for value in z])

@@ -37,8 +37,6 @@ H100_2023 = Cluster(
     message_s=1e-6,  # assumed
 )
 
-PRESETS = {"google_2012": GOOGLE_2012, "h100_2023": H100_2023}
-
 
 def with_speeds(cluster: Cluster, *, flops_per_s: float, message_s: float) -> Cluster:
     """The same with what is fitted replaced."""

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dbjax.parallel.cut import Cut, Layout, Region, name_of
-from dbjax.store.partition import Partition, joined, numbers_in, whole
+from dbjax.store.partition import Partition
+from dbjax.store.regions import joined, numbers_in, whole
 from dbjax.types import Batch, Params, Slices
 
 Blocks = dict[str, jax.Array]  # a device's part of every parameter, padded; by the parameter's path
@@ -68,7 +69,7 @@ class PartitionedGradient:
         self._turn = threading.Lock()  # replicas that share devices take turns on them
 
     def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
-        home = next(iter(slices[0].values())).sharding
+        home = jnp.asarray(next(iter(slices[0].values()))).sharding
         params = self.fetched(slices)
         with self._turn:
             program = self.lower(slices, batch).compile()
@@ -155,7 +156,9 @@ def _blocks_of(
 def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...], dtype: Any) -> jax.Array:
     if not parts:
         return jnp.zeros(shape, dtype)
-    block = joined(parts)
+    block: jax.Array = joined(parts)
+    if block.shape == shape:
+        return block
     return jnp.pad(block, [(0, n - has) for n, has in zip(shape, block.shape, strict=True)])
 
 
@@ -200,7 +203,7 @@ class Gradients:
 
     def of(self, replica: int) -> PartitionedGradient:
         """On devices of its own; where there are too few, replicas share them in turn."""
-        devices, size = jax.devices(), self._cut.devices
+        devices, size = jax.local_devices(), self._cut.devices
         group = replica % max(1, len(devices) // size)
         if group not in self._made:
             mine = devices[group * size : (group + 1) * size]

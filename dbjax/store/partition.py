@@ -10,12 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from dbjax.parallel.cut import Layout, Region, name_of
+from dbjax.store.regions import Block, joined, numbers_in, whole
 from dbjax.types import Params, Slice, Slices
-
-Block = tuple[Region, Any]  # where it lies in an array, and its values
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,26 +103,6 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
     return Partition(treedef, tuple(map(tuple, found)))
 
 
-def joined(blocks: Sequence[Block]) -> Any:
-    """Blocks of one array put together, wherever they came from.
-
-    Raises:
-      ValueError: no straight cut separates them; blocks of a grid, cut further, never do that.
-    """
-    if len(blocks) == 1:
-        return blocks[0][1]
-    for axis in range(len(blocks[0][0])):
-        groups = _separated(blocks, axis)
-        if len(groups) > 1:
-            return jnp.concatenate([joined(group) for group in groups], axis=axis)
-    raise ValueError(f"blocks {[region for region, _ in blocks]} do not make a grid")
-
-
-def whole(shape: tuple[int, ...]) -> Region:
-    """The region that is all of an array."""
-    return tuple((0, n) for n in shape)
-
-
 def slice_nbytes(slice_: Slice) -> int:
     """How many bytes a slice holds."""
     return sum(value.nbytes for value in slice_.values())
@@ -211,11 +189,6 @@ def _with(region: Region, axis: int, interval: tuple[int, int]) -> Region:
     return (*region[:axis], interval, *region[axis + 1 :])
 
 
-def numbers_in(region: Region | None) -> int:
-    """How many numbers a region has."""
-    return math.prod(stop - start for start, stop in region or ())
-
-
 def _named(piece: Piece, shape: tuple[int, ...]) -> Piece:
     """With a name that says which part of its leaf it is, as one would index it."""
     if piece.region == whole(shape):
@@ -227,16 +200,3 @@ def _named(piece: Piece, shape: tuple[int, ...]) -> Piece:
     while parts[-1] == ":":
         parts.pop()
     return dataclasses.replace(piece, name=f"{piece.name}[{','.join(parts)}]")
-
-
-def _separated(blocks: Sequence[Block], axis: int) -> list[list[Block]]:
-    """Groups that follow each other along an axis, as many as there are."""
-    groups: list[list[Block]] = []
-    end = -1
-    for block in sorted(blocks, key=lambda b: b[0][axis]):
-        begin, stop = block[0][axis]
-        if begin >= end:
-            groups.append([])
-        groups[-1].append(block)
-        end = max(end, stop)
-    return groups

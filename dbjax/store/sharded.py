@@ -46,7 +46,7 @@ class Sharded(Generic[S]):
         gradients: Gradients | None = None,
     ) -> None:
         self.shards, self.partition, self.nbytes = tuple(shards), cuts, tuple(nbytes)
-        self._gradients = gradients  # of replicas that are cut over devices
+        self.gradients = gradients  # of replicas that are cut over devices
 
     @classmethod
     def serve(
@@ -105,13 +105,13 @@ class Sharded(Generic[S]):
         what travels are the shards' own arrays. A replica that is cut over devices runs on
         its own ones, and the loss is the cut's.
         """
-        if self._gradients:
-            return self._gradients.of(replica)
+        if self.gradients:
+            return self.gradients.of(replica)
         return _value_and_grad(loss, self.partition)
 
     def replica_devices(self) -> dict[str, int] | None:
         """How many devices a replica is cut over, and what each fetches from how many shards."""
-        return self._gradients.report() if self._gradients else None
+        return self.gradients.report() if self.gradients else None
 
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)

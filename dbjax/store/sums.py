@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, final
 
 import jax
 
-from dbjax.store.devices import GradientFn
+from dbjax.store.devices import PartitionedGradient
 from dbjax.store.partition import Partition, compiled_join, compiled_split
 from dbjax.types import Batch, LossFn, Slice, Slices
 
@@ -121,12 +121,18 @@ class GradientSums:
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """Each example counts 1 / total."""
         weight = self._size_of(portions) / total
-        return self._of_slices(slices, self._gather(portions), weight)
+        found: Sum = self._of_slices(slices, self._gather(portions), weight)
+        return found
 
-    def deferred(self, slices: Slices, portions: tuple[int, ...], total: int) -> Deferred:
-        return Deferred(self._all, slices, portions, total)
+    def work(self, slices: Slices, portions: tuple[int, ...], total: int) -> int:
+        """What its costs depend on."""
+        return self._size_of(portions)
 
-    def _all(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
+    def lower(self, slices: Slices, portions: tuple[int, ...], total: int) -> jax.stages.Lowered:
+        """The program of `__call__`."""
+        return self._of_slices.lower(slices, self._gather(portions), 1.0)
+
+    def all_at_once(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """In order of the portions, as many at once as may be; all shards ask for the same."""
         portions = tuple(sorted(portions))
         for params, known, found in self._latest:
@@ -144,16 +150,35 @@ class GradientSums:
 
 
 @final
+class DeferredSums:
+    """As the `GradientSums` it is made of, put off."""
+
+    def __init__(self, sums: GradientSums) -> None:
+        self._sums, self.work, self.lower = sums, sums.work, sums.lower
+
+    def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Deferred:
+        return Deferred(self._sums.all_at_once, slices, portions, total)
+
+
+@final
 class GradientSumsOfDevices:
     """As `GradientSums`, of a replica that is cut over devices; never put off."""
 
     def __init__(
         self,
-        gradient_fn: GradientFn,
+        gradient_fn: PartitionedGradient,
         gather: Callable[[tuple[int, ...]], Batch],
         size_of: Callable[[tuple[int, ...]], int],
     ) -> None:
         self._gradient_fn, self._gather, self._size_of = gradient_fn, gather, size_of
+
+    def work(self, slices: Slices, portions: tuple[int, ...], total: int) -> int:
+        """What its costs depend on."""
+        return self._size_of(portions)
+
+    def lower(self, slices: Slices, portions: tuple[int, ...], total: int) -> jax.stages.Lowered:
+        """The program of the devices; the product with a weight is left out."""
+        return self._gradient_fn.lower(slices, self._gather(portions))
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """Each example counts 1 / total."""
@@ -168,7 +193,7 @@ def _times(mean: Sum, weight: float) -> Any:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(loss: LossFn, partition: Partition | None) -> Callable[[Any, Batch, float], Sum]:
+def _compiled(loss: LossFn, partition: Partition | None) -> jax.stages.Wrapped:
     """(parameters, batch, weight) -> the sum; both cut as the partition is, if there is one."""
 
     @jax.jit

@@ -76,7 +76,8 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     }
     caption = (
         f"time model on costs of compiled programs, mini-batches of {batch_size}; line: nothing "
-        "overlaps, the slowest machine counts; shaded: up to perfect overlap"
+        "overlaps, the slowest machine counts; shaded: up to perfect overlap\n"
+        "right: memory traffic is that of programs compiled for a CPU"
     )
     plots.save(figure(table, titles, caption), workdir / "figure3.png")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)

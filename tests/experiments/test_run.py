@@ -152,7 +152,6 @@ def test_a_config_with_cut_replicas_ends_where_it_does_without(runtime, tmp_path
     whole, cut = found
     assert cut["updates"] == whole["updates"] == 10 * replicas
     assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
-    assert cut["params_sha256"] != whole["params_sha256"]  # sums of floats, in another order
     assert cut["replica_devices"]["count"] == 4
     assert cut["replica_devices"]["shards_each"] == 1
     assert "replica_devices" not in whole

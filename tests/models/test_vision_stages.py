@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbjax.models import vision
-from dbjax.models.vision import VisionConfig, l2_pool, normalise_contrast, patches
+from dbjax.models import local
+from dbjax.models.local import FAINTEST, l2_pool, normalise_contrast, patches
+from dbjax.models.vision import VisionConfig
 from dbjax.parallel.tiles import WHOLE, same, valid
 from tests import references
 
@@ -27,8 +28,8 @@ def close(found, expected, tolerance=1e-4):
 
 def filters(kernel, bias):
     module = VisionConfig(image=8, classes=2, units=5, patch=3, last_pool=2).module
-    stage = jax.eval_shape(module, vision.nnx.Rngs(0)).stages[0]
-    stage.kernel, stage.bias = vision.nnx.Param(kernel), vision.nnx.Param(bias)
+    stage = jax.eval_shape(module, local.nnx.Rngs(0)).stages[0]
+    stage.kernel, stage.bias = local.nnx.Param(kernel), local.nnx.Param(bias)
     return stage
 
 
@@ -43,7 +44,7 @@ def test_filters_are_as_a_loop():
 
 @pytest.mark.parametrize(("side", "width"), [(6, 3), (5, 5), (4, 1), (9, 2)])
 def test_the_gradient_of_patches_is_that_of_slices(side, width):
-    """It is written out (`vision._shifted_backward`); rows and columns differ."""
+    """It is written out (`local._shifted_backward`); rows and columns differ."""
     x = images(side, side + 1, 3, 2)
     places = list(np.ndindex(width, width))
 
@@ -77,7 +78,7 @@ def test_contrast_normalisation_is_as_a_loop():
     x = images(2, 7, 7, 3)
     x[1] *= 1e-3  # fainter than what is amplified
     found = normalise_contrast(positions_first(x), 7, WHOLE)
-    expected = references.contrast_normalised(x, vision._CONTRAST)
+    expected = references.contrast_normalised(x, FAINTEST)
     close(found, positions_first(expected))
     assert np.std(expected[1]) < 0.2 < np.std(expected[0])
     with pytest.raises(AssertionError):

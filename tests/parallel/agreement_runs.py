@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import re
+import types
 from unittest import mock
 
 import jax
@@ -18,7 +19,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from dbjax.models import build
-from dbjax.parallel import halo, losses
+from dbjax.parallel import halo, layers, losses
 from tests.parallel.padded import apart, padded, padding
 
 DEVICES = (1, 2, 4, 8, 9)
@@ -122,9 +123,10 @@ def all_real(*args, labels=losses._labels):
     return mine, jnp.ones_like(real)
 
 
+UNMASKED = types.SimpleNamespace(**vars(jnp) | {"where": lambda _, x, __: x})
 MISTAKES = {
     "a halo one short": (halo, {"messages": one_short}, "vision of digits"),
-    "units of padding count": (jnp, {"where": lambda _, x, __: x}, "speech, alternating"),
+    "units of padding count": (layers, {"jnp": UNMASKED}, "speech, alternating"),
     "classes of padding count": (losses, {"_labels": all_real}, "softmax"),
 }
 

@@ -6,7 +6,7 @@ import math
 import pytest
 
 from dbjax.models import VisionConfig
-from dbjax.models.vision import NEIGHBOURHOOD
+from dbjax.models.local import NEIGHBOURHOOD
 from dbjax.parallel.halo import messages
 from dbjax.parallel.tiles import same
 from tests.parallel import large_vision_run

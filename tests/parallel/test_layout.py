@@ -119,6 +119,10 @@ def test_mistakes_are_named():
         Layout(Cut((("a", 2),), (("w", P()),), no_loss), {"v": np.zeros(3)})
     with pytest.raises(ValueError, match=r"params/w has 1 dimensions, its rule .* more"):
         layout((("a", 2),), P(None, "a"), (3,))
+    with pytest.raises(ValueError, match=r"rule 'w' cuts along 'e', which is no axis .*: a, b"):
+        Cut((("a", 2), ("b", 2)), (("w", P("e")),), no_loss)
+    with pytest.raises(ValueError, match="axis 'a' of 0 devices: at least 1"):
+        Cut((("a", 0),), (), no_loss)
     cut = Cut((("a", 2), ("b", 512)), (), no_loss)
-    with pytest.raises(ValueError, match=r"cut into 1024 .* there are \d+: .*jax_num_cpu_devices"):
+    with pytest.raises(ValueError, match=r"cut into 1024 .* there are \d+; .*jax_num_cpu_devices"):
         cut.mesh(jax.devices())

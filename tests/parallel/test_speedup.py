@@ -8,10 +8,9 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.errors import ServiceError
 from dbjax.optim import Lbfgs
 from dbjax.parallel.costs import Collective, Costs, Memory, Phase, costs
-from dbjax.parallel.speedup import phased_step, predicted
+from dbjax.parallel.speedup import CompiledSteps, phased_step, predicted
 
 MEMORY = Memory(0, 0, 0, 0)
 CLUSTER = dbjax.Cluster(
@@ -68,7 +67,8 @@ def test_a_runs_clock_can_come_from_what_its_program_costs():
     cluster = dbjax.Cluster(compute_s="costs", machine=machine)
     result = dbjax.run(TASK, sgd.Config(rule=optax.sgd(0.1), steps=5), cluster=cluster)
     assert whole.flops > 2 * 2 * 8 * 10  # forward and backward
-    assert result.summary["time_s"] == pytest.approx(5 * whole.flops / 1e3, rel=0.05)
+    # The step's program also joins the shard's slice, which has no FLOPs.
+    assert result.summary["time_s"] == pytest.approx(5 * whole.flops / 1e3)
 
 
 def test_a_slower_machine_takes_longer():
@@ -82,7 +82,20 @@ def test_a_slower_machine_takes_longer():
     assert time_s(1e3) == pytest.approx(2 * time_s(2e3))
 
 
+@pytest.mark.parametrize("order", ["free", "fixed"])
+def test_portions_take_what_they_cost(order):
+    """64 examples in 8 portions; twice as fast machines take half the time."""
+
+    def time_s(flops_per_s):
+        machine = dbjax.Machine(flops_per_s=flops_per_s)
+        cluster = dbjax.Cluster(compute_s="costs", machine=machine)
+        config = sandblaster.Config(Lbfgs(), replicas=2, steps=2, order=order, backup_after=1e9)
+        return dbjax.run(TASK, config, cluster=cluster).summary["time_s"]
+
+    assert time_s(1e3) == pytest.approx(2 * time_s(2e3))
+    assert time_s(1e3) > 0
+
+
 def test_what_is_not_compiled_as_a_whole_has_no_costs():
-    cluster = dbjax.Cluster(compute_s="costs", machine=dbjax.Machine(flops_per_s=1e9))
-    with pytest.raises(ServiceError, match="not compiled as a whole; give seconds"):
-        dbjax.run(TASK, sandblaster.Config(Lbfgs(), replicas=2, steps=1), cluster=cluster)
+    with pytest.raises(ValueError, match="not compiled as a whole; give seconds"):
+        CompiledSteps()(len, ((1, 2),))

@@ -46,6 +46,29 @@ def test_the_slowest_machine_counts(law):
     assert slowest_factor(machine, 9) > 1.2 > slowest_factor(machine, 1) == 1.0
 
 
+@pytest.mark.parametrize("sigma", [0.5, 1.5, 2.0])
+def test_the_slower_of_two_in_closed_form(sigma):
+    machine = Machine(law="lognormal", sigma=sigma)
+    closed = 1 + math.erf(sigma / 2)  # 2 Phi(sigma / sqrt 2)
+    assert slowest_factor(machine, 2) == pytest.approx(closed, rel=1e-5)
+
+
+@pytest.mark.parametrize("law", ["constant", "lognormal", "exponential"])
+@pytest.mark.parametrize("factor", [10.0, 0.5])
+def test_stragglers_count(law, factor):
+    machine = Machine(
+        flops_per_s=1.0, law=law, sigma=0.3 if law == "lognormal" else 0.0,
+        straggle_probability=0.1, straggle_factor=factor,
+    )  # fmt: skip
+    cluster = Cluster(machine=machine)
+    for machines in (1, 9):
+        step = PhasedStep(machines, (Phase(1.0),))
+        draws = np.random.default_rng(0)
+        mean_s = np.mean([step.draw_s(machine, cluster, draws) for _ in range(20_000)])
+        assert step.bounds(cluster).upper_s == pytest.approx(mean_s, rel=0.03)
+    assert step.bounds(cluster).lower_s == pytest.approx(1 + 0.1 * (factor - 1))
+
+
 def test_without_variation_a_drawn_step_is_the_upper_bound():
     step = PhasedStep(8, (Phase(200.0, rounds=2), Phase(50.0, messages=7)))
     drawn_s = step.draw_s(MACHINE, CLUSTER, np.random.default_rng(0))
@@ -104,7 +127,12 @@ def test_other_nodes_have_one_card():
 @pytest.mark.parametrize(
     ("make", "text"),
     [
-        (lambda: Cluster(compute_s="costs"), "set Machine.flops_per_s"),
+        (lambda: Cluster(compute_s="costs"), "set flops_per_s of 'machine'"),
+        (
+            lambda: Cluster(compute_s="costs", machine=MACHINE, machines={"shard/*": Machine()}),
+            "of 'shard/\\*'",
+        ),
+        (lambda: Cluster(replica_machines=0), "replica_machines=0: at least 1"),
         (lambda: Cluster(compute_s="cost"), "at least 0, or 'costs'"),
         (lambda: Cluster(message_s=-1.0), "message_s=-1.0"),
         (lambda: Machine(flops_per_s=0.0), "flops_per_s=0.0 must be above 0"),

@@ -13,8 +13,9 @@ import numpy as np
 import optax
 
 import dbjax
-from dbjax.algorithms import downpour, sgd
+from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.models import build
+from dbjax.optim import Lbfgs
 from dbjax.parallel.cut import Layout
 from dbjax.store import devices
 from dbjax.store.devices import PartitionedGradient
@@ -73,7 +74,8 @@ def moved(task, cut, shards=3):
 
 def is_padded(array, like):
     rest = [(0, b - a) for a, b in zip(like.shape, array.shape, strict=True)]
-    return array.dtype == like.dtype and bool(np.array_equal(array, np.pad(like, rest)))
+    padded = np.pad(like, rest) if rest else like
+    return array.dtype == like.dtype and bool(np.array_equal(array, padded))
 
 
 def all_moved(task, cut):
@@ -109,8 +111,14 @@ def main():
             config = downpour.Config(rule, replicas=replicas, shards=3, steps=20)
             name = f"linear, {replicas} of {2 * rows}, {runtime}"
             found[name] = ends_apart(linear_task(), linear_cut(rows), config, runtime)
+        for order in ("free", "fixed"):
+            method = sandblaster.Config(Lbfgs(), replicas=2, shards=2, steps=4, order=order)
+            name = f"sandblaster, {order}, {runtime}"
+            found[name] = ends_apart(task, cut, method, runtime)
     config = downpour.Config(rule, replicas=1, shards=2, steps=20)
     found["downpour, threads"] = ends_apart(task, cut, config, "threads")
+    backwards = jax.devices()[::-1]
+    found["kept order"] = list(cut.mesh(backwards).devices.flat) == backwards[:4]
     print(json.dumps(found | {"moved": all_moved(task, cut)}))
 
 

@@ -10,14 +10,19 @@ from jax.sharding import PartitionSpec as P
 import dbjax
 from dbjax.parallel.cut import Cut, axes_of
 
-# One is cut along both axes of the mesh, one along each, one along one, one not at all.
-SHAPES = {"w": (6, 5), "v": (4, 9), "half": (5,), "whole": (3,)}
-RULES = (("w", P(None, ("a", "b"))), ("v", P("b", "a")), ("half", P("b")), ("whole", P()))
+# One is cut along both axes of the mesh, one along each, one along one, two not at all.
+SHAPES = {"w": (6, 5), "v": (4, 9), "half": (5,), "whole": (3,), "scalar": ()}
+RULES = (
+    ("w", P(None, ("a", "b"))),
+    ("v", P("b", "a")),
+    ("half", P("b")),
+    ("whole|scalar", P()),
+)
 
 
 def integers(random, *shape):
     """Small ones: their sums and means over 8 are exact, in any order."""
-    return random.integers(-4, 5, size=shape).astype(np.float32)
+    return np.float32(random.integers(-4, 5, size=shape))
 
 
 def linear(params, batch):
@@ -31,7 +36,8 @@ def linear_cut(rows):
 
     def loss(params, batch):
         total = 0.0
-        for name, spec in RULES:
+        for name in SHAPES:
+            spec = cut.spec(name)
             block, mine = params[name], jnp.mean(batch[name], axis=0)
             for dim, cut_along in enumerate(spec):
                 size, along = block.shape[dim], axes_of(P(cut_along))
@@ -47,7 +53,8 @@ def linear_cut(rows):
             total += jax.lax.psum(value, tuple(axes))
         return total
 
-    return Cut(tuple(axes.items()), RULES, loss)
+    cut = Cut(tuple(axes.items()), RULES, loss)
+    return cut
 
 
 def linear_task():

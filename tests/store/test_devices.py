@@ -37,6 +37,18 @@ def test_synchronous_replicas_of_four_devices(runs, runtime):
     assert runs[f"synchronous, {runtime}"] < TOLERANCE
 
 
+@pytest.mark.parametrize("runtime", ["virtual", "threads"])
+@pytest.mark.parametrize("order", ["free", "fixed"])
+def test_sandblaster_with_replicas_of_four_devices(runs, order, runtime):
+    """Four iterations of L-BFGS: differences of gradients make more of a rounding."""
+    assert runs[f"sandblaster, {order}, {runtime}"] < 10 * TOLERANCE
+
+
+def test_a_mesh_keeps_the_order_of_its_devices(runs):
+    """Pieces are sent by it; `jax.make_mesh` may choose another."""
+    assert runs["kept order"]
+
+
 def test_one_replica_in_threads(runs):
     assert runs["downpour, threads"] < TOLERANCE
 
@@ -71,8 +83,11 @@ def total_bytes(moved):
 def test_bytes_are_those_of_the_parameters_and_of_what_several_hold(runs):
     for case in ("network", "few"):
         assert total_bytes(runs["moved"][case]["to_devices"]) == runs["moved"][case]["bytes"]
-    for case in ("linear", "bfloat16"):  # `half` is on two devices of each half, `whole` on four
-        more = (5 + 3 * 3) * NUMBER_BYTES[case]
+    for case in (
+        "linear",
+        "bfloat16",
+    ):  # `half` is on two devices of each half, `whole` and `scalar` on four
+        more = (5 + 3 * (3 + 1)) * NUMBER_BYTES[case]
         found = runs["moved"][case]
         assert total_bytes(found["to_devices"]) == found["bytes"] + more
 

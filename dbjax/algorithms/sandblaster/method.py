@@ -19,7 +19,7 @@ from dbjax.data.portions import Portions
 from dbjax.optim import Lbfgs, Method, State, Stops
 from dbjax.runtime.base import Handle, Node, Runtime
 from dbjax.store import Sharded
-from dbjax.store.sums import Free, GradientSums, GradientSumsOfDevices, InOrder
+from dbjax.store.sums import DeferredSums, Free, GradientSums, GradientSumsOfDevices, InOrder
 from dbjax.store.vectors import Traffic, Vectors, VectorShard
 from dbjax.task import Program, Task
 
@@ -153,14 +153,14 @@ def _gradients(
     task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
 ) -> list[Any]:
     """What each replica computes portions with: all the same, or each on devices of its own."""
-    if task.cut:
+    if store.gradients:
         return [
-            GradientSumsOfDevices(store.gradient_of(task.loss, r), data.gather, data.size_of)
+            GradientSumsOfDevices(store.gradients.of(r), data.gather, data.size_of)
             for r in range(replicas)
         ]
     together = max(1, _TOGETHER // task.batch_size)
     sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
-    return [sums.deferred if modelled else sums] * replicas
+    return [DeferredSums(sums) if modelled else sums] * replicas
 
 
 def _nothing(portions: tuple[int, ...]) -> None:
