@@ -6,11 +6,12 @@ while the other core is busy too, and what an exchange between two devices costs
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import statistics
 from collections.abc import Mapping
 
-from benchmarks.measure import Measured
+from benchmarks.measure import Measured, in_turn
 from benchmarks.step_time import NETWORKS, Child, children
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.phased import PhasedStep
@@ -41,24 +42,19 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
             "whole, one core": one.case(STEPS),
             BUSY: lambda: at_once(one, other),
         } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in CUTS[network]}
-        numbers: dict[str, list[float]] = {name: [] for name in cases}
-        for case in cases.values():
-            case()
-        for _ in range(rounds):
-            for name, case in cases.items():
-                numbers[name].append(case())
-    busy_ms = statistics.median(numbers[BUSY])
+        title = f"(h) gradient of {network}, mini-batch {NETWORKS[network][2]}"
+        bounds = {f"cut ({how}), 2 devices": "<= 1" for how in CUTS[network]}
+        found = in_turn(title, "ms", cases, rounds, bounds)
+    median = {name: statistics.median(numbers) for name, numbers in found.numbers.items()}
     notes = {
         f"cut ({how})": _words(
-            prediction_ms(one.step, running[how].step, running[how].exchange, busy_ms),
-            statistics.median(numbers[f"cut ({how}), 2 devices"]),
-            statistics.median(numbers["whole, one core"]),
+            prediction_ms(one.step, running[how].step, running[how].exchange, median[BUSY]),
+            median[f"cut ({how}), 2 devices"],
+            median["whole, one core"],
         )
         for how in CUTS[network]
     }
-    title = f"(h) gradient of {network}, mini-batch {NETWORKS[network][2]}"
-    bounds = {f"cut ({how}), 2 devices": "<= 1" for how in CUTS[network]}
-    return Measured(title, "ms", numbers, bounds, notes)
+    return dataclasses.replace(found, notes=notes)
 
 
 def at_once(one: Child, other: Child) -> float:

@@ -46,4 +46,4 @@ def cut(config: functional.Config, sizes: tuple[int, ...], devices: int, how: st
             return functional.cross_entropy(logits, labels)
         return losses.cross_entropy(logits, labels, sizes[-1], (AXIS,))
 
-    return Cut(layer.axes, layer.rules, loss)
+    return Cut(((AXIS, devices),), layer.rules, loss)

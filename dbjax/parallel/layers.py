@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from dbjax.parallel.cut import Axes, Rules
+from dbjax.parallel.cut import Rules
 
 AXIS = "unit"
 
@@ -47,10 +47,6 @@ class Units:
 
     sizes: tuple[int, ...]
     devices: int
-
-    @property
-    def axes(self) -> Axes:
-        return ((AXIS, self.devices),)
 
     @property
     def rules(self) -> Rules:
@@ -87,10 +83,6 @@ class Alternating:
 
     sizes: tuple[int, ...]
     devices: int
-
-    @property
-    def axes(self) -> Axes:
-        return ((AXIS, self.devices),)
 
     @property
     def rules(self) -> Rules:
