@@ -7,7 +7,6 @@ from typing import Any
 
 import jax
 
-from dbjax.arguments import nearest
 from dbjax.models import functional
 from dbjax.parallel import losses
 from dbjax.parallel.cut import Cut
@@ -36,7 +35,7 @@ def cut(config: functional.Config, sizes: tuple[int, ...], devices: int, how: st
     """
     how = how or "units"
     if how not in CUTS:
-        raise ValueError(f"no way {how!r} to cut fully connected layers{nearest(how, CUTS)}")
+        raise ValueError(f"no way {how!r} to cut fully connected layers: {' or '.join(CUTS)}")
     layer = CUTS[how](sizes, devices)
 
     def loss(params: Params, batch: Batch) -> jax.Array:

@@ -94,7 +94,7 @@ class VisionConfig:
     def cut(self, devices: int, how: str | None = None) -> Cut:
         """Tiles in space; the output layer by classes."""
         if how not in (None, "tiles"):
-            raise ValueError(f"no way {how!r} to cut model 'vision'; nearest: 'tiles'")
+            raise ValueError(f"no way {how!r} to cut model 'vision': tiles")
         tiles = grid(devices)
 
         def loss(params: Params, batch: Batch) -> jax.Array:

@@ -109,7 +109,7 @@ def test_mistakes_are_named():
          "192 inputs are no square image of channels=2"),
         (lambda: build("vision", seed=0, **TINY | {"channels": 0}), "vision.channels=0"),
         (lambda: build("vision", seed=0, **TINY | {"chanels": 1}), "nearest: 'channels'"),
-        (lambda: NETWORK.cut(4, "tile"), "'tile' .* nearest: 'tiles'"),
+        (lambda: NETWORK.cut(4, "tile"), "'tile' .*: tiles"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call()
