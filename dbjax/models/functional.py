@@ -17,7 +17,7 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dbjax.parallel.cut import Cut
+from dbjax.parallel.cut import Cut, name_of
 from dbjax.types import Params
 
 
@@ -84,12 +84,7 @@ def _module(config: Config) -> tuple[Any, Any]:
 
 def applied_to_blocks(config: Config, params: Params, inputs: Any, cut: Any) -> jax.Array:
     """One device's logits: the module called with `cut`, on the device's blocks of `params`."""
-    graph, abstract = _module(config)
-    inputs = _checked(config, inputs)
-    state = nnx.clone(abstract)
-    nnx.replace_by_pure_dict(state, params)
-    logits: jax.Array = nnx.merge(graph, state)(inputs, cut)
-    return logits
+    return _called(config, params, inputs, cut)
 
 
 @functools.lru_cache(maxsize=64)
@@ -99,25 +94,26 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
     Equal configs share it, and with it whatever jit compiled. Where it is traced it costs
     nothing in the compiled program: modules exist only while tracing.
     """
-    graph, abstract = _module(config)
+    _, abstract = _module(config)
     expected = _with_string_keys(nnx.to_pure_dict(abstract))
 
     def apply(params: Params, inputs: Any) -> jax.Array:
-        inputs = _checked(config, inputs)
         _require_like(params, expected)
-        state = nnx.clone(abstract)
-        nnx.replace_by_pure_dict(state, params)
-        logits: jax.Array = nnx.merge(graph, state)(inputs)
-        return logits
+        return _called(config, params, inputs)
 
     return apply
 
 
-def _checked(config: Config, inputs: Any) -> jax.Array:
-    checked = jnp.asarray(inputs)
-    if checked.shape[-1:] != (config.inputs,):
-        raise ValueError(f"inputs of shape {checked.shape} must end in {config.inputs}")
-    return checked
+def _called(config: Config, params: Params, inputs: Any, *cut: Any) -> jax.Array:
+    """The module with these parameters, called."""
+    inputs = jnp.asarray(inputs)
+    if inputs.shape[-1:] != (config.inputs,):
+        raise ValueError(f"inputs of shape {inputs.shape} must end in {config.inputs}")
+    graph, abstract = _module(config)
+    state = nnx.clone(abstract)
+    nnx.replace_by_pure_dict(state, params)
+    logits: jax.Array = nnx.merge(graph, state)(inputs, *cut)
+    return logits
 
 
 def require_sizes(model: str, **sizes: int) -> None:
@@ -180,4 +176,4 @@ def _require_like(params: Params, expected: Any) -> None:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {jax.tree_util.keystr(p, simple=True, separator="/"): jnp.shape(x) for p, x in leaves}
+    return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}

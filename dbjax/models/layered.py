@@ -36,7 +36,7 @@ def cut(config: functional.Config, sizes: tuple[int, ...], devices: int, how: st
     how = how or "units"
     if how not in CUTS:
         raise ValueError(f"no way {how!r} to cut fully connected layers: {' or '.join(CUTS)}")
-    layer = CUTS[how](sizes, devices)
+    layer = CUTS[how](sizes)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch

@@ -9,7 +9,7 @@ device's blocks of the parameters, under `jax.shard_map`. The first layer's inpu
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,12 @@ def whole(index: int, layer: Any, inputs: jax.Array) -> jax.Array:
     return outputs
 
 
+def _own_units(layer: Any, inputs: jax.Array) -> jax.Array:
+    """Of a layer cut by its outputs: those that this device has."""
+    outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + layer.bias[...][None]
+    return outputs
+
+
 @dataclasses.dataclass(frozen=True)
 class Units:
     """Every layer's units are cut, as in the paper's Figure 1.
@@ -42,29 +48,20 @@ class Units:
 
     Attributes:
       sizes: inputs of the first layer, then units of each.
-      devices: how many.
     """
 
     sizes: tuple[int, ...]
-    devices: int
-
-    @property
-    def rules(self) -> Rules:
-        return (
-            (r"layers/\d+/kernel", PartitionSpec(None, AXIS)),
-            (r"layers/\d+/bias", PartitionSpec(AXIS)),
-        )
-
-    @property
-    def logits_are_cut(self) -> bool:
-        return True
+    rules: ClassVar[Rules] = (
+        (r"layers/\d+/kernel", PartitionSpec(None, AXIS)),
+        (r"layers/\d+/bias", PartitionSpec(AXIS)),
+    )
+    logits_are_cut: ClassVar[bool] = True
 
     def __call__(self, index: int, layer: Any, inputs: jax.Array) -> jax.Array:
         if index:
             gathered = jax.lax.all_gather(inputs, AXIS, axis=-1, tiled=True)
             inputs = gathered[..., : self.sizes[index]]  # without the padding
-        outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + layer.bias[...][None]
-        return outputs
+        return _own_units(layer, inputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,34 +75,28 @@ class Alternating:
 
     Attributes:
       sizes: inputs of the first layer, then units of each.
-      devices: how many.
     """
 
     sizes: tuple[int, ...]
-    devices: int
-
-    @property
-    def rules(self) -> Rules:
-        return (
-            (r"layers/\d*[02468]/kernel", PartitionSpec(None, AXIS)),
-            (r"layers/\d+/kernel", PartitionSpec(AXIS, None)),
-            (r"layers/\d+/bias", PartitionSpec(AXIS)),
-        )
+    rules: ClassVar[Rules] = (
+        (r"layers/\d*[02468]/kernel", PartitionSpec(None, AXIS)),
+        (r"layers/\d+/kernel", PartitionSpec(AXIS, None)),
+        (r"layers/\d+/bias", PartitionSpec(AXIS)),
+    )
 
     @property
     def logits_are_cut(self) -> bool:
         return len(self.sizes) % 2 == 0
 
     def __call__(self, index: int, layer: Any, inputs: jax.Array) -> jax.Array:
-        bias = layer.bias[...]
-        place = jax.lax.axis_index(AXIS)
         if index % 2 == 0:
-            outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + bias[None]
-            return outputs
+            return _own_units(layer, inputs)
+        place = jax.lax.axis_index(AXIS)
         units = place * inputs.shape[-1] + jnp.arange(inputs.shape[-1])
         inputs = jnp.where(units < self.sizes[index], inputs, 0)  # padding has no gradient
         partial = jnp.dot(inputs, layer.kernel[...])
-        padded = jnp.zeros(len(bias) * self.devices, bias.dtype)
+        bias = layer.bias[...]
+        padded = jnp.zeros(len(bias) * jax.lax.axis_size(AXIS), bias.dtype)
         padded = jax.lax.dynamic_update_slice_in_dim(padded, bias, place * len(bias), 0)
         summed: jax.Array = jax.lax.psum(partial + padded[None, : partial.shape[-1]], AXIS)
         return summed

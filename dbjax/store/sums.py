@@ -102,7 +102,8 @@ class GradientSums:
       loss: (params, batch) -> mean over the batch.
       gather: portions -> their examples, one after another.
       size_of: portions -> how many examples.
-      together: portions that are computed in one program at most.
+      together: portions that are computed in one program at most, where they are put off.
+      on_devices: the gradient of a replica that is cut over devices; None: it is not.
     """
 
     def __init__(
@@ -112,10 +113,12 @@ class GradientSums:
         gather: Callable[[tuple[int, ...]], Batch],
         size_of: Callable[[tuple[int, ...]], int],
         together: int = 1,
+        on_devices: PartitionedGradient | None = None,
     ) -> None:
         self._gather, self._size_of, self._together = gather, size_of, together
         self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
-        self._of_slices, self._of_whole = _compiled(loss, partition), _compiled(loss, None)
+        self._of_slices = _Weighted(on_devices) if on_devices else _compiled(loss, partition)
+        self._of_whole = _compiled(loss, None)
         self._partition = partition
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
@@ -161,30 +164,19 @@ class DeferredSums:
 
 
 @final
-class GradientSumsOfDevices:
-    """As `GradientSums`, of a replica that is cut over devices; never put off."""
+class _Weighted:
+    """As `_compiled`, of a replica that is cut over devices."""
 
-    def __init__(
-        self,
-        gradient_fn: PartitionedGradient,
-        gather: Callable[[tuple[int, ...]], Batch],
-        size_of: Callable[[tuple[int, ...]], int],
-    ) -> None:
-        self._gradient_fn, self._gather, self._size_of = gradient_fn, gather, size_of
+    def __init__(self, gradient_fn: PartitionedGradient) -> None:
+        self._gradient_fn = gradient_fn
 
-    def work(self, slices: Slices, portions: tuple[int, ...], total: int) -> int:
-        """What its costs depend on."""
-        return self._size_of(portions)
-
-    def lower(self, slices: Slices, portions: tuple[int, ...], total: int) -> jax.stages.Lowered:
-        """The program of the devices; the product with a weight is left out."""
-        return self._gradient_fn.lower(slices, self._gather(portions))
-
-    def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
-        """Each example counts 1 / total."""
-        mean = Sum(*self._gradient_fn(slices, self._gather(portions)))
-        weighted: Sum = _times(mean, self._size_of(portions) / total)
+    def __call__(self, slices: Slices, batch: Batch, weight: float) -> Sum:
+        weighted: Sum = _times(Sum(*self._gradient_fn(slices, batch)), weight)
         return weighted
+
+    def lower(self, slices: Slices, batch: Batch, weight: float) -> jax.stages.Lowered:
+        """The program of the devices; the product with the weight is left out."""
+        return self._gradient_fn.lower(slices, batch)
 
 
 @jax.jit

@@ -7,6 +7,7 @@ Departures are listed in docs/algorithm.md.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
@@ -19,7 +20,7 @@ from dbjax.data.portions import Portions
 from dbjax.optim import Lbfgs, Method, State, Stops
 from dbjax.runtime.base import Handle, Node, Runtime
 from dbjax.store import Sharded
-from dbjax.store.sums import DeferredSums, Free, GradientSums, GradientSumsOfDevices, InOrder
+from dbjax.store.sums import DeferredSums, Free, GradientSums, InOrder
 from dbjax.store.vectors import Traffic, Vectors, VectorShard
 from dbjax.task import Program, Task
 
@@ -153,14 +154,13 @@ def _gradients(
     task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
 ) -> list[Any]:
     """What each replica computes portions with: all the same, or each on devices of its own."""
-    if store.gradients:
-        return [
-            GradientSumsOfDevices(store.gradients.of(r), data.gather, data.size_of)
-            for r in range(replicas)
-        ]
     together = max(1, _TOGETHER // task.batch_size)
-    sums = GradientSums(task.loss, store.partition, data.gather, data.size_of, together)
-    return [DeferredSums(sums) if modelled else sums] * replicas
+    of = functools.partial(
+        GradientSums, task.loss, store.partition, data.gather, data.size_of, together
+    )
+    if store.gradients:
+        return [of(store.gradients.of(r)) for r in range(replicas)]
+    return [DeferredSums(of()) if modelled else of()] * replicas
 
 
 def _nothing(portions: tuple[int, ...]) -> None:

@@ -39,9 +39,9 @@ class VirtualNode:
         self.touched_bytes = 0  # by the call being served
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
         machines = runtime.cluster.replica_machines if name.startswith("replica/") else 1
-        self._cards = [Card(name, self.machine) for _ in range(machines)]
+        # Of a replica that is cut over several machines; any other node is its own card.
+        self.cards = [Card(name, self.machine) for _ in range(machines)] if machines > 1 else []
         self._card_of: dict[str, Card] = {}
-        self.several = machines > 1
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:
@@ -85,10 +85,10 @@ class VirtualNode:
     def touched(self, arrays: Any) -> None:
         self.touched_bytes += size_bytes(arrays)
 
-    def card_to(self, other: VirtualNode | Card) -> Card:
+    def card_to(self, other: VirtualNode) -> Card:
         """The card that talks to another node: they are dealt out in order of first contact."""
         if other.name not in self._card_of:
-            self._card_of[other.name] = self._cards[len(self._card_of) % len(self._cards)]
+            self._card_of[other.name] = self.cards[len(self._card_of) % len(self.cards)]
         return self._card_of[other.name]
 
     def _duration_s(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> float:

@@ -138,8 +138,8 @@ class VirtualRuntime:
         if source is target:
             self.at(self.now_s, deliver, message)
             return
-        sender = source.card_to(target) if source.several else source
-        receiver = target.card_to(source) if target.several else target
+        sender = source.card_to(target) if source.cards else source
+        receiver = target.card_to(source) if target.cards else target
         bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, sender.egress_free_s)
@@ -147,9 +147,7 @@ class VirtualRuntime:
         first_byte_s = begin_s + self.cluster.latency_s
         self.at(first_byte_s, self._receive, (receiver, wire_s, deliver, message))
 
-    def _receive(
-        self, arrival: tuple[Card | VirtualNode, float, Callable[[Any], object], Any]
-    ) -> None:
+    def _receive(self, arrival: Arrival) -> None:
         target, wire_s, deliver, message = arrival
         free_s = target.ingress_free_s
         if wire_s == 0 and free_s < self.now_s:
