@@ -5,7 +5,7 @@ python -m benchmarks.large_model [--units=36] [--steps=3] [--batch-size=4] [--sh
 One replica of Downpour SGD and its shards in one process, through `dbjax.run`. The peak is in
 the gradient: parameters and gradient are 6.3 GiB each for 36 units, and a leaf that the border
 of two shards cuts is copied, to be joined. Two kernels make up 92% of the parameters. Two
-shards cut one of them; three and more cut both, which takes 2.6 GiB more.
+shards cut one of them; three and more cut both, which takes more.
 """
 
 from __future__ import annotations

@@ -30,7 +30,6 @@ class Instruction:
     """One instruction.
 
     Attributes:
-      literal: what a parameter or a constant has in its brackets.
       attributes: the text of each, by name; metadata is left out.
       called: the computations named in an attribute, by the attribute.
       line: as it was read, for errors.
@@ -40,7 +39,6 @@ class Instruction:
     opcode: str
     shape: Shape
     operands: tuple[Instruction, ...]
-    literal: str
     attributes: Mapping[str, str]
     called: Mapping[str, tuple[Computation, ...]]
     line: str
@@ -145,7 +143,6 @@ def _instruction(
         opcode[1],
         shape(rest[:end]),
         tuple(instructions[operand] for operand in operands),
-        inside if opcode[1] in _LITERALS else "",
         attributes,
         called,
         line.strip(),
