@@ -96,6 +96,15 @@ def test_portions_take_what_they_cost(order):
     assert time_s(1e3) > 0
 
 
+def test_costs_are_of_the_batch_at_hand():
+    steps, fn = CompiledSteps(), jax.jit(jax.grad(loss))
+    small, large = (
+        steps(fn, ({"w": jnp.zeros(10)}, (jnp.zeros((n, 10)), jnp.zeros(n)))) for n in (8, 16)
+    )
+    assert sum(p.flops for p in large.phases) > 1.5 * sum(p.flops for p in small.phases)
+    assert steps(fn, ({"w": jnp.zeros(10)}, (jnp.zeros((8, 10)), jnp.zeros(8)))) is small
+
+
 def test_what_is_not_compiled_as_a_whole_has_no_costs():
     with pytest.raises(ValueError, match="not compiled as a whole; give seconds"):
         CompiledSteps()(len, ((1, 2),))

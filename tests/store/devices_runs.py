@@ -117,6 +117,13 @@ def main():
             found[name] = ends_apart(task, cut, method, runtime)
     config = downpour.Config(rule, replicas=1, shards=2, steps=20)
     found["downpour, threads"] = ends_apart(task, cut, config, "threads")
+    slow = dbjax.Cluster(compute_s=0.0, machine=dbjax.Machine(bandwidth_bytes_per_s=100.0))
+    config = downpour.Config(rule, replicas=1, shards=4, steps=3)
+    whole_s, cut_s = (
+        dbjax.run(dataclasses.replace(task, cut=each), config, cluster=slow).summary["time_s"]
+        for each in (None, cut)
+    )
+    found["times as fast over four cards"] = whole_s / cut_s
     backwards = jax.devices()[::-1]
     found["kept order"] = list(cut.mesh(backwards).devices.flat) == backwards[:4]
     print(json.dumps(found | {"moved": all_moved(task, cut)}))

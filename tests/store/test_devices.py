@@ -49,6 +49,11 @@ def test_a_mesh_keeps_the_order_of_its_devices(runs):
     assert runs["kept order"]
 
 
+def test_a_run_has_as_many_cards_as_its_task_has_devices(runs):
+    """Slices of four shards come over one card, or over four; they are not quite equal."""
+    assert 2 < runs["times as fast over four cards"] <= 4
+
+
 def test_one_replica_in_threads(runs):
     assert runs["downpour, threads"] < TOLERANCE
 
