@@ -13,5 +13,9 @@ class DeadlockError(DbjaxError):
     """Nothing can happen any more, yet some mains still wait; names each of them."""
 
 
+class ReplayError(DbjaxError):
+    """A run does not do again what its log says."""
+
+
 class NodeDied(DbjaxError):
     """A node died: that of an awaited main for good, or that of a called service."""

@@ -13,6 +13,7 @@ from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.store import Fetched, Report
@@ -63,6 +64,7 @@ def run(
     evaluate_every_s: float | None = None,
     seed: int = 0,
     trace: Trace | None = None,
+    log: EventLog | None = None,
 ) -> Result:
     """Trains `task` with the algorithm whose `Config` is given.
 
@@ -78,6 +80,7 @@ def run(
         before and after.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
+      log: of who served whom in which order, from which `dbjax.replay` does the run again.
 
     Raises:
       ValueError: nothing would end the run, or an argument does not fit the runtime.
@@ -92,9 +95,11 @@ def run(
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     try:
-        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace)
+        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log)
         return _run(machines, task, config, trace, end_s, every_s)
     finally:
+        if log is not None:
+            log.flush()
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
@@ -135,14 +140,16 @@ def _for_task(cluster: Cluster, task: Task) -> Cluster:
     return cluster
 
 
-def _runtime(name: str, cluster: Cluster | None, seed: int, trace: Trace) -> Runtime:
+def _runtime(
+    name: str, cluster: Cluster | None, seed: int, trace: Trace, log: EventLog | None
+) -> Runtime:
     if name == "virtual":
-        return VirtualRuntime(cluster, seed=seed, trace=trace)
+        return VirtualRuntime(cluster, seed=seed, trace=trace, log=log)
     if name != "threads":
         raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads'")
     if cluster is not None:
         raise ValueError("runtime='threads' runs on this machine: it takes no cluster")
-    return ThreadsRuntime(seed=seed, trace=trace)
+    return ThreadsRuntime(seed=seed, trace=trace, log=log)
 
 
 async def _evaluator(

@@ -27,6 +27,7 @@ HINTS = {
     "cluster.compute_s": "seconds, or costs: of the compiled program",
     "cut.devices": "that each replica's network is cut over",
     "cut.host_devices": "that JAX makes of CPUs",
+    "event_log": "that experiments.replay does the run again from; none: unless time is virtual",
     "cut.how": "units, alternating, tiles; none: the paper's",
     "runtime": "virtual, threads",
 }

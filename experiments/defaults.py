@@ -30,6 +30,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.seed = 0  # of the initial parameters and of algorithms
     config.data_seed = 0  # of the order of the data
     config.max_spans = 100_000  # kept for the timeline
+    config.event_log = config_dict.placeholder(bool)  # None: unless time is virtual
     config.cluster = ml_collections.ConfigDict(
         {
             "compute_s": 0.1,  # or costs: of the compiled program

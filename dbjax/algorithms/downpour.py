@@ -91,7 +91,7 @@ async def client(
     begin = node.incarnation << 32  # a replica that comes back never repeats a step's number
     step = 0
     while step != config.steps:
-        if fetching is not None and fetching.done():  # it landed during the last mini-batch
+        if fetching is not None and await node.landed(fetching):  # meanwhile
             params, fetching = fetching.result(), None
         if step % config.n_fetch == 0 and fetching is None:
             fetching = store.pull(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters

@@ -1,6 +1,6 @@
 """Where algorithms run: see `base` for the seam and its rules."""
 
-from dbjax.runtime.base import Arrivals as Arrivals
+from dbjax.runtime.base import AsTheyCome as AsTheyCome
 from dbjax.runtime.base import Future as Future
 from dbjax.runtime.base import Handle as Handle
 from dbjax.runtime.base import Node as Node

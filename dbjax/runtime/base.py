@@ -21,6 +21,9 @@ Rules of the execution model, on every runtime:
 9. Randomness is folded from (seed, node name): the same streams on every runtime.
 10. Algorithms know nothing of bytes or seconds: sizes come from arrays, times from the
     `Cluster`.
+11. Timing enters in two places: the order in which services serve calls, and what `now`,
+    `landed`, `first` and `arrivals` say. With both written down (`event_log`), a run can be
+    replayed.
 
 A service method may be a plain function (served at once), a coroutine function (the
 service is busy until it ends), or return a `Future` (a deferred reply: the service goes
@@ -35,6 +38,7 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 import numpy as np
 
 from dbjax.runtime.futures import Arrivals as Arrivals
+from dbjax.runtime.futures import AsTheyCome as AsTheyCome
 from dbjax.runtime.futures import Future as Future
 from dbjax.runtime.futures import all_of as all_of
 from dbjax.runtime.futures import first_of as first_of
@@ -114,6 +118,16 @@ class Node(Protocol):
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
         """The index of the first to be done, or None when `timeout_s` passes before."""
+
+    def landed(self, future: Future[Any]) -> Future[bool]:
+        """Whether it is done; to be awaited, and answered at once.
+
+        `Future.done` says so too, but nothing writes down what it said: a program that asks
+        it can not be replayed.
+        """
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        """For taking futures one by one; `label` is what a deadlock report calls them."""
 
     def random(self) -> np.random.Generator:
         """A fresh generator, the same for the same (seed, node name, incarnation)."""

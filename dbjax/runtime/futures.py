@@ -10,7 +10,7 @@ import itertools
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Generic, TypeVar, final
+from typing import Any, Generic, Protocol, TypeVar, final
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -162,35 +162,52 @@ def first_of(
     return first
 
 
+class Arrivals(Protocol[K]):
+    """Futures under keys, taken one by one as they are done."""
+
+    def add(self, key: K, future: Future[Any]) -> None: ...
+
+    def next(self) -> Future[K]:
+        """The key of the next to be done, each once."""
+
+
 @final
-class Arrivals(Generic[K]):
-    """Futures under keys, taken one by one as they are done.
+class AsTheyCome(Generic[K]):
+    """`Arrivals` in the order in which they are done.
 
     Each costs the same however many there are; `first_of` looks at all of them each time.
+
+    Args:
+      label: what a deadlock report calls whoever is waited for.
+      taken: is told the number, from 0 in order of `add`, of each that is taken.
     """
 
-    def __init__(self, label: object) -> None:
-        self._label = label  # what a deadlock report calls whoever is waited for
+    def __init__(self, label: object, taken: Callable[[int], None] = lambda index: None) -> None:
+        self._label, self._taken = label, taken
+        self._count = itertools.count()
         self._lock = threading.Lock()
-        self._done: deque[K] = deque()
+        self._done: deque[tuple[int, K]] = deque()
         self._takers: deque[Future[K]] = deque()
 
     def add(self, key: K, future: Future[Any]) -> None:
-        future.on_done(lambda: self._arrive(key))
+        index = next(self._count)
+        future.on_done(lambda: self._arrive(index, key))
 
     def next(self) -> Future[K]:
-        """The key of the next to be done, each once, in the order in which they were."""
         with self._lock:
             if self._done:
-                return ready(self._done.popleft())
+                index, key = self._done.popleft()
+                self._taken(index)
+                return ready(key)
             taker: Future[K] = Future(self._label)
             self._takers.append(taker)
             return taker
 
-    def _arrive(self, key: K) -> None:
+    def _arrive(self, index: int, key: K) -> None:
         with self._lock:
             if not self._takers:
-                self._done.append(key)
+                self._done.append((index, key))
                 return
             taker = self._takers.popleft()
+            self._taken(index)
         taker.set_result(key)

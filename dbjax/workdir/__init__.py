@@ -2,4 +2,5 @@
 
 from dbjax.workdir.files import prepare as prepare
 from dbjax.workdir.files import write_json as write_json
+from dbjax.workdir.leave import EVENTS as EVENTS
 from dbjax.workdir.leave import Workdir as Workdir

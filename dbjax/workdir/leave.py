@@ -6,12 +6,13 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any, final
+from typing import IO, Any, final
 
 import jax
 import numpy as np
 
 from dbjax.launch import Result
+from dbjax.runtime.event_log import EventLog
 from dbjax.trace import Row
 from dbjax.types import Params
 from dbjax.workdir import origin
@@ -19,6 +20,7 @@ from dbjax.workdir.chrome_trace import chrome_trace
 from dbjax.workdir.files import plain, prepare, write_json, write_text
 
 METRICS = "metrics.jsonl"
+EVENTS = "events.jsonl"
 
 
 @final
@@ -36,12 +38,21 @@ class Workdir:
         self._metrics = (self.path / METRICS).open("w", buffering=1)
         self._metrics.write(json.dumps({"clock": clock, "time_s": f"seconds of the {clock} clock"}))
         self._metrics.write("\n")
+        self._events: IO[str] | None = None
+        (self.path / EVENTS).unlink(missing_ok=True)  # of a run that was here before
 
     def __enter__(self) -> Workdir:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._metrics.close()
+        if self._events is not None:
+            self._events.close()
+
+    def event_log(self) -> EventLog:
+        """A log that grows in events.jsonl."""
+        self._events = (self.path / EVENTS).open("w", buffering=1)
+        return EventLog(self._events.write)
 
     def listen(self, row: Row) -> None:
         """To be a listener of the run's trace."""

@@ -64,7 +64,7 @@ class Pool:
         self._node, self._prefetch, self._backup_after = node, prefetch, backup_after
         self._workers = [_Worker(handle) for handle in replicas]
         self._batch, self._evaluation, self._total = Assignment({}, {}, 1), -1, 0
-        self._arrivals: Arrivals[Job] = Arrivals("an answer of any replica")
+        self._arrivals: Arrivals[Job] = node.arrivals("an answer of any replica")
         self._arriving: Future[Job] | None = None
         self._idle: dict[int, None] = {}
         self._overdue = Overdue(backup_after)
@@ -213,7 +213,7 @@ class Pool:
         """The next answer of any replica, or None when it is time for a backup copy."""
         if self._arriving is None:
             self._arriving = self._arrivals.next()
-        due = None if self._arriving.done() else self._due()
+        due = None if await self._node.landed(self._arriving) else self._due()
         if due is not None:
             waiting: list[Future[Any]] = [self._arriving, self._alarm_at(due[0])]
             if await self._node.first(waiting) == 1:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import jax
 import numpy as np
 
-from dbjax.runtime.base import Future, first_of, node_generator, ready
+from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
+from dbjax.runtime.threads.here import here
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime
@@ -26,14 +27,14 @@ class ThreadNode:
         self._computed: Any = None
 
     def now(self) -> float:
-        return self.runtime.now_s()
+        return here.caller.observed.now(self.runtime.now_s())
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self.runtime.over():
             return Future("the end")
         if not self.observer:
             self.runtime.computing.add(self)
-        begin_s = self.now()
+        begin_s = self.runtime.now_s()
         value = fn(*args, **kwargs)
         if self.runtime.waits_for_numerics():
             jax.block_until_ready(value)  # and not kept: it may be as large as the parameters
@@ -41,7 +42,7 @@ class ThreadNode:
             before, self._computed = self._computed, value
             jax.block_until_ready(before)
         if self.runtime.trace is not None and not self.observer:
-            self.runtime.trace.span(self.name, "compute", begin_s, self.now())
+            self.runtime.trace.span(self.name, "compute", begin_s, self.runtime.now_s())
         return ready(value)
 
     def sleep(self, seconds: float) -> Future[None]:
@@ -63,14 +64,21 @@ class ThreadNode:
     def first(
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
-        return first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
+        first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
+        return here.caller.observed.first(futures, first)
+
+    def landed(self, future: Future[Any]) -> Future[bool]:
+        return here.caller.observed.landed(future)
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        return here.caller.observed.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)
 
     def record(self, **values: Any) -> None:
         if self.runtime.trace is not None:
-            self.runtime.trace.record(self.name, self.now(), values)
+            self.runtime.trace.record(self.name, self.runtime.now_s(), values)
 
     def touched(self, arrays: Any) -> None:
         """Takes as long as it takes."""

@@ -16,6 +16,9 @@ from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
 from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.callers import Caller, of_service
+from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.observed import Recorded, Unrecorded
 from dbjax.runtime.threads.here import DRIVER, here
 from dbjax.runtime.threads.node import ThreadNode
 from dbjax.runtime.threads.service import Service
@@ -31,8 +34,10 @@ class ThreadsRuntime:
 
     clock: Literal["virtual", "wall"] = "wall"
 
-    def __init__(self, *, seed: int = 0, trace: Trace | None = None) -> None:
-        self.seed, self.trace = seed, trace
+    def __init__(
+        self, *, seed: int = 0, trace: Trace | None = None, log: EventLog | None = None
+    ) -> None:
+        self.seed, self.trace, self.log = seed, trace, log
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
         self._begin_s = time.perf_counter()
@@ -49,15 +54,16 @@ class ThreadsRuntime:
         return time.perf_counter() - self._begin_s
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        return Service(self, name, make(ThreadNode(self, name), *args, **kwargs))
+        caller = self._caller(ThreadNode(self, name), of_service(name))
+        return Service(self, name, make(caller.node, *args, **kwargs), caller)
 
     serve_mortal = serve  # nodes of this process die with it
 
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
-        node = ThreadNode(self, name)
+        caller = self._caller(ThreadNode(self, name), name)
         thread = threading.Thread(
-            target=lambda: self.drive(node, main(node, *args, **kwargs), future, True),
+            target=lambda: self.drive(caller, main(caller.node, *args, **kwargs), future, True),
             name=name,
             daemon=True,
         )
@@ -65,9 +71,9 @@ class ThreadsRuntime:
         return future
 
     def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
-        node = ThreadNode(self, name, observer=True)
+        caller = self._caller(ThreadNode(self, name, observer=True), name)
         thread = threading.Thread(
-            target=lambda: self.drive(node, main(node, *args, **kwargs), Future(), True),
+            target=lambda: self.drive(caller, main(caller.node, *args, **kwargs), Future(), True),
             name=name,
             daemon=True,
         )
@@ -82,7 +88,7 @@ class ThreadsRuntime:
         What such a node starts is never done, so that a main which never has to wait, since
         all it asks for is there at once, ends too.
         """
-        return self._stopping.is_set() and here.name != DRIVER
+        return self._stopping.is_set() and here.caller is not DRIVER
 
     def waits_for_numerics(self) -> bool:
         """Whether a computation must have ended when its future is done.
@@ -140,15 +146,20 @@ class ThreadsRuntime:
                 thread.join(max(0.0, timeout_s))
                 return
 
+    def _caller(self, node: ThreadNode, label: str) -> Caller:
+        if self.log is None or node.observer:
+            return Caller(node, label, Unrecorded())
+        return Caller(node, label, Recorded(self.log.seen(label)))
+
     def drive(
         self,
-        node: ThreadNode,
+        caller: Caller,
         coroutine: Coroutine[Any, Any, Any],
         future: Future[Any],
         is_main: bool,
     ) -> None:
         """Runs a coroutine to its end, or to `stop`, in this thread."""
-        here.name = node.name
+        here.caller, node = caller, caller.node
         if not node.observer:
             self._waits[node] = None
         try:

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import ServiceError
 from dbjax.runtime.base import Future, ready
+from dbjax.runtime.callers import Caller
 from dbjax.runtime.threads.here import here
-from dbjax.runtime.threads.node import ThreadNode
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime
@@ -20,8 +20,10 @@ if TYPE_CHECKING:
 class Service:
     """A `Handle`, and the queue of calls that its service serves one at a time."""
 
-    def __init__(self, runtime: ThreadsRuntime, name: str, service: Any) -> None:
+    def __init__(self, runtime: ThreadsRuntime, name: str, service: Any, caller: Caller) -> None:
         self.runtime, self.name, self.service = runtime, name, service
+        self._caller = caller  # for its own calls
+        self._log = runtime.log.served(name) if runtime.log else None
         self._queue: deque[Callable[[], bool]] = deque()
         self._turn = threading.Lock()  # held by the thread that serves
 
@@ -29,7 +31,7 @@ class Service:
         future: Future[Any] = Future((method.__name__, self.name))
         if self.runtime.over():
             return future
-        call = _Call(method.__name__, args, kwargs, self.runtime.now_s(), future)
+        call = _Call(method.__name__, args, kwargs, here.caller, self.runtime.now_s(), future)
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
         return future
@@ -54,11 +56,16 @@ class Service:
     def _serve(self, call: _Call) -> bool:
         """Whether the turn went on to a thread of the pool."""
         begin_s = self.runtime.now_s()
+        before, here.caller = here.caller, self._caller
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
+            self._note(call, error)
             self._fail(call, error)
             return False
+        finally:
+            here.caller = before
+        self._note(call, value)
         if isinstance(value, Coroutine):
             self.runtime.pool.submit(self._serve_coroutine, call, value)
             return True
@@ -70,10 +77,14 @@ class Service:
             self._reply(call, value)
         return False
 
+    def _note(self, call: _Call, reply: Any) -> None:
+        if self._log is not None and not call.caller.node.observer:
+            self._log.add(call.caller.label, call.number, reply)
+
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
         begin_s = self.runtime.now_s()
         outcome: Future[Any] = Future((call.method, self.name))
-        self.runtime.drive(ThreadNode(self.runtime, self.name), coroutine, outcome, False)
+        self.runtime.drive(self._caller, coroutine, outcome, False)
         if self.runtime.trace is not None:
             self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())
         if outcome.done():  # else the run was stopped
@@ -89,12 +100,14 @@ class Service:
 
     def _reply(self, call: _Call, value: Any) -> None:
         if self.runtime.trace is not None:
-            self.runtime.trace.span(call.source, call.method, call.sent_s, self.runtime.now_s())
+            self.runtime.trace.span(
+                call.caller.node.name, call.method, call.sent_s, self.runtime.now_s()
+            )
         call.future.set_result(value)
 
     def _fail(self, call: _Call, error: Exception) -> None:
         failure = ServiceError(
-            f"{self.name}.{call.method}, called by {call.source}, failed at "
+            f"{self.name}.{call.method}, called by {call.caller.label}, failed at "
             f"{self.runtime.now_s():g} s: {type(error).__name__}: {error}"
         )
         failure.__cause__ = error
@@ -106,15 +119,16 @@ class Service:
 class _Call:
     """One message to a service, and the future of its reply."""
 
-    __slots__ = ("args", "future", "kwargs", "method", "sent_s", "source")
+    __slots__ = ("args", "caller", "future", "kwargs", "method", "number", "sent_s")
 
     def __init__(
         self,
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
+        caller: Caller,
         sent_s: float,
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
-        self.source, self.future = here.name, future
+        self.caller, self.number, self.future = caller, caller.number(), future

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Future
+from dbjax.runtime.callers import Caller
+from dbjax.runtime.observed import OutOfScript
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.node import VirtualNode
 
@@ -18,16 +20,16 @@ if TYPE_CHECKING:
 class Drive:
     """Runs a coroutine on a node, from one wait to the next."""
 
-    __slots__ = ("_coroutine", "_future", "_node", "_runtime", "waiting")
+    __slots__ = ("_caller", "_coroutine", "_future", "_runtime", "waiting")
 
     def __init__(
         self,
         runtime: VirtualRuntime,
-        node: VirtualNode,
+        caller: Caller,
         coroutine: Coroutine[Any, Any, Any],
         future: Future[Any],
     ) -> None:
-        self._runtime, self._node, self._future = runtime, node, future
+        self._runtime, self._caller, self._future = runtime, caller, future
         self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
         self.waiting: Future[Any] | None = None
         self.resume()
@@ -35,7 +37,7 @@ class Drive:
     def resume(self) -> None:
         if self._coroutine is None:  # killed while it waited
             return
-        self._runtime.active = self._node
+        self._runtime.active = self._caller
         try:
             self.waiting = self._coroutine.send(None)
         except StopIteration as stop:
@@ -45,6 +47,8 @@ class Drive:
             self._coroutine = None
             self._runtime.failed.append(self._future)
             self._future.set_error(error)
+        except OutOfScript:
+            self.kill()
         else:
             self.waiting.on_done(self.resume)
 
@@ -65,6 +69,7 @@ class Main:
         make: Callable[[], Coroutine[Any, Any, Any]],
     ) -> None:
         self.runtime, self.node, self.make = runtime, node, make
+        self.caller = runtime.caller(node, node.name)
         self.future: Future[Any] = Future(("end", node.name))
         self._drive: Drive | None = None
 
@@ -73,7 +78,7 @@ class Main:
         return self._drive.waiting if self._drive is not None else None
 
     def start(self, _: object) -> None:
-        self._drive = Drive(self.runtime, self.node, self.make(), self.future)
+        self._drive = Drive(self.runtime, self.caller, self.make(), self.future)
 
     def mortal(self) -> None:
         """From now on the node may die."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from dbjax.runtime.base import Future, first_of, node_generator
+from dbjax.runtime.base import Arrivals, Future, first_of, node_generator
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.phased import PhasedStep
 from dbjax.runtime.sizes import size_bytes
@@ -49,7 +49,7 @@ class VirtualNode:
         return node_generator(self.runtime.cluster.seed, f"draws of {self.name}")
 
     def now(self) -> float:
-        return self.runtime.now_s
+        return self.runtime.active.observed.now(self.runtime.now_s)
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         runtime = self.runtime
@@ -73,7 +73,14 @@ class VirtualNode:
     def first(
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
-        return first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
+        first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
+        return self.runtime.active.observed.first(futures, first)
+
+    def landed(self, future: Future[Any]) -> Future[bool]:
+        return self.runtime.active.observed.landed(future)
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        return self.runtime.active.observed.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)

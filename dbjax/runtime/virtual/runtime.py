@@ -17,10 +17,14 @@ from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError, NodeDied
 from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.callers import Caller
 from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.event_log import EventLog, Script
+from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
 from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.node import Card, VirtualNode
 from dbjax.runtime.virtual.service import Service
+from dbjax.runtime.virtual.turns import Turns
 from dbjax.trace import Trace
 
 Event = tuple[float, int, Callable[[Any], object], Any]
@@ -30,21 +34,37 @@ MainFn = Callable[..., Coroutine[Any, Any, Any]]
 
 @final
 class VirtualRuntime:
-    """A `Runtime` in virtual time (see `dbjax.runtime.base` for the rules)."""
+    """A `Runtime` in virtual time (see `dbjax.runtime.base` for the rules).
+
+    Args:
+      log: to write the order of what happens into.
+      script: the log of another run, on any runtime, to do again: services serve in the order
+        that it says, and nodes see of time what it says. Until there is no more of it.
+    """
 
     clock: Literal["virtual", "wall"] = "virtual"
 
     def __init__(
-        self, cluster: Cluster | None = None, *, seed: int = 0, trace: Trace | None = None
+        self,
+        cluster: Cluster | None = None,
+        *,
+        seed: int = 0,
+        trace: Trace | None = None,
+        log: EventLog | None = None,
+        script: Script | None = None,
     ) -> None:
         self.cluster = cluster or Cluster()
         if self.cluster.compute_s == "costs":
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.seed = seed
-        self.trace = trace
+        self.trace, self.log = trace, log
+        self._script = script  # of the run that is replayed
+        self._turns: list[Turns] = []
+        if script is not None:
+            self.clock = "wall"  # what is replayed must not think that its time is modelled
         self.now_s = 0.0
-        self.driver = VirtualNode(self, "driver", observer=True)
-        self.active = self.driver  # the node whose code is running
+        self.driver = Caller(VirtualNode(self, "driver", observer=True), "driver", Unrecorded())
+        self.active = self.driver  # whose code is running
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
@@ -110,7 +130,7 @@ class VirtualRuntime:
             do(argument)
         self.active = self.driver
         self._raise_lost_error()
-        if self.running and not events:
+        if self.running and not events and self._script is None:
             self._raise_deadlock()
         return until_s if self.running and not self._stopping else end_s
 
@@ -155,6 +175,26 @@ class VirtualRuntime:
         else:  # at equal times too what came before is delivered first: it is in the heap
             end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
             self.at(end_s, deliver, message)
+
+    def caller(self, node: VirtualNode, label: str) -> Caller:
+        """Something with code of its own, on a node."""
+        observed: Observed = Unrecorded()
+        if self._script is not None:
+            observed = Scripted(self._script, label)
+        elif self.log is not None and not node.observer:
+            observed = Recorded(self.log.seen(label))
+        return Caller(node, label, observed)
+
+    def turns(self, service: str) -> Turns | None:
+        """The order of a service's calls, where one is given."""
+        if self._script is None:
+            return None
+        self._turns.append(Turns(self._script, service))
+        return self._turns[-1]
+
+    def replayed(self) -> int:
+        """How many calls were served as the script says."""
+        return sum(turns.served for turns in self._turns)
 
     def _node(self, name: str) -> VirtualNode:
         if name not in self._nodes:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.base import Future, ready
+from dbjax.runtime.callers import Caller, of_service
 from dbjax.runtime.sizes import size_bytes
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Drive
@@ -21,19 +22,31 @@ if TYPE_CHECKING:
 class _Call:
     """One message to a service, and the future of its reply."""
 
-    __slots__ = ("args", "future", "kwargs", "lost", "method", "sent_s", "size", "source")
+    __slots__ = (
+        "args",
+        "caller",
+        "future",
+        "kwargs",
+        "lost",
+        "method",
+        "number",
+        "sent_s",
+        "size",
+        "source",
+    )
 
     def __init__(
         self,
         method: str,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        source: VirtualNode,
+        caller: Caller,
         sent_s: float,
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
-        self.source, self.sent_s, self.future = source, sent_s, future
+        self.caller, self.source, self.number = caller.label, caller.node, caller.number()
+        self.sent_s, self.future = sent_s, future
         self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
         self.lost = False  # the service died with it
 
@@ -44,6 +57,9 @@ class Service:
 
     def __init__(self, runtime: VirtualRuntime, node: VirtualNode, make: Callable[[], Any]) -> None:
         self.runtime, self.node, self.name, self._make = runtime, node, node.name, make
+        self._caller = runtime.caller(node, of_service(node.name))
+        self._log = runtime.log.served(node.name) if runtime.log else None
+        self._turns = runtime.turns(node.name)
         self.service = make()
         self._queue: deque[_Call] = deque()
         self._busy = False
@@ -54,21 +70,20 @@ class Service:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         runtime = self.runtime
-        source = runtime.active
         name = method.__name__
         future: Future[Any] = Future((name, self.name))
-        call = _Call(name, args, kwargs, source, runtime.now_s, future)
-        if source.observer:
+        call = _Call(name, args, kwargs, runtime.active, runtime.now_s, future)
+        if call.source.observer:
             self._answer_observer(call)
         else:
-            runtime.send(source, self.node, call.size, self._arrive, call)
+            runtime.send(call.source, self.node, call.size, self._arrive, call)
         return future
 
     def up(self) -> Future[None]:
         if self._lives is None or self._lives.alive:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
-        self._hoping.append((self.runtime.active, future))
+        self._hoping.append((self.runtime.active.node, future))
         return future
 
     def mortal(self) -> None:
@@ -109,7 +124,10 @@ class Service:
                 self._refuse(call)
                 return
             self._unanswered[call] = None
-        self._queue.append(call)
+        if self._turns is None:
+            self._queue.append(call)
+        else:
+            self._queue += self._turns.due(call.caller, call.number, call)
         if not self._busy:
             self._serve()
 
@@ -118,12 +136,14 @@ class Service:
         runtime, queue = self.runtime, self._queue
         while queue:
             call = queue.popleft()
-            runtime.active = self.node
+            runtime.active = self._caller
             try:
                 value = getattr(self.service, call.method)(*call.args, **call.kwargs)
             except Exception as error:
+                self._note(call, error)
                 self._reply(call, None, error)
                 continue
+            self._note(call, value)
             if isinstance(value, Coroutine):
                 self._busy = True
                 self._serve_coroutine(call, value)
@@ -138,6 +158,12 @@ class Service:
                 return
             self._deliver(call, value)
         self._busy = False
+
+    def _note(self, call: _Call, reply: Any) -> None:
+        if self._log is not None:
+            self._log.add(call.caller, call.number, reply)
+        if self._turns is not None:
+            self._turns.check(reply)
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
@@ -163,7 +189,7 @@ class Service:
             self._serve()
 
         outcome.on_done(ended)
-        drive = Drive(self.runtime, self.node, coroutine, outcome)
+        drive = Drive(self.runtime, self._caller, coroutine, outcome)
         if not outcome.done():
             self._drive = drive
 

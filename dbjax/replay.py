@@ -1,0 +1,48 @@
+"""`replay`: a run in real time done again, from its event log, in the virtual runtime."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, NamedTuple
+
+from dbjax.errors import ReplayError
+from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.event_log import Script
+from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.summary import params_sha256
+from dbjax.task import Program, Task
+from dbjax.types import Params
+
+
+class Replayed(NamedTuple):
+    """What came of it: parameters, their digest, and how many calls were served again."""
+
+    params: Params
+    params_sha256: str
+    calls: int
+
+
+def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replayed:
+    """Trains again as a run in threads or on Ray did, call by call: the same bytes.
+
+    Every service serves in the order of the log, every node sees of time what it saw then.
+    The arithmetic is done anew; versions are compared at every call.
+
+    Args:
+      task: that of the run; the same for the other arguments.
+
+    Raises:
+      ReplayError: a version differs, or the log asks for calls that are never made.
+    """
+    algorithm = importlib.import_module(type(config).__module__)
+    machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
+    program: Program = algorithm.program(machines, task, config)
+    machines.run()
+    done, there_are = machines.replayed(), script.count()
+    if done != there_are:
+        raise ReplayError(
+            f"only {done} of {there_are} calls of the log were made: it is of another program, "
+            "or of a run in which nodes died"
+        )
+    params = program.join(program.store.pull(program.shard.peek).result().slices)
+    return Replayed(params, params_sha256(params), done)

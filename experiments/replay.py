@@ -1,0 +1,73 @@
+"""Does a run in threads or on Ray again, from its event log, bit for bit.
+
+python -m experiments.replay --workdir=DIR
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import rich.console
+import rich.table
+
+import dbjax
+from dbjax.errors import ReplayError
+from dbjax.workdir import EVENTS
+from experiments import build
+from experiments.command_line import command, parse
+from experiments.saved import saved
+
+
+def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
+    """The run again, and the digest of the parameters that it ended with, if it did.
+
+    Raises:
+      ValueError: there is no log, or it breaks off.
+    """
+    config = saved(workdir)
+    build.make_host_devices(config)
+    script = _script(Path(workdir) / EVENTS)
+    found = dbjax.replay(build.task(config), build.algorithm(config), script, seed=config.seed)
+    summary = Path(workdir) / "summary.json"
+    ended = json.loads(summary.read_text())["params_sha256"] if summary.exists() else None
+    return found, ended
+
+
+def _script(path: Path) -> dbjax.Script:
+    try:
+        with path.open() as lines:
+            return dbjax.Script(lines)
+    except OSError as error:
+        raise ValueError(
+            f"{str(path)!r} cannot be read: {error.strerror}; --config.event_log=true writes one"
+        ) from error
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = parse(arguments)
+    if chosen.workdir is None or chosen.config is not None:
+        raise ValueError("needs --workdir=DIR of a run, and nothing else: the config lies there")
+    begin = time.perf_counter()
+    try:
+        found, ended = replay(chosen.workdir)
+    except ReplayError as error:
+        raise ValueError(str(error)) from error
+    same = found.params_sha256 == ended
+    verdict = "the same bytes" if same else "DIFFERENT BYTES" if ended else "the run did not end"
+    table = rich.table.Table("", "", show_header=False)
+    table.add_row("calls served again", f"{found.calls:,}")
+    table.add_row("parameters of the replay", found.params_sha256)
+    table.add_row("parameters of the run", ended or "unknown")
+    table.add_row("", verdict)
+    table.add_row("wall s", f"{time.perf_counter() - begin:.3g}")
+    rich.console.Console().print(table)
+    return 0 if same or ended is None else 1
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,56 @@
+"""The config of a run that lies on disk."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from dbjax.arguments import nearest
+from experiments.defaults import defaults
+
+CONFIG = "config.json"
+_INFINITE = {"inf": math.inf, "-inf": -math.inf}
+
+
+def saved(workdir: str | Path) -> ml_collections.ConfigDict:
+    """The resolved config that a run left.
+
+    Raises:
+      ValueError: there is none, it cannot be read, or this version of dbjax has other fields.
+    """
+    path = Path(workdir) / CONFIG
+    try:
+        fields = json.loads(path.read_text())["config"]
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{str(path)!r} is not what a run leaves: {error}") from error
+    config = defaults()
+    for name, value in fields.items():
+        if name not in config:
+            raise ValueError(
+                f"{str(path)!r} is of another version of dbjax: no field {name!r}"
+                f"{nearest(name, config)}"
+            )
+        with config.unlocked(), config.ignore_type():
+            config[name] = _value(value)
+    missing = sorted(set(config) - set(fields))
+    if missing:
+        raise ValueError(
+            f"{str(path)!r} is of another version of dbjax: it has no field {missing[0]!r}"
+        )
+    return config
+
+
+def _value(value: Any) -> Any:
+    """As it was before it became JSON."""
+    if isinstance(value, Mapping):
+        return ml_collections.ConfigDict({name: _value(inner) for name, inner in value.items()})
+    if isinstance(value, list):
+        return tuple(map(_value, value))
+    return _INFINITE.get(value, value) if isinstance(value, str) else value
