@@ -35,12 +35,8 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
         Workdir(workdir, config.to_dict(), clock=_clock(config)) as files,
         progress(label, _clock(config), config.until_s) as listen,
     ):
-        wanted = config.event_log
-        log = (
-            files.event_log()
-            if (config.runtime != "virtual" if wanted is None else wanted)
-            else None
-        )
+        logs = _clock(config) == "wall" if config.event_log is None else config.event_log
+        log = files.event_log() if logs else None
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
             task,

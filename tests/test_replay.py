@@ -1,6 +1,7 @@
 """Runs in real time, done again from their event logs."""
 
 import dataclasses
+import itertools
 import json
 
 import optax
@@ -76,7 +77,7 @@ def swapped(lines):
     for entry in entries:
         calls = entry.get("calls", [])
         rows = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-        for a, b in zip(rows, rows[1:]):
+        for a, b in itertools.pairwise(rows):
             if a[0] != b[0] and b[2] == a[2] + 1:
                 a[:2], b[:2] = b[:2], a[:2]
                 entry["calls"] = [x for row in rows for x in row]
@@ -110,8 +111,10 @@ def test_a_log_that_breaks_off_is_read_up_to_there():
     assert 0 < dbjax.Script([*lines[:-3], lines[-3][:20]]).count() <= whole
 
 
-@pytest.mark.parametrize("lines", [[], ["{}\n"], ["nonsense\n"], ['{"dbjax event log": 9}\n'],
-                                   ['{"dbjax event log": 1}\n', '{"service": "shard/0"}\n']])  # fmt: skip
-def test_what_is_no_log_is_refused(lines):
+NO_LOG = '{"dbjax event log": 9}\n', '{"dbjax event log": 1}\n{"service": "shard/0"}\n'
+
+
+@pytest.mark.parametrize("text", ["", "{}\n", "nonsense\n", *NO_LOG])
+def test_what_is_no_log_is_refused(text):
     with pytest.raises(ValueError, match="event log"):
-        dbjax.Script(lines)
+        dbjax.Script(text.splitlines(keepends=True))
