@@ -17,5 +17,9 @@ class ReplayError(DbjaxError):
     """A run does not do again what its log says."""
 
 
+class StateLost(DbjaxError):
+    """A shard was restored from a checkpoint, and does not know what it is asked for."""
+
+
 class NodeDied(DbjaxError):
     """A node died: that of an awaited main for good, or that of a called service."""

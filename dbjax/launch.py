@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
+import itertools
 import math
 import time
 from typing import Any, Literal
@@ -62,6 +63,7 @@ def run(
     cluster: Cluster | None = None,
     until_s: float | None = None,
     evaluate_every_s: float | None = None,
+    checkpoint_every_s: float | None = None,
     seed: int = 0,
     trace: Trace | None = None,
     log: EventLog | None = None,
@@ -78,6 +80,8 @@ def run(
       until_s: seconds on the run's clock; None: until every replica has done its steps.
       evaluate_every_s: between evaluations, in seconds on the run's clock; None: only
         before and after.
+      checkpoint_every_s: between checkpoints, in seconds on the run's clock: what a shard
+        without a backup goes on from, when its machine is back; None: from the beginning.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
       log: of who served whom in which order, from which `dbjax.replay` does the run again.
@@ -89,14 +93,15 @@ def run(
         raise ValueError("nothing would end this run: give until_s, or steps in the config")
     if until_s is not None and not until_s > 0:
         raise ValueError(f"until_s={until_s} must be above 0")
-    if evaluate_every_s is not None and not evaluate_every_s > 0:
-        raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
+    for name, every in (("evaluate", evaluate_every_s), ("checkpoint", checkpoint_every_s)):
+        if every is not None and not every > 0:
+            raise ValueError(f"{name}_every_s={every} must be above 0")
     trace = trace if trace is not None else Trace()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     try:
         machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log)
-        return _run(machines, task, config, trace, end_s, every_s)
+        return _run(machines, task, config, trace, end_s, every_s, checkpoint_every_s)
     finally:
         if log is not None:
             log.flush()
@@ -106,15 +111,24 @@ def run(
 
 
 def _run(
-    machines: Runtime, task: Task, config: Any, trace: Trace, end_s: float, every_s: float
+    machines: Runtime,
+    task: Task,
+    config: Any,
+    trace: Trace,
+    end_s: float,
+    every_s: float,
+    checkpoint_every_s: float | None,
 ) -> Result:
     algorithm = importlib.import_module(type(config).__module__)
     program: Program = algorithm.program(machines, task, config)
     machines.observe("evaluator", _evaluator, program, task, trace, every_s, end_s)
+    if checkpoint_every_s is not None:
+        machines.observe("checkpointer", _checkpointer, program, machines, checkpoint_every_s)
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(end_s)
     wall_s = time.perf_counter() - begin
+    machines.revive()
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
@@ -164,6 +178,15 @@ async def _evaluator(
         node.record(**_evaluation(program, task, trace, fetched, reports))
         k = max(k + 1, math.ceil(node.now() / every_s))
         due_s = k * every_s
+
+
+async def _checkpointer(node: Node, program: Program, machines: Runtime, every_s: float) -> None:
+    """Keeps what every shard knows; the cluster does not notice."""
+    for k in itertools.count(1):
+        await node.sleep(max(0.0, k * every_s - node.now()))
+        states = await program.store.each(program.shard.state)
+        names = [shard.name for shard in program.store.shards]
+        machines.saved = dict(zip(names, states, strict=True))
 
 
 def _evaluation(

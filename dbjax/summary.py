@@ -73,6 +73,7 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
         **({"replica_devices": devices} if devices else {}),
         "refused_pushes": sum(report.counts.refused for report in reports),
         "repeated_pushes": sum(report.counts.repeated for report in reports),
+        "lost_pushes": sum(report.counts.lost for report in reports),
         "deaths": deaths.count("died"),
         "returns": deaths.count("returned"),
         **program.summarise(trace.rows),

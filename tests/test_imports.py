@@ -51,9 +51,10 @@ def within(names, *allowed):
     ("name", "allowed"),
     [
         ("dbjax.runtime", ["dbjax.runtime", "dbjax.errors", "dbjax.trace"]),
-        ("dbjax.runtime.futures", []), ("dbjax.runtime.base", ["dbjax.runtime.futures"]),
-        ("dbjax.store", ["dbjax.store", "dbjax.optim", "dbjax.runtime.base", "dbjax.types",
-                         "dbjax.parallel.cut"]),
+        ("dbjax.runtime.futures", []),
+        ("dbjax.runtime.base", ["dbjax.runtime.futures", "dbjax.runtime.callers"]),
+        ("dbjax.store", ["dbjax.store", "dbjax.errors", "dbjax.optim", "dbjax.runtime.base",
+                         "dbjax.types", "dbjax.parallel.cut"]),
         ("dbjax.parallel", ["dbjax.parallel", "dbjax.types", "dbjax.runtime.cluster",
                             "dbjax.runtime.phased"]),
         *[(f"dbjax.parallel.{name}", ["dbjax.parallel", "dbjax.types"])

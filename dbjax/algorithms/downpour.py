@@ -16,7 +16,7 @@ from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime, ready
-from dbjax.store import Accrued, Fetched, Shard, Sharded, server_rule
+from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups, server_rule
 from dbjax.task import Program, Task
 
 
@@ -29,6 +29,7 @@ class Config:
       local_rule: rule of a replica's own steps between fetches; None: as `rule`.
       replicas: model replicas, each on its own part of the training data.
       shards: of the parameter server.
+      shard_backups: copies of every shard on machines of their own, 0 or 1.
       n_fetch: mini-batches between two fetches of parameters.
       n_push: mini-batches between two pushes of accrued gradients.
       overlap: go on computing while a fetch is under way, instead of waiting for it.
@@ -41,6 +42,7 @@ class Config:
     local_rule: optax.GradientTransformation | None = None
     replicas: int = 8
     shards: int = 3
+    shard_backups: int = 0
     n_fetch: int = 1
     n_push: int = 1
     overlap: bool = False
@@ -55,6 +57,7 @@ class Config:
         for field in ("warm_start_s", "warm_start_updates"):
             if getattr(self, field) < 0:
                 raise ValueError(f"downpour.{field}={getattr(self, field)} must not be negative")
+        require_backups("downpour", self.shard_backups)
         if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
             raise ValueError(
                 f"downpour.steps={self.steps} must be at least 1, and enough for "
@@ -88,17 +91,17 @@ async def client(
     params: Fetched | None = None
     fetching: Future[Fetched] | None = None
     pushing: Future[Any] = ready(None)
-    begin = node.incarnation << 32  # a replica that comes back never repeats a step's number
-    step = 0
-    while step != config.steps:
+    pushes = min(await store.each(Shard.pushed, node.name)) if node.incarnation else 0
+    step = pushes * config.n_push  # one that comes back goes on where the shards knew it last
+    while config.steps is None or step < config.steps:
         if fetching is not None and await node.landed(fetching):  # meanwhile
             params, fetching = fetching.result(), None
-        if step % config.n_fetch == 0 and fetching is None:
+        if fetching is None and (params is None or step % config.n_fetch == 0):
             fetching = store.pull(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters
         if fetching is not None and (params is None or not config.overlap):
             params, fetching = await fetching, None
         assert params is not None  # the first fetch is awaited
-        batch = batches.at(begin + step)  # GetNextMinibatch
+        batch = batches.at(step)  # GetNextMinibatch
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)  # ComputeGradient
         accrued = accrued.plus(gradient, params.versions, batches.batch_size)
         if config.overlap or (step + 1) % config.n_fetch:
@@ -108,13 +111,13 @@ async def client(
         del gradient  # so that each piece is freed when its shard has applied it
         if (step + 1) % config.n_push == 0:
             await pushing  # one push in flight at most
-            messages, accrued = accrued.messages(node.name, begin + step), Accrued()
-            pushing = store.push(Shard.push, messages)
+            messages, accrued = accrued.messages(node.name, pushes), Accrued()
+            pushing, pushes = store.push(Shard.push, messages), pushes + 1
         node.record(step=step, loss=loss)
         step += 1
     await pushing
     if accrued.gradient is not None:
-        await store.push(Shard.push, accrued.messages(node.name, begin + step))
+        await store.push(Shard.push, accrued.messages(node.name, pushes))
 
 
 async def late_client(
@@ -137,7 +140,15 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     if config.shards > 1:
         require_elementwise(config.rule)
     rule = server_rule(config.rule)
-    store = Sharded.serve(runtime, Shard, task.params, config.shards, rule, cut=task.cut)
+    store = Sharded.serve(
+        runtime,
+        Shard,
+        task.params,
+        config.shards,
+        rule,
+        backups=config.shard_backups,
+        cut=task.cut,
+    )
     mains = [
         runtime.spawn(
             f"replica/{r}",

@@ -16,7 +16,7 @@ import optax
 
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_elementwise
-from dbjax.runtime.base import Future, Node, Runtime
+from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
     Accrued,
     Push,
@@ -24,7 +24,9 @@ from dbjax.store import (
     ServerRule,
     Shard,
     Sharded,
+    ShardState,
     Snapshot,
+    require_backups,
     server_rule,
 )
 from dbjax.task import Program, Task
@@ -39,12 +41,14 @@ class Config:
       rule: applied to the mean of the replicas' gradients.
       replicas: that compute a gradient for every step, each on its own part of the data.
       shards: of the parameters; 1 when there is one replica.
+      shard_backups: copies of every shard on machines of their own, 0 or 1.
       steps: updates in total; None: until the run's time is over.
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
     replicas: int = 1
     shards: int = 1
+    shard_backups: int = 0
     steps: int | None = None
 
     def __post_init__(self) -> None:
@@ -55,6 +59,7 @@ class Config:
             raise ValueError(
                 f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"
             )
+        require_backups("sgd", self.shard_backups)
         if self.steps is not None and self.steps < 1:
             raise ValueError(f"sgd.steps={self.steps} must be at least 1, or None")
 
@@ -63,6 +68,15 @@ class Config:
 def _mean(gradients: list[Slice]) -> Slice:
     mean: Slice = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
     return mean
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepState:
+    """All that a synchronous shard knows."""
+
+    shard: ShardState
+    steps: int
+    arrived: tuple[Push, ...]
 
 
 @final
@@ -79,6 +93,7 @@ class SynchronousShard:
         self._shard = Shard(node, params, rule)
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
+        self._steps = 0
 
     def fetch(self, replica: str) -> Snapshot:
         return self._shard.fetch(replica)
@@ -89,8 +104,29 @@ class SynchronousShard:
     def report(self) -> Report:
         return self._shard.report()
 
+    def steps(self) -> int:
+        """How many steps all replicas have taken."""
+        return self._steps
+
+    def state(self) -> StepState:
+        """All that it knows, and what has arrived for the next step."""
+        return StepState(
+            self._shard.state(), self._steps, tuple(p for p, _ in self._arrived.values())
+        )
+
+    def restore(self, state: StepState, *, checkpoint: bool = False) -> None:
+        """Knows what a state says, and nothing else; whoever waits for a reply calls again."""
+        self._shard.restore(state.shard, checkpoint=checkpoint)
+        self._steps = state.steps
+        self._arrived = {push.replica: (push, Future()) for push in state.arrived}
+
     def step(self, push: Push) -> Future[Snapshot]:
-        """Replies, to all replicas, the parameters after applying the mean gradient."""
+        """Replies, to all replicas, the parameters after applying the mean gradient.
+
+        To a replica that is behind, since it came back from the dead, at once.
+        """
+        if push.sequence < self._steps:
+            return ready(self._shard.fetch(push.replica))
         reply: Future[Snapshot] = Future("the other replicas' gradients")
         self._arrived[push.replica] = (push, reply)
         if len(self._arrived) == self._replicas:
@@ -100,6 +136,7 @@ class SynchronousShard:
     def _finish_step(self) -> None:
         arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation
         pushes = [push for _, (push, _) in arrived]
+        self._steps = pushes[0].sequence + 1
         gradient = pushes[0].gradient
         if len(pushes) > 1:
             gradient = _mean([push.gradient for push in pushes])
@@ -123,9 +160,9 @@ async def client(
     config: Config,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
+    step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
     params = await store.pull(SynchronousShard.fetch, node.name)
-    step = 0
-    while step != config.steps:
+    while config.steps is None or step < config.steps:
         batch = batches.at(step)
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)
         accrued = Accrued().plus(gradient, params.versions, batches.batch_size)
@@ -146,6 +183,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         server_rule(config.rule),
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
+        backups=config.shard_backups,
         cut=task.cut,
     )
     mains = [

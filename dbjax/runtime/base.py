@@ -37,6 +37,9 @@ from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, over
 
 import numpy as np
 
+from dbjax.runtime.callers import Caller as Caller
+from dbjax.runtime.callers import calling_as as calling_as
+from dbjax.runtime.callers import current as current
 from dbjax.runtime.futures import Arrivals as Arrivals
 from dbjax.runtime.futures import AsTheyCome as AsTheyCome
 from dbjax.runtime.futures import Future as Future
@@ -135,6 +138,12 @@ class Node(Protocol):
     def record(self, **values: Any) -> None:
         """Adds a row of metrics, stamped with node and time, to the run's trace."""
 
+    def service(self, name: str) -> Handle[Any]:
+        """The service of that name, wherever it is."""
+
+    def saved(self, name: str) -> Any:
+        """What the last checkpoint holds of a service, or None."""
+
     def touched(self, arrays: Any) -> None:
         """Says that the call being served reads or writes these, beside its arguments."""
 
@@ -144,6 +153,12 @@ class Runtime(Protocol):
 
     clock: Literal["virtual", "wall"]
 
+    @property
+    def mortal(self) -> bool:
+        """Whether nodes may die."""
+
+    saved: dict[str, Any]  # what the last checkpoint holds, by the name of the service
+
     def serve(
         self,
         name: str,
@@ -152,20 +167,11 @@ class Runtime(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Handle[T]:
-        """Places a service, `make(node, ...)`, on a node of that name, which never dies."""
+        """Places a service, `make(node, ...)`, on a node of that name.
 
-    def serve_mortal(
-        self,
-        name: str,
-        make: Callable[Concatenate[Node, P], T],
-        /,
-        *args: P.args,
-        **kwargs: P.kwargs,
-    ) -> Handle[T]:
-        """Places a service on a node that may die, and with it all that the service knew.
-
-        Calls that it has not answered then, and those that come while it is dead, fail with
-        `NodeDied`. When the node comes back the service is made anew.
+        The node may die, and with it all that the service knew. Calls that it has not answered
+        then, and those that come while it is dead, fail with `NodeDied`. When the node comes
+        back the service is made anew.
         """
 
     def spawn(
@@ -197,6 +203,9 @@ class Runtime(Protocol):
 
     def stop(self) -> None:
         """Ends `run` at the next chance, as if `until_s` had come."""
+
+    def revive(self) -> None:
+        """After a run: brings back what is dead, so that it can be asked for what it knows."""
 
 
 def node_generator(seed: int, name: str, incarnation: int = 0) -> np.random.Generator:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+from collections.abc import Iterator
 from typing import Any, final
 
-from dbjax.runtime.observed import Observed
+from dbjax.runtime.observed import Observed, Unrecorded
 
 
 @final
@@ -16,18 +19,45 @@ class Caller:
       label: names it within the run.
       observed: what it sees of time.
       calls: how many it has made.
+      life: how often it has died; what it had asked for before then comes to nobody.
     """
 
-    __slots__ = ("calls", "label", "node", "observed")
+    __slots__ = ("calls", "label", "life", "node", "observed")
 
     def __init__(self, node: Any, label: str, observed: Observed) -> None:
-        self.node, self.label, self.calls = node, label, 0
+        self.node, self.label, self.calls, self.life = node, label, 0, 0
         self.observed = observed
 
     def number(self) -> int:
         """Of its next call: 1, 2, 3, ..."""
         self.calls += 1
         return self.calls
+
+
+class _Driver:
+    """Where `run` is called: no node of the cluster."""
+
+    name, observer = "driver", True
+
+
+DRIVER = Caller(_Driver(), "driver", Unrecorded())
+
+
+class _Current(threading.local):
+    caller = DRIVER
+
+
+current = _Current()  # whose code this thread runs
+
+
+@contextlib.contextmanager
+def calling_as(caller: Caller) -> Iterator[None]:
+    """What is called in the block, `caller` calls."""
+    before, current.caller = current.caller, caller
+    try:
+        yield
+    finally:
+        current.caller = before
 
 
 def of_service(name: str) -> str:

@@ -44,12 +44,17 @@ class Future(Generic[T]):
         """Returns the value or raises the error; only after `done`."""
         if not self._settled:
             raise RuntimeError(f"result() of {self.label} before it is done: await it")
+        self.see()
+        if self._error is not None:
+            raise self._error
+        return self._value  # type: ignore[return-value]
+
+    def see(self) -> None:
+        """Somebody has looked at the outcome: no error of it is lost."""
         self.awaited = True
         if self._error is not None:
             for child in self._children:
-                child.awaited = True
-            raise self._error
-        return self._value  # type: ignore[return-value]
+                child.see()
 
     def error(self) -> BaseException | None:
         """The error it was settled with, without counting as having seen it."""

@@ -32,6 +32,8 @@ class Delays:
     def __init__(self) -> None:
         self.histogram: collections.Counter[int] = collections.Counter()
         self.version = 0
+        self.restored = False  # whether an earlier life may have served versions
+        self.orphans = 0
         self._offsets = 0
         self._replicas: dict[str, _Replica] = {}
 
@@ -44,9 +46,16 @@ class Delays:
     def applied(self, replica: str, computed_at: int, version: int) -> None:
         """A push computed at version `computed_at` is applied to `version`.
 
+        Where the shard was restored, the gradient may be of a version that is no more: such an
+        orphan has no staleness, and counts as if it had been computed at this version.
+
         Raises:
           RuntimeError: the replica never fetched that version (the store is broken).
         """
+        if self.restored and not self._served(replica, computed_at):
+            self.orphans += 1
+            computed_at = version
+            self.fetched(replica, version)
         known = self._replicas.get(replica)
         if known is None or computed_at not in known.served:
             raise RuntimeError(f"{replica} pushed against version {computed_at}, never fetched")
@@ -56,6 +65,10 @@ class Delays:
         self._offsets += computed_at - known.last
         known.last = self.version = version + 1
         known.pushed = True
+
+    def _served(self, replica: str, version: int) -> bool:
+        known = self._replicas.get(replica)
+        return known is not None and version in known.served
 
     def copy(self) -> Delays:
         """The books as they stand; the original may go on."""

@@ -32,7 +32,8 @@ class Push:
 
     Attributes:
       replica: who pushes.
-      sequence: grows with every push of that replica; a repeated one is not applied again.
+      sequence: number of the push among that replica's: 0, 1, 2, ... A repeated one is not
+        applied again.
       version: of the parameters that the oldest of the accrued gradients was computed at.
       examples: how many the gradients saw.
       gradient: the sum of the accrued gradients, each a mean over its mini-batch.
@@ -53,6 +54,7 @@ class Counts:
     applied: int = 0
     refused: int = 0  # pushes with a value that is not finite
     repeated: int = 0  # pushes that had been applied already
+    lost: int = 0  # pushes that an earlier life of the shard had applied
     examples: int = 0
     bytes_fetched: int = 0
     bytes_pushed: int = 0
@@ -63,6 +65,17 @@ class Report:
     """A shard's books at one moment."""
 
     version: int
+    counts: Counts
+    delays: Delays
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ShardState:
+    """All that a shard knows, for its checkpoint or for another copy of it."""
+
+    snapshot: Snapshot
+    rule: ServerState
+    sequences: dict[str, int]
     counts: Counts
     delays: Delays
 
@@ -165,20 +178,45 @@ class Shard:
         )
         return Report(self._snapshot.version, counts, self.delays.copy())
 
+    def pushed(self, replica: str) -> int:
+        """How many pushes of a replica it has had: where one goes on that comes back."""
+        return self._sequences.get(replica, -1) + 1
+
+    def state(self) -> ShardState:
+        """All that it knows; it may go on meanwhile."""
+        counts, delays = dataclasses.replace(self._counts), self.delays.copy()
+        return ShardState(self._snapshot, self._state, dict(self._sequences), counts, delays)
+
+    def restore(self, state: ShardState, *, checkpoint: bool = False) -> None:
+        """Knows what a state says, and nothing else.
+
+        Args:
+          checkpoint: the state is of an earlier time: replicas may know versions that are lost.
+        """
+        self._snapshot, self._state = state.snapshot, state.rule
+        self._sequences = dict(state.sequences)
+        self._counts, self.delays = dataclasses.replace(state.counts), state.delays.copy()
+        self.delays.restored |= checkpoint
+        self._wake()
+
     def push(self, push: Push) -> int:
         """APPLYGRADIENT: applies an accrued gradient; returns the version after it.
 
         A push whose sequence number was served before is not applied again. One with a
         value that is not finite is refused: it makes a version that differs in nothing.
-        Both are counted. Returns while the update is under way, as jax does.
+        Both are counted, and so are pushes between the last and this one, which a shard that
+        was restored from a checkpoint does not have. Returns while the update is under way, as
+        jax does.
 
         Raises:
           ValueError: a piece is missing, or has another shape or dtype than the parameters.
         """
-        if push.sequence <= self._sequences.get(push.replica, -1):
+        due = self.pushed(push.replica)
+        if push.sequence < due:
             self._counts.repeated += 1
             return self._snapshot.version
         _check_like(push, self._snapshot.params)
+        self._counts.lost += push.sequence - due
         self._sequences[push.replica] = push.sequence
         self._counts.bytes_pushed += push.nbytes
         before = self._snapshot

@@ -11,6 +11,7 @@ import jax
 
 from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
+from dbjax.store.chain import serve_chain
 from dbjax.store.devices import GradientFn, Gradients
 from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
 from dbjax.store.shard import Snapshot
@@ -58,11 +59,16 @@ class Sharded(Generic[S]):
         /,
         *args: Any,
         name: str = "shard",
+        backups: int = 0,
         cut: Cut | None = None,
     ) -> Sharded[S]:
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
 
+        Where machines may die, calls wait for a shard to be there again, as the last checkpoint
+        knew it; with a backup, on a node shard/0/backup, nothing is lost (`store.link`).
+
         Args:
+          backups: of every shard, 0 or 1.
           params: initial values, or a function that makes them: then only the shards keep them.
           cut: how each replica is cut over devices; slices follow it. None: it is not.
         """
@@ -72,7 +78,8 @@ class Sharded(Generic[S]):
         gradients = Gradients(cut, params, cuts) if cut else None
         del params  # of leaves that are cut the slices are copies
         handles = [
-            runtime.serve(f"{name}/{i}", make, slice_, *args) for i, slice_ in enumerate(slices)
+            serve_chain(runtime, f"{name}/{i}", backups, make, slice_, *args)
+            for i, slice_ in enumerate(slices)
         ]
         return cls(handles, cuts, list(map(slice_nbytes, slices)), gradients)
 

@@ -219,6 +219,9 @@ class Accruing(Protocol):
     def total(self) -> Piece:
         """Of all pieces that were added."""
 
+    def copy(self) -> Accruing:
+        """With what was added so far; the original may go on."""
+
 
 @final
 class Free:
@@ -233,6 +236,11 @@ class Free:
         self._pieces.append(piece)
         if len(self._pieces) == self._TOGETHER and isinstance(piece, Piece):
             self._pieces = [add_all(*self._pieces)]
+
+    def copy(self) -> Free:
+        made = Free()
+        made._pieces = list(self._pieces)
+        return made
 
     def total(self) -> Piece:
         first = self._pieces[0]
@@ -259,6 +267,11 @@ class InOrder:
             due = self._early.pop(self._next)
             self._sum = due if self._sum is None else add(self._sum, due)
             self._next += 1
+
+    def copy(self) -> InOrder:
+        made = InOrder()
+        made._early, made._next, made._sum = dict(self._early), self._next, self._sum
+        return made
 
     def total(self) -> Piece:
         assert self._sum is not None

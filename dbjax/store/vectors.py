@@ -7,12 +7,14 @@ commands and receives scalars, and there is nothing in it that could return a ve
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, final
 
 import jax
 import numpy as np
 
+from dbjax.errors import StateLost
 from dbjax.optim.space import Combine, Command, Multiply, perform
 from dbjax.runtime.base import Future, Node
 from dbjax.store.delays import Delays
@@ -22,7 +24,12 @@ from dbjax.store.sharded import Sharded
 from dbjax.store.sums import Accruing, DeferredPiece, Piece
 from dbjax.types import Slice
 
+T = TypeVar("T")
+P = ParamSpec("P")
+
 GRADIENT = "gradient"
+BEGINNING = -1  # the iteration before the first
+_LOST = -2  # number of the last command, where it is not known any more
 PARTS = ("before", "only", "after")  # of a sample: shared with the one before, ..., the next
 
 
@@ -53,6 +60,37 @@ class Finished(NamedTuple):
     vectors: dict[str, Slice]
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class VectorState:
+    """All that a `VectorShard` knows."""
+
+    vectors: dict[str, Slice]
+    evaluation: int
+    sums: dict[str, Accruing]
+    counted: tuple[int, ...]
+    finished: tuple[Finished, ...]
+    counts: Counts
+    command: int
+    reply: Any
+
+
+def _in_order(
+    method: Callable[Concatenate[VectorShard, P], T],
+) -> Callable[Concatenate[VectorShard, int, P], T]:
+    """The coordinator's commands have numbers: each is performed once, and none left out.
+
+    Raises:
+      StateLost: the shard does not know what came before, since it was restored.
+    """
+
+    @functools.wraps(method)
+    def numbered(self: VectorShard, number: int, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return self.numbered(number, functools.partial(method, self, *args, **kwargs))
+
+    made: Callable[Concatenate[VectorShard, int, P], T] = numbered
+    return made
+
+
 @final
 class VectorShard:
     """PARAMETERSERVER of Algorithm 1.2: its slice of every vector; PERFORMOPERATION."""
@@ -64,24 +102,39 @@ class VectorShard:
         self._evaluation = -1
         self._sums: dict[str, Accruing] = {}
         self._counted: set[int] = set()
-        self._finished: list[Finished] = []
+        self._finished: tuple[Finished, ...] = (Finished(BEGINNING, None, dict(self._vectors)),)
         self._counts = Counts()
-        self._initial = Snapshot(0, params, self._nbytes)
+        self._checkpointed: tuple[int, ...] = ()
+        self._command: int = 0
+        self._reply: Any = None
+
+    def numbered(self, number: int, command: Callable[[], T]) -> T:
+        """Performs a command of that number, or replies what it replied before."""
+        if number != self._command:
+            if number != self._command + 1:
+                raise StateLost(
+                    f"command {number} of {self._node.name}, which knows {self._command}"
+                )
+            self._reply = command()
+            self._command = number
+        reply: T = self._reply
+        return reply
 
     # For the coordinator: commands in, scalars out.
 
+    @_in_order
     def perform(self, commands: tuple[Command, ...]) -> list[float]:
         """PERFORMOPERATION: results stay here, the replies of `Dots` go back."""
-        replies: list[float] = perform(self._vectors, commands).tolist()
-        self._node.touched([self._vectors[name] for name in _moved(commands)])
-        return replies
+        return self._perform(commands)
 
+    @_in_order
     def begin(self, evaluation: int, commands: tuple[Command, ...]) -> None:
         """Accrued gradients <- 0, for a new evaluation at "params" after these commands."""
-        self.perform(commands)
+        self._perform(commands)
         self._evaluation = evaluation
         self._sums, self._counted = {}, set()
 
+    @_in_order
     def close(self, evaluation: int, scales: dict[str, float]) -> list[float]:
         """Accrued gradients become vectors; the summed losses of the parts go back.
 
@@ -98,21 +151,37 @@ class VectorShard:
         self._vectors |= made
         return [float(one.loss) for one in sums.values()]
 
+    @_in_order
     def finish(self, iteration: int, examples: int, memo: Any) -> None:
         """Keeps the vectors as they are (by reference), and the coordinator's numbers."""
         self._counts.applied, self._counts.examples = iteration, examples
         finished = Finished(iteration, memo, dict(self._vectors))
-        self._finished = [*self._finished[-1:], finished]
+        kept = [f for f in self._finished if f.iteration in (BEGINNING, *self._checkpointed)]
+        latest = [f for f in self._finished[-1:] if f not in kept]
+        self._finished = (*kept, *latest, finished)
 
-    def finished(self) -> list[int]:
-        """Iterations that it can go back to: the last two."""
-        return [finished.iteration for finished in self._finished]
+    def standing(self) -> tuple[list[int], int]:
+        """Iterations that it can go back to, and the number of the last command.
 
-    def rewind(self, iteration: int) -> Any:
-        """Back to the end of that iteration; what the coordinator knew then."""
+        They are the last two, those of the latest checkpoints, and the beginning.
+        """
+        return [finished.iteration for finished in self._finished], self._command
+
+    def rewind(self, iteration: int, command: int) -> Any:
+        """Back to the end of that iteration; what the coordinator knew then.
+
+        Args:
+          command: number of the coordinator's last command; the next one has the next.
+        """
         (found,) = (f for f in self._finished if f.iteration == iteration)
-        self._vectors = dict(found.vectors)
+        self._vectors, self._command = dict(found.vectors), command
+        self._evaluation, self._sums, self._counted = -1, {}, set()
         return found.memo
+
+    def _perform(self, commands: tuple[Command, ...]) -> list[float]:
+        replies: list[float] = perform(self._vectors, commands).tolist()
+        self._node.touched([self._vectors[name] for name in _moved(commands)])
+        return replies
 
     # For the replicas.
 
@@ -144,13 +213,41 @@ class VectorShard:
 
     def peek(self) -> Snapshot:
         """The parameters at the end of the last iteration, not those on trial."""
-        if not self._finished:
-            return self._initial
         last = self._finished[-1]
-        return Snapshot(last.iteration, last.vectors["params"], self._nbytes)
+        return Snapshot(max(0, last.iteration), last.vectors["params"], self._nbytes)
 
     def report(self) -> Report:
         return Report(self.peek().version, dataclasses.replace(self._counts), Delays())
+
+    # For a checkpoint, and for another copy.
+
+    def state(self) -> VectorState:
+        """All that it knows; it may go on meanwhile, and keeps what it can go back to now."""
+        self._checkpointed = (*self._checkpointed[-2:], *(f.iteration for f in self._finished[-2:]))
+        return VectorState(
+            dict(self._vectors),
+            self._evaluation,
+            {part: one.copy() for part, one in self._sums.items()},
+            tuple(self._counted),
+            self._finished,
+            dataclasses.replace(self._counts),
+            self._command,
+            self._reply,
+        )
+
+    def restore(self, state: VectorState, *, checkpoint: bool = False) -> None:
+        """Knows what a state says, and nothing else.
+
+        Args:
+          checkpoint: the state is of an earlier time: the coordinator has to go back too.
+        """
+        self._vectors, self._evaluation = dict(state.vectors), state.evaluation
+        self._sums = {part: one.copy() for part, one in state.sums.items()}
+        self._counted, self._finished = set(state.counted), state.finished
+        self._counts = dataclasses.replace(state.counts)
+        self._command, self._reply = state.command, state.reply
+        if checkpoint:
+            self._command, self._evaluation = _LOST, BEGINNING
 
 
 @jax.jit
@@ -193,37 +290,47 @@ class Vectors:
     """The shards as a coordinator sees them."""
 
     def __init__(self, store: Sharded[VectorShard]) -> None:
-        self._store = store
+        self._store, self._command = store, 0
         self.traffic = Traffic()
 
     def perform(self, *commands: Command) -> Future[list[float]]:
         """Every shard performs the commands; each reply is the sum of the shards'."""
         return self._counted(
-            self._store.each(VectorShard.perform, commands), commands, _summed_replies
+            self._store.each(VectorShard.perform, self._next(), commands),
+            commands,
+            _summed_replies,
         )
 
     def begin(self, evaluation: int, commands: tuple[Command, ...]) -> Future[None]:
-        beginning = self._store.each(VectorShard.begin, evaluation, commands)
+        beginning = self._store.each(VectorShard.begin, self._next(), evaluation, commands)
         return self._counted(beginning, (evaluation, commands), lambda _: None)
 
     def close(self, evaluation: int, scales: dict[str, float]) -> Future[list[float]]:
         """The losses of the parts; every shard has them, one is asked."""
-        closing = self._store.each(VectorShard.close, evaluation, scales)
+        closing = self._store.each(VectorShard.close, self._next(), evaluation, scales)
         return self._counted(closing, (evaluation, scales), lambda losses: losses[0])
 
     def finish(self, iteration: int, examples: int, memo: Any) -> Future[None]:
         """An iteration is done; `examples` were looked at so far, the memo goes to `resume`."""
-        finishing = self._store.each(VectorShard.finish, iteration, examples, memo)
+        finishing = self._store.each(VectorShard.finish, self._next(), iteration, examples, memo)
         return self._counted(finishing, (iteration, examples, memo), lambda _: None)
 
     async def resume(self) -> Any:
-        """What the coordinator knew at the end of its last finished iteration, or None."""
-        finished = await self._counted(self._store.each(VectorShard.finished), (), list)
-        common = set.intersection(*map(set, finished))
-        if not common:
+        """What the coordinator knew at the end of its last finished iteration, or None.
+
+        All shards go back to the end of the last iteration that each of them knows.
+        """
+        standing = await self._counted(self._store.each(VectorShard.standing), (), list)
+        if all(one == ([BEGINNING], self._command) for one in standing):
             return None
-        rewinding = self._store.each(VectorShard.rewind, max(common))
-        return await self._counted(rewinding, (max(common),), lambda memos: memos[0])
+        last = max(set.intersection(*(set(iterations) for iterations, _ in standing)))
+        rewinding = self._store.each(VectorShard.rewind, last, self._command)
+        return await self._counted(rewinding, (last,), lambda memos: memos[0])
+
+    def _next(self) -> int:
+        """The number of the next command."""
+        self._command += 1
+        return self._command
 
     def _counted(
         self, replying: Future[list[Any]], sent: Any, combine: Callable[[list[Any]], Any]

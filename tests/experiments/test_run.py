@@ -179,7 +179,9 @@ def test_every_config_has_a_smoke_variant_that_runs(file, tmp_path):
 def test_threads_leave_the_same_files(tmp_path, workdir):
     given = ["--config.runtime=threads", "--config.until_s=none", "--config.options.steps=20"]
     assert run.main([f"--config={QUICKSTART}", f"--workdir={tmp_path}", *given]) == 0
-    assert {p.name for p in tmp_path.iterdir()} == {p.name for p in workdir.iterdir()}
+    assert {p.name for p in tmp_path.iterdir()} == {
+        "events.jsonl", *(p.name for p in workdir.iterdir())
+    }  # fmt: skip
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["clock"], summary["updates"]) == ("wall", 8 * 20)
 

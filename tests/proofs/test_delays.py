@@ -180,11 +180,12 @@ schedules = st.builds(
     compute_s=st.sampled_from([0.01, 0.1]),
     latency_s=st.sampled_from([0.0, 0.01]),
     service_s=st.sampled_from([0.0, 0.003]),
-    machine=st.builds(
+    machine=st.just(dbjax.Machine(bandwidth_bytes_per_s=1e9)),
+    machines=st.fixed_dictionaries({"replica/*": st.builds(
         dbjax.Machine, law=st.just("lognormal"), sigma=st.sampled_from([0.1, 1.0]),
         bandwidth_bytes_per_s=st.sampled_from([500.0, 1e9]),
         mean_time_between_failures_s=st.sampled_from([0.5, math.inf]),
-        mean_time_to_repair_s=st.just(0.2)),
+        mean_time_to_repair_s=st.just(0.2))}),
     seed=st.integers(0, 99),
 )  # fmt: skip
 

@@ -25,7 +25,7 @@ class Forgetful:
 
 def dying(main, *failures):
     runtime = VirtualRuntime(Cluster(latency_s=0.1, failures=failures))
-    service = runtime.serve_mortal("service", Forgetful)
+    service = runtime.serve("service", Forgetful)
     done = runtime.spawn("main", main, service)
     return runtime.run(), done.result()
 
@@ -85,15 +85,15 @@ def test_who_waits_for_a_service_that_never_returns_is_named():
         dying(main, Failure("service", 1.0))
 
 
-@pytest.mark.parametrize("node", ["main", "services", "immortal"])
-def test_a_failure_of_what_cannot_die_is_refused(node):
+@pytest.mark.parametrize("node", ["main", "services", "service"])
+def test_a_failure_of_a_node_that_does_not_exist_is_refused(node):
     async def main(node, service):
         await node.sleep(1.0)
 
     runtime = VirtualRuntime(Cluster(failures=(Failure(node, 0.5, 0.6),)))
-    runtime.serve("immortal", Forgetful)
+    runtime.serve("service", Forgetful)
     runtime.spawn("main", main, None)
-    if node == "main":
+    if node != "services":
         runtime.run()
     else:
         with pytest.raises(ValueError, match=f"Failure of '{node}': no such node"):
@@ -104,7 +104,7 @@ def test_drawn_failures_of_a_service_come_back_and_end_with_the_run():
     machine = Machine(mean_time_between_failures_s=1.0, mean_time_to_repair_s=0.2)
     trace = Trace()
     runtime = VirtualRuntime(Cluster(machines={"service": machine}), trace=trace)
-    service = runtime.serve_mortal("service", Forgetful)
+    service = runtime.serve("service", Forgetful)
 
     async def main(node):
         done = 0

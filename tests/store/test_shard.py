@@ -1,6 +1,7 @@
 """A shard: exactly once, refusals, snapshots, versions."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import numpy as np
@@ -18,8 +19,7 @@ RULE = optax.sgd(0.5)
 
 @pytest.fixture
 def shard():
-    runtime = VirtualRuntime()
-    made = Shard(runtime.driver, {"w": jnp.zeros(3)}, server_rule(RULE))
+    made = Shard(types.SimpleNamespace(name="shard/0"), {"w": jnp.zeros(3)}, server_rule(RULE))
     made.fetch("r")
     return made
 
@@ -39,7 +39,7 @@ def test_a_push_is_applied_once(shard):
     assert values(shard) == [-0.5] * 3
     assert dataclasses.asdict(shard.report().counts) | {"bytes_fetched": 0} == {
         "applied": 1, "refused": 0, "repeated": 1, "examples": 8, "bytes_fetched": 0,
-        "bytes_pushed": 12,
+        "bytes_pushed": 12, "lost": 0,
     }  # fmt: skip
     shard.fetch("other")
     shard.push(push(0, replica="other", version=1))  # another replica's own numbers

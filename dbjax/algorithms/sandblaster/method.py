@@ -17,9 +17,10 @@ from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
 from dbjax.algorithms.sandblaster.space import ShardedSpace
 from dbjax.data.portions import Portions
+from dbjax.errors import ServiceError, StateLost
 from dbjax.optim import Lbfgs, Method, State, Stops
 from dbjax.runtime.base import Handle, Node, Runtime
-from dbjax.store import Sharded
+from dbjax.store import Sharded, require_backups
 from dbjax.store.sums import DeferredSums, Free, GradientSums, InOrder
 from dbjax.store.vectors import Traffic, Vectors, VectorShard
 from dbjax.task import Program, Task
@@ -36,6 +37,7 @@ class Config:
       stops: when it has converged; its `iterations` stay None, see `steps`.
       replicas: model replicas.
       shards: of the parameter server.
+      shard_backups: copies of every shard on machines of their own, 0 or 1.
       steps: iterations at most; None: until another stop or the end of the run's time,
         which must then be given.
       send_every: portions after which a replica sends its gradients; a death costs those.
@@ -52,6 +54,7 @@ class Config:
     stops: Stops = Stops()
     replicas: int = 8
     shards: int = 3
+    shard_backups: int = 0
     steps: int | None = None
     send_every: int = 4
     prefetch: int = 1
@@ -66,6 +69,7 @@ class Config:
                 raise ValueError(
                     f"sandblaster.{field}={getattr(self, field)} must be at least {least}"
                 )
+        require_backups("sandblaster", self.shard_backups)
         if not self.backup_after >= 0:
             raise ValueError(f"sandblaster.backup_after={self.backup_after} must be at least 0")
         if self.order not in ("free", "fixed"):
@@ -107,9 +111,17 @@ async def coordinator(
     stops, method = dataclasses.replace(config.stops, iterations=config.steps), config.method
     while state is None or not state.stop:
         going_on = method.start(space) if state is None else method.iterate(space, state)
-        state = stops.check(await going_on)
-        copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
-        await vectors.finish(state.iteration, counts.examples, (method.memo(state), *copies))
+        try:
+            state = stops.check(await going_on)
+            copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
+            await vectors.finish(state.iteration, counts.examples, (method.memo(state), *copies))
+        except (StateLost, ServiceError) as error:
+            if not isinstance(error.__cause__ or error, StateLost):
+                raise
+            known = await vectors.resume()  # a shard was restored: back to what all of them know
+            state = known[0] if known else None
+            counts.rewinds += 1
+            continue
         node.record(**_row(state, counts, vectors.traffic))
     return state.stop
 
@@ -131,7 +143,15 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards, replicas and the coordinator on a runtime."""
     fixed = config.order == "fixed"
     order = InOrder if fixed else Free
-    store = Sharded.serve(runtime, VectorShard, task.params, config.shards, order, cut=task.cut)
+    store = Sharded.serve(
+        runtime,
+        VectorShard,
+        task.params,
+        config.shards,
+        order,
+        backups=config.shard_backups,
+        cut=task.cut,
+    )
     data = task.portions
     # Time is modelled: arithmetic can be put off.
     modelled = runtime.clock == "virtual" and not fixed and task.cut is None
@@ -140,7 +160,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     read_ahead = _nothing if modelled else data.read_ahead
     gradients = _gradients(task, store, data, config.replicas, modelled)
     replicas = [
-        runtime.serve_mortal(f"replica/{r}", Replica, store, gradient, read_ahead)
+        runtime.serve(f"replica/{r}", Replica, store, gradient, read_ahead)
         for r, gradient in enumerate(gradients)
     ]
     batch = samples(data.count, config.sample, config.overlap)
@@ -186,6 +206,7 @@ def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "portions": last["portions"],
         "backups": {"started": last["backups_started"], "won": last["backups_won"]},
         "replicas_lost": last["replicas_lost"],
+        "rewinds": last["rewinds"],
         "coordinator": {
             "round_trips_per_iteration": last["round_trips"] / iterations,
             "bytes_per_iteration": sent / iterations,

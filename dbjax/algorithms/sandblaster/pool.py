@@ -10,7 +10,7 @@ from typing import Any, Literal, final
 from dbjax.algorithms.sandblaster.assignment import Assignment
 from dbjax.algorithms.sandblaster.overdue import Job, Overdue
 from dbjax.algorithms.sandblaster.replica import Replica
-from dbjax.errors import NodeDied
+from dbjax.errors import NodeDied, StateLost
 from dbjax.runtime.base import Arrivals, Future, Handle, Node
 
 
@@ -27,6 +27,7 @@ class Counts:
     backups_started: int = 0
     backups_won: int = 0
     replicas_lost: int = 0
+    rewinds: int = 0  # to an earlier iteration, since a shard was restored
 
 
 @dataclasses.dataclass
@@ -167,6 +168,8 @@ class Pool:
         elif job.life == worker.life and job.kind != "send":
             worker.load -= 1
         if job.evaluation == self._evaluation:
+            if good is None and job.kind in ("process", "redo"):
+                raise StateLost(f"evaluation {self._evaluation}: a shard does not know it")
             worker.current = self._evaluation
             self._count(job, good)
         self._feed(job.replica)

@@ -36,13 +36,15 @@ class Replica:
         self._params: Slices = ()
         self._computed: dict[int, Sum | Deferred] = {}
 
-    async def process_portion(self, evaluation: int, total: int, portion: int) -> bool:
+    async def process_portion(self, evaluation: int, total: int, portion: int) -> bool | None:
         """PROCESSPORTION: keeps the gradient until it is told to send it.
 
-        Returns whether it did; not if the evaluation is over.
+        Returns whether it did; not if the evaluation is over; None if a shard does not know it,
+        since it was restored.
         """
-        if not await self._has_parameters(evaluation):
-            return False
+        ready = await self._has_parameters(evaluation)
+        if not ready:
+            return ready
         if portion in self._computed:  # it was given away, and came back
             return True
         computing = self._node.compute(self._gradient, self._params, (portion,), total)
@@ -71,18 +73,19 @@ class Replica:
 
     async def redo(
         self, evaluation: int, total: int, part: str, place: int, portions: tuple[int, ...]
-    ) -> bool:
+    ) -> bool | None:
         """Computes and sends what another replica began to send, or may never send."""
         for portion in portions:
-            if portion not in self._computed or evaluation != self._evaluation:
-                await self.process_portion(evaluation, total, portion)
+            known = portion in self._computed and evaluation == self._evaluation
+            if not known and await self.process_portion(evaluation, total, portion) is None:
+                return None
         return await self.send_gradients(evaluation, part, place, portions)
 
-    async def _has_parameters(self, evaluation: int) -> bool:
-        """Fetches them once an evaluation; False if that evaluation is over."""
+    async def _has_parameters(self, evaluation: int) -> bool | None:
+        """Fetches them once an evaluation; False if that evaluation is over, None if it is lost."""
         if evaluation > self._evaluation:
             fetched = await self._store.pull(VectorShard.fetch, self._node.name)
             if set(fetched.versions) != {evaluation}:
-                return False
+                return None if min(fetched.versions) < evaluation else False
             self._evaluation, self._params, self._computed = evaluation, fetched.slices, {}
         return evaluation == self._evaluation

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
-from dbjax.runtime.threads.here import here
+from dbjax.runtime.callers import current
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime
@@ -27,7 +27,7 @@ class ThreadNode:
         self._computed: Any = None
 
     def now(self) -> float:
-        return here.caller.observed.now(self.runtime.now_s())
+        return current.caller.observed.now(self.runtime.now_s())
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self.runtime.over():
@@ -65,13 +65,13 @@ class ThreadNode:
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
         first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
-        return here.caller.observed.first(futures, first)
+        return current.caller.observed.first(futures, first)
 
     def landed(self, future: Future[Any]) -> Future[bool]:
-        return here.caller.observed.landed(future)
+        return current.caller.observed.landed(future)
 
     def arrivals(self, label: object) -> Arrivals[Any]:
-        return here.caller.observed.arrivals(label)
+        return current.caller.observed.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)
@@ -79,6 +79,12 @@ class ThreadNode:
     def record(self, **values: Any) -> None:
         if self.runtime.trace is not None:
             self.runtime.trace.record(self.name, self.runtime.now_s(), values)
+
+    def service(self, name: str) -> Any:
+        return self.runtime.services[name]
+
+    def saved(self, name: str) -> Any:
+        return self.runtime.saved.get(name)
 
     def touched(self, arrays: Any) -> None:
         """Takes as long as it takes."""

@@ -16,10 +16,9 @@ from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
 from dbjax.runtime.base import Future, describe_deadlock
-from dbjax.runtime.callers import Caller, of_service
+from dbjax.runtime.callers import DRIVER, Caller, calling_as, current, of_service
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.observed import Recorded, Unrecorded
-from dbjax.runtime.threads.here import DRIVER, here
 from dbjax.runtime.threads.node import ThreadNode
 from dbjax.runtime.threads.service import Service
 from dbjax.trace import Trace
@@ -33,6 +32,7 @@ class ThreadsRuntime:
     """A `Runtime` of threads (see `dbjax.runtime.base` for the rules)."""
 
     clock: Literal["virtual", "wall"] = "wall"
+    mortal = False  # nodes of this process die with it
 
     def __init__(
         self, *, seed: int = 0, trace: Trace | None = None, log: EventLog | None = None
@@ -49,15 +49,18 @@ class ThreadsRuntime:
         self.computing: set[ThreadNode] = set()  # nodes that have computed something
         self.serving: set[Service] = set()  # those whose turn is a caller's
         self._wakes = 0
+        self.services: dict[str, Service] = {}
+        self.saved: dict[str, Any] = {}
 
     def now_s(self) -> float:
         return time.perf_counter() - self._begin_s
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         caller = self._caller(ThreadNode(self, name), of_service(name))
-        return Service(self, name, make(caller.node, *args, **kwargs), caller)
-
-    serve_mortal = serve  # nodes of this process die with it
+        with calling_as(caller):
+            service = make(caller.node, *args, **kwargs)
+        self.services[name] = Service(self, name, service, caller)
+        return self.services[name]
 
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
@@ -82,13 +85,16 @@ class ThreadsRuntime:
     def stop(self) -> None:
         self._stopping.set()
 
+    def revive(self) -> None:
+        """Nothing dies."""
+
     def over(self) -> bool:
         """Whether the run is over for the node whose code this thread runs.
 
         What such a node starts is never done, so that a main which never has to wait, since
         all it asks for is there at once, ends too.
         """
-        return self._stopping.is_set() and here.caller is not DRIVER
+        return self._stopping.is_set() and current.caller is not DRIVER
 
     def waits_for_numerics(self) -> bool:
         """Whether a computation must have ended when its future is done.
@@ -159,7 +165,7 @@ class ThreadsRuntime:
         is_main: bool,
     ) -> None:
         """Runs a coroutine to its end, or to `stop`, in this thread."""
-        here.caller, node = caller, caller.node
+        current.caller, node = caller, caller.node
         if not node.observer:
             self._waits[node] = None
         try:

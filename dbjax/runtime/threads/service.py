@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import ServiceError
 from dbjax.runtime.base import Future, ready
-from dbjax.runtime.callers import Caller
-from dbjax.runtime.threads.here import here
+from dbjax.runtime.callers import Caller, current
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime
@@ -31,7 +30,7 @@ class Service:
         future: Future[Any] = Future((method.__name__, self.name))
         if self.runtime.over():
             return future
-        call = _Call(method.__name__, args, kwargs, here.caller, self.runtime.now_s(), future)
+        call = _Call(method.__name__, args, kwargs, current.caller, self.runtime.now_s(), future)
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
         return future
@@ -56,7 +55,7 @@ class Service:
     def _serve(self, call: _Call) -> bool:
         """Whether the turn went on to a thread of the pool."""
         begin_s = self.runtime.now_s()
-        before, here.caller = here.caller, self._caller
+        before, current.caller = current.caller, self._caller
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
@@ -64,7 +63,7 @@ class Service:
             self._fail(call, error)
             return False
         finally:
-            here.caller = before
+            current.caller = before
         self._note(call, value)
         if isinstance(value, Coroutine):
             self.runtime.pool.submit(self._serve_coroutine, call, value)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Protocol, final
 
 from dbjax.runtime.virtual.node import VirtualNode
 
@@ -12,30 +11,35 @@ if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
 
 
+class Resident(Protocol):
+    """What lives on a node."""
+
+    def over(self) -> bool:
+        """Whether it has ended, so that a death would not matter to it."""
+
+    def died(self, for_good: bool) -> None: ...
+
+    def returned(self) -> None: ...
+
+
 @final
 class Lives:
-    """When something on a node dies, and when it is there again.
+    """When a node dies, with all that lives on it, and when it is there again."""
 
-    Args:
-      died: called at a death, with whether it is for good.
-      returned: called when the node is back.
-    """
-
-    def __init__(
-        self,
-        runtime: VirtualRuntime,
-        node: VirtualNode,
-        died: Callable[[bool], None],
-        returned: Callable[[], None],
-    ) -> None:
-        self._runtime, self._node, self._died, self._returned = runtime, node, died, returned
+    def __init__(self, runtime: VirtualRuntime, node: VirtualNode) -> None:
+        self._runtime, self._node = runtime, node
+        self._residents: list[Resident] = []
         self.alive = True
-        self.over = False  # what lived here has ended: nothing more can die
-        runtime.mortal.add(node.name)
         for failure in runtime.cluster.failures:
             if failure.node == node.name:
                 runtime.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)
         self._plan_failure()
+
+    def add(self, resident: Resident) -> None:
+        self._residents.append(resident)
+
+    def _over(self) -> bool:
+        return all(resident.over() for resident in self._residents)
 
     def _plan_failure(self) -> None:
         """Draws when the node dies next, and when it is back."""
@@ -51,19 +55,23 @@ class Lives:
     def _die(self, death: tuple[int | None, float]) -> None:
         """Stops, for ever or until `back_s`; what was sent before still arrives."""
         life, back_s = death
-        if not self.alive or self.over or life not in (None, self._node.incarnation):
+        if not self.alive or self._over() or life not in (None, self._node.incarnation):
             return
         self.alive = False
         self._node.record(event="died")
-        self._died(math.isinf(back_s))
+        for resident in self._residents:
+            resident.died(math.isinf(back_s))
         if math.isfinite(back_s):
             self._runtime.at(back_s, self._return, None)
 
     def _return(self, _: object) -> None:
-        if self.over or not self._runtime.running:
-            return
+        if not self._over() and self._runtime.running:
+            self._come_back()
+            self._plan_failure()
+
+    def _come_back(self) -> None:
         self.alive = True
         self._node.incarnation += 1
         self._node.record(event="returned")
-        self._plan_failure()
-        self._returned()
+        for resident in self._residents:
+            resident.returned()

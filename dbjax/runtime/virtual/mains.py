@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Future
-from dbjax.runtime.callers import Caller
+from dbjax.runtime.callers import Caller, current
 from dbjax.runtime.observed import OutOfScript
-from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.node import VirtualNode
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ class Drive:
     def resume(self) -> None:
         if self._coroutine is None:  # killed while it waited
             return
-        self._runtime.active = self._caller
+        current.caller = self._caller
         try:
             self.waiting = self._coroutine.send(None)
         except StopIteration as stop:
@@ -80,14 +79,19 @@ class Main:
     def start(self, _: object) -> None:
         self._drive = Drive(self.runtime, self.caller, self.make(), self.future)
 
-    def mortal(self) -> None:
-        """From now on the node may die."""
-        lives = Lives(self.runtime, self.node, self._died, lambda: self.start(None))
-        self.future.on_done(lambda: setattr(lives, "over", True))
+    def over(self) -> bool:
+        return self.future.done()
 
-    def _died(self, for_good: bool) -> None:
+    def died(self, for_good: bool) -> None:
+        if self.over():
+            return
+        self.caller.life += 1
         if self._drive is not None:
             self._drive.kill()
             self._drive = None
         if for_good:
             self.future.set_error(NodeDied(f"{self.node.name} died for good"))
+
+    def returned(self) -> None:
+        if not self.over():
+            self.start(None)

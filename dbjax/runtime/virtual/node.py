@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import numpy as np
 
 from dbjax.runtime.base import Arrivals, Future, first_of, node_generator
+from dbjax.runtime.callers import current
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.phased import PhasedStep
 from dbjax.runtime.sizes import size_bytes
@@ -49,7 +50,7 @@ class VirtualNode:
         return node_generator(self.runtime.cluster.seed, f"draws of {self.name}")
 
     def now(self) -> float:
-        return self.runtime.active.observed.now(self.runtime.now_s)
+        return current.caller.observed.now(self.runtime.now_s)
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         runtime = self.runtime
@@ -74,13 +75,13 @@ class VirtualNode:
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
         first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
-        return self.runtime.active.observed.first(futures, first)
+        return current.caller.observed.first(futures, first)
 
     def landed(self, future: Future[Any]) -> Future[bool]:
-        return self.runtime.active.observed.landed(future)
+        return current.caller.observed.landed(future)
 
     def arrivals(self, label: object) -> Arrivals[Any]:
-        return self.runtime.active.observed.arrivals(label)
+        return current.caller.observed.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)
@@ -88,6 +89,12 @@ class VirtualNode:
     def record(self, **values: Any) -> None:
         if self.runtime.trace is not None:
             self.runtime.trace.record(self.name, self.runtime.now_s, values)
+
+    def service(self, name: str) -> Any:
+        return self.runtime.services[name]
+
+    def saved(self, name: str) -> Any:
+        return self.runtime.saved.get(name)
 
     def touched(self, arrays: Any) -> None:
         self.touched_bytes += size_bytes(arrays)

@@ -17,10 +17,11 @@ from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError, NodeDied
 from dbjax.runtime.base import Future, describe_deadlock
-from dbjax.runtime.callers import Caller
+from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.node import Card, VirtualNode
 from dbjax.runtime.virtual.service import Service
@@ -63,28 +64,22 @@ class VirtualRuntime:
         if script is not None:
             self.clock = "wall"  # what is replayed must not think that its time is modelled
         self.now_s = 0.0
-        self.driver = Caller(VirtualNode(self, "driver", observer=True), "driver", Unrecorded())
-        self.active = self.driver  # whose code is running
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
-        self.mortal: set[str] = set()  # nodes that may die
+        self._lives: dict[str, Lives] = {}
+        self.services: dict[str, Service] = {}
+        self.saved: dict[str, Any] = {}
         self.running = 0  # mains that have not ended
         self._stopping = False
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         node = self._node(name)
-        return Service(self, node, lambda: make(node, *args, **kwargs))
-
-    def serve_mortal(
-        self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any
-    ) -> Any:
-        service = self.serve(name, make, *args, **kwargs)
-        service.mortal()
-        return service
+        self.services[name] = Service(self, node, lambda: make(node, *args, **kwargs))
+        return self.services[name]
 
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         node = self._node(name)
@@ -93,7 +88,7 @@ class VirtualRuntime:
         self._mains.append(task)
         self.running += 1
         self.at(self.now_s, task.start, None)
-        task.mortal()
+        self.lives(node).add(task)
         return task.future
 
     def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
@@ -105,15 +100,28 @@ class VirtualRuntime:
     def stop(self) -> None:
         self._stopping = True
 
+    @property
+    def mortal(self) -> bool:
+        machines = (self.cluster.machine, *self.cluster.machines.values())
+        drawn = any(math.isfinite(m.mean_time_between_failures_s) for m in machines)
+        return drawn or bool(self.cluster.failures)
+
+    def revive(self) -> None:
+        for service in self.services.values():
+            service.revive()
+
     def run(self, until_s: float = math.inf) -> float:
         for failure in self.cluster.failures:
-            if failure.node not in self.mortal:
+            if failure.node not in self._lives:
                 raise ValueError(
-                    f"Failure of {failure.node!r}: no such node, or not one that may die; these "
-                    f"may: {', '.join(sorted(self.mortal)[:6])}, ..."
+                    f"Failure of {failure.node!r}: no such node; there are "
+                    f"{', '.join(sorted(self._lives)[:6])}, ..."
                 )
-        with _rare_garbage_collection():
-            return self._run(until_s)
+        try:
+            with _rare_garbage_collection():
+                return self._run(until_s)
+        finally:
+            current.caller = DRIVER
 
     def _run(self, until_s: float) -> float:
         self._stopping = False
@@ -128,7 +136,6 @@ class VirtualRuntime:
             if self.running:
                 end_s = self.now_s
             do(argument)
-        self.active = self.driver
         self._raise_lost_error()
         if self.running and not events and self._script is None:
             self._raise_deadlock()
@@ -184,6 +191,12 @@ class VirtualRuntime:
         elif self.log is not None and not node.observer:
             observed = Recorded(self.log.seen(label))
         return Caller(node, label, observed)
+
+    def lives(self, node: VirtualNode) -> Lives:
+        """Of a node, and of all that lives on it."""
+        if node.name not in self._lives:
+            self._lives[node.name] = Lives(self, node)
+        return self._lives[node.name]
 
     def turns(self, service: str) -> Turns | None:
         """The order of a service's calls, where one is given."""

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.base import Future, ready
-from dbjax.runtime.callers import Caller, of_service
+from dbjax.runtime.callers import Caller, calling_as, current, of_service
 from dbjax.runtime.sizes import size_bytes
-from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Drive
 from dbjax.runtime.virtual.node import VirtualNode, service_time_s
 
@@ -27,6 +26,7 @@ class _Call:
         "caller",
         "future",
         "kwargs",
+        "life",
         "lost",
         "method",
         "number",
@@ -41,11 +41,13 @@ class _Call:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         caller: Caller,
+        number: int,
         sent_s: float,
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
-        self.caller, self.source, self.number = caller.label, caller.node, caller.number()
+        self.caller, self.life, self.source = caller, caller.life, caller.node
+        self.number = number
         self.sent_s, self.future = sent_s, future
         self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
         self.lost = False  # the service died with it
@@ -60,19 +62,22 @@ class Service:
         self._caller = runtime.caller(node, of_service(node.name))
         self._log = runtime.log.served(node.name) if runtime.log else None
         self._turns = runtime.turns(node.name)
-        self.service = make()
+        with calling_as(self._caller):
+            self.service = make()
         self._queue: deque[_Call] = deque()
         self._busy = False
         self._drive: Drive | None = None
-        self._lives: Lives | None = None
-        self._unanswered: dict[_Call, None] = {}  # of a mortal service
-        self._hoping: list[tuple[VirtualNode, Future[None]]] = []
+        self._lives = runtime.lives(node)
+        self._lives.add(self)
+        self._unanswered: dict[_Call, None] = {}
+        self._hoping: list[_Call] = []
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         runtime = self.runtime
         name = method.__name__
         future: Future[Any] = Future((name, self.name))
-        call = _Call(name, args, kwargs, runtime.active, runtime.now_s, future)
+        caller = current.caller
+        call = _Call(name, args, kwargs, caller, caller.number(), runtime.now_s, future)
         if call.source.observer:
             self._answer_observer(call)
         else:
@@ -80,17 +85,17 @@ class Service:
         return future
 
     def up(self) -> Future[None]:
-        if self._lives is None or self._lives.alive:
+        if self._lives.alive:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
-        self._hoping.append((self.runtime.active.node, future))
+        self._hoping.append(_Call("up", (), {}, current.caller, 0, self.runtime.now_s, future))
         return future
 
-    def mortal(self) -> None:
-        """From now on the node may die."""
-        self._lives = Lives(self.runtime, self.node, self._died, self._returned)
+    def over(self) -> bool:
+        return False
 
-    def _died(self, for_good: bool) -> None:
+    def died(self, for_good: bool) -> None:
+        self._caller.life += 1
         if self._drive is not None:
             self._drive.kill()
         self._queue.clear()
@@ -100,34 +105,45 @@ class Service:
             call.lost = True
             self._refuse(call)
 
-    def _returned(self) -> None:
-        self.service = self._make()
+    def returned(self) -> None:
+        with calling_as(self._caller):
+            self.service = self._make()
         hoping, self._hoping = self._hoping, []
-        for source, future in hoping:
-            self.runtime.send(self.node, source, 0, future.set_result, None)
+        for hope in hoping:
+            if hope.source.observer:
+                hope.future.set_result(None)
+            else:
+                self.runtime.send(self.node, hope.source, 0, self._settle, (hope, None))
+
+    def revive(self) -> None:
+        """After the run: if it is dead, as it would come back."""
+        if not self._lives.alive:
+            self._lives.alive, self.service = True, self._make()
 
     def _refuse(self, call: _Call) -> None:
         """What a caller sees of a broken connection."""
         error = NodeDied(f"{self.name} died before it answered {call.method}")
-        self.runtime.send(self.node, call.source, 0, call.future.set_error, error)
+        self.runtime.send(self.node, call.source, 0, self._settle, (call, error))
 
     def _answer_observer(self, call: _Call) -> None:
         """At once, out of turn, outside the model: evaluation must not perturb a run."""
+        if not self._lives.alive:
+            call.future.set_error(NodeDied(f"{self.name} is dead"))
+            return
         try:
             call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
         except Exception as error:
             self._reply(call, None, error)
 
     def _arrive(self, call: _Call) -> None:
-        if self._lives is not None:
-            if not self._lives.alive:
-                self._refuse(call)
-                return
-            self._unanswered[call] = None
+        if not self._lives.alive:
+            self._refuse(call)
+            return
+        self._unanswered[call] = None
         if self._turns is None:
             self._queue.append(call)
         else:
-            self._queue += self._turns.due(call.caller, call.number, call)
+            self._queue += self._turns.due(call.caller.label, call.number, call)
         if not self._busy:
             self._serve()
 
@@ -136,7 +152,7 @@ class Service:
         runtime, queue = self.runtime, self._queue
         while queue:
             call = queue.popleft()
-            runtime.active = self._caller
+            current.caller = self._caller
             try:
                 value = getattr(self.service, call.method)(*call.args, **call.kwargs)
             except Exception as error:
@@ -161,7 +177,7 @@ class Service:
 
     def _note(self, call: _Call, reply: Any) -> None:
         if self._log is not None:
-            self._log.add(call.caller, call.number, reply)
+            self._log.add(call.caller.label, call.number, reply)
         if self._turns is not None:
             self._turns.check(reply)
 
@@ -203,8 +219,7 @@ class Service:
         runtime = self.runtime
         if call.lost:
             return
-        if self._lives is not None:
-            self._unanswered.pop(call, None)
+        self._unanswered.pop(call, None)
         if error is not None:
             failure = ServiceError(
                 f"{self.name}.{call.method}, called by {call.source.name}, "
@@ -212,7 +227,10 @@ class Service:
             )
             failure.__cause__ = error
             runtime.failed.append(call.future)
-            runtime.send(self.node, call.source, 0, call.future.set_error, failure)
+            if call.source.observer:
+                call.future.set_error(failure)
+            else:
+                runtime.send(self.node, call.source, 0, self._settle, (call, failure))
         elif call.source.observer:
             call.future.set_result(value)
         else:
@@ -222,6 +240,11 @@ class Service:
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
         runtime = self.runtime
-        if runtime.trace is not None:
+        if call.life != call.caller.life:
+            return  # who called is dead, or another since
+        if isinstance(value, (NodeDied, ServiceError)):
+            call.future.set_error(value)
+            return
+        if runtime.trace is not None and call.method != "up":
             runtime.trace.span(call.source.name, call.method, call.sent_s, runtime.now_s)
         call.future.set_result(value)

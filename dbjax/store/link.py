@@ -1,0 +1,182 @@
+"""Two copies of a service on two machines, one behind the other.
+
+After van Renesse & Schneider 2004, "Chain Replication for Supporting High Throughput and
+Availability", with a chain of two. The head serves and passes every call on; it replies when
+both have served it. So whatever was acknowledged, both have; when the head dies, the backup
+goes on as the head, and whoever had called the dead one calls again. Services know a repeated
+call (a push by its sequence number). A machine that comes back is given a copy, and is the
+backup from then on. Departures: all reads go to the head, which answers them only when the
+backup has everything that they show.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, final
+
+from dbjax.errors import NodeDied
+from dbjax.runtime.base import Future, Node, calling_as, current, ready
+
+Make = Callable[..., Any]
+
+
+def made(node: Node, make: Make, name: str, *args: Any) -> Any:
+    """The service, as the last checkpoint of it under `name` knew it; else as at the beginning."""
+    service = make(node, *args)
+    saved = node.saved(name)
+    if saved is not None or node.incarnation:
+        service.restore(service.state() if saved is None else saved, checkpoint=True)
+    return service
+
+
+@final
+class Link:
+    """One of two copies of a service.
+
+    Args:
+      name: of the service.
+      place: 0 for the one that is the head at first.
+      peer: name of the other copy.
+      make: (node, *args) -> the service, which has `state` and `restore`, and knows a
+        repeated call.
+    """
+
+    def __init__(
+        self, node: Node, make: Make, name: str, place: int, peer: str, *args: Any
+    ) -> None:
+        self._node, self._name, self._place, self._peer = node, name, place, peer
+        self._caller = current.caller
+        self._service = made(node, make, name, *args)
+        self._role: Literal["head", "backup", "blank"] = "backup" if place else "head"
+        self._in_sync = True  # whether the other copy has been given all that this one has
+        self._installs = 0
+        self._watching: Future[None] | None = None
+        if node.incarnation:  # all is lost but what a checkpoint holds
+            self._role, self._in_sync = "blank", False
+            _ = self._told(Link.blank, self._place, then=self._look_for_state)
+
+    # For whoever uses the service.
+
+    def serve(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The reply of the service; deferred until the backup has served the call too.
+
+        Raises:
+          NodeDied: this is not the head (any more, or yet).
+        """
+        if self._role != "head":
+            self._watch()
+            raise NodeDied(f"this copy of {self._name} is {self._role}, not head")
+        reply = getattr(self._service, method)(*args, **kwargs)
+        if not self._in_sync:
+            return reply
+        self._watch()
+        installs = self._installs
+        followed = self._told(
+            Link.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
+        )
+        return _when_both(reply, followed)
+
+    def observe(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The reply of this copy, to whoever changes nothing."""
+        return getattr(self._service, method)(*args, **kwargs)
+
+    # For the other copy.
+
+    def follow(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """What the head has served. Where a reply is deferred, nobody waits for it here."""
+        if self._role != "backup":
+            raise NodeDied(f"this copy of {self._name} is {self._role}, not backup")
+        self._watch()
+        getattr(self._service, method)(*args, **kwargs)
+
+    def install(self, state: Any) -> None:
+        """All that the head knows; what it passes on comes behind it."""
+        self._service.restore(state)
+        self._role = "backup"
+        self._watch()
+
+    def blank(self, place: int) -> bool:
+        """The other copy, of that place, has lost all; whether it is given anything."""
+        if self._role == "blank" and place < self._place:
+            self._watch()
+            return False
+        self._lead()
+        self._install()
+        return True
+
+    def watch(self) -> Future[None]:
+        """Never answered: it fails when this node dies."""
+        return Future(f"the death of {self._node.name}")
+
+    def _watch(self) -> None:
+        if self._watching is None:
+            self._watching = self._told(Link.watch, then=self._peer_died)
+
+    def _peer_died(self, _: Future[None]) -> None:
+        self._watching = None
+        self._lead()
+        self._await_peer()
+
+    def _look_for_state(self, answer: Future[bool]) -> None:
+        """Back from the dead: if nobody has the state, this copy goes on from the checkpoint."""
+        if answer.error() is not None:
+            self._lead()
+            self._await_peer()
+        elif answer.result():
+            self._watch()
+        else:
+            self._lead()
+            self._install()
+
+    def _lead(self) -> None:
+        self._role, self._in_sync = "head", False
+
+    def _followed(self, followed: Future[None], installs: int) -> None:
+        """The other copy has served a call; if it failed, it is to be given everything again."""
+        if followed.error() is not None and installs == self._installs:
+            self._in_sync = False
+            self._await_peer()
+
+    def _await_peer(self) -> None:
+        with calling_as(self._caller):
+            up = self._node.service(self._peer).up()
+        up.on_done(self._install)
+
+    def _install(self) -> None:
+        """Gives the other copy all that this one knows."""
+        self._in_sync, self._installs = True, self._installs + 1
+        installs = self._installs
+        _ = self._told(
+            Link.install, self._service.state(), then=lambda f: self._followed(f, installs)
+        )
+        self._watch()
+
+    def _told(
+        self, method: Callable[..., Any], *args: Any, then: Callable[[Future[Any]], None]
+    ) -> Future[Any]:
+        """Calls the other copy; `then` looks at what comes of it."""
+        with calling_as(self._caller):
+            answer = self._node.service(self._peer).call(method, *args)
+        answer.on_done(lambda: _seen(answer, then))
+        return answer
+
+
+def _seen(future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
+    future.see()
+    then(future)
+
+
+def _when_both(reply: Any, followed: Future[None]) -> Future[Any]:
+    """The reply, or what it is a promise of, once the other copy has followed, or has died."""
+    outcome: Future[Any] = reply if isinstance(reply, Future) else ready(reply)
+    both: Future[Any] = Future(outcome.label)
+
+    def settle() -> None:
+        error = outcome.error()
+        if error is not None:
+            both.set_error(error, [outcome])
+        else:
+            both.set_result(outcome.result())
+
+    followed.on_done(lambda: outcome.on_done(settle))
+    return both
