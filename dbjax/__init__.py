@@ -1,5 +1,7 @@
 """dbjax: asynchronous training in JAX, after "Large Scale Distributed Deep Networks"."""
 
+from dbjax.checkpoint import Checkpoints as Checkpoints
+from dbjax.checkpoint import Every as Every
 from dbjax.launch import Result as Result
 from dbjax.launch import run as run
 from dbjax.replay import Replayed as Replayed

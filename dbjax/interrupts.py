@@ -1,4 +1,4 @@
-"""Ctrl-C as a flag.
+"""Ctrl-C, and SIGTERM, as a flag.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of
 ctypes or of the garbage collector (JAX has one) it is printed and forgotten, and the work
@@ -16,7 +16,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def noted(act: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
-    """The first Ctrl-C in the block sets the event and acts; a second one is raised as ever.
+    """The first Ctrl-C or SIGTERM in the block sets the event and acts; a second is as ever.
 
     Outside the main thread, which alone hears signals, the event is never set.
     """
@@ -28,10 +28,14 @@ def noted(act: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
     def interrupt(*_: Any) -> None:
         interrupted.set()
         act()
-        signal.signal(signal.SIGINT, before)
+        restore()
 
-    before = signal.signal(signal.SIGINT, interrupt)
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+    before = {n: signal.signal(n, interrupt) for n in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield interrupted
     finally:
-        signal.signal(signal.SIGINT, before)
+        restore()

@@ -5,26 +5,27 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
-import itertools
 import math
 import time
 from typing import Any, Literal
 
+import jax
+
+from dbjax.checkpoint import Checkpoints, Content, Every, Taking, about
+from dbjax.evaluator import evaluation, evaluator
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
-from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.base import Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.store import Fetched, Report
+from dbjax.store.sharded import initial
 from dbjax.summary import (
     check_delays,
     params_sha256,
-    progress,
     staleness_histogram,
     summarise,
-    train_loss,
 )
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
@@ -55,6 +56,16 @@ class Result:
         return [row for row in self.trace.rows if row["node"] == "evaluator"]
 
 
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """When a run ends, is looked at, and is written down."""
+
+    until_s: float
+    evaluate_s: float
+    checkpoint: Every | None
+    checkpoints: Checkpoints | None
+
+
 def run(
     task: Task,
     config: Any,
@@ -63,14 +74,16 @@ def run(
     cluster: Cluster | None = None,
     until_s: float | None = None,
     evaluate_every_s: float | None = None,
-    checkpoint_every_s: float | None = None,
+    checkpoint_every: Every | None = None,
+    checkpoints: Checkpoints | None = None,
+    resume: Content | None = None,
     seed: int = 0,
     trace: Trace | None = None,
     log: EventLog | None = None,
 ) -> Result:
     """Trains `task` with the algorithm whose `Config` is given.
 
-    The first Ctrl-C ends the run cleanly, with what there is.
+    The first Ctrl-C, or SIGTERM, ends the run cleanly, with what there is, and a checkpoint.
 
     Args:
       config: of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
@@ -80,8 +93,11 @@ def run(
       until_s: seconds on the run's clock; None: until every replica has done its steps.
       evaluate_every_s: between evaluations, in seconds on the run's clock; None: only
         before and after.
-      checkpoint_every_s: between checkpoints, in seconds on the run's clock: what a shard
-        without a backup goes on from, when its machine is back; None: from the beginning.
+      checkpoint_every: how often checkpoints are taken: what a shard without a backup goes on
+        from, when its machine is back; None: from the beginning.
+      checkpoints: where they are written, and one more at the end.
+      resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
+        another number of shards or replicas. Time goes on where it was.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
       log: of who served whom in which order, from which `dbjax.replay` does the run again.
@@ -93,15 +109,15 @@ def run(
         raise ValueError("nothing would end this run: give until_s, or steps in the config")
     if until_s is not None and not until_s > 0:
         raise ValueError(f"until_s={until_s} must be above 0")
-    for name, every in (("evaluate", evaluate_every_s), ("checkpoint", checkpoint_every_s)):
-        if every is not None and not every > 0:
-            raise ValueError(f"{name}_every_s={every} must be above 0")
+    if evaluate_every_s is not None and not evaluate_every_s > 0:
+        raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
     trace = trace if trace is not None else Trace()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
+    times = Times(end_s, every_s, checkpoint_every, checkpoints)
     try:
-        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log)
-        return _run(machines, task, config, trace, end_s, every_s, checkpoint_every_s)
+        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log, resume)
+        return _run(machines, task, config, trace, times, resume)
     finally:
         if log is not None:
             log.flush()
@@ -115,26 +131,32 @@ def _run(
     task: Task,
     config: Any,
     trace: Trace,
-    end_s: float,
-    every_s: float,
-    checkpoint_every_s: float | None,
+    times: Times,
+    resume: Content | None,
 ) -> Result:
     algorithm = importlib.import_module(type(config).__module__)
+    described = about(jax.eval_shape(lambda: initial(task.params)), config)
+    if resume is not None:
+        machines.resumed = lambda cuts: resume.states(described, cuts, config.replicas)
     program: Program = algorithm.program(machines, task, config)
-    machines.observe("evaluator", _evaluator, program, task, trace, every_s, end_s)
-    if checkpoint_every_s is not None:
-        machines.observe("checkpointer", _checkpointer, program, machines, checkpoint_every_s)
+    taking = Taking(
+        program, machines, described, config.replicas, _incarnation(resume), times.checkpoints
+    )
+    machines.observe("evaluator", evaluator, program, task, trace, times.evaluate_s, times.until_s)
+    if times.checkpoint is not None:
+        machines.observe("checkpointer", taking.main, times.checkpoint)
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
-        end_s = machines.run(end_s)
+        end_s = machines.run(times.until_s)
     wall_s = time.perf_counter() - begin
     machines.revive()
+    taking.last(end_s)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    trace.record("evaluator", end_s, _evaluation(program, task, trace, final, reports))
+    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports))
     summary = summarise(trace, reports, program) | {
         "clock": machines.clock,
         "time_s": end_s,
@@ -155,46 +177,24 @@ def _for_task(cluster: Cluster, task: Task) -> Cluster:
 
 
 def _runtime(
-    name: str, cluster: Cluster | None, seed: int, trace: Trace, log: EventLog | None
+    name: str,
+    cluster: Cluster | None,
+    seed: int,
+    trace: Trace,
+    log: EventLog | None,
+    resume: Content | None,
 ) -> Runtime:
+    begin_s, incarnation = resume.time_s if resume else 0.0, _incarnation(resume)
     if name == "virtual":
-        return VirtualRuntime(cluster, seed=seed, trace=trace, log=log)
+        return VirtualRuntime(
+            cluster, seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation
+        )
     if name != "threads":
         raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads'")
     if cluster is not None:
         raise ValueError("runtime='threads' runs on this machine: it takes no cluster")
-    return ThreadsRuntime(seed=seed, trace=trace, log=log)
+    return ThreadsRuntime(seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation)
 
 
-async def _evaluator(
-    node: Node, program: Program, task: Task, trace: Trace, every_s: float, until_s: float
-) -> None:
-    """Looks at the store every so often, until just before the end; the cluster does not notice."""
-    k, due_s = 0, 0.0
-    while due_s < until_s and not math.isclose(due_s, until_s):
-        await node.sleep(max(0.0, due_s - node.now()))
-        fetched = await program.store.pull(program.shard.peek)
-        reports = await program.store.each(program.shard.report)
-        node.record(**_evaluation(program, task, trace, fetched, reports))
-        k = max(k + 1, math.ceil(node.now() / every_s))
-        due_s = k * every_s
-
-
-async def _checkpointer(node: Node, program: Program, machines: Runtime, every_s: float) -> None:
-    """Keeps what every shard knows; the cluster does not notice."""
-    for k in itertools.count(1):
-        await node.sleep(max(0.0, k * every_s - node.now()))
-        states = await program.store.each(program.shard.state)
-        names = [shard.name for shard in program.store.shards]
-        machines.saved = dict(zip(names, states, strict=True))
-
-
-def _evaluation(
-    program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
-) -> Row:
-    metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
-    return (
-        progress(reports)
-        | {"train_loss": train_loss(trace.rows, program.recent_losses)}
-        | {name: float(value) for name, value in metrics.items()}
-    )
+def _incarnation(resume: Content | None) -> int:
+    return 0 if resume is None else resume.incarnation + 1

@@ -22,6 +22,7 @@ def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
     total: collections.Counter[int] = collections.Counter()
     for report in reports:
         total.update(report.delays.histogram)
+        total.update(report.delays.earlier)
     return dict(sorted(total.items()))
 
 

@@ -27,6 +27,13 @@ def defaults() -> ml_collections.ConfigDict:
     config.until_s = config_dict.placeholder(float)  # None: until all steps are done
     config.evaluations = 20  # in a run with until_s
     config.evaluate_examples = 4_000  # of the training set, and of the hold-out set
+    config.checkpoint = ml_collections.ConfigDict(
+        {
+            "every_s": 60.0,  # of the run's clock
+            "every_updates": config_dict.placeholder(int),
+            "keep": 3,  # of the latest ones; 0: none are written
+        }
+    )
     config.seed = 0  # of the initial parameters and of algorithms
     config.data_seed = 0  # of the order of the data
     config.max_spans = 100_000  # kept for the timeline

@@ -20,6 +20,7 @@ from dbjax.workdir.files import prepare
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, parse
 from experiments.progress import progress
+from experiments.resume import checkpoints_of
 
 
 def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: str) -> dbjax.Result:
@@ -31,13 +32,17 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
     method, cluster = build.algorithm(config), build.cluster(config)
     task = build.task(config)
     every_s = None if config.until_s is None else config.until_s / config.evaluations
+    every = dbjax.Every(config.checkpoint.every_s, config.checkpoint.every_updates)
     with (
-        Workdir(workdir, config.to_dict(), clock=_clock(config)) as files,
+        checkpoints_of(workdir, config) as (checkpoints, earlier),
+        Workdir(workdir, config.to_dict(), clock=_clock(config), rows=earlier.rows) as files,
         progress(label, _clock(config), config.until_s) as listen,
     ):
         logs = _clock(config) == "wall" if config.event_log is None else config.event_log
-        log = files.event_log() if logs else None
-        trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
+        log = files.event_log() if logs and earlier.content is None else None
+        trace = dbjax.Trace(
+            max_spans=config.max_spans, rows=earlier.rows, listeners=[files.listen, listen]
+        )
         result = dbjax.run(
             task,
             method,
@@ -46,6 +51,9 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
             until_s=config.until_s,
             evaluate_every_s=every_s,
             seed=config.seed,
+            checkpoint_every=every,
+            checkpoints=checkpoints,
+            resume=earlier.content,
             trace=trace,
             log=log,
         )

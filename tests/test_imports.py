@@ -79,7 +79,7 @@ def test_nothing_uses_asyncio():
 
 @pytest.mark.parametrize(
     ("package", "where"),
-    [("tensorflow_datasets", "dbjax.data"), ("orbax", "dbjax.workdir"),
+    [("tensorflow_datasets", "dbjax.data"), ("orbax", "dbjax.checkpoint"),
      ("flax", "dbjax.models"), ("ml_collections", "experiments"), ("rich", "dbjax.data")],
 )  # fmt: skip
 def test_heavy_packages_stay_in_their_place(package, where):

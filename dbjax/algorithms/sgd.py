@@ -114,6 +114,10 @@ class SynchronousShard:
             self._shard.state(), self._steps, tuple(p for p, _ in self._arrived.values())
         )
 
+    def checkpoint(self) -> StepState:
+        """What of it outlives the run: what has arrived for the next step is computed again."""
+        return StepState(self._shard.state(), self._steps, ())
+
     def restore(self, state: StepState, *, checkpoint: bool = False) -> None:
         """Knows what a state says, and nothing else; whoever waits for a reply calls again."""
         self._shard.restore(state.shard, checkpoint=checkpoint)

@@ -158,6 +158,9 @@ class Runtime(Protocol):
         """Whether nodes may die."""
 
     saved: dict[str, Any]  # what the last checkpoint holds, by the name of the service
+    resumed: (
+        Callable[[Any], Sequence[Any]] | None
+    )  # partition -> states of its shards to begin with
 
     def serve(
         self,

@@ -26,16 +26,27 @@ class _Replica:
     pushed: bool = False
 
 
+@dataclasses.dataclass
 class Delays:
-    """Staleness of the pushes applied by one shard, in server updates."""
+    """Staleness of the pushes applied by one shard, in server updates.
 
-    def __init__(self) -> None:
-        self.histogram: collections.Counter[int] = collections.Counter()
-        self.version = 0
-        self.restored = False  # whether an earlier life may have served versions
-        self.orphans = 0
-        self._offsets = 0
-        self._replicas: dict[str, _Replica] = {}
+    Attributes:
+      histogram: staleness -> how many pushes.
+      version: after the latest of them.
+      began: the version at which these books begin.
+      earlier: the histogram of shards that were cut otherwise, before.
+      restored: whether an earlier life may have served versions.
+      orphans: pushes whose gradient was of a version that is no more.
+    """
+
+    histogram: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    version: int = 0
+    began: int = 0
+    earlier: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
+    restored: bool = False
+    orphans: int = 0
+    _offsets: int = 0
+    _replicas: dict[str, _Replica] = dataclasses.field(default_factory=dict)
 
     def fetched(self, replica: str, version: int) -> None:
         known = self._replicas.get(replica)
@@ -84,4 +95,4 @@ class Delays:
         staleness = sum(delay * times for delay, times in self.histogram.items())
         ages = sum(total - known.last for known in self._replicas.values())
         exposure = sum(total - known.joined for known in self._replicas.values())
-        return staleness + self._offsets + ages, exposure - total
+        return staleness + self._offsets + ages, exposure - (total - self.began)

@@ -187,6 +187,10 @@ class Shard:
         counts, delays = dataclasses.replace(self._counts), self.delays.copy()
         return ShardState(self._snapshot, self._state, dict(self._sequences), counts, delays)
 
+    def checkpoint(self) -> ShardState:
+        """What of it outlives the run: all."""
+        return self.state()
+
     def restore(self, state: ShardState, *, checkpoint: bool = False) -> None:
         """Knows what a state says, and nothing else.
 

@@ -77,6 +77,9 @@ class Sharded(Generic[S]):
         slices = compiled_split(cuts)(params)
         gradients = Gradients(cut, params, cuts) if cut else None
         del params  # of leaves that are cut the slices are copies
+        if runtime.resumed is not None:
+            states = enumerate(runtime.resumed(cuts))
+            runtime.saved = {f"{name}/{i}": state for i, state in states}
         handles = [
             serve_chain(runtime, f"{name}/{i}", backups, make, slice_, *args)
             for i, slice_ in enumerate(slices)

@@ -222,8 +222,7 @@ class VectorShard:
     # For a checkpoint, and for another copy.
 
     def state(self) -> VectorState:
-        """All that it knows; it may go on meanwhile, and keeps what it can go back to now."""
-        self._checkpointed = (*self._checkpointed[-2:], *(f.iteration for f in self._finished[-2:]))
+        """All that it knows; it may go on meanwhile."""
         return VectorState(
             dict(self._vectors),
             self._evaluation,
@@ -235,6 +234,16 @@ class VectorShard:
             self._reply,
         )
 
+    def checkpoint(self) -> VectorState:
+        """What of it outlives the run: the ends of its latest iterations.
+
+        It keeps them, so that all shards can go back to where one of them is restored to.
+        """
+        latest = self._finished[-2:]
+        self._checkpointed = (*self._checkpointed[-2:], *(f.iteration for f in latest))
+        state = dataclasses.replace(self.state(), finished=latest, sums={}, counted=())
+        return dataclasses.replace(state, vectors=latest[-1].vectors)
+
     def restore(self, state: VectorState, *, checkpoint: bool = False) -> None:
         """Knows what a state says, and nothing else.
 
@@ -243,7 +252,9 @@ class VectorShard:
         """
         self._vectors, self._evaluation = dict(state.vectors), state.evaluation
         self._sums = {part: one.copy() for part, one in state.sums.items()}
-        self._counted, self._finished = set(state.counted), state.finished
+        self._counted = set(state.counted)
+        beginning = () if state.finished[0].iteration == BEGINNING else self._finished[:1]
+        self._finished = (*beginning, *state.finished)
         self._counts = dataclasses.replace(state.counts)
         self._command, self._reply = state.command, state.reply
         if checkpoint:

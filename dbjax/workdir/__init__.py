@@ -3,4 +3,6 @@
 from dbjax.workdir.files import prepare as prepare
 from dbjax.workdir.files import write_json as write_json
 from dbjax.workdir.leave import EVENTS as EVENTS
+from dbjax.workdir.leave import METRICS as METRICS
+from dbjax.workdir.leave import SUMMARY as SUMMARY
 from dbjax.workdir.leave import Workdir as Workdir

@@ -5,22 +5,21 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, final
 
-import jax
-import numpy as np
-
+from dbjax.checkpoint.params import save_params
 from dbjax.launch import Result
 from dbjax.runtime.event_log import EventLog
 from dbjax.trace import Row
-from dbjax.types import Params
 from dbjax.workdir import origin
 from dbjax.workdir.chrome_trace import chrome_trace
 from dbjax.workdir.files import plain, prepare, write_json, write_text
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
+SUMMARY = "summary.json"
 
 
 @final
@@ -29,15 +28,22 @@ class Workdir:
 
     metrics.jsonl grows while the run goes on: a header that names the clock, then a line
     for each evaluation. In virtual time its bytes depend on the configuration only.
+
+    Args:
+      rows: of a run that is taken up: those that it left already.
     """
 
-    def __init__(self, path: str | Path, config: Any, *, clock: str) -> None:
+    def __init__(
+        self, path: str | Path, config: Any, *, clock: str, rows: Sequence[Row] = ()
+    ) -> None:
         self.path, self.clock, self._config = prepare(path), clock, plain(config, infinity="inf")
         about = {"versions": origin.versions(), "commit": origin.commit(), "host": origin.host()}
         write_json(self.path / "config.json", {"config": self._config} | about)
-        self._metrics = (self.path / METRICS).open("w", buffering=1)
-        self._metrics.write(json.dumps({"clock": clock, "time_s": f"seconds of the {clock} clock"}))
-        self._metrics.write("\n")
+        header = {"clock": clock, "time_s": f"seconds of the {clock} clock"}
+        lines = [json.dumps(line, allow_nan=False) + "\n" for line in (header, *map(plain, rows))]
+        write_text(self.path / METRICS, "".join(lines))
+        self._metrics = (self.path / METRICS).open("a", buffering=1)
+        (self.path / SUMMARY).unlink(missing_ok=True)  # until this run has one
         self._events: IO[str] | None = None
         (self.path / EVENTS).unlink(missing_ok=True)  # of a run that was here before
 
@@ -67,9 +73,9 @@ class Workdir:
             result.trace.spans, clock=self.clock, dropped=result.trace.dropped_spans
         )
         write_text(self.path / "trace.json", json.dumps(trace))
-        save_params(self.path / "checkpoints" / "final", result.params)
+        save_params(self.path / "params", result.params)
         about = {"config": self._config, "versions": origin.versions()}
-        write_json(self.path / "summary.json", result.summary | about)
+        write_json(self.path / SUMMARY, result.summary | about)
 
     def _write_events(self, rows: list[Row]) -> None:
         import tensorboardX
@@ -82,19 +88,3 @@ class Workdir:
                     if isinstance(value, (int, float)) and math.isfinite(value):
                         # the step is the number of updates; the "wall time" the run's clock
                         events.add_scalar(name, value, row["updates"], walltime=row["time_s"])
-
-
-def save_params(path: Path, params: Params) -> None:
-    """An Orbax checkpoint; atomic."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params), force=True)
-
-
-def load_params(path: Path, like: Params) -> Params:
-    """Reads what `save_params` wrote, into the structure of `like`."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.tree.map(np.asarray, like))

@@ -13,8 +13,8 @@ import jax
 import numpy as np
 import pytest
 
+from dbjax.checkpoint.params import load_params
 from dbjax.workdir.files import plain, write_text
-from dbjax.workdir.leave import load_params
 from experiments import demo, run
 from experiments.command_line import available, load_config
 from tests.processes import FAST
@@ -39,7 +39,7 @@ def strict(text):
 def test_every_file_is_there(workdir):
     left = {path.name for path in workdir.iterdir()}
     assert left == {"config.json", "metrics.jsonl", "summary.json", "trace.json", "curves.png",
-                    "tensorboard", "checkpoints"}  # fmt: skip
+                    "tensorboard", "checkpoints", "params"}  # fmt: skip
 
 
 def test_summary_has_what_readers_look_for(workdir):
@@ -108,7 +108,7 @@ def test_final_parameters_can_be_read_back(workdir):
     from experiments import build
 
     like = build.task(load_config(QUICKSTART)).params
-    params = load_params(workdir / "checkpoints" / "final", like)
+    params = load_params(workdir / "params", like)
     assert jax.tree.structure(params) == jax.tree.structure(like)
     summary = json.loads((workdir / "summary.json").read_text())
     assert params_sha256(params) == summary["params_sha256"]

@@ -66,7 +66,7 @@ def test_with_a_backup_no_push_is_lost_or_applied_twice(name, failures):
 @pytest.mark.parametrize("every_s", [None, 0.4])
 @pytest.mark.parametrize("name", ["downpour [1]", "downpour [4]", "overlapping", "sgd"])
 def test_without_one_the_loss_is_what_came_after_the_checkpoint(name, every_s):
-    lost, before = run(name, HEAD, checkpoint_every_s=every_s), run(name)
+    lost, before = run(name, HEAD, checkpoint_every=every_s and dbjax.Every(every_s)), run(name)
     due = before["updates"] - lost["updates"]
     assert lost["lost_pushes"] == due > 0
     if every_s is not None:
@@ -75,7 +75,10 @@ def test_without_one_the_loss_is_what_came_after_the_checkpoint(name, every_s):
 
 @pytest.mark.parametrize("every_s", [None, 0.4])
 def test_sandblaster_goes_back_to_an_iteration_that_every_shard_knows(every_s):
-    calm, disturbed = run("sandblaster"), run("sandblaster", HEAD, checkpoint_every_s=every_s)
+    calm, disturbed = (
+        run("sandblaster"),
+        run("sandblaster", HEAD, checkpoint_every=every_s and dbjax.Every(every_s)),
+    )
     assert disturbed["rewinds"] == 1
     assert disturbed["params_sha256"] == calm["params_sha256"]
     assert disturbed["time_s"] > calm["time_s"]
@@ -84,7 +87,7 @@ def test_sandblaster_goes_back_to_an_iteration_that_every_shard_knows(every_s):
 def test_sgd_alone_dies_with_its_parameters():
     failure = (Failure("replica/0", 1.03, 1.5),)
     assert run("sgd [1]", failure)["updates"] == 40  # it begins again, and loses nothing
-    again = run("sgd [1]", failure, checkpoint_every_s=0.4)
+    again = run("sgd [1]", failure, checkpoint_every=dbjax.Every(0.4))
     assert again["updates"] == 40
     assert again["params_sha256"] == run("sgd [1]")["params_sha256"]
     assert again["time_s"] < run("sgd [1]", failure)["time_s"]
@@ -92,13 +95,13 @@ def test_sgd_alone_dies_with_its_parameters():
 
 def test_both_copies_dead_at_once_go_on_from_the_checkpoint():
     both = (Failure("shard/0", 1.03, 1.5), Failure("shard/0/backup", 1.1, 1.4))
-    lost = run("downpour [4]", both, backups=1, checkpoint_every_s=0.4)
+    lost = run("downpour [4]", both, backups=1, checkpoint_every=dbjax.Every(0.4))
     assert lost["lost_pushes"] == run("downpour [4]")["updates"] - lost["updates"] > 0
 
 
 def test_a_run_that_ends_while_a_shard_is_dead_has_what_it_would_come_back_with():
     dead = (Failure("shard/0", 1.03, 9.0),)
-    ended = run("downpour [4]", dead, checkpoint_every_s=0.4, until_s=2.0)
+    ended = run("downpour [4]", dead, checkpoint_every=dbjax.Every(0.4), until_s=2.0)
     assert 0 < ended["updates"] < run("downpour [4]", until_s=2.0)["updates"]
 
 

@@ -11,7 +11,7 @@ import concurrent.futures
 import math
 import threading
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
@@ -35,9 +35,17 @@ class ThreadsRuntime:
     mortal = False  # nodes of this process die with it
 
     def __init__(
-        self, *, seed: int = 0, trace: Trace | None = None, log: EventLog | None = None
+        self,
+        *,
+        seed: int = 0,
+        trace: Trace | None = None,
+        log: EventLog | None = None,
+        begin_s: float = 0.0,
+        incarnation: int = 0,
     ) -> None:
         self.seed, self.trace, self.log = seed, trace, log
+        self.incarnation, self._before_s = incarnation, begin_s
+        self.resumed: Callable[[Any], Sequence[Any]] | None = None
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
         self._begin_s = time.perf_counter()
@@ -53,7 +61,7 @@ class ThreadsRuntime:
         self.saved: dict[str, Any] = {}
 
     def now_s(self) -> float:
-        return time.perf_counter() - self._begin_s
+        return time.perf_counter() - self._begin_s + self._before_s
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         caller = self._caller(ThreadNode(self, name), of_service(name))

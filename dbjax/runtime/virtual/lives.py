@@ -31,7 +31,7 @@ class Lives:
         self._residents: list[Resident] = []
         self.alive = True
         for failure in runtime.cluster.failures:
-            if failure.node == node.name:
+            if failure.node == node.name and failure.at_s >= runtime.now_s:
                 runtime.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)
         self._plan_failure()
 

@@ -34,7 +34,7 @@ class VirtualNode:
 
     def __init__(self, runtime: VirtualRuntime, name: str, *, observer: bool = False) -> None:
         self.runtime, self.name, self.observer = runtime, name, observer
-        self.incarnation = 0
+        self.incarnation = runtime.incarnation
         self.machine = runtime.cluster.machine_of(name)
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
         self.touched_bytes = 0  # by the call being served

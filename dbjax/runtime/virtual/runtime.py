@@ -12,7 +12,7 @@ import gc
 import heapq
 import itertools
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError, NodeDied
@@ -41,6 +41,8 @@ class VirtualRuntime:
       log: to write the order of what happens into.
       script: the log of another run, on any runtime, to do again: services serve in the order
         that it says, and nodes see of time what it says. Until there is no more of it.
+      begin_s: time at the beginning, of a run that is taken up.
+      incarnation: how often it was taken up before.
     """
 
     clock: Literal["virtual", "wall"] = "virtual"
@@ -53,6 +55,8 @@ class VirtualRuntime:
         trace: Trace | None = None,
         log: EventLog | None = None,
         script: Script | None = None,
+        begin_s: float = 0.0,
+        incarnation: int = 0,
     ) -> None:
         self.cluster = cluster or Cluster()
         if self.cluster.compute_s == "costs":
@@ -63,7 +67,8 @@ class VirtualRuntime:
         self._turns: list[Turns] = []
         if script is not None:
             self.clock = "wall"  # what is replayed must not think that its time is modelled
-        self.now_s = 0.0
+        self.now_s, self.incarnation = begin_s, incarnation
+        self.resumed: Callable[[Any], Sequence[Any]] | None = None
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []

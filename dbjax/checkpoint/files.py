@@ -1,0 +1,124 @@
+"""Checkpoints in a directory: written in the background by Orbax, whole or not at all."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+
+from dbjax.checkpoint.encoding import Array, decode, encode
+
+_FORMAT = 1
+_LOG = logging.getLogger("dbjax")
+
+
+@final
+class Checkpoints:
+    """The latest checkpoints of one run. To be used in a `with` statement.
+
+    Args:
+      directory: of nothing else; made if it does not exist.
+      keep: how many; older ones are deleted when a new one is whole.
+
+    Raises:
+      ValueError: `keep` is below 1, or the directory cannot be used.
+    """
+
+    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+        import orbax.checkpoint as ocp
+
+        if keep < 1:
+            raise ValueError(f"keep={keep} must be at least 1")
+        self._directory, self._ocp = Path(directory).absolute(), ocp
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            self._manager = ocp.CheckpointManager(self._directory, options=options)
+        except OSError as error:
+            raise ValueError(f"{str(directory)!r} cannot be used: {error.strerror}") from error
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._guarded(self._manager.close)
+
+    def save(self, content: Any) -> None:
+        """Begins to write; what is encoded is no longer looked at when this returns.
+
+        Where it cannot be written, a warning says so, and the one before stays.
+        """
+        arrays: list[Array] = []
+        about = {
+            "format": _FORMAT,
+            "content": encode(content, arrays),
+            "arrays": [[str(a.dtype), a.shape, zlib.crc32(np.ascontiguousarray(a).data)]
+                       for a in arrays],
+        }  # fmt: skip
+        args = self._ocp.args
+        parts = args.Composite(
+            arrays=args.PyTreeSave({str(i): array for i, array in enumerate(arrays)}),
+            about=args.JsonSave(about),
+        )
+        step = 1 + (self._manager.latest_step() or 0)
+        self._guarded(lambda: self._manager.save(step, args=parts))
+
+    def wait(self) -> None:
+        """Until what was begun is on disk."""
+        self._guarded(self._manager.wait_until_finished)
+
+    def latest(self) -> Any:
+        """The content of the newest that is whole, or None; warns of damaged ones.
+
+        Raises:
+          ValueError: it is of another version of dbjax.
+        """
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return self._read(step)
+            except _OtherVersion as error:
+                raise ValueError(f"checkpoint {self._directory / str(step)}: {error}") from error
+            except Exception as error:  # of Orbax, of what lies below it, or of the contents
+                _LOG.warning(
+                    "checkpoint %s is damaged and left out: %s", self._directory / str(step),
+                    " ".join(str(error).split())[:200],
+                )  # fmt: skip
+        return None
+
+    def _read(self, step: int) -> Any:
+        args = self._ocp.args
+        about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
+        if about["format"] != _FORMAT:
+            raise _OtherVersion(f"its format is {about['format']!r}, here it is {_FORMAT}")
+        kinds = about["arrays"]
+        like = {str(i): np.zeros(shape, _dtype(name)) for i, (name, shape, _) in enumerate(kinds)}
+        as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in like}
+        whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
+        found = self._manager.restore(step, args=whole).arrays if like else {}
+        arrays = [np.asarray(found[name]) for name in like]
+        for array, (_, _, checksum) in zip(arrays, kinds, strict=True):
+            if zlib.crc32(np.ascontiguousarray(array).data) != checksum:
+                raise ValueError("an array is not what was written")
+        return decode(about["content"], arrays)
+
+    def _guarded(self, write: Any) -> None:
+        try:
+            write()
+        except Exception as error:
+            _LOG.warning(
+                "a checkpoint in %s could not be written, the one before stays: %s",
+                self._directory, " ".join(str(error).split())[:200],
+            )  # fmt: skip
+
+
+class _OtherVersion(Exception):
+    """Of a checkpoint: not damaged, but of another version of dbjax."""
+
+
+def _dtype(name: str) -> Any:
+    import jax.numpy as jnp
+
+    return jnp.dtype(name)

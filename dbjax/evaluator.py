@@ -1,0 +1,37 @@
+"""Looks at the store every so often; the cluster does not notice."""
+
+from __future__ import annotations
+
+import math
+
+from dbjax.runtime.base import Node
+from dbjax.store import Fetched, Report
+from dbjax.summary import progress, train_loss
+from dbjax.task import Program, Task
+from dbjax.trace import Row, Trace
+
+
+async def evaluator(
+    node: Node, program: Program, task: Task, trace: Trace, every_s: float, until_s: float
+) -> None:
+    """Evaluates at k * `every_s`, until just before the end."""
+    begin_s = node.now()
+    k = math.floor(begin_s / every_s) + 1 if begin_s else 0  # of a run that is taken up: the next
+    while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
+        await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
+        fetched = await program.store.pull(program.shard.peek)
+        reports = await program.store.each(program.shard.report)
+        node.record(**evaluation(program, task, trace, fetched, reports))
+        k = max(k + 1, math.ceil(node.now() / every_s))
+
+
+def evaluation(
+    program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
+) -> Row:
+    """Progress, and what the task says of the parameters."""
+    metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
+    return (
+        progress(reports)
+        | {"train_loss": train_loss(trace.rows, program.recent_losses)}
+        | {name: float(value) for name, value in metrics.items()}
+    )

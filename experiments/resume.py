@@ -1,0 +1,102 @@
+"""A run that was interrupted goes on in its workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_collections
+
+from dbjax.checkpoint import Checkpoints, Content
+from dbjax.trace import Row
+from dbjax.workdir import METRICS, SUMMARY
+from dbjax.workdir.files import plain
+from experiments.saved import CONFIG
+
+_CHECKPOINTS = "checkpoints"
+_MAY_DIFFER = {  # in the config of whoever takes a run up
+    "until_s", "evaluations", "evaluate_examples", "max_spans", "event_log", "data_dir",
+    *(f"checkpoint.{name}" for name in ("every_s", "every_updates", "keep")),
+    *(f"options.{name}" for name in ("steps", "replicas", "shards", "shard_backups")),
+}  # fmt: skip
+
+
+class Earlier(NamedTuple):
+    """What is left of the run that was interrupted; nothing of a new one."""
+
+    content: Content | None
+    rows: list[Row]
+
+
+@contextlib.contextmanager
+def checkpoints_of(
+    workdir: str | Path, config: ml_collections.ConfigDict
+) -> Iterator[tuple[Checkpoints | None, Earlier]]:
+    """The run's checkpoints, and what there is to go on from.
+
+    Raises:
+      ValueError: an interrupted run of another config lies in the workdir.
+    """
+    directory = Path(workdir) / _CHECKPOINTS
+    goes_on = _was_interrupted(Path(workdir))
+    if goes_on:
+        _require_same(Path(workdir), config)
+    else:
+        shutil.rmtree(directory, ignore_errors=True)
+    if not config.checkpoint.keep:
+        yield None, Earlier(None, [])
+        return
+    with Checkpoints(directory, keep=config.checkpoint.keep) as checkpoints:
+        content = checkpoints.latest() if goes_on else None
+        if content is None:
+            yield checkpoints, Earlier(None, [])
+            return
+        logging.getLogger("dbjax").info("taken up at %.1f s", content.time_s)
+        yield checkpoints, Earlier(content, _rows(Path(workdir) / METRICS, content.time_s))
+
+
+def _was_interrupted(workdir: Path) -> bool:
+    """Whether a run lies there that did not come to its end."""
+    if not (workdir / CONFIG).exists() or not (workdir / _CHECKPOINTS).exists():
+        return False
+    try:
+        return bool(json.loads((workdir / SUMMARY).read_text())["interrupted"])
+    except OSError:
+        return True
+
+
+def _rows(path: Path, until_s: float) -> list[Row]:
+    """Rows of metrics before the checkpoint; a line that is not whole is left out."""
+    rows: list[Row] = []
+    with contextlib.suppress(OSError, ValueError), path.open() as lines:
+        for line in list(lines)[1:]:
+            row = json.loads(line)
+            if row["time_s"] < until_s:
+                rows.append(row)
+    return rows
+
+
+def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
+    have = _flat(json.loads((workdir / CONFIG).read_text())["config"])
+    want = _flat(plain(config.to_dict(), infinity="inf"))
+    for name in sorted({*have, *want} - _MAY_DIFFER):
+        if name.startswith("cluster.") and config.runtime != "virtual":
+            continue
+        if have.get(name) != want.get(name):
+            raise ValueError(
+                f"workdir {str(workdir)!r} holds an interrupted run with {name}={have.get(name)}, "
+                f"here it is {want.get(name)}: give another --workdir, or delete that one"
+            )
+
+
+def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
