@@ -7,6 +7,7 @@ import gc
 import importlib
 import math
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
 import jax
@@ -15,7 +16,7 @@ from dbjax.checkpoint import Checkpoints, Content, Every, Taking, about
 from dbjax.evaluator import evaluation, evaluator
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
-from dbjax.runtime.base import Runtime
+from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.threads import ThreadsRuntime
@@ -31,6 +32,7 @@ from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
 
+Beside = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads"]
 
 
@@ -64,6 +66,7 @@ class Times:
     evaluate_s: float
     checkpoint: Every | None
     checkpoints: Checkpoints | None
+    beside: Beside | None
 
 
 def run(
@@ -77,6 +80,7 @@ def run(
     checkpoint_every: Every | None = None,
     checkpoints: Checkpoints | None = None,
     resume: Content | None = None,
+    beside: Beside | None = None,
     seed: int = 0,
     trace: Trace | None = None,
     log: EventLog | None = None,
@@ -98,6 +102,7 @@ def run(
       checkpoints: where they are written, and one more at the end.
       resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
         another number of shards or replicas. Time goes on where it was.
+      beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
       log: of who served whom in which order, from which `dbjax.replay` does the run again.
@@ -114,7 +119,7 @@ def run(
     trace = trace if trace is not None else Trace()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
-    times = Times(end_s, every_s, checkpoint_every, checkpoints)
+    times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
     try:
         machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log, resume)
         return _run(machines, task, config, trace, times, resume)
@@ -145,6 +150,8 @@ def _run(
     machines.observe("evaluator", evaluator, program, task, trace, times.evaluate_s, times.until_s)
     if times.checkpoint is not None:
         machines.observe("checkpointer", taking.main, times.checkpoint)
+    if times.beside is not None:
+        machines.observe("beside", times.beside, machines)
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)

@@ -14,6 +14,7 @@ import rich.console
 import rich.table
 
 import dbjax
+from dbjax.launch import Beside
 from dbjax.trace import Row
 from dbjax.workdir import Workdir
 from dbjax.workdir.files import prepare
@@ -23,7 +24,12 @@ from experiments.progress import progress
 from experiments.resume import checkpoints_of
 
 
-def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: str) -> dbjax.Result:
+def run_config(
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    label: str,
+    beside: Beside | None = None,
+) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`."""
     if config.evaluations < 1:
         raise ValueError(f"evaluations={config.evaluations} must be at least 1")
@@ -54,6 +60,7 @@ def run_config(config: ml_collections.ConfigDict, workdir: str | Path, label: st
             checkpoint_every=every,
             checkpoints=checkpoints,
             resume=earlier.content,
+            beside=beside,
             trace=trace,
             log=log,
         )

@@ -207,6 +207,16 @@ class Runtime(Protocol):
     def stop(self) -> None:
         """Ends `run` at the next chance, as if `until_s` had come."""
 
+    def nodes(self) -> list[str]:
+        """Names of all nodes, those of observers left out."""
+
+    def kill(self, name: str) -> None:
+        """Kills a node, as if its machine had lost its power.
+
+        Raises:
+          ValueError: there is no such node, or on this runtime none can die.
+        """
+
     def revive(self) -> None:
         """After a run: brings back what is dead, so that it can be asked for what it knows."""
 

@@ -80,6 +80,10 @@ class Link:
         """The reply of this copy, to whoever changes nothing."""
         return getattr(self._service, method)(*args, **kwargs)
 
+    def whole(self) -> bool:
+        """Whether this copy has everything, and so has the other one, as far as it knows."""
+        return self._role != "blank" and self._in_sync
+
     # For the other copy.
 
     def follow(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -93,6 +93,12 @@ class ThreadsRuntime:
     def stop(self) -> None:
         self._stopping.set()
 
+    def nodes(self) -> list[str]:
+        return list(dict.fromkeys((*self.services, *(thread.name for thread in self._mains))))
+
+    def kill(self, name: str) -> None:
+        raise ValueError(f"kill({name!r}): nodes of this process die with it; use virtual or ray")
+
     def revive(self) -> None:
         """Nothing dies."""
 

@@ -47,10 +47,16 @@ class Lives:
         if math.isfinite(machine.mean_time_between_failures_s):
             draws = self._node.draws
             at_s = self._runtime.now_s + draws.exponential(machine.mean_time_between_failures_s)
-            repair_s = machine.mean_time_to_repair_s
-            repair_s = draws.exponential(repair_s) if math.isfinite(repair_s) else math.inf
-            death = (self._node.incarnation, at_s + repair_s)
+            death = (self._node.incarnation, at_s + self._repair_s())
             self._runtime.at(at_s, self._die, death, unnoticed=True)
+
+    def kill(self) -> None:
+        """It dies now; nothing happens to one that is dead."""
+        self._die((None, self._runtime.now_s + self._repair_s()))
+
+    def _repair_s(self) -> float:
+        repair_s = self._node.machine.mean_time_to_repair_s
+        return self._node.draws.exponential(repair_s) if math.isfinite(repair_s) else math.inf
 
     def _die(self, death: tuple[int | None, float]) -> None:
         """Stops, for ever or until `back_s`; what was sent before still arrives."""

@@ -108,8 +108,21 @@ class VirtualRuntime:
     @property
     def mortal(self) -> bool:
         machines = (self.cluster.machine, *self.cluster.machines.values())
-        drawn = any(math.isfinite(m.mean_time_between_failures_s) for m in machines)
+        drawn = any(
+            math.isfinite(time_s)
+            for m in machines
+            for time_s in (m.mean_time_between_failures_s, m.mean_time_to_repair_s)
+        )
         return drawn or bool(self.cluster.failures)
+
+    def nodes(self) -> list[str]:
+        return list(self._lives)
+
+    def kill(self, name: str) -> None:
+        """It is back after a time drawn from its machine's `mean_time_to_repair_s`."""
+        if name not in self._lives:
+            raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._lives)}")
+        self._lives[name].kill()
 
     def revive(self) -> None:
         for service in self.services.values():

@@ -1,0 +1,129 @@
+"""Trains twice, once undisturbed and once while nodes are killed, and compares.
+
+python -m experiments.chaos --config=configs/NAME.py[:smoke] --runtime=ray|virtual \
+    --kill-every=5s --for=120s [--backups=1] [--workdir=DIR] [--config.FIELD=VALUE ...]
+"""
+
+from __future__ import annotations
+
+import logging
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+import rich.console
+import rich.table
+
+import dbjax
+from dbjax.chaos import Chaos, Kill, kills
+from experiments.command_line import command, parse
+from experiments.run import run_config
+
+_OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
+_REPAIR_S = 1.0  # mean, of a virtual machine
+_POINTS = 2.0  # of accuracy that a disturbed run may differ
+
+
+def seconds(text: str, flag: str) -> float:
+    """Of 5, 5s, 2m or 1h.
+
+    Raises:
+      ValueError: it is none of that, or not above 0.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
+    try:
+        found = float(number) * units[unit]
+    except ValueError as error:
+        raise ValueError(f"--{flag}={text} must be a time, such as 5s or 2m") from error
+    if not found > 0:
+        raise ValueError(f"--{flag}={text} must be above 0")
+    return found
+
+
+def configured(
+    config: ml_collections.ConfigDict, runtime: str, for_s: float, backups: int
+) -> ml_collections.ConfigDict:
+    """The config of both runs."""
+    config = config.copy_and_resolve_references()
+    config.runtime, config.until_s, config.event_log = runtime, for_s, False
+    with config.options.unlocked():
+        config.options.shard_backups = backups
+    if runtime == "virtual":
+        config.cluster.machine.mean_time_to_repair_s = _REPAIR_S
+    return config
+
+
+def table_of(found: Sequence[Kill]) -> rich.table.Table:
+    """Kills and recoveries, by kind of node."""
+    table = rich.table.Table(title="kills", title_justify="left")
+    for column in ("", "kills", "recoveries", "median s to recover", "longest"):
+        table.add_column(column, justify="left" if not column else "right")
+    kinds = {"replicas": "replica/", "shards": "shard/"}
+    for kind, prefix in kinds.items():
+        of_kind = [kill for kill in found if kill.node.startswith(prefix)]
+        back = [kill.back_after_s for kill in of_kind if kill.back_after_s < float("inf")]
+        times = (f"{statistics.median(back):.2f}", f"{max(back):.2f}") if back else ("-", "-")
+        table.add_row(kind, str(len(of_kind)), str(len(back)), *times)
+    return table
+
+
+def compared(calm: dbjax.Result, disturbed: dbjax.Result) -> rich.table.Table:
+    """Both runs' numbers side by side."""
+    table = rich.table.Table("", "undisturbed", "disturbed", title="runs", title_justify="left")
+    names = ("time_s", "updates", "test_accuracy", "lost_pushes", "repeated_pushes", "deaths")
+    for name in names:
+        if name in calm.summary:
+            cells = [_cell(one.summary[name]) for one in (calm, disturbed)]
+            table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+
+
+def verdict(calm: dbjax.Result, disturbed: dbjax.Result, backups: int) -> list[str]:
+    """What went wrong; nothing, if all is well."""
+    wrong = []
+    if "test_accuracy" in calm.summary:
+        points = 100 * (calm.summary["test_accuracy"] - disturbed.summary["test_accuracy"])
+        if points > _POINTS:
+            wrong.append(f"the disturbed run is {points:.1f} points less accurate")
+    if backups and disturbed.summary["lost_pushes"]:
+        wrong.append(f"{disturbed.summary['lost_pushes']} acknowledged pushes were lost")
+    if not kills(disturbed.trace.rows):
+        wrong.append("nobody was killed: --for is too short for --kill-every")
+    return wrong
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = parse(arguments, _OPTIONS)
+    if chosen.config is None:
+        raise ValueError("needs --config=FILE; --help says more")
+    options = chosen.options
+    every_s = seconds(options.get("kill-every", "5s"), "kill-every")
+    for_s = seconds(options.get("for", "60s"), "for")
+    backups, seed = int(options.get("backups", "1")), int(options.get("seed", "0"))
+    config = configured(chosen.config, options.get("runtime", "ray"), for_s, backups)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    workdir = Path(chosen.workdir or "runs/chaos")
+    calm = run_config(config, workdir / "undisturbed", "undisturbed")
+    chaos = Chaos(every_s, seed)
+    disturbed = run_config(config, workdir / "disturbed", "disturbed", beside=chaos)
+    console = rich.console.Console()
+    console.print(table_of(kills(disturbed.trace.rows)))
+    console.print(compared(calm, disturbed))
+    wrong = verdict(calm, disturbed, backups)
+    console.print("; ".join(wrong) or "nothing that was acknowledged is lost", soft_wrap=True)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    command(main)
