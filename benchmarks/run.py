@@ -23,6 +23,7 @@ KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
 PARTS: dict[str, dict[str, str]] = {
     "threads": {},
     "threads_paper": KEEP_FREED_MEMORY,
+    "event_log": {},
     "virtual": {},
     "engine": {},
     "store": KEEP_FREED_MEMORY,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -67,12 +69,18 @@ def two_programs(task: dbjax.Task, steps: int) -> Any:
     return case
 
 
-def replicas(task: dbjax.Task, count: int, steps: int, shards: int = 1) -> Any:
+def replicas(
+    task: dbjax.Task, count: int, steps: int, shards: int = 1, log_to: Path | None = None
+) -> Any:
     """Steps a second of all replicas together, while all of them run."""
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + _WARM)
-        rows = dbjax.run(task, config, runtime="threads").trace.rows
+        with contextlib.ExitStack() as stack:
+            log = None
+            if log_to is not None:
+                log = dbjax.EventLog(stack.enter_context(log_to.open("w", buffering=1)).write)
+            rows = dbjax.run(task, config, runtime="threads", log=log).trace.rows
         ends: dict[str, list[float]] = {}
         for row in rows:
             if "loss" in row:

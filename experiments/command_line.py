@@ -177,11 +177,14 @@ def _value(text: str, before: Any, path: str) -> Any:
 
 
 def command(main: Callable[[list[str]], int]) -> None:
-    """Runs a command; a user's mistake is one line and exit code 2, Ctrl-C is 130."""
+    """Runs a command; a mistake, or a full disk, is one line and exit code 2, Ctrl-C is 130."""
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

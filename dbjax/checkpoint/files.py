@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import zlib
 from pathlib import Path
 from typing import Any, final
@@ -12,6 +13,7 @@ import numpy as np
 from dbjax.checkpoint.encoding import Array, decode, encode
 
 _FORMAT = 1
+_OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
 _LOG = logging.getLogger("dbjax")
 
 
@@ -33,6 +35,7 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
+        self._full = False  # the disk, the last time
         options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -63,8 +66,21 @@ class Checkpoints:
             arrays=args.PyTreeSave({str(i): array for i, array in enumerate(arrays)}),
             about=args.JsonSave(about),
         )
+        if not self._has_room(sum(array.nbytes for array in arrays)):
+            return
         step = 1 + (self._manager.latest_step() or 0)
         self._guarded(lambda: self._manager.save(step, args=parts))
+
+    def _has_room(self, size: int) -> bool:
+        free = shutil.disk_usage(self._directory).free
+        needed = size + _OVERHEAD_BYTES
+        if free < needed and not self._full:
+            _LOG.warning(
+                "no room for a checkpoint in %s: it takes %d kB of %d kB; the one before stays",
+                self._directory, needed // 1000, free // 1000,
+            )  # fmt: skip
+        self._full = free < needed
+        return not self._full
 
     def wait(self) -> None:
         """Until what was begun is on disk."""

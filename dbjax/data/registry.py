@@ -49,9 +49,10 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
 
 @functools.lru_cache(maxsize=4)
 def _loaded(name: str, data_dir: str, options: tuple[tuple[str, Any], ...]) -> Splits:
-    if name in OWN:
-        return OWN[name](data_dir, **dict(options))
-    with _hinted(name):
+    with _readable(name, data_dir):
+        if name in OWN:
+            return OWN[name](data_dir, **dict(options))
+    with _hinted(name), _readable(name, data_dir):
         return images.tfds_images(name, data_dir, **dict(options))
 
 
@@ -64,6 +65,19 @@ def prepare(name: str, data_dir: str) -> None:
     if name not in OWN:
         with _hinted(name):
             images.prepare(name, data_dir)
+
+
+@contextlib.contextmanager
+def _readable(name: str, data_dir: str) -> Iterator[None]:
+    """What the libraries below say of files that are cut off or damaged, in one line."""
+    try:
+        yield
+    except (RuntimeError, OSError, IndexError) as error:
+        where = str(Path(data_dir) / name)
+        raise ValueError(
+            f"data {name!r} in {where!r} cannot be read, it may be damaged: delete that folder, "
+            f"and it is made again ({' '.join(str(error).split())[:120]})"
+        ) from error
 
 
 @contextlib.contextmanager

@@ -26,7 +26,18 @@ def prepare(directory: str | Path) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file in one step."""
+    """Replaces the file in one step.
+
+    Raises:
+      OSError: it cannot be written; names the file.
+    """
+    try:
+        _replace(path, text)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _replace(path: Path, text: str) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w") as file:

@@ -63,7 +63,11 @@ class Workdir:
     def listen(self, row: Row) -> None:
         """To be a listener of the run's trace."""
         if row["node"] == "evaluator":
-            self._metrics.write(json.dumps(plain(row), allow_nan=False) + "\n")
+            line = json.dumps(plain(row), allow_nan=False) + "\n"
+            try:
+                self._metrics.write(line)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, self._metrics.name) from error
 
     def finish(self, result: Result) -> None:
         """Writes the rest: events, timeline, summary, final parameters."""

@@ -1,0 +1,73 @@
+"""A run whose nodes are killed, in virtual time."""
+
+import dataclasses
+
+import pytest
+
+import dbjax
+from dbjax.chaos import Chaos, kills
+from experiments import chaos
+from experiments.command_line import command
+from tests.store.test_chain import METHODS, TASK
+
+ARGUMENTS = ["--config=configs/digits_downpour.py:smoke", "--runtime=virtual"]
+
+
+def test_the_command_kills_recovers_and_loses_nothing(tmp_path, capsys):
+    given = [*ARGUMENTS, "--kill-every=1s", "--for=15s", f"--workdir={tmp_path}"]
+    assert chaos.main(given) == 0
+    said = capsys.readouterr().out
+    assert "nothing that was acknowledged is lost" in said
+    assert {p.name for p in tmp_path.iterdir()} == {"undisturbed", "disturbed"}
+
+
+def test_without_backups_what_is_lost_is_counted(tmp_path, capsys):
+    given = [*ARGUMENTS, "--kill-every=1s", "--for=15s", "--backups=0", f"--workdir={tmp_path}"]
+    assert chaos.main(given) in (0, 1)  # the accuracy may suffer
+    (lost,) = (line for line in capsys.readouterr().out.splitlines() if "lost pushes" in line)
+    assert int(lost.split("│")[-2].replace(",", "")) > 0
+
+
+def test_nobody_killed_is_no_success(tmp_path, capsys):
+    given = [*ARGUMENTS, "--kill-every=10s", "--for=3s", f"--workdir={tmp_path}"]
+    assert chaos.main(given) == 1
+    assert "nobody was killed" in capsys.readouterr().out
+
+
+def test_chaos_spares_the_last_copy():
+    machine = dbjax.Machine(mean_time_to_repair_s=0.3, bandwidth_bytes_per_s=1e5)
+    config = dataclasses.replace(
+        METHODS["downpour [4]"], replicas=2, shards=1, shard_backups=1, steps=150
+    )
+    cluster = dbjax.Cluster(compute_s=0.1, latency_s=1e-3, machine=machine)
+    result = dbjax.run(TASK, config, cluster=cluster, beside=Chaos(0.2))
+    assert result.summary["lost_pushes"] == 0
+    assert result.summary["updates"] == 300
+    found = kills(result.trace.rows)
+    assert {kill.node.split("/")[0] for kill in found} == {"replica", "shard"}
+    assert len(found) == result.summary["deaths"] > 20
+    dead = set()
+    for row in result.trace.rows:
+        if row.get("event") in ("died", "returned") and row["node"].startswith("shard"):
+            (dead.add if row["event"] == "died" else dead.discard)(row["node"])
+            assert len(dead) < 2
+
+
+def test_nobody_can_be_killed_in_threads():
+    with pytest.raises(ValueError, match="use virtual or ray"):
+        dbjax.run(TASK, METHODS["downpour [4]"], runtime="threads",
+                  beside=Chaos(0.01), until_s=5.0)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [(["--for=soon"], "--for=soon must be a time"), (["--kill-every=-1s"], "must be above 0"),
+     (["--config=configs/quickstart.py", "--kil-every=3"], "no flag --kil-every"),
+     ([], "--config")],
+)  # fmt: skip
+def test_mistakes_are_one_line(given, text, capsys, monkeypatch):
+    arguments = given if not given or given[0].startswith("--config") else [ARGUMENTS[0], *given]
+    with pytest.raises(SystemExit) as ended:
+        command(lambda _: chaos.main(arguments))
+    assert ended.value.code == 2
+    assert text in capsys.readouterr().err
