@@ -35,7 +35,7 @@ def virtual(task: dbjax.Task, steps: int, log_to: Path | None = None) -> Any:
 
 def compare(network: Network, directory: Path, rounds: int) -> list[Measured]:
     task, log = network.task, directory / "events.jsonl"
-    pairs = {
+    pairs: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "threads, 1 replica": (replicas, (task, 1, network.steps)),
         "threads, 4 replicas on 4 shards": (replicas, (task, 4, network.steps, 4)),
         "virtual, 20 replicas on 10 shards": (virtual, (task, 20)),
