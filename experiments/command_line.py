@@ -24,6 +24,9 @@ OPEN = {  # group of arguments -> the field that says whose
     "model": "model.name",
 }
 HINTS = {
+    "checkpoint.every_s": "of the run's clock; none: not by time",
+    "checkpoint.every_updates": "none: not by their number",
+    "checkpoint.keep": "of the latest; 0: none are written",
     "cluster.compute_s": "seconds, or costs: of the compiled program",
     "cut.devices": "that each replica's network is cut over",
     "cut.host_devices": "that JAX makes of CPUs",

@@ -22,6 +22,12 @@ METHODS = {
     ),
     "synchronous": sgd.Config(optax.sgd(0.03), replicas=4, shards=2, steps=40),
     "sandblaster": sandblaster.Config(replicas=4, shards=2, steps=6, backup_after=0.1),
+    "backed up": downpour.Config(
+        optax.sgd(0.03), replicas=4, shards=2, steps=40, shard_backups=1, overlap=True
+    ),
+    "sandblaster backed up": sandblaster.Config(
+        replicas=4, shards=2, steps=4, shard_backups=1, backup_after=0.1
+    ),
     "sampled": sandblaster.Config(replicas=4, shards=2, steps=6, sample=0.5),
 }
 methods = pytest.mark.parametrize("name", METHODS)
@@ -56,7 +62,7 @@ def test_two_runs_in_threads_differ_so_there_is_something_to_replay():
 @methods
 def test_a_virtual_run_is_replayed_too(name):
     config = METHODS[name]
-    if name in ("sandblaster", "sampled"):
+    if isinstance(config, sandblaster.Config):
         config = dataclasses.replace(config, order="fixed", send_every=1)
     digest, lines = logged(config, cluster=CLUSTER)
     assert dbjax.replay(TASK, config, dbjax.Script(lines)).params_sha256 == digest
