@@ -20,6 +20,7 @@ KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
 }
+KEEP_FREED_SMALL = {k: v for k, v in KEEP_FREED_MEMORY.items() if k != "MALLOC_ARENA_MAX"}
 PARTS: dict[str, dict[str, str]] = {
     "threads": {},
     "threads_paper": KEEP_FREED_MEMORY,
@@ -32,6 +33,8 @@ PARTS: dict[str, dict[str, str]] = {
     "lbfgs_paper": KEEP_FREED_MEMORY,
     "sandblaster": {},
     "model_parallel": KEEP_FREED_MEMORY,
+    "on_ray": KEEP_FREED_SMALL,
+    "on_ray_paper": KEEP_FREED_MEMORY,
 }
 
 

@@ -16,7 +16,7 @@ from benchmarks.networks import Network, small
 from dbjax.algorithms import downpour
 
 RULE = optax.sgd(0.05)
-_WARM = 3  # steps of each replica that are not counted: they compile
+WARM = 3  # steps of each replica that are not counted: they compile
 
 
 def fused_loop(task: dbjax.Task, steps: int) -> Any:
@@ -75,22 +75,26 @@ def replicas(
     """Steps a second of all replicas together, while all of them run."""
 
     def case() -> float:
-        config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + _WARM)
+        config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + WARM)
         with contextlib.ExitStack() as stack:
             log = None
             if log_to is not None:
                 log = dbjax.EventLog(stack.enter_context(log_to.open("w", buffering=1)).write)
-            rows = dbjax.run(task, config, runtime="threads", log=log).trace.rows
-        ends: dict[str, list[float]] = {}
-        for row in rows:
-            if "loss" in row:
-                ends.setdefault(row["node"], []).append(row["time_s"])
-        begin_s = max(times[_WARM - 1] for times in ends.values())
-        end_s = min(times[-1] for times in ends.values())
-        counted = sum(begin_s < t <= end_s for times in ends.values() for t in times)
-        return counted / (end_s - begin_s)
+            return steps_per_s(dbjax.run(task, config, runtime="threads", log=log), WARM)
 
     return case
+
+
+def steps_per_s(result: dbjax.Result, warm: int) -> float:
+    """Of all replicas together while all of them run, after `warm` steps of each."""
+    ends: dict[str, list[float]] = {}
+    for row in result.trace.rows:
+        if "loss" in row:
+            ends.setdefault(row["node"], []).append(row["time_s"])
+    begin_s = max(times[warm - 1] for times in ends.values())
+    end_s = min(times[-1] for times in ends.values())
+    counted = sum(begin_s < t <= end_s for times in ends.values() for t in times)
+    return counted / (end_s - begin_s)
 
 
 def compare(network: Network, aim: str, rounds: int) -> Measured:

@@ -19,6 +19,7 @@ from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.store.sharded import initial
@@ -33,7 +34,7 @@ from dbjax.trace import Row, Trace
 from dbjax.types import Params
 
 Beside = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
-RuntimeName = Literal["virtual", "threads"]
+RuntimeName = Literal["virtual", "threads", "ray"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +85,7 @@ def run(
     seed: int = 0,
     trace: Trace | None = None,
     log: EventLog | None = None,
+    ray: RayOptions | None = None,
 ) -> Result:
     """Trains `task` with the algorithm whose `Config` is given.
 
@@ -92,7 +94,8 @@ def run(
     Args:
       config: of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
       runtime: "virtual": in deterministic virtual time on `cluster`; "threads": in real
-        time, one thread for each replica.
+        time, one thread for each replica; "ray": in real time, a process for each replica and
+        each shard, on one machine or many.
       cluster: machines, network and failures of the virtual runtime.
       until_s: seconds on the run's clock; None: until every replica has done its steps.
       evaluate_every_s: between evaluations, in seconds on the run's clock; None: only
@@ -106,6 +109,7 @@ def run(
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
       log: of who served whom in which order, from which `dbjax.replay` does the run again.
+      ray: where the processes of the Ray runtime are placed, and what they ask for.
 
     Raises:
       ValueError: nothing would end the run, or an argument does not fit the runtime.
@@ -120,10 +124,12 @@ def run(
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
+    cluster = cluster and _for_task(cluster, task)
+    machines = _runtime(runtime, cluster, seed, trace, log, resume, ray)
     try:
-        machines = _runtime(runtime, cluster and _for_task(cluster, task), seed, trace, log, resume)
         return _run(machines, task, config, trace, times, resume)
     finally:
+        machines.close()
         if log is not None:
             log.flush()
         # Services and futures refer to each other. What they held, such as parameters, is
@@ -190,16 +196,23 @@ def _runtime(
     trace: Trace,
     log: EventLog | None,
     resume: Content | None,
+    ray: RayOptions | None,
 ) -> Runtime:
     begin_s, incarnation = resume.time_s if resume else 0.0, _incarnation(resume)
+    if ray is not None and name != "ray":
+        raise ValueError(f"ray options are for runtime='ray', not {name!r}")
     if name == "virtual":
         return VirtualRuntime(
             cluster, seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation
         )
-    if name != "threads":
-        raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads'")
+    if name not in ("threads", "ray"):
+        raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads' nor 'ray'")
     if cluster is not None:
-        raise ValueError("runtime='threads' runs on this machine: it takes no cluster")
+        raise ValueError(f"runtime={name!r} runs on real machines: it takes no cluster")
+    if name == "ray":
+        return ray_runtime(
+            ray, seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation
+        )
     return ThreadsRuntime(seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation)
 
 

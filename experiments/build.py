@@ -23,6 +23,7 @@ from dbjax.arguments import nearest, require_known
 from dbjax.data import Examples, load
 from dbjax.models import Model, build
 from dbjax.parallel.cut import Cut
+from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
 
 BATCH_METHODS: dict[str, type[Any]] = {
@@ -97,6 +98,14 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
     )
     given = {"machine": machine, "machines": machines, "failures": failures}
     made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
+    return made
+
+
+def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
+    """Where the Ray runtime places its processes; None for another runtime."""
+    if config.runtime != "ray":
+        return None
+    made: RayOptions = _make(RayOptions, "ray", config.ray.to_dict())
     return made
 
 

@@ -32,7 +32,8 @@ HINTS = {
     "cut.host_devices": "that JAX makes of CPUs",
     "event_log": "that experiments.replay does the run again from; none: unless time is virtual",
     "cut.how": "units, alternating, tiles; none: the paper's",
-    "runtime": "virtual, threads",
+    "ray.address": "auto, local, HOST:PORT",
+    "runtime": "virtual, threads, ray",
 }
 WORDS = {"cluster.compute_s": ("costs",)}  # numbers that may also be one of these
 _NULLABLE = frozenset(name for name, value in defaults().items() if value is None)

@@ -23,7 +23,16 @@ def defaults() -> ml_collections.ConfigDict:
         }
     )
     config.batch_size = 32  # examples in a mini-batch, or in a portion
-    config.runtime = "virtual"  # or threads
+    config.runtime = "virtual"  # or threads, or ray
+    config.ray = ml_collections.ConfigDict(  # fields of dbjax.runtime.ray.RayOptions
+        {
+            "address": "auto",  # or local, or HOST:PORT
+            "cpus": 0.1,  # logical ones, that each process asks for
+            "replica_cpus": config_dict.placeholder(float),  # None: as the others
+            "replica_gpus": 0.0,
+            "timeout_s": 15.0,
+        }
+    )
     config.until_s = config_dict.placeholder(float)  # None: until all steps are done
     config.evaluations = 20  # in a run with until_s
     config.evaluate_examples = 4_000  # of the training set, and of the hold-out set

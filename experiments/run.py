@@ -63,6 +63,7 @@ def run_config(
             beside=beside,
             trace=trace,
             log=log,
+            ray=build.ray_options(config),
         )
         files.finish(result)
     plots.save(

@@ -115,7 +115,7 @@ def test_a_run_that_cannot_end_is_refused(method):
 def test_bad_arguments_of_run_are_refused():
     cfg = config(METHODS[0])
     for kwargs, text in (
-        ({"runtime": "thread"}, "neither 'virtual' nor 'threads'"),
+        ({"runtime": "thread"}, "neither 'virtual' nor 'threads' nor 'ray'"),
         ({"runtime": "threads", "cluster": CLUSTER}, "takes no cluster"),
         ({"until_s": 0.0}, "until_s=0.0"),
         ({"evaluate_every_s": -1.0}, "evaluate_every_s"),

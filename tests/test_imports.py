@@ -80,7 +80,8 @@ def test_nothing_uses_asyncio():
 @pytest.mark.parametrize(
     ("package", "where"),
     [("tensorflow_datasets", "dbjax.data"), ("orbax", "dbjax.checkpoint"),
-     ("flax", "dbjax.models"), ("ml_collections", "experiments"), ("rich", "dbjax.data")],
+     ("flax", "dbjax.models"), ("ml_collections", "experiments"), ("rich", "dbjax.data"),
+     ("ray", "dbjax.runtime.ray")],
 )  # fmt: skip
 def test_heavy_packages_stay_in_their_place(package, where):
     using = {m for m, names in GRAPH.items() if package in {n.split(".")[0] for n in names}}
@@ -88,7 +89,7 @@ def test_heavy_packages_stay_in_their_place(package, where):
 
 
 HEAVY = ("tensorflow_datasets", "tensorflow", "flax", "orbax", "matplotlib", "rich", "sklearn",
-         "tensorboardX", "ml_collections", "asyncio.events", "torch")  # fmt: skip
+         "tensorboardX", "ml_collections", "asyncio.events", "torch", "ray")  # fmt: skip
 
 
 def test_import_dbjax_stays_light():

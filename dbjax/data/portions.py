@@ -37,6 +37,10 @@ class Portions:
     seed: int = 0
     held_bytes: int = 2**31
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without what is gathered: it is another process that asks."""
+        return Portions, (self.examples, self.portion_size, self.seed, self.held_bytes)
+
     @property
     def count(self) -> int:
         return -(-len(self.examples) // self.portion_size)

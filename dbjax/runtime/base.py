@@ -220,6 +220,9 @@ class Runtime(Protocol):
     def revive(self) -> None:
         """After a run: brings back what is dead, so that it can be asked for what it knows."""
 
+    def close(self) -> None:
+        """Ends whatever goes on outside this process; nothing answers afterwards."""
+
 
 def node_generator(seed: int, name: str, incarnation: int = 0) -> np.random.Generator:
     """Rule 9: one independent stream for each (seed, node name, incarnation)."""

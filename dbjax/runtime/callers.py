@@ -37,7 +37,7 @@ class Caller:
 class _Driver:
     """Where `run` is called: no node of the cluster."""
 
-    name, observer = "driver", True
+    name, observer, elsewhere = "driver", True, False
 
 
 DRIVER = Caller(_Driver(), "driver", Unrecorded())

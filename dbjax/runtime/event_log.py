@@ -58,6 +58,11 @@ class EventLog:
         for stream in self._streams:
             stream.flush()
 
+    def take(self, lines: str) -> None:
+        """Whole lines of another process's log of this run."""
+        with self._lock:
+            self._write(lines)
+
     def _line(self, entry: dict[str, Any]) -> None:
         line = json.dumps(entry, separators=(",", ":")) + "\n"
         with self._lock:

@@ -45,7 +45,7 @@ class PartitionedGradient:
     """
 
     def __init__(self, cut: Cut, params: Params, cuts: Partition, devices: Sequence[Any]) -> None:
-        self.cut, self.partition = cut, cuts
+        self.cut, self.partition, self._params = cut, cuts, shapes_of(params)
         self._mesh = cut.mesh(devices)
         self._devices = tuple(devices[: cut.devices])
         self._abstract = cut.abstract(params, self._mesh)
@@ -67,6 +67,10 @@ class PartitionedGradient:
         self._lowered: dict[Any, jax.stages.Lowered] = {}
         self._replicated = NamedSharding(self._mesh, PartitionSpec())
         self._turn = threading.Lock()  # replicas that share devices take turns on them
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process: on the devices that are there."""
+        return _on_devices_here, (self.cut, self._params, self.partition)
 
     def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
         home = jnp.asarray(next(iter(slices[0].values()))).sharding
@@ -115,6 +119,15 @@ class PartitionedGradient:
             batch_like = jax.tree.unflatten(structure, like)
             self._lowered[key] = self._compute.lower(self._abstract, batch_like)
         return self._lowered[key]
+
+
+def shapes_of(params: Params) -> Params:
+    """Shapes and types, without the values."""
+    return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
+
+
+def _on_devices_here(cut: Cut, params: Params, cuts: Partition) -> PartitionedGradient:
+    return Gradients(cut, params, cuts).of(0)
 
 
 def held(cuts: Partition, layout: Layout) -> list[tuple[Held, ...]]:
@@ -183,9 +196,12 @@ class Gradients:
     """The gradient functions of replicas that are cut over devices, compiled once for each set."""
 
     def __init__(self, cut: Cut, params: Params, cuts: Partition) -> None:
-        shapes = jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
-        self._cut, self._params, self._cuts = cut, shapes, cuts
+        self._cut, self._params, self._cuts = cut, shapes_of(params), cuts
         self._made: dict[int, PartitionedGradient] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process each is made anew, on the devices that are there."""
+        return Gradients, (self._cut, self._params, self._cuts)
 
     def report(self) -> dict[str, int]:
         """What each device of a replica holds, and talks to: the most, over devices."""

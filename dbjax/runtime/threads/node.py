@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 class ThreadNode:
     """A `Node`; its clock is the wall's."""
 
+    elsewhere = False  # in another process
+
     def __init__(self, runtime: ThreadsRuntime, name: str, *, observer: bool = False) -> None:
         self.runtime, self.name, self.observer = runtime, name, observer
         self.incarnation = runtime.incarnation

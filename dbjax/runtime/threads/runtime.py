@@ -46,6 +46,7 @@ class ThreadsRuntime:
         self.seed, self.trace, self.log = seed, trace, log
         self.incarnation, self._before_s = incarnation, begin_s
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
+        self.alone = True  # no replica of this run lives in another process
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
         self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
         self._begin_s = time.perf_counter()
@@ -57,7 +58,7 @@ class ThreadsRuntime:
         self.computing: set[ThreadNode] = set()  # nodes that have computed something
         self.serving: set[Service] = set()  # those whose turn is a caller's
         self._wakes = 0
-        self.services: dict[str, Service] = {}
+        self.services: dict[str, Any] = {}
         self.saved: dict[str, Any] = {}
 
     def now_s(self) -> float:
@@ -102,6 +103,13 @@ class ThreadsRuntime:
     def revive(self) -> None:
         """Nothing dies."""
 
+    def close(self) -> None:
+        """Nothing goes on outside this process."""
+
+    def stopping(self) -> bool:
+        """Whether the run is over, or an error that nobody awaited ends it."""
+        return self._stopping.is_set()
+
     def over(self) -> bool:
         """Whether the run is over for the node whose code this thread runs.
 
@@ -118,17 +126,27 @@ class ThreadsRuntime:
         single one may be one computation ahead of its arrays, as jax is, unless spans are to
         be timed.
         """
-        return max(len(self._mains), len(self.computing)) > 1 or (
-            self.trace is not None and self.trace.max_spans > 0
-        )
+        several = not self.alone or max(len(self._mains), len(self.computing)) > 1
+        return several or (self.trace is not None and self.trace.max_spans > 0)
 
     def run(self, until_s: float = math.inf) -> float:
-        self._stopping.clear()
-        self._begin_s = time.perf_counter()
-        for thread in (*self._mains, *self._observers):
-            thread.start()
+        self.start()
         deadlock = self._join_mains(until_s)
         end_s = self.now_s()
+        self.finish()
+        if deadlock is not None:
+            raise deadlock
+        return min(end_s, until_s)
+
+    def start(self, now_s: float = 0.0) -> None:
+        """Starts all threads; it is `now_s` by the run's clock."""
+        self._stopping.clear()
+        self._begin_s = time.perf_counter() - now_s
+        for thread in (*self._mains, *self._observers):
+            thread.start()
+
+    def finish(self) -> None:
+        """Stops all threads, and raises the first error that nobody awaited."""
         self.stop()
         for thread in (*self._mains, *self._observers):
             thread.join()
@@ -136,9 +154,6 @@ class ThreadsRuntime:
         for future in self.failed:
             if not future.awaited:
                 future.result()
-        if deadlock is not None:
-            raise deadlock
-        return min(end_s, until_s)
 
     def _join_mains(self, until_s: float) -> DeadlockError | None:
         before = None

@@ -27,10 +27,14 @@ class Service:
         self._turn = threading.Lock()  # held by the thread that serves
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        future: Future[Any] = Future((method.__name__, self.name))
+        return self.take(method.__name__, args, kwargs)
+
+    def take(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
+        """A call of the caller whose code this thread runs."""
+        future: Future[Any] = Future((method, self.name))
         if self.runtime.over():
             return future
-        call = _Call(method.__name__, args, kwargs, current.caller, self.runtime.now_s(), future)
+        call = _Call(method, args, kwargs, current.caller, self.runtime.now_s(), future)
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
         return future
@@ -98,10 +102,9 @@ class Service:
             self._fail(call, error)
 
     def _reply(self, call: _Call, value: Any) -> None:
-        if self.runtime.trace is not None:
-            self.runtime.trace.span(
-                call.caller.node.name, call.method, call.sent_s, self.runtime.now_s()
-            )
+        node = call.caller.node
+        if self.runtime.trace is not None and not node.elsewhere:
+            self.runtime.trace.span(node.name, call.method, call.sent_s, self.runtime.now_s())
         call.future.set_result(value)
 
     def _fail(self, call: _Call, error: Exception) -> None:

@@ -128,6 +128,9 @@ class VirtualRuntime:
         for service in self.services.values():
             service.revive()
 
+    def close(self) -> None:
+        """Nothing goes on outside this process."""
+
     def run(self, until_s: float = math.inf) -> float:
         for failure in self.cluster.failures:
             if failure.node not in self._lives:

@@ -1,0 +1,11 @@
+"""(i) for the paper's network of 42 M parameters."""
+
+from __future__ import annotations
+
+from benchmarks import on_ray
+from benchmarks.measure import Measured
+from benchmarks.networks import paper
+
+
+def run(rounds: int) -> list[Measured]:
+    return on_ray.run(max(3, rounds // 2), paper, ">= 0.85")

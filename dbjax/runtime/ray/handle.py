@@ -1,0 +1,188 @@
+"""A service, as those who call it know it: wherever it lives."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+from dbjax.errors import NodeDied
+from dbjax.runtime.callers import DRIVER, current
+from dbjax.runtime.futures import Future, ready
+from dbjax.runtime.ray.hub import Address, Hub
+from dbjax.runtime.ray.link import Ends, Link, Message
+
+
+class _Sent(NamedTuple):
+    """A call that is not answered yet."""
+
+    future: Future[Any]
+    node: str
+    method: str
+    sent_s: float
+
+
+@final
+class Handle:
+    """A `Handle`. It can be sent: where it arrives, it is that process's own."""
+
+    def __init__(self, name: str, hub: Hub | None = None) -> None:
+        self.name, self.hub = name, hub
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._sent: dict[int, _Sent] = {}
+        self._address: Address | None = None
+        self._link: Link | None = None
+        self._hoping: list[Future[None]] = []
+
+    def __reduce__(self) -> Any:
+        return handle, (self.name,)
+
+    def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        name, hub, caller = method.__name__, self._home(), current.caller
+        if self.name in hub.services:
+            local: Future[Any] = hub.services[self.name].take(name, args, kwargs)
+            return local
+        future: Future[Any] = Future((name, self.name))
+        if hub.engine.over():
+            return future
+        source = (caller.label, caller.node.name, caller.node.observer, caller.number())
+        with self._lock:
+            link = self._connected()
+            if link is not None:
+                call = next(self._numbers)
+                self._sent[call] = _Sent(future, caller.node.name, name, hub.engine.now_s())
+                link.send(("call", call, self.name, source, name, args, kwargs))
+        if link is None:
+            self._die(future, name)
+        if caller is DRIVER and threading.get_ident() == hub.home:  # who may not await
+            _wait(future)
+        return future
+
+    def up(self) -> Future[None]:
+        with self._lock:
+            if self._address is not None or self.name in self._home().services:
+                return ready(None)
+            future: Future[None] = Future(("return", self.name))
+            self._hoping.append(future)
+            return future
+
+    def moved(self, address: Address | None) -> None:
+        """It lives there now; None: it has died."""
+        with self._lock:
+            link, self._link, self._address = self._link, None, address
+            hoping: list[Future[None]] = []
+            if address is not None:
+                hoping, self._hoping = self._hoping, []
+        if link is not None:
+            link.close()
+        self._lose()
+        for future in hoping:
+            future.set_result(None)
+
+    def _home(self) -> Hub:
+        if self.hub is None:
+            raise RuntimeError(f"{self.name} is called before the run has begun")
+        return self.hub
+
+    def _connected(self) -> Link | None:
+        if self._link is None and self._address is not None:
+            ends = Ends(self._receive, self._refused, self._broke)
+            self._link = self._home().connect(self._address, ends)
+        return self._link
+
+    def _receive(self, link: Link, message: Message) -> None:
+        _, call, *rest = message if message[0] != "unreadable" else message[1:]
+        with self._lock:
+            sent = self._sent.pop(call, None)
+        if sent is None:
+            return
+        if message[0] != "reply":
+            error, cause = (*rest, None)[:2]
+            error.__cause__ = cause
+            self._fail(sent.future, error)
+            return
+        engine = self._home().engine
+        if engine.trace is not None:
+            engine.trace.span(sent.node, sent.method, sent.sent_s, engine.now_s())
+        sent.future.set_result(rest[0])
+
+    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+        with self._lock:
+            sent = self._sent.pop(message[1], None)
+        if sent is not None:
+            self._fail(sent.future, error)
+
+    def _fail(self, future: Future[Any], error: Exception) -> None:
+        self._home().engine.failed.append(future)
+        future.set_error(error)
+
+    def _broke(self, link: Link) -> None:
+        """The connection broke: the first sign of a death."""
+        with self._lock:
+            if link is not self._link:
+                return
+            self._link = self._address = None
+        self._lose()
+
+    def _lose(self) -> None:
+        """Calls that were not answered never will be."""
+        with self._lock:
+            sent, self._sent = self._sent, {}
+        for one in sent.values():
+            self._die(one.future, one.method)
+
+    def _die(self, future: Future[Any], method: str) -> None:
+        future.set_error(NodeDied(f"{self.name} died before it answered {method}"))
+
+
+def _wait(future: Future[Any]) -> None:
+    arrived = threading.Event()
+    future.on_done(arrived.set)
+    arrived.wait()
+
+
+@final
+class Handles:
+    """The handles of one process: one for each name."""
+
+    def __init__(self) -> None:
+        self._made: dict[str, Handle] = {}
+        self._directory: dict[str, Address | None] = {}
+        self.hub: Hub | None = None
+
+    def get(self, name: str) -> Handle:
+        if name not in self._made:
+            made = self._made[name] = Handle(name, self.hub)
+            if name in self._directory:
+                made.moved(self._directory[name])
+        return self._made[name]
+
+    def settle(self, hub: Hub) -> None:
+        """They live in this process from now on."""
+        self.hub = hub
+        for made in self._made.values():
+            made.hub = hub
+
+    def moved(self, directory: dict[str, Address | None]) -> None:
+        """Where services live now."""
+        self._directory |= directory
+        for name, address in directory.items():
+            if name in self._made:
+                self._made[name].moved(address)
+
+
+here_are = Handles()  # of a process that Ray has made: it is one node
+
+
+def handle(name: str) -> Handle:
+    """This process's handle of that name."""
+    return here_are.get(name)
+
+
+class Anywhere(dict[str, Any]):
+    """Services by name: those that live here; for any other a handle."""
+
+    def __missing__(self, name: str) -> Handle:
+        return handle(name)

@@ -1,0 +1,153 @@
+"""A process among others: the services that live here, and links to those that do not."""
+
+from __future__ import annotations
+
+import contextlib
+import pickle
+import threading
+from collections.abc import Callable
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Client, Listener
+from typing import Any, final
+
+from dbjax.runtime.callers import DRIVER, Caller, current
+from dbjax.runtime.futures import Future
+from dbjax.runtime.observed import Unrecorded
+from dbjax.runtime.ray.link import Ends, Identity, Link, Message
+from dbjax.runtime.ray.segments import Arena
+from dbjax.runtime.threads import ThreadsRuntime
+
+Address = tuple[str, int]
+Control = Callable[[Link, Message], None]
+
+
+@final
+class Elsewhere:
+    """The node of a caller that lives in another process, and writes its own timeline."""
+
+    elsewhere = True
+
+    def __init__(self, name: str, observer: bool) -> None:
+        self.name, self.observer = name, observer
+
+
+@final
+class Hub:
+    """What a process needs in order to be called, and to call.
+
+    Attributes:
+      engine: runs the mains and services of this process.
+      services: by name, those that live here.
+      home: the thread that may wait for an answer: the driver's.
+      control: is given what is neither a call nor an answer.
+    """
+
+    def __init__(
+        self, engine: ThreadsRuntime, me: Identity, host: str, key: bytes, control: Control
+    ) -> None:
+        self.engine, self.me, self.control = engine, me, control
+        self.arena = Arena()
+        self.services = engine.services
+        self.home = threading.get_ident()
+        self._key = key
+        self._listener = Listener((host, 0), backlog=128, authkey=key)
+        self.address: Address = self._listener.address
+        self._links: set[Link] = set()
+        self._closing = False
+        self.lost: Callable[[Link], None] = lambda link: None
+        self._accepting = threading.Thread(target=self._accept_all, daemon=True, name="accepts")
+        self._accepting.start()
+
+    def connect(self, address: Address, ends: Ends) -> Link:
+        """A link to a process that listens there; whether it does shows later."""
+        link = Link(lambda: Client(address, authkey=self._key), self.me, self.arena, ends)
+        self._links.add(link)
+        return link
+
+    def ends(self) -> Ends:
+        """Of a link whose other end may call us."""
+        return Ends(self._receive, self._refused, self._forget)
+
+    def close(self) -> None:
+        """Closes all links, and listens no more."""
+        self._closing = True
+        for link in list(self._links):
+            link.close()
+        with contextlib.suppress(OSError, EOFError, AuthenticationError):
+            Client(self.address, authkey=self._key).close()  # so that `accept` looks up
+        self._accepting.join()
+        self._listener.close()
+
+    def _accept_all(self) -> None:
+        while not self._closing:
+            try:
+                connection = self._listener.accept()
+            except (OSError, EOFError, AuthenticationError):
+                continue  # not one of us
+            if self._closing:
+                connection.close()
+                return
+            self._links.add(
+                Link(lambda c=connection: c, self.me, self.arena, self.ends())  # type: ignore[misc]
+            )
+
+    def _forget(self, link: Link) -> None:
+        self._links.discard(link)
+        self.lost(link)
+
+    def _receive(self, link: Link, message: Message) -> None:
+        if message[0] == "call":
+            self._serve(link, *message[1:])
+        elif message[0] == "unreadable" and message[1] == "call":
+            link.send(("error", message[2], *portable(message[3])))
+        else:
+            self.control(link, message)
+
+    def _serve(
+        self,
+        link: Link,
+        call: int,
+        name: str,
+        source: tuple[str, str, bool, int],
+        method: str,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> None:
+        """Has a call served in this thread, under the name and number that its caller gave it."""
+        label, node, observer, number = source
+        caller = DRIVER
+        if label != DRIVER.label:
+            caller = Caller(Elsewhere(node, observer), label, Unrecorded())
+            caller.calls = number - 1
+        current.caller = caller
+        future: Future[Any] = self.services[name].take(method, args, kwargs)
+        future.on_done(lambda: _answer(link, call, future))
+
+    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+        """An answer that cannot be sent: the caller gets to know why."""
+        if message[0] in ("reply", "error"):
+            link.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
+        else:
+            raise error
+
+
+def _answer(link: Link, call: int, future: Future[Any]) -> None:
+    try:
+        value = future.result()
+    except Exception as error:
+        link.send(("error", call, *portable(error)))
+    else:
+        link.send(("reply", call, value), once=True)
+
+
+def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:
+    """An error and its cause (pickle would lose that), both such that they arrive."""
+
+    def checked(one: BaseException) -> BaseException:
+        try:
+            pickle.loads(pickle.dumps(one))
+        except Exception:
+            return RuntimeError(f"{type(one).__name__}: {one}")
+        return one
+
+    return checked(error), None if error.__cause__ is None else checked(error.__cause__)

@@ -1,0 +1,155 @@
+"""The cluster, and the processes of a run on it."""
+
+from __future__ import annotations
+
+import math
+import os
+import socket
+import warnings
+from collections.abc import Sequence
+from typing import Any, final
+
+import numpy as np
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from dbjax.runtime.ray.codec import pack_code
+from dbjax.runtime.ray.options import RayOptions
+from dbjax.runtime.ray.process import Node, Process, Settings
+
+
+@final
+class Placement:
+    """A process for every node, spread over the machines as evenly as can be.
+
+    Raises:
+      ValueError: the cluster cannot be reached, or has too little.
+    """
+
+    def __init__(self, options: RayOptions, nodes: Sequence[Node]) -> None:
+        self._options, self._nodes = options, nodes
+        self._bundles = [options.resources(node.name) for node in nodes]
+        self._joined = not ray.is_initialized()
+        if self._joined:
+            with warnings.catch_warnings():  # Ray starts programs, which have no use for JAX
+                warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
+                _join(options, sum(bundle["CPU"] for bundle in self._bundles))
+        self._actors: dict[str, Any] = {}
+        self._packed: dict[str, tuple[bytes, list[bool], list[Any]]] = {}
+        self._group: Any = None
+        self._arrays: dict[int, tuple[Any, Any]] = {}
+
+    def reserve(self) -> None:
+        """Sets aside what all processes ask for, all or nothing."""
+        _require_enough(self._bundles)
+        bundles = [{k: v for k, v in b.items() if v} or {"CPU": 0.001} for b in self._bundles]
+        self._group = placement_group(bundles, strategy="SPREAD")
+        if not self._group.wait(self._options.timeout_s):
+            raise ValueError(
+                f"Ray has not placed {len(bundles)} processes within {self._options.timeout_s:g} "
+                f"s: their share of {_amounts(_total(self._bundles))} is in use, or in pieces; "
+                f"free are {_amounts(ray.available_resources())}"
+            )
+
+    def start(self, settings: Settings) -> None:
+        """Starts all processes; `live` gives each its node."""
+        kind = ray.remote(Process)
+        env = {"env_vars": dict(self._options.env)} if self._options.env else None
+        for index, node in enumerate(self._nodes):
+            packed = pack_code(node)
+            of_jax = [place[0] for place in packed.layout]
+            self._packed[node.name] = packed.body, of_jax, list(map(self._put, packed.arrays))
+            asked = self._bundles[index]
+            self._actors[node.name] = kind.options(
+                num_cpus=asked["CPU"],
+                num_gpus=asked.get("GPU", 0),
+                max_restarts=-1,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self._group, placement_group_bundle_index=index
+                ),
+                runtime_env=env,
+            ).remote(node.name, settings)
+
+    def live(self, name: str) -> Any:
+        """Ray's reference to the life of a process: it fails when that ends."""
+        return self._actors[name].live.remote(*self._packed[name])
+
+    def kill(self, name: str) -> None:
+        """Ends a process; Ray starts it again."""
+        ray.kill(self._actors[name], no_restart=False)
+
+    def close(self) -> None:
+        """Ends the processes, and the cluster if it was for this run only."""
+        for actor in self._actors.values():
+            ray.kill(actor, no_restart=True)
+        self._actors, self._packed, self._arrays = {}, {}, {}
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+        if self._joined:
+            ray.shutdown()
+            self._joined = False
+
+    def _put(self, array: Any) -> Any:
+        """In the object store; once, however many nodes are given it."""
+        if id(array) not in self._arrays:
+            self._arrays[id(array)] = array, ray.put(np.asarray(array))
+        return self._arrays[id(array)][1]
+
+
+def _join(options: RayOptions, cpus: float) -> None:
+    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if options.address == "auto":
+        try:
+            ray.init("auto", **quiet)
+            return
+        except ConnectionError:
+            pass
+    if options.address in ("auto", "local"):
+        there_are = os.cpu_count() or 1
+        ray.init(
+            "local",
+            num_cpus=max(there_are, math.ceil(cpus)),
+            include_dashboard=False,
+            **quiet,
+        )
+        return
+    _require_reachable(options)
+    try:
+        ray.init(options.address, **quiet)
+    except (ConnectionError, RuntimeError) as error:
+        raise ValueError(f"ray.address={options.address}: {error}") from error
+
+
+def _require_reachable(options: RayOptions) -> None:
+    """Ray itself would try for a minute, and end the process."""
+    host, _, port = options.address.rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=min(5.0, options.timeout_s)).close()
+    except OSError as error:
+        raise ValueError(
+            f"no Ray cluster answers at ray.address={options.address} ({error}): start one with "
+            "'ray start --head', see docs/cluster.md, or use local"
+        ) from error
+
+
+def _require_enough(bundles: Sequence[dict[str, float]]) -> None:
+    there_are, needed = ray.cluster_resources(), _total(bundles)
+    short = [kind for kind, amount in needed.items() if amount > there_are.get(kind, 0.0) + 1e-6]
+    if short:
+        raise ValueError(
+            f"{len(bundles)} processes need {_amounts(needed)}, the cluster has "
+            f"{_amounts(there_are)}: add machines, or lower ray.cpus, ray.replica_cpus, "
+            "ray.replica_gpus or the number of replicas"
+        )
+
+
+def _total(bundles: Sequence[dict[str, float]]) -> dict[str, float]:
+    kinds = dict.fromkeys(kind for bundle in bundles for kind in bundle)
+    return {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in kinds}
+
+
+def _amounts(resources: dict[str, float]) -> str:
+    return " and ".join(f"{resources.get(k, 0.0):g} {k}s" for k in ("CPU", "GPU")
+                        if k in resources or k == "CPU")  # fmt: skip

@@ -1,0 +1,152 @@
+"""The process of one node: what Ray starts, and starts again when it has died."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from collections.abc import Callable
+from typing import Any, NamedTuple, final
+
+import jax
+import ray
+
+from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.futures import Future
+from dbjax.runtime.ray.codec import unpack_with
+from dbjax.runtime.ray.handle import Anywhere, here_are
+from dbjax.runtime.ray.hub import Address, Hub, portable
+from dbjax.runtime.ray.link import Ends, Identity, Link, Message
+from dbjax.runtime.ray.reports import Reports
+from dbjax.runtime.threads import ThreadsRuntime
+from dbjax.trace import Trace
+
+Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # what to call, with what
+
+
+class Node(NamedTuple):
+    """What lives on a node."""
+
+    name: str
+    service: Start | None = None
+    main: Start | None = None
+
+
+class Settings(NamedTuple):
+    """What is the same for all processes of a run."""
+
+    driver: Address
+    key: bytes
+    seed: int
+    max_spans: int
+    logs: bool
+    alone: bool  # whether there is one replica only
+    jax: dict[str, Any]  # of jax.config
+
+
+@final
+class Process:
+    """Runs a node's service and main, in threads of its own; the driver says when.
+
+    Args:
+      name: of the node.
+    """
+
+    def __init__(self, name: str, settings: Settings) -> None:
+        for option, value in settings.jax.items():
+            jax.config.update(option, value)  # before JAX starts: it has, say, so many devices
+        trace = Trace(max_spans=settings.max_spans)
+        self._reports = Reports(trace, self._report)
+        log = EventLog(self._reports.lines.append) if settings.logs else None
+        self._log = log
+        self._engine = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
+        self._engine.services, self._engine.alone = Anywhere(), settings.alone
+        me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
+        host = ray.util.get_node_ip_address()
+        self._hub = here_are.hub = Hub(self._engine, me, host, settings.key, self._told)
+        ends = Ends(self._told, self._refused, _alone)
+        self._driver = self._hub.connect(settings.driver, ends)
+
+    def live(self, body: bytes, of_jax: list[bool], arrays: list[Any]) -> None:
+        """Says that it is there, and never ends; the call fails when the process dies.
+
+        Args:
+          body: the node, packed by `codec.pack_code`.
+          of_jax: which of its arrays are jax's.
+          arrays: references to them in Ray's object store.
+        """
+        self._node: Node = unpack_with(body, of_jax, ray.get(arrays))
+        self._driver.send(("hello", 0, self._node.name, self._hub.address))
+        threading.Event().wait()
+
+    def _told(self, link: Link, message: Message) -> None:
+        kind, _, *rest = message
+        if kind == "begin":
+            self._begin(*rest)
+        elif kind == "go":
+            self._go(*rest)
+        elif kind == "moved":
+            here_are.moved(*rest)
+        elif kind == "stop":
+            self._stop()
+        else:
+            self._fail(RuntimeError(f"{self._node.name} does not understand {message}"))
+
+    def _begin(
+        self,
+        incarnation: int,
+        with_main: bool,
+        directory: dict[str, Address | None],
+        saved: dict[str, Any],
+    ) -> None:
+        """Makes the service, before anybody can call it."""
+        here_are.moved(directory)
+        self._engine.incarnation, self._engine.saved = incarnation, saved
+        name, service, main = self._node
+        try:
+            if service is not None:
+                make, args, kwargs = service
+                self._engine.serve(name, make, *args, **kwargs)
+            if main is not None and with_main:
+                function, args, kwargs = main
+                ended = self._engine.spawn(name, function, *args, **kwargs)
+                ended.on_done(functools.partial(self._ended, ended))
+        except Exception as error:
+            self._fail(error)
+            return
+        self._driver.send(("ready", 0))
+
+    def _go(self, now_s: float, directory: dict[str, Address | None]) -> None:
+        here_are.moved(directory)
+        self._engine.start(now_s)
+        self._reports.start()
+
+    def _ended(self, ended: Future[Any]) -> None:
+        try:
+            self._driver.send(("ended", 0, ended.result()))
+        except Exception as error:
+            self._driver.send(("ended badly", 0, *portable(error)))
+
+    def _stop(self) -> None:
+        error: Exception | None = None
+        try:
+            self._engine.finish()
+        except Exception as lost:
+            error = lost
+        if self._log is not None:
+            self._log.flush()
+        self._reports.stop()
+        self._driver.send(("stopped", 0, *(portable(error) if error else (None, None))))
+
+    def _fail(self, error: Exception) -> None:
+        self._driver.send(("failed", 0, *portable(error)))
+
+    def _report(self, rows: list[Any], spans: list[Any], lines: str) -> None:
+        self._driver.send(("report", 0, rows, spans, lines))
+
+    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+        self._fail(TypeError(f"{self._node.name} cannot send its {message[0]}: {error}"))
+
+
+def _alone(link: Link) -> None:
+    """The driver has gone, or ends us: Ray cleans up."""

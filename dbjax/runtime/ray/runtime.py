@@ -1,0 +1,205 @@
+"""The driver of a run on Ray: starts the processes, hears of deaths, collects what they record.
+
+Ray places processes, restarts them and notices their deaths. What nodes say to each other does
+not go through Ray (docs/design.md, "Ray"): every process listens, and whoever calls a service
+there has one connection to it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import queue
+import secrets
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Literal, final
+
+import jax
+import ray
+
+from dbjax.runtime.base import Future
+from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.ray.handle import Handle, Handles
+from dbjax.runtime.ray.hub import Hub
+from dbjax.runtime.ray.link import Identity, Link, Message
+from dbjax.runtime.ray.members import Events, Members
+from dbjax.runtime.ray.options import RayOptions
+from dbjax.runtime.ray.placement import Placement
+from dbjax.runtime.ray.process import Node, Settings
+from dbjax.runtime.threads import ThreadsRuntime
+from dbjax.trace import Trace
+
+MainFn = Callable[..., Coroutine[Any, Any, Any]]
+_POLL_S = 0.1
+_START_S = 120.0  # for all processes to come up: each imports JAX
+_STOP_S = 60.0  # for all to come to the end of what they compute
+_SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
+         "jax_default_matmul_precision")  # fmt: skip
+
+
+@final
+class RayRuntime:
+    """A `Runtime` of processes (see `dbjax.runtime.base` for the rules).
+
+    A deadlock is not noticed: a process cannot know that no other will ever call it. Give
+    `until_s` where that may happen.
+    """
+
+    clock: Literal["virtual", "wall"] = "wall"
+    mortal = True
+
+    def __init__(
+        self,
+        options: RayOptions | None = None,
+        *,
+        seed: int = 0,
+        trace: Trace | None = None,
+        log: EventLog | None = None,
+        begin_s: float = 0.0,
+        incarnation: int = 0,
+    ) -> None:
+        self._options = options or RayOptions()
+        self._seed, self._trace, self._log = seed, trace, log
+        self._engine = ThreadsRuntime(  # of observers
+            seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
+        )
+        self.resumed: Callable[[Any], Sequence[Any]] | None = None
+        self._nodes: dict[str, Node] = {}
+        self._handles = Handles()
+        self._ends: dict[str, Future[Any]] = {}
+        self._stopping = threading.Event()
+        self._events: Events = queue.SimpleQueue()
+        self._placement: Placement | None = None
+        self._members: Members | None = None
+        self._hub: Hub | None = None
+
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
+        before = self._nodes.get(name, Node(name))
+        self._nodes[name] = before._replace(service=(make, args, kwargs))
+        return self._handles.get(name)
+
+    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        before = self._nodes.get(name, Node(name))
+        self._nodes[name] = before._replace(main=(main, args, kwargs))
+        future: Future[Any] = Future(("end", name))
+        self._ends[name] = future
+        return future
+
+    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+        self._engine.observe(name, main, *args, **kwargs)
+
+    def stop(self) -> None:
+        self._stopping.set()
+
+    def nodes(self) -> list[str]:
+        return list(self._nodes)
+
+    def kill(self, name: str) -> None:
+        """Kills a node's process; Ray starts it again."""
+        if name not in self._nodes or self._placement is None:
+            raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
+        self._placement.kill(name)
+
+    @property
+    def saved(self) -> dict[str, Any]:
+        return self._engine.saved
+
+    @saved.setter
+    def saved(self, states: dict[str, Any]) -> None:
+        self._engine.saved = states
+
+    def revive(self) -> None:
+        if self._members is not None:
+            self._take_events(self._members, _START_S, self._members.ready, "come back")
+
+    def run(self, until_s: float = math.inf) -> float:
+        """See `Runtime`. Services answer the driver afterwards too, until `close`."""
+        try:
+            members = self._members = self._start()
+            end_s = self._follow(members, until_s)
+            members.stop()
+            self._take_events(members, _STOP_S, members.stopped, "come to an end")
+            self._engine.finish()
+            members.raise_lost()
+        except BaseException:
+            self.close()
+            raise
+        if self._trace is not None:
+            self._trace.rows.sort(key=lambda row: float(row["time_s"]))  # they came in batches
+        return min(end_s, until_s)
+
+    def close(self) -> None:
+        """Ends all processes."""
+        self._engine.stop()
+        self._engine.pool.shutdown(wait=False)
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.close()
+        placement, self._placement = self._placement, None
+        if placement is not None:
+            placement.close()
+
+    def _start(self) -> Members:
+        self._placement = placement = Placement(self._options, list(self._nodes.values()))
+        placement.reserve()
+        key = secrets.token_bytes(32)
+        me = Identity("driver", ray.get_runtime_context().get_node_id(), os.getpid())
+        host = ray.util.get_node_ip_address()
+        self._hub = hub = Hub(self._engine, me, host, key, self._control)
+        hub.lost = lambda link: self._events.put((link, ("lost", 0)))
+        self._handles.settle(hub)
+        spans = self._trace.max_spans if self._trace is not None else 0
+        same = {name: getattr(jax.config, name) for name in _SAME}
+        logs = self._log is not None
+        alone = sum(name.startswith("replica/") for name in self._nodes) <= 1
+        placement.start(Settings(hub.address, key, self._seed, spans, logs, alone, same))
+        members = Members(
+            self._nodes, self._ends, placement.live, self._handles, self._engine, self._events
+        )
+        self._take_events(members, _START_S, members.ready, "come up")
+        members.go()
+        return members
+
+    def _follow(self, members: Members, until_s: float) -> float:
+        """Until all mains have ended, or it is time; returns when that was."""
+        while not (members.over() or self._stopping.is_set() or self._engine.stopping()):
+            left_s = until_s - self._engine.now_s()
+            if left_s <= 0:
+                break
+            self._take_event(members, min(_POLL_S, left_s))
+        return self._engine.now_s()
+
+    def _take_events(
+        self, members: Members, timeout_s: float, done: Callable[[], bool], what: str
+    ) -> None:
+        begin_s = time.monotonic()
+        while not done():
+            if time.monotonic() - begin_s > timeout_s:
+                raise RuntimeError(
+                    f"after {timeout_s:g} s these have not {what}: {', '.join(members.late())}"
+                )
+            self._take_event(members, _POLL_S)
+
+    def _take_event(self, members: Members, timeout_s: float) -> None:
+        try:
+            link, message = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            return
+        members.hear(link, message)
+
+    def _control(self, link: Link, message: Message) -> None:
+        """In a thread of a link: what can be done at once is, the rest in `run`."""
+        if message[0] != "report":
+            self._events.put((link, message))
+            return
+        _, _, rows, spans, lines = message
+        if self._trace is not None:
+            for row in rows:
+                node, time_s = row.pop("node"), row.pop("time_s")
+                self._trace.record(node, time_s, row)
+            for span in spans:
+                self._trace.span(span.node, span.kind, span.start_s, span.end_s)
+        if self._log is not None and lines:
+            self._log.take(lines)

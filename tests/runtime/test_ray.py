@@ -1,0 +1,385 @@
+"""The Ray runtime: the rules of dbjax/runtime/base.py among processes, and deaths that are real."""
+
+import dataclasses
+import importlib
+import os
+import signal
+import sys
+import threading
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dbjax
+from dbjax.errors import NodeDied, ServiceError
+from dbjax.replay import replay
+from dbjax.runtime import Future, all_of
+from dbjax.runtime.event_log import EventLog, Script
+from dbjax.runtime.ray import RayOptions
+from dbjax.store.chain import serve_chain
+
+ray = pytest.importorskip("ray", reason="dbjax[ray] is not installed")
+from dbjax.runtime.ray.codec import pack, unpack  # noqa: E402
+from dbjax.runtime.ray.runtime import RayRuntime  # noqa: E402
+from dbjax.runtime.ray.segments import Arena, Mappings  # noqa: E402
+
+ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
+METHODS = ["downpour", "sgd", "sandblaster"]
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(256, 12)).astype(np.float32)
+Y = (X @ RANDOM.normal(size=12).astype(np.float32)).astype(np.float32)
+
+
+def loss(params, batch):
+    x, y = batch
+    return 0.5 * jnp.mean((x @ params["w"] - y) ** 2)
+
+
+def task():
+    evaluate = lambda params: {"full_loss": loss(params, (X, Y))}  # noqa: E731
+    return dbjax.Task({"w": jnp.zeros(12)}, loss, (X, Y), batch_size=16, evaluate=evaluate)
+
+
+def config(name, **kwargs):
+    kind = importlib.import_module(f"dbjax.algorithms.{name}").Config
+    fields = {field.name for field in dataclasses.fields(kind)}
+    always = {"rule": optax.sgd(0.03), "steps": 60, "order": "fixed"}
+    return kind(**{k: v for k, v in (always | kwargs).items() if k in fields})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False,
+             logging_level="ERROR")  # fmt: skip
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def runtime():
+    made = RayRuntime(trace=dbjax.Trace(max_spans=1000))
+    yield made
+    made.close()
+
+
+class Log:
+    """A service that writes down what it is told."""
+
+    def __init__(self, node):
+        self.node, self.said, self.opened = node, [], Future("opening")
+
+    def say(self, word):
+        self.said.append(word)
+        return len(self.said)
+
+    async def slow(self, word):
+        self.said.append(f"{word} begins")
+        await self.node.sleep(0.05)
+        return self.say(f"{word} ends")
+
+    def fail(self):
+        raise OverflowError("too much")
+
+    def unsendable(self):
+        return threading.Lock()
+
+    def wait(self):
+        return self.opened
+
+    def open(self):
+        self.opened.set_result("open")
+
+    def life(self):
+        return self.node.incarnation, os.getpid()
+
+    def words(self):
+        return self.said
+
+
+class Middle:
+    def __init__(self, node, log):
+        self.node, self.log = node, log
+
+    async def relay(self, word):
+        return await self.log.call(Log.say, await self.node.compute(str.upper, word))
+
+
+def test_the_rules(runtime):
+    async def main(node, log, middle):
+        calls = [log.call(Log.slow, "a"), log.call(Log.say, "b"), log.call(Log.slow, "c")]
+        calls += [log.call(Log.say, RANDOM.normal(size=10**6)), log.call(Log.say, "small")]
+        waiting = log.call(Log.wait)  # does not keep it from serving the others
+        await all_of([*calls, log.call(Log.open)], list)
+        with pytest.raises(ServiceError, match=r"log\.fail, called by main, failed at") as caught:
+            await log.call(Log.fail)
+        assert isinstance(caught.value.__cause__, OverflowError)
+        with pytest.raises(TypeError, match="cannot be sent"):
+            await log.call(Log.unsendable)
+        first = await node.first([Future("never"), node.sleep(0.01)])
+        node.record(step=1, loss=jnp.ones(()))
+        return await waiting, first, await middle.call(Middle.relay, "word"), node.random().random()
+
+    log = runtime.serve("log", Log)
+    middle = runtime.serve("middle", Middle, log)
+    ended = runtime.spawn("main", main, log, middle)
+    end_s = runtime.run(until_s=30.0)
+    opened, first, relayed, drawn = ended.result()
+    said = log.call(Log.words).result()  # it answers the driver after the end too
+    assert (opened, first, relayed, end_s < 30) == ("open", 1, 6 + 2, True)
+    kinds = [word if isinstance(word, str) else word.nbytes for word in said]
+    assert kinds == ["a begins", "a ends", "b", "c begins", "c ends", 8 * 10**6, "small", "WORD"]
+    reference = dbjax.runtime.VirtualRuntime()
+    expected = reference.spawn("main", _draws)
+    reference.run()
+    assert drawn == expected.result()  # rule 9
+    (row,) = [row for row in runtime._trace.rows if "loss" in row]
+    assert row["node"] == "main"
+    assert row["loss"] == 1.0
+    assert {"slow", "say"} <= {span.kind for span in runtime._trace.spans if span.node == "main"}
+
+
+async def _draws(node):
+    return node.random().random()
+
+
+def test_an_error_that_nobody_awaits_ends_the_run(runtime):
+    async def bad(node):
+        await node.sleep(0.01)
+        raise OverflowError("lost")
+
+    async def endless(node):
+        while True:
+            await node.sleep(0.01)
+
+    runtime.spawn("endless", endless)
+    runtime.spawn("bad", bad)
+    with pytest.raises(OverflowError, match="lost"):
+        runtime.run(until_s=30.0)
+
+
+def test_the_dead_come_back(runtime):
+    async def main(node, mortal, other):
+        _, pid = await mortal.call(Log.life)
+        await mortal.call(Log.say, "forgotten")
+        hanging = mortal.call(Log.wait)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(NodeDied, match="mortal died before it answered wait"):
+            await hanging
+        await mortal.up()
+        life, new = await mortal.call(Log.life)
+        assert life == 1
+        assert new != pid
+        assert await mortal.call(Log.words) == []
+        return await other.call(Log.words)
+
+    async def victim(node, log):
+        await log.call(Log.say, node.incarnation)
+        if node.incarnation == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    log, mortal = runtime.serve("log", Log), runtime.serve("mortal", Log)
+    ended = runtime.spawn("main", main, mortal, log)
+    runtime.spawn("victim", victim, log)
+    runtime.run(until_s=60.0)
+    ended.result()
+    assert log.call(Log.words).result() == [0, 1]
+    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
+    assert sorted(events) == [(name, what) for name in ("mortal", "victim")
+                              for what in ("died", "returned")]  # fmt: skip
+
+
+class Counter:
+    """Counts calls, each once; knows how to go on."""
+
+    def __init__(self, node):
+        self.counted, self.last = 0, 0
+
+    def add(self, number):
+        if number > self.last:
+            self.counted, self.last = self.counted + 1, number
+        return self.counted
+
+    def pid(self):
+        return os.getpid()
+
+    def state(self):
+        return self.counted, self.last
+
+    def restore(self, state, checkpoint=False):
+        self.counted, self.last = state
+
+
+@pytest.mark.parametrize(("backups", "counted"), [(0, 20), (1, 40)])
+def test_a_backup_loses_nothing(runtime, backups, counted):
+    async def main(node, chain):
+        for number in range(1, 41):
+            if number == 21:
+                os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+            last = await chain.call(Counter.add, number)
+        return last
+
+    chain = serve_chain(runtime, "counter", backups, Counter)
+    ended = runtime.spawn("main", main, chain)
+    runtime.run(until_s=60.0)
+    assert ended.result() == counted
+    runtime.revive()
+    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
+    assert events[0] == ("counter", "died")
+
+
+def test_a_run_stops_at_its_time(runtime):
+    async def endless(node):
+        while True:
+            await node.compute(len, "")
+
+    runtime.spawn("endless", endless)
+    assert runtime.run(until_s=0.3) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_one_replica_is_the_same_as_in_virtual_time(name):
+    cfg = config(name, replicas=1, shards=1)
+    results = [dbjax.run(task(), cfg, runtime=runtime) for runtime in ("virtual", "ray")]
+    virtual, real = [result.summary for result in results]
+    assert real["params_sha256"] == virtual["params_sha256"]
+    assert real["clock"] == "wall"
+    assert real.keys() == virtual.keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_three_replicas_decrease_the_loss(name):
+    lines = []
+    cfg = config(name, replicas=3, shards=2)
+    result = dbjax.run(task(), cfg, runtime="ray", log=EventLog(lines.append))
+    assert result.summary["full_loss"] < 0.2 * float(loss({"w": jnp.zeros(12)}, (X, Y)))
+    script = Script("".join(lines).splitlines(keepends=True))
+    assert replay(task(), cfg, script).params_sha256 == result.summary["params_sha256"]
+
+
+def test_arrays_travel_as_memory_and_are_never_pickled(monkeypatch):
+    def refuse(self):
+        raise AssertionError("a jax array was pickled")
+
+    monkeypatch.setattr(type(jnp.zeros(1)), "__reduce__", refuse)
+    shared = jnp.arange(1000.0)
+    message = {"a": shared, "b": [shared, np.arange(500)], "c": jnp.float32(2), "d": "text"}
+    packed = pack(message)
+    assert len(packed.arrays) == 3
+    assert len(packed.body) < 300
+    memory = np.zeros(packed.nbytes + 64, np.uint8)
+    begin = -memory.ctypes.data % 64
+    memory = memory[begin : begin + packed.nbytes]
+    packed.write(memory)
+    found = unpack(packed.body, packed.layout, memory)
+    assert found["a"] is found["b"][0]
+    assert isinstance(found["a"], jax.Array)
+    assert found["a"].unsafe_buffer_pointer() == memory.ctypes.data  # no copy
+    assert found["c"] == 2
+    assert found["d"] == "text"
+    np.testing.assert_array_equal(found["b"][1], np.arange(500))
+
+
+def test_keys_and_what_no_module_knows_travel_too():
+    def local(x):
+        return x + 1
+
+    packed = pack((jax.random.key(1), local))
+    memory = np.zeros(max(1, packed.nbytes), np.uint8)
+    packed.write(memory)
+    key, function = unpack(packed.body, packed.layout, memory)
+    assert (jax.random.uniform(key), function(1)) == (jax.random.uniform(jax.random.key(1)), 2)
+
+
+def test_a_snapshot_is_written_once_and_memory_is_used_again():
+    arena, reader = Arena(), Mappings(os.getpid())
+    arrays = {"w": jnp.arange(5000.0)}
+    first, second = arena.put_once(pack(arrays)), arena.put_once(pack([arrays["w"]]))
+    assert first is second
+    assert arena.written == 1
+    seen = reader.open(first.number, first.handle, first.nbytes)
+    np.testing.assert_array_equal(seen[:20_000].view(np.float32), arrays["w"])
+    del seen
+    assert list(reader.freed) == [first.number]
+    pushed = arena.put(pack(jnp.ones(5000)))
+    arena.release(pushed.number)
+    assert arena.put(pack(jnp.zeros(5000))) is pushed
+    assert arena.written == 3
+    arena.release(first.number, 2)  # its readers have let go
+    arena.put_once(pack(jnp.ones(5000)))
+    assert arena.put_once(pack(jnp.zeros(5000))) is first  # no more kept: two newer ones came
+
+
+def test_too_few_cpus_are_said_at_once():
+    with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, the cluster has 4 CPUs"):
+        dbjax.run(task(), config("downpour", replicas=1, shards=1), runtime="ray",
+                  ray=RayOptions(cpus=30.0))  # fmt: skip
+
+
+def test_bad_options_are_refused(monkeypatch):
+    for kwargs in ({"address": "here"}, {"cpus": -1.0}, {"timeout_s": 0.0}):
+        with pytest.raises(ValueError, match=f"ray.{next(iter(kwargs))}="):
+            RayOptions(**kwargs)
+    with pytest.raises(ValueError, match="ray options are for runtime='ray'"):
+        dbjax.run(task(), config("sgd"), ray=RayOptions())
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"runtime=ray needs Ray: pip install 'dbjax\[ray\]'"):
+        dbjax.run(task(), config("sgd"), runtime="ray")
+
+
+class TestOtherClusters:
+    """Those that do not use the cluster of this module: they come last."""
+
+    @pytest.fixture(autouse=True)
+    def alone(self, cluster):
+        ray.shutdown()
+
+    def test_an_address_where_nobody_answers_is_one_line(self):
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=r"no Ray cluster answers at .*127\.0\.0\.1:9"):
+            dbjax.run(task(), config("sgd"), runtime="ray", ray=RayOptions("127.0.0.1:9"))
+        assert time.monotonic() - begin < 15
+
+    def test_a_replica_moves_when_its_machine_is_lost(self):
+        from ray.cluster_utils import Cluster
+
+        soon = {f"health_check_{what}": n for what, n in (
+            ("initial_delay_ms", 0), ("period_ms", 500), ("timeout_ms", 500),
+            ("failure_threshold", 2))}  # fmt: skip
+        machines = Cluster(True, head_node_args={"num_cpus": 2, "_system_config": soon})
+        others = [machines.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
+        ray.init(machines.address, log_to_driver=False, logging_level="ERROR")
+        options = RayOptions(cpus=1.5, replica_cpus=1.0, replica_gpus=1.0)  # one place each
+        runtime = RayRuntime(options, trace=dbjax.Trace())
+
+        async def main(node, log):
+            large = np.full(10**6, node.incarnation)  # through the network: no memory is shared
+            await log.call(Log.say, (ray.get_runtime_context().get_node_id(), large))
+            while node.incarnation == 0:
+                await node.sleep(0.05)
+
+        async def lose(node, log):
+            while not (said := await log.call(Log.words)):
+                await node.sleep(0.05)
+            (lost,) = [other for other in others if other.node_id == said[0][0]]
+            machines.remove_node(lost, allow_graceful=False)
+
+        try:
+            log = runtime.serve("log", Log)
+            runtime.spawn("replica/0", main, log)
+            runtime.observe("loser", lose, log)
+            assert runtime.run(until_s=60.0) < 60.0
+            said = log.call(Log.words).result()
+        finally:
+            runtime.close()
+            ray.shutdown()
+            machines.shutdown()
+        assert {node for node, _ in said} == {other.node_id for other in others}
+        assert [large.sum() for _, large in said] == [0, 10**6]
+        events = [row["event"] for row in runtime._trace.rows if "event" in row]
+        assert events == ["died", "returned"]
