@@ -181,8 +181,13 @@ def handle(name: str) -> Handle:
     return here_are.get(name)
 
 
+@final
 class Anywhere(dict[str, Any]):
-    """Services by name: those that live here; for any other a handle."""
+    """Services by name: those that live in this process; for any other a handle."""
+
+    def __init__(self, handles: Handles) -> None:
+        super().__init__()
+        self._handles = handles
 
     def __missing__(self, name: str) -> Handle:
-        return handle(name)
+        return self._handles.get(name)

@@ -60,7 +60,7 @@ class Process:
         log = EventLog(self._reports.lines.append) if settings.logs else None
         self._log = log
         self._engine = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
-        self._engine.services, self._engine.alone = Anywhere(), settings.alone
+        self._engine.services, self._engine.alone = Anywhere(here_are), settings.alone
         me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
         host = ray.util.get_node_ip_address()
         self._hub = here_are.hub = Hub(self._engine, me, host, settings.key, self._told)

@@ -21,7 +21,7 @@ import ray
 
 from dbjax.runtime.base import Future
 from dbjax.runtime.event_log import EventLog
-from dbjax.runtime.ray.handle import Handle, Handles
+from dbjax.runtime.ray.handle import Anywhere, Handle, Handles
 from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.link import Identity, Link, Message
 from dbjax.runtime.ray.members import Events, Members
@@ -68,6 +68,7 @@ class RayRuntime:
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
         self._nodes: dict[str, Node] = {}
         self._handles = Handles()
+        self._engine.services = Anywhere(self._handles)
         self._ends: dict[str, Future[Any]] = {}
         self._stopping = threading.Event()
         self._events: Events = queue.SimpleQueue()
