@@ -21,6 +21,7 @@ from dbjax.runtime import Future, all_of
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
 from dbjax.store.chain import serve_chain
+from dbjax.store.link import Link
 
 ray = pytest.importorskip("ray", reason="dbjax[ray] is not installed")
 from dbjax.runtime.ray.codec import pack, unpack  # noqa: E402
@@ -215,22 +216,30 @@ class Counter:
         self.counted, self.last = state
 
 
-@pytest.mark.parametrize(("backups", "counted"), [(0, 20), (1, 40)])
+@pytest.mark.parametrize(("backups", "counted"), [(0, 20), (1, 60)])
 def test_a_backup_loses_nothing(runtime, backups, counted):
     async def main(node, chain):
-        for number in range(1, 41):
-            if number == 21:
-                os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+        for number in range(1, 21):
             last = await chain.call(Counter.add, number)
+        os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+        for number in range(21, 41):
+            last = await chain.call(Counter.add, number)
+        if backups:  # the one that came back has everything, when the other one dies
+            again = node.service("counter")
+            await again.up()
+            while await again.call(Link.observe, "state", (), {}) != (40, 40):
+                await node.sleep(0.05)
+            os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+            for number in range(41, 61):
+                last = await chain.call(Counter.add, number)
         return last
 
     chain = serve_chain(runtime, "counter", backups, Counter)
     ended = runtime.spawn("main", main, chain)
     runtime.run(until_s=60.0)
     assert ended.result() == counted
-    runtime.revive()
     events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
-    assert events[0] == ("counter", "died")
+    assert events[:2] == [("counter", "died"), ("counter", "returned")]
 
 
 def test_a_run_stops_at_its_time(runtime):

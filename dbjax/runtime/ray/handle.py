@@ -71,6 +71,8 @@ class Handle:
     def moved(self, address: Address | None) -> None:
         """It lives there now; None: it has died."""
         with self._lock:
+            if address == self._address:
+                return
             link, self._link, self._address = self._link, None, address
             hoping: list[Future[None]] = []
             if address is not None:
