@@ -103,7 +103,13 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
     task, steps = network.task, network.steps
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-        ray.init("local", include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            "local",
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _system_config={"worker_niceness": 0},  # as that of the plain loop
+        )
     cases = {"fused, donated optax loop": fused_loop(task, steps)}
     for count in (1, 2):
         cases[f"Ray's documented pattern, {count}"] = pattern(task, count, steps)

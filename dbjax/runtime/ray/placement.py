@@ -112,6 +112,7 @@ def _join(options: RayOptions, cpus: float) -> None:
             "local",
             num_cpus=max(there_are, math.ceil(cpus)),
             include_dashboard=False,
+            _system_config={"worker_niceness": 0},  # 15 else: whoever uses the machine comes first
             **quiet,
         )
         return
