@@ -82,7 +82,7 @@ class Link:
 
     def whole(self) -> bool:
         """Whether this copy has everything, and so has the other one, as far as it knows."""
-        return self._role != "blank" and self._in_sync
+        return self._role == "backup" or (self._role == "head" and self._in_sync)
 
     # For the other copy.
 
