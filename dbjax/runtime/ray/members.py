@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
+import ray
 from ray.exceptions import RayTaskError
 
 from dbjax.runtime.base import Future
@@ -52,7 +53,7 @@ class Members:
         events: Events,
     ) -> None:
         self._handles, self._engine, self._events = handles, engine, events
-        self._live = live
+        self._live, self._machine = live, ray.get_runtime_context().get_node_id()
         self._members = {name: _Member(node, ends.get(name)) for name, node in nodes.items()}
         self._by_link: dict[Link, _Member] = {}
         self._running = self._ending = False
@@ -73,6 +74,12 @@ class Members:
 
     def late(self) -> list[str]:
         return [n for n, m in self._members.items() if not (m.stopped if self._ending else m.ready)]
+
+    def pid_here(self, name: str) -> int | None:
+        """Of a node's process, if it is on the driver's machine, and there."""
+        link = self._members[name].link
+        peer = link.peer if link is not None else None
+        return peer.pid if peer is not None and peer.machine == self._machine else None
 
     def go(self) -> None:
         """All services are there: mains may start, and observers."""

@@ -7,10 +7,12 @@ there has one connection to it.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import queue
 import secrets
+import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -98,10 +100,15 @@ class RayRuntime:
         return list(self._nodes)
 
     def kill(self, name: str) -> None:
-        """Kills a node's process; Ray starts it again."""
-        if name not in self._nodes or self._placement is None:
+        """Kills a node's process, with SIGKILL where it is on this machine; Ray starts it again."""
+        if name not in self._nodes or self._placement is None or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
-        self._placement.kill(name)
+        pid = self._members.pid_here(name)
+        if pid is None:
+            self._placement.kill(name)
+        else:
+            with contextlib.suppress(ProcessLookupError):  # it is dead already
+                os.kill(pid, signal.SIGKILL)
 
     @property
     def saved(self) -> dict[str, Any]:
