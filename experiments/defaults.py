@@ -61,6 +61,8 @@ def defaults() -> ml_collections.ConfigDict:
             },
             "machines": {},
             "failures": (),
+            "outages": (),
+            "links": (),
         }
     )
     return config

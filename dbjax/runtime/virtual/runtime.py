@@ -21,6 +21,7 @@ from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.node import Card, VirtualNode
@@ -76,6 +77,8 @@ class VirtualRuntime:
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
         self._lives: dict[str, Lives] = {}
+        special = self.cluster.outages or self.cluster.links
+        self._links = Links(self) if special else None
         self.services: dict[str, Service] = {}
         self.saved: dict[str, Any] = {}
         self.running = 0  # mains that have not ended
@@ -135,6 +138,8 @@ class VirtualRuntime:
                     f"Failure of {failure.node!r}: no such node; there are "
                     f"{', '.join(sorted(self._lives)[:6])}, ..."
                 )
+        if self._links is not None:
+            require_nodes(self.cluster, self._nodes)
         try:
             with _rare_garbage_collection():
                 return self._run(until_s)
@@ -189,8 +194,11 @@ class VirtualRuntime:
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, sender.egress_free_s)
         sender.egress_free_s = begin_s + wire_s
-        first_byte_s = begin_s + self.cluster.latency_s
-        self.at(first_byte_s, self._receive, (receiver, wire_s, deliver, message))
+        arrival = (receiver, wire_s, deliver, message)
+        if self._links is None:
+            self.at(begin_s + self.cluster.latency_s, self._receive, arrival)
+        else:
+            self._links.send(source.name, target.name, begin_s, self._receive, arrival)
 
     def _receive(self, arrival: Arrival) -> None:
         target, wire_s, deliver, message = arrival
