@@ -127,15 +127,26 @@ class SynchronousShard:
     def step(self, push: Push) -> Future[Snapshot]:
         """Replies, to all replicas, the parameters after applying the mean gradient.
 
-        To a replica that is behind, since it came back from the dead, at once.
+        To a replica that is behind the others, since it came back from the dead, at once. Of
+        two gradients of a replica for one step the first counts.
         """
-        if push.sequence < self._steps:
+        latest = max((p.sequence for p, _ in self._arrived.values()), default=self._steps)
+        if push.sequence < max(latest, self._steps):
             return ready(self._shard.fetch(push.replica))
+        if push.sequence > latest:  # the shard was restored: nobody can wait for an earlier step
+            self._release()
         reply: Future[Snapshot] = Future("the other replicas' gradients")
-        self._arrived[push.replica] = (push, reply)
+        known = self._arrived.get(push.replica, (push, reply))
+        self._arrived[push.replica] = (known[0], reply)
         if len(self._arrived) == self._replicas:
             self._finish_step()
         return reply
+
+    def _release(self) -> None:
+        """Lets those go on that wait for a step that will not be taken."""
+        arrived, self._arrived = self._arrived, {}
+        for replica, (_, reply) in arrived.items():
+            reply.set_result(self._shard.fetch(replica))
 
     def _finish_step(self) -> None:
         arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation

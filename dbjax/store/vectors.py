@@ -173,7 +173,8 @@ class VectorShard:
         Args:
           command: number of the coordinator's last command; the next one has the next.
         """
-        (found,) = (f for f in self._finished if f.iteration == iteration)
+        self._finished = tuple(f for f in self._finished if f.iteration <= iteration)
+        found = self._finished[-1]
         self._vectors, self._command = dict(found.vectors), command
         self._evaluation, self._sums, self._counted = -1, {}, set()
         return found.memo

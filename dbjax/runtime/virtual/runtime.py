@@ -70,7 +70,7 @@ class VirtualRuntime:
             self.clock = "wall"  # what is replayed must not think that its time is modelled
         self.now_s, self.incarnation = begin_s, incarnation
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
-        self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
+        self.failed: list[tuple[Future[Any], Exception]] = []  # awaited or not, or still on its way
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
@@ -252,9 +252,10 @@ class VirtualRuntime:
 
     def _raise_lost_error(self) -> None:
         failed, self.failed = self.failed, []
-        for future in failed:
-            if not future.awaited:
-                future.result()
+        for future, error in failed:
+            undelivered = not future.done() and isinstance(error.__cause__, NodeDied)
+            if not future.awaited and not undelivered:
+                raise error
 
     def _raise_deadlock(self) -> None:
         waits = {main.node.name: main.waiting for main in self._mains if not main.future.done()}
