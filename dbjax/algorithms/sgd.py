@@ -15,6 +15,7 @@ import jax
 import optax
 
 from dbjax.data.stream import Stream
+from dbjax.errors import DbjaxError, ServiceError
 from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
@@ -68,6 +69,14 @@ class Config:
 def _mean(gradients: list[Slice]) -> Slice:
     mean: Slice = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
     return mean
+
+
+class Behind(DbjaxError):
+    """Others are at a later step, which a restored shard has told a replica too late."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"others wait at step {step}")
+        self.step = step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -127,14 +136,19 @@ class SynchronousShard:
     def step(self, push: Push) -> Future[Snapshot]:
         """Replies, to all replicas, the parameters after applying the mean gradient.
 
-        To a replica that is behind the others, since it came back from the dead, at once. Of
-        two gradients of a replica for one step the first counts.
+        To a replica that came back from the dead, and repeats a step, at once. Of two gradients
+        of a replica for one step the first counts.
+
+        Raises:
+          Behind: others wait for a later step.
         """
         latest = max((p.sequence for p, _ in self._arrived.values()), default=self._steps)
-        if push.sequence < max(latest, self._steps):
+        if self._arrived and push.sequence < latest:
+            raise Behind(latest)
+        if push.sequence < self._steps:
             return ready(self._shard.fetch(push.replica))
         if push.sequence > latest:  # the shard was restored: nobody can wait for an earlier step
-            self._release()
+            self._leave_behind(push.sequence)
         reply: Future[Snapshot] = Future("the other replicas' gradients")
         known = self._arrived.get(push.replica, (push, reply))
         self._arrived[push.replica] = (known[0], reply)
@@ -142,11 +156,11 @@ class SynchronousShard:
             self._finish_step()
         return reply
 
-    def _release(self) -> None:
-        """Lets those go on that wait for a step that will not be taken."""
+    def _leave_behind(self, step: int) -> None:
+        """Those that wait for an earlier step have to come to this one."""
         arrived, self._arrived = self._arrived, {}
-        for replica, (_, reply) in arrived.items():
-            reply.set_result(self._shard.fetch(replica))
+        for _, reply in arrived.values():
+            reply.set_error(Behind(step))
 
     def _finish_step(self) -> None:
         arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation
@@ -181,7 +195,14 @@ async def client(
         batch = batches.at(step)
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)
         accrued = Accrued().plus(gradient, params.versions, batches.batch_size)
-        params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+        try:
+            params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+        except ServiceError as error:
+            if not isinstance(error.__cause__, Behind):
+                raise
+            step = error.__cause__.step
+            params = await store.pull(SynchronousShard.fetch, node.name)
+            continue
         node.record(step=step, loss=loss)
         step += 1
 

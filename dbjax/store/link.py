@@ -110,10 +110,14 @@ class Link:
         self._watch()
 
     def blank(self, place: int) -> bool:
-        """The other copy, of that place, has lost all; whether it is given anything."""
-        if self._role == "blank" and place < self._place:
+        """The other copy, of that place, has lost all; whether it will be given anything.
+
+        Two that are blank are led by the one of the lower place, once the other has told it so.
+        Not at once: who asked may have died since, and have been given a state as another.
+        """
+        if self._role == "blank":
             self._watch()
-            return False
+            return place > self._place
         self._lead()
         self._install()
         return True

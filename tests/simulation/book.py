@@ -26,7 +26,6 @@ class Called:
 
     shard: int
     caller: str
-    life: int
     method: str
     args: tuple[Any, ...]
     lost: list[int]
@@ -40,7 +39,6 @@ class Copies:
     def __init__(self, names: list[str]) -> None:
         self.has = dict.fromkeys(names, True)
         self.lost = 0  # how often none had
-        self.blank_since: dict[str, int] = {}
 
     def died(self, name: str) -> None:
         before = any(self.has.values())

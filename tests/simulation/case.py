@@ -21,7 +21,11 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of every knob; what is simplest comes
     "restless": (False, True),
     "jitter": (False, True),
 }
-FAVOURED = {"backups": (0, 1, 1), "deaths": (0, 1, 2, 2, 3, 3, 5, 8), "restless": (False,) * 4 + (True,)}
+FAVOURED = {
+    "backups": (0, 1, 1),
+    "deaths": (0, 1, 2, 2, 3, 3, 5, 8),
+    "restless": (False,) * 4 + (True,),
+}
 
 
 @dataclasses.dataclass(frozen=True)

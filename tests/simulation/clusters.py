@@ -8,8 +8,8 @@ from typing import Any
 
 import dbjax
 from dbjax import Failure, Link, Machine, Outage
-from dbjax.checkpoint.taking import Every
 from dbjax.algorithms import downpour, sandblaster, sgd
+from dbjax.checkpoint.taking import Every
 from dbjax.optim import Lbfgs, Stops
 from tests.simulation.case import Case
 from tests.simulation.problems import BOWL, COUNTED, RULE
@@ -23,7 +23,11 @@ def task(case: Case) -> dbjax.Task:
 
 def config(case: Case) -> Any:
     draws = case.draws("options")
-    given: dict[str, Any] = {"replicas": case.replicas, "shards": case.shards, "shard_backups": case.backups}
+    given: dict[str, Any] = {
+        "replicas": case.replicas,
+        "shards": case.shards,
+        "shard_backups": case.backups,
+    }
     if case.method == "sandblaster":
         return sandblaster.Config(
             Lbfgs(), Stops(0.0, -1.0), **given, steps=case.steps // 2,
@@ -101,7 +105,9 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
             other = draws.choice(found)
             near_s = draws.choice([0.0, draws.uniform(0, 5) * (latency_s or 1e-3), 0.1])
             at_s = draws.choice([other.at_s, other.back_s]) + near_s
-        last_s = draws.choice([1e-4, draws.uniform(0, 5) * (latency_s or 1e-3) + 1e-6, 0.05, 0.3, 1])
+        last_s = draws.choice(
+            [1e-4, draws.uniform(0, 5) * (latency_s or 1e-3) + 1e-6, 0.05, 0.3, 1]
+        )
         found.append(Failure(node, at_s, at_s + last_s))
     return tuple(found)
 
@@ -122,8 +128,8 @@ def _outages(case: Case) -> tuple[Outage, ...]:
 def _links(case: Case) -> tuple[Link, ...]:
     draws, names = case.draws("links"), nodes(case)
     twice = draws.choice([0.05, 0.5]) if case.duplicates else 0.0
-    found = [
-        Link(draws.choice(names), draws.choice([*names, "*"]), draws.choice([0.0, 0.005, 0.15]), twice)
-        for _ in range(case.links)
-    ]  # fmt: skip
+    found = []
+    for _ in range(case.links):
+        a, b, latency_s = map(draws.choice, (names, [*names, "*"], [0.0, 0.005, 0.15]))
+        found.append(Link(a, b, latency_s, twice))
     return (*found, *([Link("*", "*", None, twice)] if twice else []))

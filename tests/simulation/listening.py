@@ -32,7 +32,11 @@ class Ears:
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
         caller, copies = current.caller, self._book.copies[self._shard]
         called = Called(
-            self._shard, caller.node.name, getattr(caller, "life", 0), method.__name__, args, [copies.lost]
+            self._shard,
+            caller.node.name,
+            method.__name__,
+            args,
+            [copies.lost],
         )
         self._book.calls.append(called)
         future = self._handle.call(method, *args)

@@ -31,7 +31,8 @@ def bowl(params, batch):
     """A quadratic in every parameter by itself: each shard's gradient is known by itself."""
     curvature, point = _tree(CURVATURE), {"a": batch[:, :4], "b": batch[:, 4:]}
     return sum(
-        0.5 * jnp.mean(jnp.sum(curvature[k] * (params[k] - point[k]) ** 2, axis=1)) for k in params
+        0.5 * jnp.mean(jnp.sum(curvature[k][None] * (params[k][None] - point[k]) ** 2, axis=1))
+        for k in params
     )
 
 

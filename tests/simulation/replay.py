@@ -1,4 +1,4 @@
-"""Replays one case: `python -m tests.simulation.replay --seed=123`, and any other knob of `Case`."""
+"""Replays a case: `python -m tests.simulation.replay --seed=123`, and other knobs of `Case`."""
 
 from __future__ import annotations
 

@@ -84,7 +84,9 @@ def _copies(case: Case) -> dict[int, Copies]:
     made = config(case)
     name = "replica" if made.replicas == 1 and case.method == "sgd" else "shard"
     shards = [f"{name}/{i}" for i in range(made.shards)]
-    return {i: Copies([n for n in nodes(case) if n in (s, f"{s}/backup")]) for i, s in enumerate(shards)}
+    return {
+        i: Copies([n for n in nodes(case) if n in (s, f"{s}/backup")]) for i, s in enumerate(shards)
+    }
 
 
 def _bytes(ran: Ran) -> str:

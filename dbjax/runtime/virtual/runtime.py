@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
-from dbjax.errors import DeadlockError, NodeDied
+from dbjax.errors import DbjaxError, DeadlockError, NodeDied
 from dbjax.runtime.base import Future, describe_deadlock
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
@@ -253,8 +253,9 @@ class VirtualRuntime:
     def _raise_lost_error(self) -> None:
         failed, self.failed = self.failed, []
         for future, error in failed:
-            undelivered = not future.done() and isinstance(error.__cause__, NodeDied)
-            if not future.awaited and not undelivered:
+            # an answer of the protocol, such as NodeDied, on its way to whoever is dead by now
+            moot = not future.done() and isinstance(error.__cause__, DbjaxError)
+            if not future.awaited and not moot:
                 raise error
 
     def _raise_deadlock(self) -> None:
