@@ -103,6 +103,7 @@ class SynchronousShard:
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
         self._steps = 0
+        self._done: dict[str, Future[None]] = {}
 
     def fetch(self, replica: str) -> Snapshot:
         return self._shard.fetch(replica)
@@ -142,6 +143,8 @@ class SynchronousShard:
         Raises:
           Behind: others wait for a later step.
         """
+        if self._done:  # all steps were taken, and this shard has lost some
+            return ready(self._shard.fetch(push.replica))
         latest = max((p.sequence for p, _ in self._arrived.values()), default=self._steps)
         if self._arrived and push.sequence < latest:
             raise Behind(latest)
@@ -155,6 +158,21 @@ class SynchronousShard:
         if len(self._arrived) == self._replicas:
             self._finish_step()
         return reply
+
+    def done(self, replica: str) -> Future[None]:
+        """A replica has taken all its steps; answers when all have.
+
+        Until then its call is made again to a shard that is restored: so that this knows.
+        """
+        self._done[replica] = Future("the other replicas' end")
+        arrived, self._arrived = self._arrived, {}
+        for behind, (_, reply) in arrived.items():
+            reply.set_result(self._shard.fetch(behind))
+        if len(self._done) == self._replicas:
+            for answer in self._done.values():
+                if not answer.done():
+                    answer.set_result(None)
+        return self._done[replica]
 
     def _leave_behind(self, step: int) -> None:
         """Those that wait for an earlier step have to come to this one."""
@@ -187,6 +205,7 @@ async def client(
     gradient_fn: Callable[..., Any],
     batches: Stream,
     config: Config,
+    mortal: bool,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
     step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
@@ -205,6 +224,8 @@ async def client(
             continue
         node.record(step=step, loss=loss)
         step += 1
+    if mortal:
+        await store.each(SynchronousShard.done, node.name)
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
@@ -230,6 +251,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             store.gradient_of(task.loss, r),
             task.batches(r, config.replicas),
             config,
+            runtime.mortal,
         )
         for r in range(config.replicas)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -39,7 +40,7 @@ def applies_what_is_repeated(self: Shard, push: Any) -> int:
     return _PUSH(self, push)
 
 
-def donates_the_snapshot(self: Shard, push: Any) -> int:
+def changes_a_snapshot(self: Shard, push: Any) -> int:
     """The memory of the old parameters is used again, whoever still looks at them."""
     before = self._snapshot
     reply = _PUSH(self, push)
@@ -48,10 +49,9 @@ def donates_the_snapshot(self: Shard, push: Any) -> int:
     return reply
 
 
-def installs_what_it_shares(self: VectorShard) -> Any:
-    """The other copy is given the sums themselves: what is added to one is added to both."""
-    state = _STATE(self)
-    return dataclasses.replace(state, counted=())
+def forgets_portions(self: VectorShard) -> Any:
+    """A copy is given the sums, but not whose gradients they are."""
+    return dataclasses.replace(_STATE(self), counted=())
 
 
 def leads_at_once(self: Link, place: int) -> bool:
@@ -71,8 +71,8 @@ BUGS: dict[str, Patch] = {
         (dbjax.store.link, "_when_both", replies_before_the_backup_has_followed),
         (Shard, "restore", forgets_sequences),
         (Shard, "push", applies_what_is_repeated),
-        (Shard, "push", donates_the_snapshot),
-        (VectorShard, "state", installs_what_it_shares),
+        (Shard, "push", changes_a_snapshot),
+        (VectorShard, "state", forgets_portions),
         (Link, "blank", leads_at_once),
     )
 }
@@ -82,7 +82,13 @@ BUGS: dict[str, Patch] = {
 def planted(name: str) -> Iterator[None]:
     """The store has that bug in the block."""
     where, attribute, made = BUGS[name]
-    with mock.patch.object(where, attribute, made):
+    right = getattr(where, attribute)
+
+    @functools.wraps(right)
+    def wrong(*args: Any, **kwargs: Any) -> Any:
+        return made(*args, **kwargs)
+
+    with mock.patch.object(where, attribute, wrong):
         yield
 
 

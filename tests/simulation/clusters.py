@@ -70,7 +70,7 @@ def cluster(case: Case) -> dbjax.Cluster:
     machines = {"replica/1": machine(speed=draws.choice([1.0, 0.1]))}
     if case.restless:
         who = draws.choice(["replica/*", "shard/*", "*/backup", "coordinator"])
-        machines = {who: machine(mean_time_between_failures_s=4.0,
+        machines = {who: machine(mean_time_between_failures_s=max(4.0, 2 * _end_s(case)),
                                  mean_time_to_repair_s=draws.choice([1e-3, 0.2]))}  # fmt: skip
     latency_s = draws.choice([0.0, 1e-3, 0.02])
     return dbjax.Cluster(
@@ -96,12 +96,16 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
     draws, found = case.draws("deaths"), []
     names, end_s = nodes(case), _end_s(case)
     favourite = draws.choice(names)
+    cuts = [cut for cut in _outages(case) if cut.a in names]
     for _ in range(case.deaths):
         node = draws.choice([*names, favourite, f"{favourite.removesuffix('/backup')}"])
         if case.backups and draws.random() < 0.3 and f"{favourite}/backup" in names:
             node = f"{favourite}/backup"
         at_s = draws.uniform(0, end_s)
-        if found and draws.random() < 0.6:
+        if cuts and draws.random() < 0.4:  # a node dies while it is cut off
+            cut = draws.choice(cuts)
+            node, at_s = cut.a, draws.uniform(cut.at_s, cut.back_s)
+        elif found and draws.random() < 0.6:
             other = draws.choice(found)
             near_s = draws.choice([0.0, draws.uniform(0, 5) * (latency_s or 1e-3), 0.1])
             at_s = draws.choice([other.at_s, other.back_s]) + near_s
