@@ -102,10 +102,11 @@ def test_where_all_the_others_are_done_nobody_is_waited_for():
 
 
 def test_a_replica_that_returns_when_the_others_are_done_and_a_shard_has_lost_all():
-    failures = (Failure("replica/2", 0.95, 1.5), Failure("shard/0", 1.2, 1.3))
+    # its last push, at 1.02 s, is on its way when it dies; a step takes 0.1 s and two messages
+    failures = (Failure("replica/2", 1.0205, 1.5), Failure("shard/0", 1.2, 1.3))
     config = sgd.Config(optax.sgd(0.03), replicas=3, shards=2, steps=10)
-    summary = dbjax.run(TASK, config, cluster=dbjax.Cluster(0.1, failures=failures)).summary
-    assert summary["deaths"] == 2
+    cluster = dbjax.Cluster(0.1, latency_s=1e-3, failures=failures)
+    assert dbjax.run(TASK, config, cluster=cluster).summary["deaths"] == 2
 
 
 def test_checkpoints_go_on_when_a_shard_was_dead_for_longer_than_their_interval():
