@@ -224,8 +224,9 @@ async def client(
             continue
         node.record(step=step, loss=loss)
         step += 1
-    if mortal:
-        await store.each(SynchronousShard.done, node.name)
+    ending = store.each(SynchronousShard.done, node.name)
+    if mortal:  # a shard that is restored is told again
+        await ending
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
