@@ -8,7 +8,9 @@ from dbjax.replay import Replayed as Replayed
 from dbjax.replay import replay as replay
 from dbjax.runtime.cluster import Cluster as Cluster
 from dbjax.runtime.cluster import Failure as Failure
+from dbjax.runtime.cluster import Link as Link
 from dbjax.runtime.cluster import Machine as Machine
+from dbjax.runtime.cluster import Outage as Outage
 from dbjax.runtime.event_log import EventLog as EventLog
 from dbjax.runtime.event_log import Script as Script
 from dbjax.task import Task as Task

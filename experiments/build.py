@@ -31,6 +31,7 @@ BATCH_METHODS: dict[str, type[Any]] = {
     "conjugate_gradients": dbjax.optim.ConjugateGradients,
     "gradient_descent": dbjax.optim.GradientDescent,
 }
+_LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
 
 
 def algorithms() -> list[str]:
@@ -92,11 +93,8 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
         pattern: _make(dbjax.Machine, f"cluster.machines[{pattern!r}]", dict(machine_fields))
         for pattern, machine_fields in dict(fields.pop("machines")).items()
     }
-    failures = tuple(
-        _make(dbjax.Failure, "cluster.failures", dict(failure))
-        for failure in fields.pop("failures")
-    )
-    given = {"machine": machine, "machines": machines, "failures": failures}
+    listed = {name: _listed(kind, f"cluster.{name}", fields.pop(name)) for name, kind in _LISTED}
+    given = {"machine": machine, "machines": machines, **listed}
     made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
     return made
 
@@ -203,6 +201,15 @@ def evaluation(
     return evaluate
 
 
+def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
+    """What a cluster has several of."""
+    for entry in entries:
+        if not isinstance(entry, Mapping | ml_collections.ConfigDict):
+            names = ", ".join(field.name for field in dataclasses.fields(kind))
+            raise ValueError(f"{place}: {entry!r} must be a dict of some of {names}")
+    return tuple(_make(kind, place, dict(entry)) for entry in entries)
+
+
 def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
     """A dataclass from its fields; those that are dataclasses themselves from theirs."""
     hints = typing.get_type_hints(kind)
@@ -213,6 +220,9 @@ def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
         else value
         for name, value in fields.items()
     }
+    for parameter in inspect.signature(kind).parameters.values():
+        if parameter.default is parameter.empty and parameter.name not in made:
+            raise ValueError(f"{place} needs {parameter.name!r}")
     return kind(**made)
 
 

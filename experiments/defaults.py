@@ -70,6 +70,8 @@ def defaults() -> ml_collections.ConfigDict:
             },
             "machines": {},
             "failures": (),
+            "outages": (),
+            "links": (),
         }
     )
     return config

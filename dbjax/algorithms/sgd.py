@@ -15,6 +15,7 @@ import jax
 import optax
 
 from dbjax.data.stream import Stream
+from dbjax.errors import DbjaxError, ServiceError
 from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
@@ -70,6 +71,14 @@ def _mean(gradients: list[Slice]) -> Slice:
     return mean
 
 
+class Behind(DbjaxError):
+    """Others are at a later step, which a restored shard has told a replica too late."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"others wait at step {step}")
+        self.step = step
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepState:
     """All that a synchronous shard knows."""
@@ -94,6 +103,7 @@ class SynchronousShard:
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
         self._steps = 0
+        self._done: dict[str, Future[None]] = {}
 
     def fetch(self, replica: str) -> Snapshot:
         return self._shard.fetch(replica)
@@ -127,15 +137,48 @@ class SynchronousShard:
     def step(self, push: Push) -> Future[Snapshot]:
         """Replies, to all replicas, the parameters after applying the mean gradient.
 
-        To a replica that is behind, since it came back from the dead, at once.
+        To a replica that came back from the dead, and repeats a step, at once. Of two gradients
+        of a replica for one step the first counts.
+
+        Raises:
+          Behind: others wait for a later step.
         """
+        if self._done:  # all steps were taken, and this shard has lost some
+            return ready(self._shard.fetch(push.replica))
+        latest = max((p.sequence for p, _ in self._arrived.values()), default=self._steps)
+        if self._arrived and push.sequence < latest:
+            raise Behind(latest)
         if push.sequence < self._steps:
             return ready(self._shard.fetch(push.replica))
+        if push.sequence > latest:  # the shard was restored: nobody can wait for an earlier step
+            self._leave_behind(push.sequence)
         reply: Future[Snapshot] = Future("the other replicas' gradients")
-        self._arrived[push.replica] = (push, reply)
+        known = self._arrived.get(push.replica, (push, reply))
+        self._arrived[push.replica] = (known[0], reply)
         if len(self._arrived) == self._replicas:
             self._finish_step()
         return reply
+
+    def done(self, replica: str) -> Future[None]:
+        """A replica has taken all its steps; answers when all have.
+
+        Until then its call is made again to a shard that is restored: so that this knows.
+        """
+        self._done[replica] = Future("the other replicas' end")
+        arrived, self._arrived = self._arrived, {}
+        for behind, (_, reply) in arrived.items():
+            reply.set_result(self._shard.fetch(behind))
+        if len(self._done) == self._replicas:
+            for answer in self._done.values():
+                if not answer.done():
+                    answer.set_result(None)
+        return self._done[replica]
+
+    def _leave_behind(self, step: int) -> None:
+        """Those that wait for an earlier step have to come to this one."""
+        arrived, self._arrived = self._arrived, {}
+        for _, reply in arrived.values():
+            reply.set_error(Behind(step))
 
     def _finish_step(self) -> None:
         arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation
@@ -162,6 +205,7 @@ async def client(
     gradient_fn: Callable[..., Any],
     batches: Stream,
     config: Config,
+    mortal: bool,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
     step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
@@ -170,9 +214,19 @@ async def client(
         batch = batches.at(step)
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)
         accrued = Accrued().plus(gradient, params.versions, batches.batch_size)
-        params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+        try:
+            params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+        except ServiceError as error:
+            if not isinstance(error.__cause__, Behind):
+                raise
+            step = error.__cause__.step
+            params = await store.pull(SynchronousShard.fetch, node.name)
+            continue
         node.record(step=step, loss=loss)
         step += 1
+    ending = store.each(SynchronousShard.done, node.name)
+    if mortal:  # a shard that is restored is told again
+        await ending
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
@@ -198,6 +252,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             store.gradient_of(task.loss, r),
             task.batches(r, config.replicas),
             config,
+            runtime.mortal,
         )
         for r in range(config.replicas)
     ]

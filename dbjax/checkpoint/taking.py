@@ -60,7 +60,7 @@ class Taking:
         while True:
             due_s = taken_s + seconds
             if every.updates is None:
-                await node.sleep(due_s - node.now())
+                await node.sleep(max(0.0, due_s - node.now()))
             else:
                 await self._wait(node, due_s, updates + every.updates)
             taken_s, updates = max(due_s, node.now()), await self._updates()

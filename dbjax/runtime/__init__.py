@@ -10,6 +10,8 @@ from dbjax.runtime.base import first_of as first_of
 from dbjax.runtime.base import ready as ready
 from dbjax.runtime.cluster import Cluster as Cluster
 from dbjax.runtime.cluster import Failure as Failure
+from dbjax.runtime.cluster import Link as Link
 from dbjax.runtime.cluster import Machine as Machine
+from dbjax.runtime.cluster import Outage as Outage
 from dbjax.runtime.threads import ThreadsRuntime as ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime as VirtualRuntime

@@ -107,7 +107,11 @@ class Node(Protocol):
 
     @property
     def incarnation(self) -> int:
-        """How often this node has come back from the dead."""
+        """How often this node has come back from the dead, or the run was taken up."""
+
+    @property
+    def returned(self) -> bool:
+        """Whether it has come back from the dead in this run."""
 
     def now(self) -> float:
         """Seconds since the run began, on this runtime's clock."""

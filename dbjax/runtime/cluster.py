@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import fnmatch
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import numpy as np
+
+from dbjax.runtime.network import Link as Link
+from dbjax.runtime.network import Outage as Outage
+from dbjax.runtime.network import matches
 
 Law = Literal["constant", "lognormal", "exponential"]
 
@@ -113,7 +116,9 @@ class Cluster:
       replica_machines: how many a replica is cut over; each has a card of its own. `dbjax.run`
         takes it from the task.
       failures: scheduled deaths of nodes that run a main, or a service that may die.
-      seed: of every drawn duration and failure; apart from the seed of the data.
+      outages: cuts of the network between nodes; each heals.
+      links: between nodes where the network is another; the first match counts.
+      seed: of every drawn duration, failure and duplicate; apart from the seed of the data.
     """
 
     compute_s: float | Literal["costs"] | Callable[[Callable[..., Any], tuple[Any, ...]], Any] = 1.0
@@ -126,6 +131,8 @@ class Cluster:
     size_scale: float = 1.0
     replica_machines: int = 1
     failures: tuple[Failure, ...] = ()
+    outages: tuple[Outage, ...] = ()
+    links: tuple[Link, ...] = ()
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -159,6 +166,6 @@ class Cluster:
     def machine_of(self, name: str) -> Machine:
         """The machine that the node of that name runs on."""
         for pattern, machine in self.machines.items():
-            if name == pattern or fnmatch.fnmatchcase(name, pattern):
+            if matches(pattern, name):
                 return machine
         return self.machine

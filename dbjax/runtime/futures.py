@@ -67,6 +67,8 @@ class Future(Generic[T]):
     def set_error(self, error: BaseException, children: Sequence[Future[Any]] = ()) -> None:
         self._error = error
         self._children = children
+        if self.awaited:  # of several that failed, another was seen first
+            self.see()
         self._settle()
 
     def watched(self) -> bool:

@@ -45,8 +45,11 @@ class Chain:
             if len(self._copies) == 1:
                 reply = copy.call(request.method, *request.args, **request.kwargs)
             else:
-                serve = Link.observe if request.caller.node.observer else Link.serve
-                reply = copy.call(serve, request.method.__name__, request.args, request.kwargs)
+                asked = request.method.__name__, request.args, request.kwargs
+                if request.caller.node.observer:
+                    reply = copy.call(Link.observe, *asked, request.tried >= len(self._copies))
+                else:
+                    reply = copy.call(Link.serve, *asked)
         reply.on_done(lambda: self._replied(request, to, reply))
 
     def _replied(self, request: _Request, by: int, reply: Future[Any]) -> None:

@@ -50,8 +50,9 @@ class Link:
         self._role: Literal["head", "backup", "blank"] = "backup" if place else "head"
         self._in_sync = True  # whether the other copy has been given all that this one has
         self._installs = 0
+        self._awaiting = False
         self._watching: Future[None] | None = None
-        if node.incarnation:  # all is lost but what a checkpoint holds
+        if node.returned:  # all is lost but what a checkpoint holds
             self._role, self._in_sync = "blank", False
             _ = self._told(Link.blank, self._place, then=self._look_for_state)
 
@@ -60,12 +61,10 @@ class Link:
     def serve(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The reply of the service; deferred until the backup has served the call too.
 
-        Raises:
-          NodeDied: this is not the head (any more, or yet).
+        Fails with NodeDied where this is not the head (any more, or yet).
         """
         if self._role != "head":
-            self._watch()
-            raise NodeDied(f"this copy of {self._name} is {self._role}, not head")
+            return self._refused()
         reply = getattr(self._service, method)(*args, **kwargs)
         if not self._in_sync:
             return reply
@@ -76,8 +75,19 @@ class Link:
         )
         return _when_both(reply, followed)
 
-    def observe(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The reply of this copy, to whoever changes nothing."""
+    def observe(
+        self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], blank_too: bool
+    ) -> Any:
+        """The reply of this copy, to whoever changes nothing.
+
+        Args:
+          blank_too: nobody knows more than this copy.
+
+        Raises:
+          NodeDied: this copy has lost all.
+        """
+        if self._role == "blank" and not blank_too:
+            raise NodeDied(f"this copy of {self._name} is blank")
         return getattr(self._service, method)(*args, **kwargs)
 
     def whole(self) -> bool:
@@ -100,17 +110,36 @@ class Link:
         self._watch()
 
     def blank(self, place: int) -> bool:
-        """The other copy, of that place, has lost all; whether it is given anything."""
-        if self._role == "blank" and place < self._place:
+        """The other copy, of that place, has lost all; whether it will be given anything.
+
+        Two that are blank are led by the one of the lower place, once the other has told it so.
+        Not at once: who asked may have died since, and have been given a state as another.
+        """
+        if self._role == "blank":
             self._watch()
-            return False
+            return place > self._place
         self._lead()
         self._install()
         return True
 
+    def present(self) -> None:
+        """Says that this copy is alive, behind all that it said before."""
+
     def watch(self) -> Future[None]:
         """Never answered: it fails when this node dies."""
         return Future(f"the death of {self._node.name}")
+
+    def _refused(self) -> Future[Any]:
+        """NodeDied, once this copy knows of the other whatever there was to be known.
+
+        Refused at once, whoever called would come again at once, for as long as it takes a death
+        to be known here.
+        """
+        self._watch()
+        refused: Future[Any] = Future(f"the head of {self._name}")
+        error = NodeDied(f"this copy of {self._name} was {self._role}, not head")
+        _ = self._told(Link.present, then=lambda _: refused.set_error(error))
+        return refused
 
     def _watch(self) -> None:
         if self._watching is None:
@@ -142,12 +171,15 @@ class Link:
             self._await_peer()
 
     def _await_peer(self) -> None:
-        with calling_as(self._caller):
-            up = self._node.service(self._peer).up()
-        up.on_done(self._install)
+        if not self._awaiting:
+            self._awaiting = True
+            with calling_as(self._caller):
+                up = self._node.service(self._peer).up()
+            up.on_done(self._install)
 
     def _install(self) -> None:
         """Gives the other copy all that this one knows."""
+        self._awaiting = False
         self._in_sync, self._installs = True, self._installs + 1
         installs = self._installs
         _ = self._told(

@@ -234,20 +234,27 @@ class Shard:
         return before.version + 1
 
     def reached(self, version: int) -> Future[None]:
-        """Answers once the shard has applied `version` updates (a deferred reply)."""
-        if self._snapshot.version >= version:
+        """Answers once the shard has applied `version` updates (a deferred reply).
+
+        Those that it has lost count. One that goes on from a checkpoint does not know how many
+        they are, nor whether there will be any more: it answers at once.
+        """
+        if self._has_reached(version):
             return ready(None)
         reached: Future[None] = Future(f"version {version} of {self._node.name}")
         self._waiting.append((version, reached))
         return reached
 
     def _wake(self) -> None:
-        if self._waiting:
-            version = self._snapshot.version
-            due = [future for at, future in self._waiting if at <= version]
-            self._waiting = [(at, future) for at, future in self._waiting if at > version]
-            for future in due:
+        due = [waiting for waiting in self._waiting if self._has_reached(waiting[0])]
+        if due:
+            self._waiting = [waiting for waiting in self._waiting if waiting not in due]
+            for _, future in due:
                 future.set_result(None)
+
+    def _has_reached(self, version: int) -> bool:
+        forgetful = self.delays.restored and self._node.returned
+        return forgetful or self._snapshot.version + self._counts.lost >= version
 
 
 def _check_like(push: Push, params: Slice) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Concatenate, NamedTuple, ParamSpec, TypeVar, final
 import jax
 import numpy as np
 
-from dbjax.errors import StateLost
+from dbjax.errors import ServiceError, StateLost
 from dbjax.optim.space import Combine, Command, Multiply, perform
 from dbjax.runtime.base import Future, Node
 from dbjax.store.delays import Delays
@@ -172,8 +172,15 @@ class VectorShard:
 
         Args:
           command: number of the coordinator's last command; the next one has the next.
+
+        Raises:
+          StateLost: the shard was restored, and does not know that iteration (any more).
         """
-        (found,) = (f for f in self._finished if f.iteration == iteration)
+        kept = tuple(f for f in self._finished if f.iteration <= iteration)
+        found = kept[-1]
+        if found.iteration != iteration:
+            raise StateLost(f"the end of iteration {iteration}, by {self._node.name}")
+        self._finished = kept
         self._vectors, self._command = dict(found.vectors), command
         self._evaluation, self._sums, self._counted = -1, {}, set()
         return found.memo
@@ -329,8 +336,17 @@ class Vectors:
     async def resume(self) -> Any:
         """What the coordinator knew at the end of its last finished iteration, or None.
 
-        All shards go back to the end of the last iteration that each of them knows.
+        All shards go back to the end of the last iteration that each of them knows. Where one of
+        them is restored meanwhile, to an earlier one.
         """
+        while True:
+            try:
+                return await self._rewound()
+            except ServiceError as error:
+                if not isinstance(error.__cause__, StateLost):
+                    raise
+
+    async def _rewound(self) -> Any:
         standing = await self._counted(self._store.each(VectorShard.standing), (), list)
         if all(one == ([BEGINNING], self._command) for one in standing):
             return None

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dbjax.errors import DeadlockError, NodeDied
+from dbjax.errors import DeadlockError, NodeDied, ServiceError, StateLost
 from dbjax.runtime import Cluster, Failure, Machine, VirtualRuntime
 from dbjax.trace import Trace
 
@@ -139,3 +139,33 @@ def test_what_a_service_touches_takes_memory_time():
 
     runtime.spawn("main", main)
     assert runtime.run() == 2.5
+
+
+class Refusing:
+    """A service whose answers are errors."""
+
+    def __init__(self, node, error):
+        self.error = error
+
+    def ask(self):
+        raise self.error
+
+
+def asked(error, *failures):
+    """A main asks, and the run is over, or it is dead, before the answer is there."""
+
+    async def main(node, service):
+        await service.call(Refusing.ask)
+
+    runtime = VirtualRuntime(Cluster(latency_s=0.2, failures=failures))
+    service = runtime.serve("service", Refusing, error)
+    _ = runtime.spawn("main", main, service)
+    runtime.run(until_s=0.3)
+
+
+@pytest.mark.parametrize("failures", [(), (Failure("main", 0.25, 1.0),)])
+def test_an_error_on_its_way_is_not_lost_unless_it_only_says_who_is_not_there(failures):
+    asked(NodeDied("not here"), *failures)
+    asked(StateLost("not known"), *failures)
+    with pytest.raises(ServiceError, match="ValueError: wrong"):
+        asked(ValueError("wrong"), *failures)

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 
-from dbjax.runtime import AsTheyCome, Future, ready
+from dbjax.runtime import AsTheyCome, Future, all_of, ready
 
 
 def test_arrivals_come_once_each_in_the_order_in_which_they_were_done():
@@ -52,3 +52,15 @@ def test_then_is_of_the_result_or_the_error():
     failing.set_error(KeyError("k"))
     with pytest.raises(KeyError):
         failed.result()
+
+
+def test_of_several_that_fail_the_later_ones_are_seen_with_the_first():
+    replies = [Future("a"), Future("b")]
+    calls = [reply.then(lambda value: value) for reply in replies]
+    together = all_of(calls, list)
+    for reply in replies:
+        reply.set_error(KeyError(reply.label))
+        if not together.awaited:
+            with pytest.raises(KeyError):
+                together.result()
+    assert all(reply.awaited for reply in replies)

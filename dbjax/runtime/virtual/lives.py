@@ -77,7 +77,7 @@ class Lives:
 
     def _come_back(self) -> None:
         self.alive = True
-        self._node.incarnation += 1
+        self._node.come_back()
         self._node.record(event="returned")
         for resident in self._residents:
             resident.returned()

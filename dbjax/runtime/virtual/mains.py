@@ -44,7 +44,7 @@ class Drive:
             self._future.set_result(stop.value)
         except Exception as error:
             self._coroutine = None
-            self._runtime.failed.append(self._future)
+            self._runtime.failed.append((self._future, error))
             self._future.set_error(error)
         except OutOfScript:
             self.kill()

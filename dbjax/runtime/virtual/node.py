@@ -34,7 +34,7 @@ class VirtualNode:
 
     def __init__(self, runtime: VirtualRuntime, name: str, *, observer: bool = False) -> None:
         self.runtime, self.name, self.observer = runtime, name, observer
-        self.incarnation = runtime.incarnation
+        self.incarnation, self.returned = runtime.incarnation, False
         self.machine = runtime.cluster.machine_of(name)
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
         self.touched_bytes = 0  # by the call being served
@@ -95,6 +95,11 @@ class VirtualNode:
 
     def saved(self, name: str) -> Any:
         return self.runtime.saved.get(name)
+
+    def come_back(self) -> None:
+        """From the dead."""
+        self.incarnation += 1
+        self.returned = True
 
     def touched(self, arrays: Any) -> None:
         self.touched_bytes += size_bytes(arrays)

@@ -15,12 +15,13 @@ import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
-from dbjax.errors import DeadlockError, NodeDied
+from dbjax.errors import DbjaxError, DeadlockError, NodeDied
 from dbjax.runtime.base import Future, describe_deadlock
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.node import Card, VirtualNode
@@ -69,13 +70,15 @@ class VirtualRuntime:
             self.clock = "wall"  # what is replayed must not think that its time is modelled
         self.now_s, self.incarnation = begin_s, incarnation
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
-        self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
+        self.failed: list[tuple[Future[Any], Exception]] = []  # awaited or not, or still on its way
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
         self._lives: dict[str, Lives] = {}
+        special = self.cluster.outages or self.cluster.links
+        self._links = Links(self) if special else None
         self.services: dict[str, Service] = {}
         self.saved: dict[str, Any] = {}
         self.running = 0  # mains that have not ended
@@ -138,6 +141,8 @@ class VirtualRuntime:
                     f"Failure of {failure.node!r}: no such node; there are "
                     f"{', '.join(sorted(self._lives)[:6])}, ..."
                 )
+        if self._links is not None:
+            require_nodes(self.cluster, self._nodes)
         try:
             with _rare_garbage_collection():
                 return self._run(until_s)
@@ -192,8 +197,11 @@ class VirtualRuntime:
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, sender.egress_free_s)
         sender.egress_free_s = begin_s + wire_s
-        first_byte_s = begin_s + self.cluster.latency_s
-        self.at(first_byte_s, self._receive, (receiver, wire_s, deliver, message))
+        arrival = (receiver, wire_s, deliver, message)
+        if self._links is None:
+            self.at(begin_s + self.cluster.latency_s, self._receive, arrival)
+        else:
+            self._links.send(source.name, target.name, begin_s, self._receive, arrival)
 
     def _receive(self, arrival: Arrival) -> None:
         target, wire_s, deliver, message = arrival
@@ -247,9 +255,11 @@ class VirtualRuntime:
 
     def _raise_lost_error(self) -> None:
         failed, self.failed = self.failed, []
-        for future in failed:
-            if not future.awaited:
-                future.result()
+        for future, error in failed:
+            # an answer of the protocol, such as NodeDied, on its way to whoever is dead by now
+            moot = not future.done() and isinstance(error.__cause__, DbjaxError)
+            if not future.awaited and not moot:
+                raise error
 
     def _raise_deadlock(self) -> None:
         waits = {main.node.name: main.waiting for main in self._mains if not main.future.done()}

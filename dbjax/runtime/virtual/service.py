@@ -118,7 +118,10 @@ class Service:
     def revive(self) -> None:
         """After the run: if it is dead, as it would come back."""
         if not self._lives.alive:
-            self._lives.alive, self.service = True, self._make()
+            self._lives.alive = True
+            self.node.come_back()
+            with calling_as(self._caller):
+                self.service = self._make()
 
     def _refuse(self, call: _Call) -> None:
         """What a caller sees of a broken connection."""
@@ -226,7 +229,7 @@ class Service:
                 f"failed at {runtime.now_s:g} s: {type(error).__name__}: {error}"
             )
             failure.__cause__ = error
-            runtime.failed.append(call.future)
+            runtime.failed.append((call.future, failure))
             if call.source.observer:
                 call.future.set_error(failure)
             else:

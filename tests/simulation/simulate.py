@@ -1,0 +1,94 @@
+"""Runs a case in virtual time, listens, and checks what has to hold."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from typing import Any
+
+import dbjax
+from tests.simulation import invariants
+from tests.simulation.book import Book, Copies, Violation
+from tests.simulation.case import Case
+from tests.simulation.clusters import checkpoint_every, cluster, config, nodes, task
+from tests.simulation.listening import listening
+
+LIMIT_S = 300.0  # far beyond the last failure
+
+
+@dataclasses.dataclass
+class Ran:
+    """A run and what was seen of it."""
+
+    case: Case
+    config: Any
+    result: dbjax.Result
+    book: Book
+    rows: list[dict[str, Any]]
+
+
+def simulate(case: Case) -> Ran:
+    """Runs a case.
+
+    Raises:
+      Violation: what has to hold does not.
+    """
+    ran = _run(case)
+    invariants.check(ran)
+    return ran
+
+
+def check_deterministic(case: Case) -> None:
+    """The same case twice is the same run."""
+    first, again = _run(case), _run(case)
+    if _bytes(first) != _bytes(again):
+        raise Violation("the same case twice is not the same run")
+
+
+def calm(case: Case) -> dbjax.Result:
+    """The result where nothing goes wrong."""
+    quiet = {"deaths": 0, "cuts": 0, "links": 0, "backups": 0}
+    never = {"duplicates": False, "checkpoints": False, "restless": False}
+    return _calm(dataclasses.replace(case, **quiet, **never))
+
+
+@functools.lru_cache(maxsize=64)
+def _calm(case: Case) -> dbjax.Result:
+    return dbjax.run(task(case), config(case), cluster=cluster(case))
+
+
+def _run(case: Case) -> Ran:
+    made, book, trace = config(case), Book(_copies(case)), dbjax.Trace()
+    trace.listeners.append(book.note)
+    with listening(book), _violations(case):
+        result = dbjax.run(
+            task(case), made, cluster=cluster(case), checkpoint_every=checkpoint_every(case),
+            until_s=LIMIT_S, trace=trace,
+        )  # fmt: skip
+    return Ran(case, made, result, book, trace.rows)
+
+
+@contextlib.contextmanager
+def _violations(case: Case) -> Any:
+    """No failure of a machine or of the network may fail the run."""
+    try:
+        yield
+    except Violation:
+        raise
+    except Exception as error:
+        raise Violation(f"{type(error).__name__}: {error}") from error
+
+
+def _copies(case: Case) -> dict[int, Copies]:
+    made = config(case)
+    name = "replica" if made.replicas == 1 and case.method == "sgd" else "shard"
+    shards = [f"{name}/{i}" for i in range(made.shards)]
+    return {
+        i: Copies([n for n in nodes(case) if n in (s, f"{s}/backup")]) for i, s in enumerate(shards)
+    }
+
+
+def _bytes(ran: Ran) -> str:
+    summary = {k: v for k, v in ran.result.summary.items() if k != "wall_s"}
+    return repr((summary, ran.rows, ran.book.events))

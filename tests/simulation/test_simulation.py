@@ -1,0 +1,75 @@
+"""Real methods and the real store, through whatever can go wrong with machines and networks.
+
+After FoundationDB (Zhou et al. 2021, section 4, "Simulation Testing"). A failing case ends with
+the command that replays it. The long run, with its number of schedules:
+
+    SIMULATION_SCHEDULES=2000 python -m pytest tests/simulation -m slow -s
+"""
+
+import os
+import time
+
+import pytest
+from hypothesis import given
+
+from tests.simulation.book import Violation
+from tests.simulation.case import Case, case_of
+from tests.simulation.replay import parsed
+from tests.simulation.simulate import check_deterministic, simulate
+from tests.simulation.strategies import Tried, cases, schedules
+
+IN_CI = 100
+LONG = int(os.environ.get("SIMULATION_SCHEDULES", "2000"))
+
+
+def run_all(count):
+    tried = Tried(simulate)
+
+    @schedules(count)
+    @given(case=cases)
+    def run(case):
+        tried(case)
+
+    run()
+    return tried.count
+
+
+def test_what_has_to_hold_holds_in_every_schedule():
+    assert run_all(IN_CI) >= IN_CI
+
+
+@pytest.mark.slow
+def test_it_holds_in_very_many(capsys):
+    begin = time.perf_counter()
+    count = run_all(LONG)
+    with capsys.disabled():
+        print(f"\n{count} schedules in {time.perf_counter() - begin:.0f} s: all holds")
+    assert count >= LONG
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_same_case_twice_is_the_same_run(seed):
+    check_deterministic(case_of(seed))
+
+
+@pytest.mark.parametrize("case", [case_of(7), case_of(7, deaths=5), Case(3, "sgd", steps=4)])
+def test_the_command_of_a_case_gives_the_same_case(case):
+    words = case.command().split()
+    assert words[:3] == ["python", "-m", "tests.simulation.replay"]
+    assert parsed(words[3:]) == case
+
+
+def test_a_failing_case_says_how_to_replay_it():
+    def simulated(case):
+        if case.deaths > 1:
+            raise Violation("deaths")
+
+    tried = Tried(simulated)
+
+    @schedules(50)
+    @given(case=cases)
+    def run(case):
+        tried(case)
+
+    with pytest.raises(Violation, match=r"(?s)deaths.*seed \d+; .*\.replay --seed=\d+"):
+        run()
