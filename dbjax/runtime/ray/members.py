@@ -143,8 +143,9 @@ class Members:
         member.link, member.address, member.ready = link, address, False
         self._by_link[link] = member
         with_main = member.end is not None and not member.end.done()
-        life = self._engine.incarnation + member.life
-        link.send(("begin", 0, life, with_main, self._directory(), self._saved(name)))
+        life, returned = self._engine.incarnation + member.life, member.life > 0
+        about = (with_main, self._directory(), self._saved(name))
+        link.send(("begin", 0, life, returned, *about))
 
     def _ready(self, member: _Member) -> None:
         member.ready = True

@@ -95,13 +95,15 @@ class Process:
     def _begin(
         self,
         incarnation: int,
+        returned: bool,
         with_main: bool,
         directory: dict[str, Address | None],
         saved: dict[str, Any],
     ) -> None:
         """Makes the service, before anybody can call it."""
         here_are.moved(directory)
-        self._engine.incarnation, self._engine.saved = incarnation, saved
+        self._engine.incarnation, self._engine.returned = incarnation, returned
+        self._engine.saved = saved
         name, service, main = self._node
         try:
             if service is not None:

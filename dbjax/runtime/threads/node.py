@@ -25,7 +25,7 @@ class ThreadNode:
 
     def __init__(self, runtime: ThreadsRuntime, name: str, *, observer: bool = False) -> None:
         self.runtime, self.name, self.observer = runtime, name, observer
-        self.incarnation, self.returned = runtime.incarnation, False
+        self.incarnation, self.returned = runtime.incarnation, runtime.returned
         self._computed: Any = None
 
     def now(self) -> float:

@@ -45,6 +45,7 @@ class ThreadsRuntime:
     ) -> None:
         self.seed, self.trace, self.log = seed, trace, log
         self.incarnation, self._before_s = incarnation, begin_s
+        self.returned = False  # whether this process is another life of its node
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
         self.alone = True  # no replica of this run lives in another process
         self.failed: list[Future[Any]] = []  # futures that hold an error, awaited or not
