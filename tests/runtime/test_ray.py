@@ -227,7 +227,7 @@ def test_a_backup_loses_nothing(runtime, backups, counted):
         if backups:  # the one that came back has everything, when the other one dies
             again = node.service("counter")
             await again.up()
-            while await again.call(Link.observe, "state", (), {}) != (40, 40):
+            while await again.call(Link.observe, "state", (), {}, True) != (40, 40):
                 await node.sleep(0.05)
             os.kill(await chain.call(Counter.pid), signal.SIGKILL)
             for number in range(41, 61):
