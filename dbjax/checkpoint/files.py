@@ -63,7 +63,7 @@ class Checkpoints:
         }  # fmt: skip
         args = self._ocp.args
         parts = args.Composite(
-            arrays=args.PyTreeSave({str(i): array for i, array in enumerate(arrays)}),
+            arrays=args.PyTreeSave({str(i): a for i, a in enumerate(arrays) if a.size}),
             about=args.JsonSave(about),
         )
         if not self._has_room(sum(array.nbytes for array in arrays)):
@@ -110,11 +110,14 @@ class Checkpoints:
         if about["format"] != _FORMAT:
             raise _OtherVersion(f"its format is {about['format']!r}, here it is {_FORMAT}")
         kinds = about["arrays"]
-        like = {str(i): np.zeros(shape, _dtype(name)) for i, (name, shape, _) in enumerate(kinds)}
+        shaped = [np.zeros(shape, _dtype(name)) for name, shape, _ in kinds]
+        like = {
+            str(i): array for i, array in enumerate(shaped) if array.size
+        }  # Orbax wants numbers
         as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in like}
         whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
         found = self._manager.restore(step, args=whole).arrays if like else {}
-        arrays = [np.asarray(found[name]) for name in like]
+        arrays = [np.asarray(found.get(str(i), empty)) for i, empty in enumerate(shaped)]
         for array, (_, _, checksum) in zip(arrays, kinds, strict=True):
             if zlib.crc32(np.ascontiguousarray(array).data) != checksum:
                 raise ValueError("an array is not what was written")
