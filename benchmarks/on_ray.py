@@ -1,4 +1,4 @@
-"""(i) Processes on Ray, against the plain loop and the pattern of Ray's own documentation."""
+"""(j) Processes on Ray, against the plain loop and the pattern of Ray's own documentation."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
         cases[f"dbjax on Ray, {count}"] = replicas(task, count, steps)
     try:
         return in_turn(
-            f"(i) steps/s of all workers, {network.name}, batch {task.batch_size}",
+            f"(j) steps/s of all workers, {network.name}, batch {task.batch_size}",
             "steps/s",
             cases,
             rounds,
@@ -130,5 +130,5 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
 def run(rounds: int, make: Callable[[], Network] = small, aim: str = ">= 0.6") -> list[Measured]:
     if importlib.util.find_spec("ray") is None:
         nothing = {"left out": "Ray is not installed (pip install 'dbjax[ray]')"}
-        return [Measured("(i) Ray", "", {}, notes=nothing)]
+        return [Measured("(j) Ray", "", {}, notes=nothing)]
     return [compare(make(), aim, rounds)]

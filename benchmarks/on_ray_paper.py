@@ -1,4 +1,4 @@
-"""(i) for the paper's network of 42 M parameters."""
+"""(j) for the paper's network of 42 M parameters."""
 
 from __future__ import annotations
 
