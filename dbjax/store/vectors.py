@@ -156,9 +156,10 @@ class VectorShard:
         """Keeps the vectors as they are (by reference), and the coordinator's numbers."""
         self._counts.applied, self._counts.examples = iteration, examples
         finished = Finished(iteration, memo, dict(self._vectors))
-        kept = [f for f in self._finished if f.iteration in (BEGINNING, *self._checkpointed)]
-        latest = [f for f in self._finished[-1:] if f not in kept]
-        self._finished = (*kept, *latest, finished)
+        known = [f for f in self._finished if f.iteration < iteration]  # after a rewind: anew
+        asked = {BEGINNING, *self._checkpointed}
+        kept = [f for f in known if f.iteration in asked or f is known[-1]]
+        self._finished = (*kept, finished)
 
     def standing(self) -> tuple[list[int], int]:
         """Iterations that it can go back to, and the number of the last command.
@@ -305,10 +306,14 @@ class Traffic:
 
 @final
 class Vectors:
-    """The shards as a coordinator sees them."""
+    """The shards as a coordinator sees them, in one of its lives.
 
-    def __init__(self, store: Sharded[VectorShard]) -> None:
-        self._store, self._command = store, 0
+    Args:
+      command: number of the last command of its lives before; none is ever used again.
+    """
+
+    def __init__(self, store: Sharded[VectorShard], command: int = 0) -> None:
+        self._store, self._command = store, command
         self.traffic = Traffic()
 
     def perform(self, *commands: Command) -> Future[list[float]]:

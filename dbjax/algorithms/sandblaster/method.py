@@ -88,7 +88,7 @@ class Config:
 
 async def coordinator(
     node: Node,
-    vectors: Vectors,
+    store: Sharded[VectorShard],
     replicas: Sequence[Handle[Replica]],
     batch: Samples,
     size_of: Callable[[Iterable[int]], int],
@@ -100,6 +100,7 @@ async def coordinator(
     few numbers lie with the shards, beside the vectors.
     """
     state, counts = None, Counts()
+    vectors = Vectors(store, node.incarnation << 32)
     known: tuple[State, Counts, Traffic] | None = await vectors.resume()
     if known is not None:  # what the shards keep must not change
         state, counts = known[0], dataclasses.replace(known[1])
@@ -164,9 +165,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         for r, gradient in enumerate(gradients)
     ]
     batch = samples(data.count, config.sample, config.overlap)
-    main = runtime.spawn(
-        "coordinator", coordinator, Vectors(store), replicas, batch, data.size_of, config
-    )
+    main = runtime.spawn("coordinator", coordinator, store, replicas, batch, data.size_of, config)
     return Program(store, VectorShard, (main,), None, summarise, recent_losses=1)
 
 
