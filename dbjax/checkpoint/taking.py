@@ -14,7 +14,7 @@ from dbjax.checkpoint.exact import Exact, Exactly
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.runtime.base import Node, Runtime
 from dbjax.task import Program
-from dbjax.trace import Trace
+from dbjax.trace import Row, Trace
 
 _LOG = logging.getLogger("dbjax")
 
@@ -107,14 +107,18 @@ class Taking:
             tuple(states),
             self._incarnation,
             time_s,
-            lasting(self._trace.rows, self._program.recent_losses),
+            self._rows(),
         )
+
+    def _rows(self) -> tuple[Row, ...]:
+        return lasting(self._trace.rows, self._program.recent_losses)
 
     def _save(self, content: Content) -> None:
         """Between two events of a virtual run."""
         assert self._checkpoints is not None
         arrays = Arrays()
-        self._checkpoints.save(dataclasses.replace(content, exact=self._exact(arrays)), arrays)
+        exact = self._exact(arrays)
+        self._checkpoints.save(dataclasses.replace(content, exact=exact, rows=self._rows()), arrays)
 
     def _exact(self, arrays: Arrays) -> Exact | None:
         if self.exactly is None:
