@@ -308,12 +308,13 @@ class Traffic:
 class Vectors:
     """The shards as a coordinator sees them, in one of its lives.
 
-    Args:
-      command: number of the last command of its lives before; none is ever used again.
+    Attributes:
+      command: number of the last command, of its lives before too; none is ever used again.
+      traffic: so far.
     """
 
     def __init__(self, store: Sharded[VectorShard], command: int = 0) -> None:
-        self._store, self._command = store, command
+        self._store, self.command = store, command
         self.traffic = Traffic()
 
     def perform(self, *commands: Command) -> Future[list[float]]:
@@ -353,16 +354,16 @@ class Vectors:
 
     async def _rewound(self) -> Any:
         standing = await self._counted(self._store.each(VectorShard.standing), (), list)
-        if all(one == ([BEGINNING], self._command) for one in standing):
+        if all(one == ([BEGINNING], self.command) for one in standing):
             return None
         last = max(set.intersection(*(set(iterations) for iterations, _ in standing)))
-        rewinding = self._store.each(VectorShard.rewind, last, self._command)
+        rewinding = self._store.each(VectorShard.rewind, last, self.command)
         return await self._counted(rewinding, (last,), lambda memos: memos[0])
 
     def _next(self) -> int:
         """The number of the next command."""
-        self._command += 1
-        return self._command
+        self.command += 1
+        return self.command
 
     def _counted(
         self, replying: Future[list[Any]], sent: Any, combine: Callable[[list[Any]], Any]

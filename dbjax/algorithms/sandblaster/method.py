@@ -101,16 +101,23 @@ async def coordinator(
     """
     state, counts = None, Counts()
     vectors = Vectors(store, node.incarnation << 32)
-    known: tuple[State, Counts, Traffic] | None = await vectors.resume()
-    if known is not None:  # what the shards keep must not change
+    kept = node.kept()  # where the run is taken up exactly where it stood
+    known: tuple[State, Counts, Traffic] | None = kept[0] if kept else await vectors.resume()
+    if known is not None:  # what is kept must not change
         state, counts = known[0], dataclasses.replace(known[1])
         vectors.traffic = dataclasses.replace(known[2])
-        node.record(**_row(state, counts, vectors.traffic))
+    if known is not None and not kept:
+        node.record(**_row(known[0], counts, vectors.traffic))
     pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
     send_every = config.send_every if config.order == "free" else 1
     space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
     stops, method = dataclasses.replace(config.stops, iterations=config.steps), config.method
+    if kept:
+        _, vectors.command, books = kept
+        space.go_on(books)
     while state is None or not state.stop:
+        copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
+        node.keep(((state, *copies), vectors.command, space.books()))
         going_on = method.start(space) if state is None else method.iterate(space, state)
         try:
             state = stops.check(await going_on)
