@@ -15,9 +15,12 @@ async def evaluator(
     node: Node, program: Program, task: Task, trace: Trace, every_s: float, until_s: float
 ) -> None:
     """Evaluates at k * `every_s`, until just before the end."""
-    begin_s = node.now()
-    k = math.floor(begin_s / every_s) + 1 if begin_s else 0  # of a run that is taken up: the next
+    k = node.kept()
+    if k is None:
+        begin_s = node.now()  # above 0 in a run that is taken up: the next
+        k = math.floor(begin_s / every_s) + 1 if begin_s else 0
     while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
+        node.keep(k)
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)

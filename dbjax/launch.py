@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib
+import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 
-from dbjax.checkpoint import Checkpoints, Content, Every, Taking, about
+from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
 from dbjax.evaluator import evaluation, evaluator
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
@@ -35,6 +36,7 @@ from dbjax.types import Params
 
 Beside = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
+_LOG = logging.getLogger("dbjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,25 @@ class Times:
     checkpoint: Every | None
     checkpoints: Checkpoints | None
     beside: Beside | None
+
+
+class _Machines(NamedTuple):
+    """What a runtime is made of."""
+
+    name: str
+    cluster: Cluster | None
+    seed: int
+    trace: Trace
+    log: EventLog | None
+    ray: RayOptions | None
+
+
+class _Run(NamedTuple):
+    """A program in its place."""
+
+    machines: Runtime
+    program: Program
+    taking: Taking
 
 
 def run(
@@ -104,7 +125,9 @@ def run(
         from, when its machine is back; None: from the beginning.
       checkpoints: where they are written, and one more at the end.
       resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
-        another number of shards or replicas. Time goes on where it was.
+        another number of shards or replicas. Time goes on where it was. A virtual run of the
+        same program goes on exactly: all numbers are as if it had not been interrupted. (Of
+        its spans only those from then on are there.)
       beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
@@ -121,15 +144,17 @@ def run(
     if evaluate_every_s is not None and not evaluate_every_s > 0:
         raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
     trace = trace if trace is not None else Trace()
+    trace.rows[:0] = resume.rows if resume is not None else ()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
     cluster = cluster and _for_task(cluster, task)
-    machines = _runtime(runtime, cluster, seed, trace, log, resume, ray)
+    on = _Machines(runtime, cluster, seed, trace, log, ray)
+    run = _exactly(on, task, config, times, resume) or _placed(on, task, config, times, resume)
     try:
-        return _run(machines, task, config, trace, times, resume)
+        return _run(run, task, trace, times)
     finally:
-        machines.close()
+        run.machines.close()
         if log is not None:
             log.flush()
         # Services and futures refer to each other. What they held, such as parameters, is
@@ -137,32 +162,12 @@ def run(
         gc.collect(1)
 
 
-def _run(
-    machines: Runtime,
-    task: Task,
-    config: Any,
-    trace: Trace,
-    times: Times,
-    resume: Content | None,
-) -> Result:
-    algorithm = importlib.import_module(type(config).__module__)
-    described = about(jax.eval_shape(lambda: initial(task.params)), config)
-    if resume is not None:
-        machines.resumed = lambda cuts: resume.states(described, cuts, config.replicas)
-    program: Program = algorithm.program(machines, task, config)
-    taking = Taking(
-        program, machines, described, config.replicas, _incarnation(resume), times.checkpoints
-    )
-    machines.observe("evaluator", evaluator, program, task, trace, times.evaluate_s, times.until_s)
-    if times.checkpoint is not None:
-        machines.observe("checkpointer", taking.main, times.checkpoint)
-    if times.beside is not None:
-        machines.observe("beside", times.beside, machines)
+def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
+    machines, program, taking = run
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
     wall_s = time.perf_counter() - begin
-    machines.revive()
     taking.last(end_s)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
@@ -180,6 +185,52 @@ def _run(
     return Result(params, summary, trace, staleness_histogram(reports))
 
 
+def _placed(
+    on: _Machines,
+    task: Task,
+    config: Any,
+    times: Times,
+    resume: Content | None,
+    incarnation: int | None = None,
+) -> _Run:
+    """The program in its place, from the beginning or from what a checkpoint says of shards."""
+    begin_s, again = (resume.time_s, resume.incarnation + 1) if resume else (0.0, 0)
+    machines = _runtime(on, begin_s, again, times.checkpoints is not None)
+    algorithm = importlib.import_module(type(config).__module__)
+    described = about(jax.eval_shape(lambda: initial(task.params)), config)
+    if resume is not None:
+        machines.resumed = lambda cuts: resume.states(described, cuts, config.replicas)
+    program: Program = algorithm.program(machines, task, config)
+    again = again if incarnation is None else incarnation
+    taking = Taking(
+        program, machines, described, config.replicas, again, times.checkpoints, on.trace
+    )
+    evaluate_s, until_s = times.evaluate_s, times.until_s
+    machines.observe("evaluator", evaluator, program, task, on.trace, evaluate_s, until_s)
+    if times.checkpoint is not None:
+        machines.observe("checkpointer", taking.main, times.checkpoint)
+    if times.beside is not None:
+        machines.observe("beside", times.beside, machines)
+    if isinstance(machines, VirtualRuntime) and machines.journals:
+        taking.exactly = Exactly(machines, config)
+    return _Run(machines, program, taking)
+
+
+def _exactly(
+    on: _Machines, task: Task, config: Any, times: Times, resume: Content | None
+) -> _Run | None:
+    """The program exactly where it stood; None where that is not known, or of another program."""
+    if resume is None or resume.exact is None or times.checkpoints is None:
+        return None
+    run = _placed(on, task, config, times, None, resume.incarnation)
+    exactly = run.taking.exactly
+    if exactly is None or not exactly.fits(resume.exact):
+        _LOG.info("not the same program: only what the shards know is taken up")
+        return None
+    exactly.go_on(resume.exact)
+    return run
+
+
 def _for_task(cluster: Cluster, task: Task) -> Cluster:
     """With as many machines a replica as the task has it cut into, and the costs' durations."""
     if task.cut:
@@ -189,21 +240,19 @@ def _for_task(cluster: Cluster, task: Task) -> Cluster:
     return cluster
 
 
-def _runtime(
-    name: str,
-    cluster: Cluster | None,
-    seed: int,
-    trace: Trace,
-    log: EventLog | None,
-    resume: Content | None,
-    ray: RayOptions | None,
-) -> Runtime:
-    begin_s, incarnation = resume.time_s if resume else 0.0, _incarnation(resume)
+def _runtime(on: _Machines, begin_s: float, incarnation: int, journals: bool) -> Runtime:
+    name, cluster, seed, trace, log, ray = on
     if ray is not None and name != "ray":
         raise ValueError(f"ray options are for runtime='ray', not {name!r}")
     if name == "virtual":
         return VirtualRuntime(
-            cluster, seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation
+            cluster,
+            seed=seed,
+            trace=trace,
+            log=log,
+            begin_s=begin_s,
+            incarnation=incarnation,
+            journals=journals,
         )
     if name not in ("threads", "ray"):
         raise ValueError(f"runtime={name!r} is neither 'virtual' nor 'threads' nor 'ray'")
@@ -214,7 +263,3 @@ def _runtime(
             ray, seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation
         )
     return ThreadsRuntime(seed=seed, trace=trace, log=log, begin_s=begin_s, incarnation=incarnation)
-
-
-def _incarnation(resume: Content | None) -> int:
-    return 0 if resume is None else resume.incarnation + 1

@@ -14,7 +14,7 @@ import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
-from dbjax.workdir import METRICS, SUMMARY
+from dbjax.workdir import SUMMARY
 from dbjax.workdir.files import plain
 from experiments.saved import CONFIG
 
@@ -30,7 +30,12 @@ class Earlier(NamedTuple):
     """What is left of the run that was interrupted; nothing of a new one."""
 
     content: Content | None
-    rows: list[Row]
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of metrics.jsonl: those before the checkpoint."""
+        rows = self.content.rows if self.content is not None else ()
+        return [row for row in rows if row["node"] == "evaluator"]
 
 
 @contextlib.contextmanager
@@ -49,15 +54,13 @@ def checkpoints_of(
     else:
         shutil.rmtree(directory, ignore_errors=True)
     if not config.checkpoint.keep:
-        yield None, Earlier(None, [])
+        yield None, Earlier(None)
         return
     with Checkpoints(directory, keep=config.checkpoint.keep) as checkpoints:
         content = checkpoints.latest() if goes_on else None
-        if content is None:
-            yield checkpoints, Earlier(None, [])
-            return
-        logging.getLogger("dbjax").info("taken up at %.1f s", content.time_s)
-        yield checkpoints, Earlier(content, _rows(Path(workdir) / METRICS, content.time_s))
+        if content is not None:
+            logging.getLogger("dbjax").info("taken up at %.1f s", content.time_s)
+        yield checkpoints, Earlier(content)
 
 
 def _was_interrupted(workdir: Path) -> bool:
@@ -68,17 +71,6 @@ def _was_interrupted(workdir: Path) -> bool:
         return bool(json.loads((workdir / SUMMARY).read_text())["interrupted"])
     except OSError:
         return True
-
-
-def _rows(path: Path, until_s: float) -> list[Row]:
-    """Rows of metrics before the checkpoint; a line that is not whole is left out."""
-    rows: list[Row] = []
-    with contextlib.suppress(OSError, ValueError), path.open() as lines:
-        for line in list(lines)[1:]:
-            row = json.loads(line)
-            if row["time_s"] < until_s:
-                rows.append(row)
-    return rows
 
 
 def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:

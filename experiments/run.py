@@ -46,9 +46,7 @@ def run_config(
     ):
         logs = _clock(config) == "wall" if config.event_log is None else config.event_log
         log = files.event_log() if logs and earlier.content is None else None
-        trace = dbjax.Trace(
-            max_spans=config.max_spans, rows=earlier.rows, listeners=[files.listen, listen]
-        )
+        trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
             task,
             method,

@@ -91,9 +91,13 @@ async def client(
     params: Fetched | None = None
     fetching: Future[Fetched] | None = None
     pushing: Future[Any] = ready(None)
-    pushes = min(await store.each(Shard.pushed, node.name)) if node.incarnation else 0
-    step = pushes * config.n_push  # one that comes back goes on where the shards knew it last
+    if (kept := node.kept()) is not None:  # the run is taken up exactly where it stood
+        step, pushes, params, accrued, fetching, pushing, local.state = kept
+    else:  # one that comes back from the dead goes on where the shards knew it last
+        pushes = min(await store.each(Shard.pushed, node.name)) if node.incarnation else 0
+        step = pushes * config.n_push
     while config.steps is None or step < config.steps:
+        node.keep((step, pushes, params, accrued, fetching, pushing, local.state))
         if fetching is not None and await node.landed(fetching):  # meanwhile
             params, fetching = fetching.result(), None
         if fetching is None and (params is None or step % config.n_fetch == 0):
@@ -128,10 +132,11 @@ async def late_client(
     config: Config,
 ) -> None:
     """Any replica but the first: waits for the warm start to be over (section 4.1)."""
-    if node.now() < config.warm_start_s:
-        await node.sleep(config.warm_start_s - node.now())
-    if config.warm_start_updates:
-        await store.each(Shard.reached, config.warm_start_updates)
+    if node.kept() is None:
+        if node.now() < config.warm_start_s:
+            await node.sleep(config.warm_start_s - node.now())
+        if config.warm_start_updates:
+            await store.each(Shard.reached, config.warm_start_updates)
     await client(node, store, gradient_fn, batches, config)
 
 

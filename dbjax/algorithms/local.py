@@ -26,16 +26,20 @@ def _compiled(rule: optax.GradientTransformation) -> Callable[..., tuple[Slices,
 
 @final
 class LocalRule:
-    """Applies an optax rule to fetched parameters, with a state of the replica's own."""
+    """Applies an optax rule to fetched parameters, with a state of the replica's own.
+
+    Attributes:
+      state: of the rule; None before the first step.
+    """
 
     def __init__(self, rule: optax.GradientTransformation) -> None:
         self._rule = rule
         self._apply = _compiled(rule)
-        self._state: Any = None
+        self.state: Any = None
 
     def step(self, params: Fetched, gradient: Slices) -> Fetched:
         """The parameters after one local step; they keep the versions they came with."""
-        if self._state is None:
-            self._state = self._rule.init(params.slices)
-        slices, self._state = self._apply(params.slices, self._state, gradient)
+        if self.state is None:
+            self.state = self._rule.init(params.slices)
+        slices, self.state = self._apply(params.slices, self.state, gradient)
         return dataclasses.replace(params, slices=slices)

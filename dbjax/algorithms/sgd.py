@@ -208,9 +208,13 @@ async def client(
     mortal: bool,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
-    step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
-    params = await store.pull(SynchronousShard.fetch, node.name)
+    if (kept := node.kept()) is not None:  # the run is taken up exactly where it stood
+        step, params = kept
+    else:
+        step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
+        params = await store.pull(SynchronousShard.fetch, node.name)
     while config.steps is None or step < config.steps:
+        node.keep((step, params))
         batch = batches.at(step)
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)
         accrued = Accrued().plus(gradient, params.versions, batches.batch_size)

@@ -2,6 +2,8 @@
 
 from dbjax.checkpoint.content import Content as Content
 from dbjax.checkpoint.content import about as about
+from dbjax.checkpoint.exact import Exact as Exact
+from dbjax.checkpoint.exact import Exactly as Exactly
 from dbjax.checkpoint.files import Checkpoints as Checkpoints
 from dbjax.checkpoint.taking import Every as Every
 from dbjax.checkpoint.taking import Taking as Taking

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 
+from dbjax.checkpoint.exact import Exact
 from dbjax.parallel.cut import name_of
 from dbjax.store.partition import Partition, Piece
 from dbjax.store.recut import dealt_anew, recut
+from dbjax.trace import Row
 from dbjax.types import Params
 
 
@@ -22,8 +25,10 @@ class Content:
       replicas: there were.
       pieces: which shard holds what.
       shards: their states, in order.
-      incarnation: how often the run was taken up before.
+      incarnation: how often the run was taken up before, but for exactly.
       time_s: on the run's clock.
+      rows: of the trace, those that later numbers need.
+      exact: of a virtual run: where it stood, to the last bit; None: not known.
     """
 
     about: dict[str, str]
@@ -32,6 +37,8 @@ class Content:
     shards: tuple[Any, ...]
     incarnation: int
     time_s: float
+    rows: tuple[Row, ...] = ()
+    exact: Exact | None = None
 
     def states(self, expected: dict[str, str], cuts: Partition, replicas: int) -> list[Any]:
         """The shards' states for a run of that many shards and replicas.
@@ -57,3 +64,14 @@ def about(params: Params, config: Any) -> dict[str, str]:
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
     }
     return {"algorithm": type(config).__module__, **leaves}
+
+
+def lasting(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:
+    """Rows that later numbers need: all, but for replicas' losses before the latest ones."""
+    losses = [i for i, row in enumerate(rows) if "loss" in row and _is_replica(row)]
+    old = set(losses[: max(0, len(losses) - recent_losses)])
+    return tuple(row for i, row in enumerate(rows) if i not in old)
+
+
+def _is_replica(row: Row) -> bool:
+    return str(row["node"]).startswith("replica/")

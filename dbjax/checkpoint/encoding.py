@@ -10,7 +10,7 @@ import collections
 import dataclasses
 import math
 import sys
-from typing import Any
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,28 @@ Array = np.ndarray[Any, Any]
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}
 
 
-def encode(value: Any, arrays: list[Array]) -> Any:
-    """JSON for a value; its arrays are appended to `arrays`, each object once.
+@final
+class Arrays:
+    """The arrays of what is encoded, each object once.
+
+    Attributes:
+      values: all of them, in order.
+    """
+
+    def __init__(self) -> None:
+        self.values: list[Array] = []
+        self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
+
+    def place(self, value: Any) -> int:
+        """The place of an array; it is appended if it is new."""
+        if id(value) not in self._places:
+            self._places[id(value)] = len(self.values), value
+            self.values.append(np.asarray(value))
+        return self._places[id(value)][0]
+
+
+def encode(value: Any, arrays: Arrays) -> Any:
+    """JSON for a value; its arrays are added to `arrays`.
 
     Raises:
       TypeError: something is of a kind that cannot be encoded; names it.
@@ -30,9 +50,8 @@ def encode(value: Any, arrays: list[Array]) -> Any:
 
 
 class _Encoder:
-    def __init__(self, arrays: list[Array]) -> None:
+    def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays
-        self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
 
     def of(self, value: Any) -> Any:
         if value is None or isinstance(value, (bool, int, str)):
@@ -40,7 +59,10 @@ class _Encoder:
         if isinstance(value, float):
             return value if math.isfinite(value) else ["float", repr(value)]
         if isinstance(value, (np.ndarray, jax.Array, np.generic)):
-            return ["jax" if isinstance(value, jax.Array) else "numpy", self._place(value)]
+            kind = "jax" if isinstance(value, jax.Array) else "numpy"
+            if value.ndim == 0 and value.dtype.kind in "fiub":  # losses: too small for a file
+                return ["scalar", kind, str(value.dtype), np.asarray(value).tobytes().hex()]
+            return [kind, self._arrays.place(value)]
         return self._compound(value)
 
     def _compound(self, value: Any) -> Any:
@@ -58,12 +80,6 @@ class _Encoder:
         if isinstance(value, tuple):
             return ["named", _name(kind), *map(self.of, value)]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
-
-    def _place(self, value: Any) -> int:
-        if id(value) not in self._places:
-            self._places[id(value)] = len(self._arrays), value
-            self._arrays.append(np.asarray(value))
-        return self._places[id(value)][0]
 
 
 def decode(encoded: Any, arrays: list[Array]) -> Any:
@@ -90,6 +106,8 @@ class _Decoder:
         match kind:
             case "float":
                 return float(rest[0])
+            case "scalar":
+                return scalar(*rest)
             case "numpy":
                 return self._arrays[rest[0]]
             case "jax":
@@ -119,6 +137,12 @@ class _Decoder:
         for field, value in fields:
             object.__setattr__(made, field, self.of(value))
         return made
+
+
+def scalar(kind: str, dtype: str, digits: str) -> Any:
+    """An array of no dimensions, of its bytes."""
+    value = np.frombuffer(bytes.fromhex(digits), np.dtype(dtype)).reshape(())
+    return jnp.asarray(value) if kind == "jax" else value
 
 
 def _name(kind: type[Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import shutil
 import zlib
@@ -10,9 +11,11 @@ from typing import Any, final
 
 import numpy as np
 
-from dbjax.checkpoint.encoding import Array, decode, encode
+from dbjax.checkpoint.content import Content
+from dbjax.checkpoint.encoding import Arrays, decode, encode
+from dbjax.checkpoint.exact import Exact
 
-_FORMAT = 1
+_FORMAT = 2
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
 _LOG = logging.getLogger("dbjax")
 
@@ -49,24 +52,28 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._guarded(self._manager.close)
 
-    def save(self, content: Any) -> None:
+    def save(self, content: Content, arrays: Arrays | None = None) -> None:
         """Begins to write; what is encoded is no longer looked at when this returns.
 
         Where it cannot be written, a warning says so, and the one before stays.
+
+        Args:
+          arrays: those of `content.exact`.
         """
-        arrays: list[Array] = []
+        arrays, exact = arrays or Arrays(), content.exact
         about = {
             "format": _FORMAT,
-            "content": encode(content, arrays),
+            "content": encode(dataclasses.replace(content, exact=None), arrays),
+            "exact": None if exact is None else [exact.program, exact.nodes],
             "arrays": [[str(a.dtype), a.shape, zlib.crc32(np.ascontiguousarray(a).data)]
-                       for a in arrays],
+                       for a in arrays.values],
         }  # fmt: skip
         args = self._ocp.args
         parts = args.Composite(
-            arrays=args.PyTreeSave({str(i): a for i, a in enumerate(arrays) if a.size}),
+            arrays=args.PyTreeSave({str(i): a for i, a in enumerate(arrays.values) if a.size}),
             about=args.JsonSave(about),
         )
-        if not self._has_room(sum(array.nbytes for array in arrays)):
+        if not self._has_room(sum(array.nbytes for array in arrays.values)):
             return
         step = 1 + (self._manager.latest_step() or 0)
         self._guarded(lambda: self._manager.save(step, args=parts))
@@ -86,7 +93,7 @@ class Checkpoints:
         """Until what was begun is on disk."""
         self._guarded(self._manager.wait_until_finished)
 
-    def latest(self) -> Any:
+    def latest(self) -> Content | None:
         """The content of the newest that is whole, or None; warns of damaged ones.
 
         Raises:
@@ -104,7 +111,7 @@ class Checkpoints:
                 )  # fmt: skip
         return None
 
-    def _read(self, step: int) -> Any:
+    def _read(self, step: int) -> Content:
         args = self._ocp.args
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
         if about["format"] != _FORMAT:
@@ -121,7 +128,12 @@ class Checkpoints:
         for array, (_, _, checksum) in zip(arrays, kinds, strict=True):
             if zlib.crc32(np.ascontiguousarray(array).data) != checksum:
                 raise ValueError("an array is not what was written")
-        return decode(about["content"], arrays)
+        content, exact = decode(about["content"], arrays), about["exact"]
+        if not isinstance(content, Content):
+            raise ValueError("it is no checkpoint of a run")
+        if exact is not None:
+            content = dataclasses.replace(content, exact=Exact(exact[0], exact[1], arrays))
+        return content
 
     def _guarded(self, write: Any) -> None:
         try:

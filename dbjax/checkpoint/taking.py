@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 import math
 from typing import Any, final
 
-from dbjax.checkpoint.content import Content
+from dbjax.checkpoint.content import Content, lasting
+from dbjax.checkpoint.encoding import Arrays
+from dbjax.checkpoint.exact import Exact, Exactly
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.runtime.base import Node, Runtime
 from dbjax.task import Program
+from dbjax.trace import Row, Trace
+
+_LOG = logging.getLogger("dbjax")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,7 @@ class Taking:
       about: see `checkpoint.about`.
       replicas: of the run.
       checkpoints: where they go; None: they stay in memory, for shards that die.
+      exactly: also where a virtual run stands, to the last bit; None: only what shards know.
     """
 
     def __init__(
@@ -49,15 +57,19 @@ class Taking:
         replicas: int,
         incarnation: int,
         checkpoints: Checkpoints | None,
+        trace: Trace,
     ) -> None:
         self._program, self._machines, self._about = program, machines, about
         self._replicas, self._incarnation, self._checkpoints = replicas, incarnation, checkpoints
+        self._trace = trace
+        self.exactly: Exactly | None = None
 
     async def main(self, node: Node, every: Every) -> None:
         """Takes them while the run goes on; the cluster does not notice."""
         seconds = math.inf if every.seconds is None else every.seconds
-        taken_s, updates = node.now(), await self._updates()
+        taken_s, updates = node.kept() or (node.now(), await self._updates())
         while True:
+            node.keep((taken_s, updates))
             due_s = taken_s + seconds
             if every.updates is None:
                 await node.sleep(max(0.0, due_s - node.now()))
@@ -65,24 +77,58 @@ class Taking:
                 await self._wait(node, due_s, updates + every.updates)
             taken_s, updates = max(due_s, node.now()), await self._updates()
             states = await self._program.store.each(self._program.shard.checkpoint)
-            self._keep(states, node.now())
+            names = [shard.name for shard in self._program.store.shards]
+            self._machines.saved = dict(zip(names, states, strict=True))
+            content = self._content(states, node.now())
+            if self._checkpoints is not None and self.exactly is None:
+                self._checkpoints.save(content)
+            elif self._checkpoints is not None:
+                self._machines.between_events(functools.partial(self._save, content))
 
     def last(self, time_s: float) -> None:
-        """One more, now that the run is over, and all of them on disk."""
+        """One more, now that the run is over, and all of them on disk.
+
+        Where what is dead is brought back, so that it can be asked, the run itself stays as it is.
+        """
+        arrays = Arrays()
+        exact = None if self._checkpoints is None else self._exact(arrays)
+        self._machines.revive()
         if self._checkpoints is not None:
             states = self._program.store.each(self._program.shard.checkpoint).result()
-            self._keep(states, time_s)
+            content = dataclasses.replace(self._content(states, time_s), exact=exact)
+            self._checkpoints.save(content, arrays)
             self._checkpoints.wait()
 
-    def _keep(self, states: list[Any], time_s: float) -> None:
-        store = self._program.store
-        names = [shard.name for shard in store.shards]
-        self._machines.saved = dict(zip(names, states, strict=True))
-        if self._checkpoints is not None:
-            pieces, incarnation = store.partition.shards, self._incarnation
-            self._checkpoints.save(
-                Content(self._about, self._replicas, pieces, tuple(states), incarnation, time_s)
-            )
+    def _content(self, states: list[Any], time_s: float) -> Content:
+        return Content(
+            self._about,
+            self._replicas,
+            self._program.store.partition.shards,
+            tuple(states),
+            self._incarnation,
+            time_s,
+            self._rows(),
+        )
+
+    def _rows(self) -> tuple[Row, ...]:
+        return lasting(self._trace.rows, self._program.recent_losses)
+
+    def _save(self, content: Content) -> None:
+        """Between two events of a virtual run."""
+        assert self._checkpoints is not None
+        arrays = Arrays()
+        exact = self._exact(arrays)
+        self._checkpoints.save(dataclasses.replace(content, exact=exact, rows=self._rows()), arrays)
+
+    def _exact(self, arrays: Arrays) -> Exact | None:
+        if self.exactly is None:
+            return None
+        try:
+            return self.exactly.take(arrays)
+        except TypeError as error:
+            _LOG.warning("this run cannot be taken up exactly, only its shards: %s", error)
+            self.exactly = None
+            return None
 
     async def _updates(self) -> int:
         reports = await self._program.store.each(self._program.shard.report)

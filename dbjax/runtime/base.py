@@ -148,6 +148,18 @@ class Node(Protocol):
     def saved(self, name: str) -> Any:
         """What the last checkpoint holds of a service, or None."""
 
+    def keep(self, state: Any) -> None:
+        """Says what a main knows, where its loop begins; not changed by anyone afterwards.
+
+        A run that is taken up exactly (`dbjax.checkpoint`) makes its mains anew: they begin with
+        what they kept, and are given again what they were given since. A main that keeps
+        nothing is given everything again, from the beginning of its life. Futures that are kept
+        forget who waits for them.
+        """
+
+    def kept(self) -> Any:
+        """What the main kept before it was made anew, or None. Nothing may be asked before."""
+
     def touched(self, arrays: Any) -> None:
         """Says that the call being served reads or writes these, beside its arguments."""
 
@@ -220,6 +232,9 @@ class Runtime(Protocol):
         Raises:
           ValueError: there is no such node, or on this runtime none can die.
         """
+
+    def between_events(self, do: Callable[[], object]) -> None:
+        """Does it when no program runs; where there is no such moment, now."""
 
     def revive(self) -> None:
         """After a run: brings back what is dead, so that it can be asked for what it knows."""

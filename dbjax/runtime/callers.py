@@ -4,10 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Iterator
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, final
 
+from dbjax.runtime.futures import Future
 from dbjax.runtime.observed import Observed, Unrecorded
+
+
+class Journal(Protocol):
+    """Writes down what a coroutine is given, while it runs."""
+
+    @property
+    def kept(self) -> Any: ...
+
+    def keep(self, state: Any) -> None: ...
+
+    def given(self, ask: Callable[..., Future[Any]], *args: Any, **kwargs: Any) -> Future[Any]:
+        """What `ask` returns."""
+
+    def said(self, value: Any) -> Any:
+        """The value."""
 
 
 @final
@@ -20,13 +36,15 @@ class Caller:
       observed: what it sees of time.
       calls: how many it has made.
       life: how often it has died; what it had asked for before then comes to nobody.
+      journal: of its coroutine, while that runs; None where none is kept.
     """
 
-    __slots__ = ("calls", "label", "life", "node", "observed")
+    __slots__ = ("calls", "journal", "label", "life", "node", "observed")
 
     def __init__(self, node: Any, label: str, observed: Observed) -> None:
         self.node, self.label, self.calls, self.life = node, label, 0, 0
         self.observed = observed
+        self.journal: Journal | None = None
 
     def number(self) -> int:
         """Of its next call: 1, 2, 3, ..."""

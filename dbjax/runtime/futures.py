@@ -81,6 +81,16 @@ class Future(Generic[T]):
         if self._settled:
             self._run_callbacks()
 
+    def on_done_first(self, callback: Callable[[], object]) -> None:
+        """As `on_done`, before all others; only before it is settled."""
+        self._callbacks.insert(0, callback)
+
+    def called_back_once(self, callback: Callable[[], object], wanted: bool) -> None:
+        """Whether it calls back or not, at most once."""
+        places = [i for i, known in enumerate(self._callbacks) if known == callback]
+        for place in reversed(places[int(wanted) :]):
+            del self._callbacks[place]
+
     def then(self, function: Callable[[T], R]) -> Future[R]:
         """A future of the function of its result, or of the error of either."""
         made: Future[R] = Future(self.label)

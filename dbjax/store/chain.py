@@ -32,11 +32,17 @@ class Chain:
         self._head = 0  # as far as is known
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        journal = current.caller.journal
+        if journal is not None:
+            return journal.given(self.call, method, *args, **kwargs)
         future: Future[Any] = Future((method.__name__, self.name))
         self._send(_Request(method, args, kwargs, current.caller, future), self._head)
         return future
 
     def up(self) -> Future[None]:
+        journal = current.caller.journal
+        if journal is not None:
+            return journal.given(self.up)
         return first_of([copy.up() for copy in self._copies]).then(lambda _: None)
 
     def _send(self, request: _Request, to: int) -> None:

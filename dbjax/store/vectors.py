@@ -156,9 +156,10 @@ class VectorShard:
         """Keeps the vectors as they are (by reference), and the coordinator's numbers."""
         self._counts.applied, self._counts.examples = iteration, examples
         finished = Finished(iteration, memo, dict(self._vectors))
-        kept = [f for f in self._finished if f.iteration in (BEGINNING, *self._checkpointed)]
-        latest = [f for f in self._finished[-1:] if f not in kept]
-        self._finished = (*kept, *latest, finished)
+        known = [f for f in self._finished if f.iteration < iteration]  # after a rewind: anew
+        asked = {BEGINNING, *self._checkpointed}
+        kept = [f for f in known if f.iteration in asked or f is known[-1]]
+        self._finished = (*kept, finished)
 
     def standing(self) -> tuple[list[int], int]:
         """Iterations that it can go back to, and the number of the last command.
@@ -305,10 +306,15 @@ class Traffic:
 
 @final
 class Vectors:
-    """The shards as a coordinator sees them."""
+    """The shards as a coordinator sees them, in one of its lives.
 
-    def __init__(self, store: Sharded[VectorShard]) -> None:
-        self._store, self._command = store, 0
+    Attributes:
+      command: number of the last command, of its lives before too; none is ever used again.
+      traffic: so far.
+    """
+
+    def __init__(self, store: Sharded[VectorShard], command: int = 0) -> None:
+        self._store, self.command = store, command
         self.traffic = Traffic()
 
     def perform(self, *commands: Command) -> Future[list[float]]:
@@ -348,16 +354,16 @@ class Vectors:
 
     async def _rewound(self) -> Any:
         standing = await self._counted(self._store.each(VectorShard.standing), (), list)
-        if all(one == ([BEGINNING], self._command) for one in standing):
+        if all(one == ([BEGINNING], self.command) for one in standing):
             return None
         last = max(set.intersection(*(set(iterations) for iterations, _ in standing)))
-        rewinding = self._store.each(VectorShard.rewind, last, self._command)
+        rewinding = self._store.each(VectorShard.rewind, last, self.command)
         return await self._counted(rewinding, (last,), lambda memos: memos[0])
 
     def _next(self) -> int:
         """The number of the next command."""
-        self._command += 1
-        return self._command
+        self.command += 1
+        return self.command
 
     def _counted(
         self, replying: Future[list[Any]], sent: Any, combine: Callable[[list[Any]], Any]

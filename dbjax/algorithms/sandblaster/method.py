@@ -88,7 +88,7 @@ class Config:
 
 async def coordinator(
     node: Node,
-    vectors: Vectors,
+    store: Sharded[VectorShard],
     replicas: Sequence[Handle[Replica]],
     batch: Samples,
     size_of: Callable[[Iterable[int]], int],
@@ -100,16 +100,24 @@ async def coordinator(
     few numbers lie with the shards, beside the vectors.
     """
     state, counts = None, Counts()
-    known: tuple[State, Counts, Traffic] | None = await vectors.resume()
-    if known is not None:  # what the shards keep must not change
+    vectors = Vectors(store, node.incarnation << 32)
+    kept = node.kept()  # where the run is taken up exactly where it stood
+    known: tuple[State, Counts, Traffic] | None = kept[0] if kept else await vectors.resume()
+    if known is not None:  # what is kept must not change
         state, counts = known[0], dataclasses.replace(known[1])
         vectors.traffic = dataclasses.replace(known[2])
-        node.record(**_row(state, counts, vectors.traffic))
+    if known is not None and not kept:
+        node.record(**_row(known[0], counts, vectors.traffic))
     pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
     send_every = config.send_every if config.order == "free" else 1
     space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
     stops, method = dataclasses.replace(config.stops, iterations=config.steps), config.method
+    if kept:
+        _, vectors.command, books = kept
+        space.go_on(books)
     while state is None or not state.stop:
+        copies = dataclasses.replace(counts), dataclasses.replace(vectors.traffic)
+        node.keep(((state, *copies), vectors.command, space.books()))
         going_on = method.start(space) if state is None else method.iterate(space, state)
         try:
             state = stops.check(await going_on)
@@ -164,9 +172,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         for r, gradient in enumerate(gradients)
     ]
     batch = samples(data.count, config.sample, config.overlap)
-    main = runtime.spawn(
-        "coordinator", coordinator, Vectors(store), replicas, batch, data.size_of, config
-    )
+    main = runtime.spawn("coordinator", coordinator, store, replicas, batch, data.size_of, config)
     return Program(store, VectorShard, (main,), None, summarise, recent_losses=1)
 
 

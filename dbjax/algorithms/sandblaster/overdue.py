@@ -62,6 +62,15 @@ class Overdue:
         for queue in self._queues:
             queue.clear()
 
+    def usual(self) -> tuple[tuple[float, ...], int, float]:
+        """What it has learned of portions."""
+        return tuple(self._latest), self._count, self._usual_s
+
+    def learn(self, usual: tuple[tuple[float, ...], int, float]) -> None:
+        """What another one had."""
+        latest, self._count, self._usual_s = usual
+        self._latest.extend(latest)
+
     def add(self, job: Job) -> None:
         self._queues[job.kind != "process"].append(job)
 

@@ -70,6 +70,8 @@ class Pool:
         self._idle: dict[int, None] = {}
         self._overdue = Overdue(backup_after)
         self._alarm: tuple[float, Future[None]] | None = None
+        self._open: dict[Job, None] = {}  # whose answers are not taken; answered ones, in order:
+        self._answers: dict[Job, None] = {}
 
     @property
     def size(self) -> int:
@@ -93,6 +95,26 @@ class Pool:
                 self._back_up()
             else:
                 self._answered(job)
+
+    def books(self) -> Any:
+        """What it knows between two evaluations; not changed afterwards."""
+        workers = [(w.life, w.up, w.load, w.current) for w in self._workers]
+        jobs = (*self._answers, *(job for job in self._open if job not in self._answers))
+        return workers, jobs, self._alarm, self._overdue.usual()
+
+    def go_on(self, books: Any) -> None:
+        """Knows what another one knew."""
+        workers, jobs, self._alarm, usual = books
+        for worker, known in zip(self._workers, workers, strict=True):
+            worker.life, worker.up, worker.load, worker.current = known
+        for job in jobs:
+            self._await(job)
+        self._overdue.learn(usual)
+
+    def _await(self, job: Job) -> None:
+        self._open[job] = None
+        job.answer.on_done(lambda: self._answers.setdefault(job))
+        self._arrivals.add(job, job.answer)
 
     def _feed(self, replica: int) -> None:
         """Gives a replica what it has time for (modelReplicaAvailable)."""
@@ -154,7 +176,7 @@ class Pool:
         self._counts.calls += 1
         self._counts.backups_started += backup
         self._overdue.add(job)
-        self._arrivals.add(job, answer)
+        self._await(job)
 
     def _answered(self, job: Job) -> None:
         worker = self._workers[job.replica]
@@ -204,8 +226,7 @@ class Pool:
         self._batch.lost(job.replica, list(worker.sending))
         worker.sending.clear()
         up, now_s = worker.handle.up(), self._node.now()
-        back = Job("return", job.replica, worker.life, -1, (), now_s, 1, False, up)
-        self._arrivals.add(back, up)
+        self._await(Job("return", job.replica, worker.life, -1, (), now_s, 1, False, up))
         self._feed_idle()
 
     def _feed_idle(self) -> None:
@@ -224,6 +245,7 @@ class Pool:
                 return None
         job = await self._arriving
         self._arriving = None
+        del self._open[job], self._answers[job]
         self._overdue.retry()  # whoever answered may have time
         return job
 

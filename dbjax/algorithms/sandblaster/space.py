@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import final
+from typing import Any, final
 
 from dbjax.algorithms.sandblaster.assignment import Assignment
 from dbjax.algorithms.sandblaster.pool import Counts, Pool
@@ -37,6 +37,15 @@ class ShardedSpace:
         self._samples, self._size_of, self._send_every = samples, size_of, send_every
         self._evaluation = node.incarnation << 32  # no number is ever used again
         self._planned: dict[int, list[int]] = {}
+
+    def books(self) -> Any:
+        """What it knows between two evaluations; not changed afterwards."""
+        return self._evaluation, dict(self._planned), self._pool.books()
+
+    def go_on(self, books: Any) -> None:
+        """Knows what another one knew."""
+        self._evaluation, self._planned, pool = books
+        self._pool.go_on(pool)
 
     @property
     def before(self) -> str:

@@ -118,6 +118,9 @@ class RayRuntime:
     def saved(self, states: dict[str, Any]) -> None:
         self._engine.saved = states
 
+    def between_events(self, do: Callable[[], object]) -> None:
+        do()
+
     def revive(self) -> None:
         if self._members is not None:
             self._take_events(self._members, _START_S, self._members.ready, "come back")

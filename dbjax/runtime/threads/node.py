@@ -88,5 +88,11 @@ class ThreadNode:
     def saved(self, name: str) -> Any:
         return self.runtime.saved.get(name)
 
+    def keep(self, state: Any) -> None:
+        """Threads are not taken up where they stood."""
+
+    def kept(self) -> Any:
+        return None
+
     def touched(self, arrays: Any) -> None:
         """Takes as long as it takes."""

@@ -101,6 +101,9 @@ class ThreadsRuntime:
     def kill(self, name: str) -> None:
         raise ValueError(f"kill({name!r}): nodes of this process die with it; use virtual or ray")
 
+    def between_events(self, do: Callable[[], object]) -> None:
+        do()
+
     def revive(self) -> None:
         """Nothing dies."""
 

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Protocol, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Future
 from dbjax.runtime.callers import Caller, current
 from dbjax.runtime.observed import OutOfScript
+from dbjax.runtime.virtual.journal import Journaled
 from dbjax.runtime.virtual.node import VirtualNode
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
+
+
+class Steps(Protocol):
+    """A coroutine, as far as it is driven."""
+
+    def send(self, value: None, /) -> Any: ...
+    def close(self) -> None: ...
 
 
 @final
@@ -25,11 +33,11 @@ class Drive:
         self,
         runtime: VirtualRuntime,
         caller: Caller,
-        coroutine: Coroutine[Any, Any, Any],
+        coroutine: Steps,
         future: Future[Any],
     ) -> None:
         self._runtime, self._caller, self._future = runtime, caller, future
-        self._coroutine: Coroutine[Any, Any, Any] | None = coroutine
+        self._coroutine: Steps | None = coroutine
         self.waiting: Future[Any] | None = None
         self.resume()
 
@@ -50,6 +58,18 @@ class Drive:
             self.kill()
         else:
             self.waiting.on_done(self.resume)
+
+    def journal(self) -> Journaled | None:
+        """Of its coroutine, while that lives."""
+        return self._coroutine if isinstance(self._coroutine, Journaled) else None
+
+    def again(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        """Brings a new coroutine to where the old one stood."""
+        journal, waited = self.journal(), self.waiting
+        assert journal is not None
+        journal.again(coroutine, self.resume)
+        if waited is not None:  # it may wait for it by way of another future now
+            waited.called_back_once(self.resume, waited is self.waiting)
 
     def kill(self) -> None:
         if self._coroutine is not None:
@@ -77,7 +97,18 @@ class Main:
         return self._drive.waiting if self._drive is not None else None
 
     def start(self, _: object) -> None:
-        self._drive = Drive(self.runtime, self.caller, self.make(), self.future)
+        coroutine = self.make()
+        steps = Journaled(self.caller, coroutine) if self.runtime.journals else coroutine
+        self._drive = Drive(self.runtime, self.caller, steps, self.future)
+
+    def journal(self) -> Journaled | None:
+        """Of its coroutine, while that lives."""
+        return self._drive.journal() if self._drive is not None else None
+
+    def again(self) -> None:
+        """Of a restored run: brings its coroutine to where it stood."""
+        if self._drive is not None and self._drive.journal() is not None:
+            self._drive.again(self.make())
 
     def over(self) -> bool:
         return self.future.done()

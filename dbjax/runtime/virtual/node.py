@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from dbjax.runtime.base import Arrivals, Future, first_of, node_generator
+from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
 from dbjax.runtime.callers import current
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.phased import PhasedStep
@@ -50,9 +50,16 @@ class VirtualNode:
         return node_generator(self.runtime.cluster.seed, f"draws of {self.name}")
 
     def now(self) -> float:
-        return current.caller.observed.now(self.runtime.now_s)
+        caller = current.caller
+        time_s = caller.observed.now(self.runtime.now_s)
+        if caller.journal is not None:
+            time_s = caller.journal.said(time_s)
+        return time_s
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        journal = current.caller.journal
+        if journal is not None:
+            return journal.given(self.compute, fn, *args, **kwargs)
         runtime = self.runtime
         value = fn(*args, **kwargs)
         begin_s = runtime.now_s
@@ -66,6 +73,9 @@ class VirtualNode:
     def sleep(self, seconds: float) -> Future[None]:
         if not 0 <= seconds < math.inf:
             raise ValueError(f"sleep({seconds!r}): needs a finite number of seconds, at least 0")
+        journal = current.caller.journal
+        if journal is not None:
+            return journal.given(self.sleep, seconds)
         future: Future[None] = Future("sleep")
         time_s = self.runtime.now_s + seconds
         self.runtime.at(time_s, future.set_result, None, unnoticed=self.observer)
@@ -78,7 +88,9 @@ class VirtualNode:
         return current.caller.observed.first(futures, first)
 
     def landed(self, future: Future[Any]) -> Future[bool]:
-        return current.caller.observed.landed(future)
+        caller = current.caller
+        landed = caller.observed.landed(future)
+        return landed if caller.journal is None else ready(caller.journal.said(landed.result()))
 
     def arrivals(self, label: object) -> Arrivals[Any]:
         return current.caller.observed.arrivals(label)
@@ -94,7 +106,17 @@ class VirtualNode:
         return self.runtime.services[name]
 
     def saved(self, name: str) -> Any:
-        return self.runtime.saved.get(name)
+        journal, saved = current.caller.journal, self.runtime.saved.get(name)
+        return saved if journal is None else journal.said(saved)
+
+    def keep(self, state: Any) -> None:
+        journal = current.caller.journal
+        if journal is not None:
+            journal.keep(state)
+
+    def kept(self) -> Any:
+        journal = current.caller.journal
+        return None if journal is None else journal.kept
 
     def come_back(self) -> None:
         """From the dead."""

@@ -16,11 +16,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DbjaxError, DeadlockError, NodeDied
-from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.base import Future, describe_deadlock, ready
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual.journal import Journaled
 from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Main
@@ -44,6 +45,8 @@ class VirtualRuntime:
         that it says, and nodes see of time what it says. Until there is no more of it.
       begin_s: time at the beginning, of a run that is taken up.
       incarnation: how often it was taken up before.
+      journals: whether what coroutines are given is written down, in memory, so that the run can
+        be taken up exactly where it stood (`dbjax.checkpoint`).
     """
 
     clock: Literal["virtual", "wall"] = "virtual"
@@ -58,12 +61,13 @@ class VirtualRuntime:
         script: Script | None = None,
         begin_s: float = 0.0,
         incarnation: int = 0,
+        journals: bool = False,
     ) -> None:
         self.cluster = cluster or Cluster()
         if self.cluster.compute_s == "costs":
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.seed = seed
-        self.trace, self.log = trace, log
+        self.trace, self.log, self.journals = trace, log, journals
         self._script = script  # of the run that is replayed
         self._turns: list[Turns] = []
         if script is not None:
@@ -76,6 +80,7 @@ class VirtualRuntime:
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
         self._mains: list[Main] = []
+        self._observers: list[Main] = []
         self._lives: dict[str, Lives] = {}
         special = self.cluster.outages or self.cluster.links
         self._links = Links(self) if special else None
@@ -83,6 +88,9 @@ class VirtualRuntime:
         self.saved: dict[str, Any] = {}
         self.running = 0  # mains that have not ended
         self._stopping = False
+        self._pauses: list[Callable[[], object]] = []
+        self._halting = False  # to stop, or to pause
+        self._end_s = begin_s  # when the last thing happened that the mains took part in
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         node = self._node(name)
@@ -103,10 +111,35 @@ class VirtualRuntime:
         node = VirtualNode(self, name, observer=True)
         task = Main(self, node, lambda: main(node, *args, **kwargs))
         task.future.on_done(lambda: self._stop_if_lost(task))
+        self._observers.append(task)
         self.at(self.now_s, task.start, None, unnoticed=True)
 
     def stop(self) -> None:
-        self._stopping = True
+        self._stopping = self._halting = True
+
+    def between_events(self, do: Callable[[], object]) -> None:
+        """Does it once the event that happens now is over, before the next."""
+        self._pauses.append(do)
+        self._halting = True
+
+    def journaled(self) -> Iterator[Journaled]:
+        """The journals of all coroutines that live."""
+        mains = (main.journal() for main in (*self._mains, *self._observers))
+        services = (service.journal() for service in self.services.values())
+        for journal in itertools.chain(mains, services):
+            if journal is not None:
+                yield journal
+
+    def again(self) -> None:
+        """Of a restored run: brings its coroutines to where they stood."""
+        trace, self.trace = self.trace, None  # what they recorded is recorded
+        try:
+            for main in (*self._mains, *self._observers):
+                main.again()
+            for service in self.services.values():
+                service.again()
+        finally:
+            self.trace, current.caller = trace, DRIVER
 
     @property
     def mortal(self) -> bool:
@@ -125,7 +158,15 @@ class VirtualRuntime:
         """It is back after a time drawn from its machine's `mean_time_to_repair_s`."""
         if name not in self._lives:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._lives)}")
+        journal = current.caller.journal
+        if journal is None:
+            self._lives[name].kill()
+        else:
+            _ = journal.given(self._kill, name)
+
+    def _kill(self, name: str) -> Future[None]:
         self._lives[name].kill()
+        return ready(None)
 
     def revive(self) -> None:
         for service in self.services.values():
@@ -150,10 +191,24 @@ class VirtualRuntime:
             current.caller = DRIVER
 
     def _run(self, until_s: float) -> float:
-        self._stopping = False
+        self._stopping = self._halting = False
+        self._go_on(until_s)
+        while self._pauses:
+            pauses, self._pauses, self._halting = self._pauses, [], False
+            if self._stopping:  # said in between
+                self._halting = True
+            for pause in pauses:
+                pause()
+            self._go_on(until_s)
+        self._raise_lost_error()
+        if self.running and not self._events and self._script is None:
+            self._raise_deadlock()
+        return until_s if self.running and not self._stopping else self._end_s
+
+    def _go_on(self, until_s: float) -> None:
         events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
-        end_s = self.now_s
-        while events and not self._stopping:
+        end_s = self._end_s
+        while events and not self._halting:
             heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
             if heap[0][0] > until_s:
                 self.now_s = until_s
@@ -162,10 +217,7 @@ class VirtualRuntime:
             if self.running:
                 end_s = self.now_s
             do(argument)
-        self._raise_lost_error()
-        if self.running and not events and self._script is None:
-            self._raise_deadlock()
-        return until_s if self.running and not self._stopping else end_s
+        self._end_s = end_s
 
     def at(
         self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
@@ -251,7 +303,7 @@ class VirtualRuntime:
         """Rule 7: a main that fails while nobody awaits it ends the run at once."""
         error = main.future.error()
         if error and not isinstance(error, NodeDied) and not main.future.watched():
-            self._stopping = True
+            self.stop()
 
     def _raise_lost_error(self) -> None:
         failed, self.failed = self.failed, []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
@@ -10,7 +11,8 @@ from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.base import Future, ready
 from dbjax.runtime.callers import Caller, calling_as, current, of_service
 from dbjax.runtime.sizes import size_bytes
-from dbjax.runtime.virtual.mains import Drive
+from dbjax.runtime.virtual.journal import Journaled
+from dbjax.runtime.virtual.mains import Drive, Steps
 from dbjax.runtime.virtual.node import VirtualNode, service_time_s
 
 if TYPE_CHECKING:
@@ -73,10 +75,12 @@ class Service:
         self._hoping: list[_Call] = []
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        caller = current.caller
+        if caller.journal is not None:
+            return caller.journal.given(self.call, method, *args, **kwargs)
         runtime = self.runtime
         name = method.__name__
         future: Future[Any] = Future((name, self.name))
-        caller = current.caller
         call = _Call(name, args, kwargs, caller, caller.number(), runtime.now_s, future)
         if call.source.observer:
             self._answer_observer(call)
@@ -85,6 +89,9 @@ class Service:
         return future
 
     def up(self) -> Future[None]:
+        journal = current.caller.journal
+        if journal is not None:
+            return journal.given(self.up)
         if self._lives.alive:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
@@ -208,9 +215,26 @@ class Service:
             self._serve()
 
         outcome.on_done(ended)
-        drive = Drive(self.runtime, self._caller, coroutine, outcome)
+        steps: Steps = coroutine
+        if self.runtime.journals:
+            steps = Journaled(self._caller, coroutine, call, _as_they_are(vars(self.service)))
+        drive = Drive(self.runtime, self._caller, steps, outcome)
         if not outcome.done():
             self._drive = drive
+
+    def journal(self) -> Journaled | None:
+        """Of the coroutine that serves a call, while that lives."""
+        return self._drive.journal() if self._drive is not None else None
+
+    def again(self) -> None:
+        """Of a restored run: brings the coroutine that serves a call to where it stood."""
+        journal = self.journal()
+        if self._drive is None or journal is None:
+            return
+        for name, value in (journal.attributes or {}).items():
+            setattr(self.service, name, value)
+        call = journal.call
+        self._drive.again(getattr(self.service, call.method)(*call.args, **call.kwargs))
 
     def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
         try:
@@ -251,3 +275,12 @@ class Service:
         if runtime.trace is not None and call.method != "up":
             runtime.trace.span(call.source.name, call.method, call.sent_s, runtime.now_s)
         call.future.set_result(value)
+
+
+def _as_they_are(attributes: dict[str, Any]) -> dict[str, Any]:
+    """A copy that stays as it is while the service goes on."""
+    containers = (dict, list, set, deque)
+    return {
+        name: copy.copy(value) if isinstance(value, containers) else value
+        for name, value in attributes.items()
+    }

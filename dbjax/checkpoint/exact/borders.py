@@ -1,0 +1,66 @@
+"""What belongs to the state of a virtual run, and what does not."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from typing import Any
+
+import jax
+import numpy as np
+
+from dbjax.checkpoint.exact.ours import is_ours
+from dbjax.runtime.callers import Caller
+from dbjax.runtime.event_log import EventLog, Seen, Served
+from dbjax.runtime.futures import Future
+from dbjax.runtime.observed import Recorded, Scripted, Unrecorded
+from dbjax.trace import Trace
+
+ATOMS = (type(None), bool, int, float, str)
+ARRAYS = (np.ndarray, jax.Array)
+# Made anew, and not found by a name: they change.
+ANEW = (itertools.count, np.random.Generator, type(threading.Lock()))
+# Who listens to a run. Attributes that hold such things stay as the new run has them.
+LISTENERS = (Trace, EventLog, Seen, Served, Recorded, Unrecorded, Scripted)
+# Made while the program is built, and as much the same thing in the next process as a node is.
+SLOTTED = (Future, Caller)
+# Attributes that are other things in a run that is taken up.
+_OWN = {
+    "dbjax.runtime.virtual.runtime:VirtualRuntime": {
+        "resumed", "clock", "journals", "_pauses", "_stopping", "_halting", "_script", "_turns"}
+}  # fmt: skip
+# Whose instances hold nothing but what can be found again: data, compiled programs, files.
+_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel")
+# Attributes that hold nothing that has a name: see `Names`.
+MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
+
+
+def name_of(kind: Any) -> str:
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def attributes(value: Any) -> dict[str, Any]:
+    """Of an instance, but for what only listens to the run."""
+    kind = type(value)
+    slots = [s for c in kind.__mro__ for s in _slots(c) if s not in ("__weakref__", "__dict__")]
+    found = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
+    own = _OWN.get(name_of(kind), set())
+    return {n: v for n, v in found.items() if n not in own and not isinstance(v, LISTENERS)}
+
+
+def _slots(kind: type[Any]) -> tuple[str, ...]:
+    slots = kind.__dict__.get("__slots__", ())
+    return (slots,) if isinstance(slots, str) else tuple(slots)
+
+
+def has_state(value: Any) -> bool:
+    """Whether it may change while the program runs, so that its attributes are to be saved."""
+    module = type(value).__module__
+    fixed = is_value(value) or isinstance(value, LISTENERS) or module.startswith(_STATELESS)
+    return is_ours(module) and not fixed
+
+
+def is_value(value: Any) -> bool:
+    """Whether it never changes: a frozen dataclass."""
+    params = getattr(value, "__dataclass_params__", None)
+    return params is not None and bool(params.frozen)

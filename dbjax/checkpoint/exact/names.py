@@ -1,0 +1,164 @@
+"""Names for what a program was built of.
+
+A run that is taken up builds its program again, by the same code. So what was there before the
+run began, compiled functions, data, nodes, handles, needs not be in the file: a name is
+enough, the way that leads to it from the runtime. On the way everything is looked at that the
+results depend on, and a digest of it says whether it is the same program.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import types
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Any, final
+
+import numpy as np
+
+from dbjax.checkpoint.exact.borders import (
+    ANEW,
+    ARRAYS,
+    ATOMS,
+    MOVING,
+    SLOTTED,
+    attributes,
+    has_state,
+    is_value,
+    name_of,
+)
+from dbjax.runtime.virtual.service import Service
+
+_SEQUENCES = (list, tuple, deque)
+
+
+@final
+class Names:
+    """Of what can be reached from the runtime before it runs.
+
+    What a service knows has no names: it is made anew when the service is.
+
+    Attributes:
+      digest: of the program: its structure, its code, and all plain values that are given to it.
+    """
+
+    def __init__(self, runtime: Any) -> None:
+        self._named: dict[int, tuple[str, Callable[[], Any]]] = {}
+        self._found: dict[str, Callable[[], Any]] = {}
+        self._lines = hashlib.sha256()
+        self._seen: dict[int, Any] = {}  # kept, so that no id comes again
+        outer, inner = deque([("runtime", runtime)]), deque[tuple[str, Any]]()
+        while outer or inner:  # what services share with others has a name
+            within = not outer
+            for path, value, deeper in self._look(*(outer or inner).popleft(), within):
+                (inner if deeper else outer).append((path, value))
+        self._seen.clear()
+        self.digest = self._lines.hexdigest()
+
+    def with_state(self) -> Iterator[Any]:
+        """Everything that has a name and may change."""
+        found = (get() for get in self._found.values())
+        return (value for value in found if value is not None and has_state(value))
+
+    def of(self, value: Any) -> str | None:
+        """Its name, if it has one."""
+        name, get = self._named.get(id(value), ("", _nothing))
+        return name if get() is value else None
+
+    def get(self, name: str) -> Any:
+        """What has the name.
+
+        Raises:
+          ValueError: nothing has it.
+        """
+        found = self._found.get(name, _nothing)()
+        if found is None:
+            raise ValueError(f"nothing in this program is called {name!r}")
+        return found
+
+    def _look(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
+        """Notes a value; yields what it refers to."""
+        if isinstance(value, (*ATOMS, np.generic)):
+            self._note(path, "" if inner else repr(value))
+            return
+        if isinstance(value, ARRAYS):
+            self._note(path, "" if inner else f"{value.dtype}{value.shape}")
+            return
+        if id(value) in self._seen:
+            self._note(path, self._named.get(id(value), ("again",))[0])
+            return
+        self._seen[id(value)] = value
+        if not inner:
+            self._note(path, name_of(type(value)))
+        for step, part, deeper in self._parts(path, value, inner):
+            yield f"{path}{step}", part, deeper
+
+    def _parts(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
+        if isinstance(value, dict):
+            yield from ((f"[{k!r}]", v, inner) for k, v in value.items() if _is_key(k))
+        elif isinstance(value, _SEQUENCES):
+            yield from ((f"[{i}]", part, inner) for i, part in enumerate(value))
+        elif isinstance(value, (set, frozenset)):
+            yield from ((f"[{i}]", part, inner) for i, part in enumerate(sorted(value, key=repr)))
+        elif isinstance(value, functools.partial):
+            yield from (("()", value.func, inner), ("*", value.args, inner))
+            yield "**", value.keywords, inner
+        elif isinstance(value, types.MethodType):
+            self._note(path, value.__func__.__qualname__)
+            yield ".__self__", value.__self__, inner
+        elif isinstance(value, type):
+            self._note(path, name_of(value))
+        elif isinstance(value, types.FunctionType):
+            self._name(path, value, weakref.ref(value))
+            yield from self._closure(path, value)
+        elif isinstance(value, ANEW):
+            return
+        elif not has_state(value) and not is_value(value):
+            self._name(path, value, functools.partial(_itself, value))
+        else:
+            yield from self._instance(path, value, inner)
+
+    def _closure(self, path: str, function: types.FunctionType) -> Iterator[tuple[str, Any, bool]]:
+        code = function.__code__
+        self._note(path, f"{function.__qualname__} {hashlib.sha256(code.co_code).hexdigest()}")
+        for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
+            yield f".{name}", cell.cell_contents, False
+        yield from ((f".{i}", v, False) for i, v in enumerate(function.__defaults__ or ()))
+        yield from ((f".{k}", v, False) for k, v in (function.__kwdefaults__ or {}).items())
+
+    def _instance(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
+        fixed = is_value(value)
+        if isinstance(value, SLOTTED):
+            if inner:
+                return
+            self._name(path, value, functools.partial(_itself, value))
+        elif getattr(value, "__dict__", None) is not None and (fixed or not inner):
+            self._name(path, value, weakref.ref(value))
+        for name, part in attributes(value).items():
+            if name in MOVING or (fixed and name not in value.__dataclass_fields__):
+                continue
+            plain = not fixed and isinstance(part, ATOMS)
+            if not plain:
+                below = inner or (isinstance(value, Service) and name == "service")
+                yield f".{name}", part, below
+
+    def _name(self, path: str, value: Any, get: Callable[[], Any]) -> None:
+        self._named[id(value)] = path, get
+        self._found[path] = get
+
+    def _note(self, path: str, what: str) -> None:
+        self._lines.update(f"{path} {what}\n".encode())
+
+
+def _is_key(key: Any) -> bool:
+    return isinstance(key, ATOMS) or (isinstance(key, tuple) and all(map(_is_key, key)))
+
+
+def _itself(value: Any) -> Any:
+    return value
+
+
+def _nothing() -> None:
+    return None

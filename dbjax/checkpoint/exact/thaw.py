@@ -1,0 +1,159 @@
+"""The state of a virtual run, taken from a checkpoint into a program that was built anew.
+
+No code comes from the file, and nothing is imported for it: functions and classes are those of
+modules that are imported already, of dbjax and of the algorithm's package.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import itertools
+import threading
+import types
+from collections.abc import Sequence
+from typing import Any, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from dbjax.checkpoint.encoding import Array, scalar
+from dbjax.checkpoint.exact import code, ours
+from dbjax.checkpoint.exact.names import Names
+
+_EMPTY = {"dict": dict, "counter": collections.Counter, "list": list, "set": set}
+
+
+def thaw(nodes: Sequence[Any], arrays: Sequence[Array], names: Names) -> Any:
+    """Puts the state into what `names` names; returns node 0.
+
+    Raises:
+      ValueError: it is no such table, or of another program.
+    """
+    try:
+        return _Thawing(nodes, arrays, names).root()
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"not the state of a run: {error}") from error
+
+
+@final
+class _Thawing:
+    """First every object is made, empty, then each is filled: they may go in circles."""
+
+    def __init__(self, nodes: Sequence[Any], arrays: Sequence[Array], names: Names) -> None:
+        self._nodes, self._arrays, self._names = nodes, arrays, names
+        self._on_device: dict[int, jax.Array] = {}
+        self._made = [self._empty(kind, rest) for kind, *rest in nodes]
+
+    def root(self) -> Any:
+        hashed = ("dict", "counter", "set")  # their keys have to be what they are
+        for filled_last in (False, True):
+            for made, (kind, *rest) in zip(self._made, self._nodes, strict=True):
+                if (kind in hashed) == filled_last:
+                    self._fill(made, kind, rest)
+        return self._made[0]
+
+    def _empty(self, kind: str, rest: list[Any]) -> Any:
+        match kind:
+            case "built":
+                return self._names.get(rest[0])
+            case "of":
+                return object.__new__(ours.instance_class(rest[0]))
+            case "deque":
+                return collections.deque(maxlen=rest[0])
+            case "function":
+                return code.of_module(*rest)
+            case "closure":
+                return code.made_of(tuple(rest[0]))
+            case "partial":
+                return functools.partial(_nothing)
+            case "count":
+                return itertools.count(int(rest[0]))
+            case "generator":
+                return _generator(rest[0])
+            case "lock":
+                return threading.Lock()
+            case "error":
+                return ours.error_class(rest[0])()
+        return _EMPTY[kind]()
+
+    def _fill(self, made: Any, kind: str, rest: list[Any]) -> None:
+        match kind:
+            case "built" | "of":
+                for name, value in rest[1:]:
+                    object.__setattr__(made, name, self._of(value))
+            case "list":
+                made.extend(map(self._of, rest))
+            case "deque":
+                made.extend(map(self._of, rest[1:]))
+            case "set":
+                made.update(map(self._of, rest))
+            case "dict" | "counter":
+                dict.update(made, ((self._of(key), self._of(value)) for key, value in rest))
+            case "closure":
+                self._fill_closure(made, *rest[1:])
+            case "partial":
+                function, args, keywords = map(self._of, rest)
+                made.__setstate__((function, args, keywords, None))
+            case "error":
+                made.args, made.__cause__ = self._of(rest[1]), self._of(rest[2])
+
+    def _fill_closure(self, made: types.FunctionType, cells: list[Any], *rest: Any) -> None:
+        for cell, value in zip(made.__closure__ or (), cells, strict=True):
+            cell.cell_contents = self._of(value)
+        made.__defaults__, made.__kwdefaults__ = map(self._of, rest)
+
+    def _of(self, encoded: Any) -> Any:
+        if not isinstance(encoded, list):
+            return encoded
+        kind, *rest = encoded
+        match kind:
+            case "at":
+                return self._made[rest[0]]
+            case "tuple":
+                return tuple(map(self._of, rest))
+            case "named":
+                return ours.tuple_class(rest[0])._make(map(self._of, rest[1:]))
+            case "float":
+                return float(rest[0])
+            case "method":
+                return _method(self._of(rest[0]), rest[1])
+            case "class":
+                return ours.named(rest[0])
+            case "numpy":
+                return self._arrays[rest[0]]
+            case "jax":
+                return self._device_array(rest[0])
+            case "scalar":
+                made = scalar(*rest)
+                return jnp.asarray(made.item()) if rest[0] == "weak" else made
+            case "number":
+                return scalar("numpy", *rest)[()]
+        raise ValueError(f"{kind!r} is no kind of value")
+
+    def _device_array(self, place: int) -> jax.Array:
+        if place not in self._on_device:
+            self._on_device[place] = jnp.asarray(self._arrays[place])
+        return self._on_device[place]
+
+
+def _method(owner: Any, name: str) -> Any:
+    """Of an instance of ours."""
+    ours.require_ours(type(owner).__module__)
+    function = getattr(type(owner), name)
+    if not isinstance(function, types.FunctionType):
+        raise ValueError(f"{type(owner).__name__} has no method {name!r}")
+    return types.MethodType(function, owner)
+
+
+def _generator(state: dict[str, Any]) -> np.random.Generator:
+    if state["bit_generator"] != "PCG64":
+        raise ValueError(f"{state['bit_generator']!r} is no generator that dbjax makes")
+    bits = np.random.PCG64()
+    setattr(bits, "state", state)  # noqa: B010 - a plain dict, as it was read from there
+    return np.random.Generator(bits)
+
+
+def _nothing() -> None:
+    return None

@@ -1,0 +1,68 @@
+"""Runs that are stopped after any number of events, and gone on with."""
+
+import dataclasses
+import heapq
+import json
+
+import numpy as np
+
+import dbjax
+import dbjax.runtime.virtual.runtime as engine
+from tests.test_conformance import TASK
+
+
+class Kept:
+    """Checkpoints in memory, through JSON as through a file; to be used as `Checkpoints`."""
+
+    def __init__(self):
+        self.latest = None
+        self.all = []
+
+    def save(self, content, arrays=None):
+        exact = content.exact
+        if exact is not None:
+            nodes = json.loads(json.dumps(exact.nodes, allow_nan=False))
+            copies = [np.array(array) for array in exact.arrays]
+            exact = dataclasses.replace(exact, nodes=nodes, arrays=copies)
+        self.latest = dataclasses.replace(content, exact=exact)
+        self.all.append(self.latest)
+
+    def wait(self):
+        pass
+
+
+class Stopping:
+    """A heap of which the run ends after so many events."""
+
+    def __init__(self, after):
+        self.left, self.popped = after, 0
+        self.heappush, self.machines = heapq.heappush, None
+
+    def heappop(self, heap):
+        self.popped += 1
+        self.left -= 1
+        if self.left == 0:
+            self.machines.stop()
+        return heapq.heappop(heap)
+
+
+def run(config, monkeypatch, stop=-1, **kwargs):
+    """The result, and how many events there were."""
+    stopping = Stopping(stop)
+    before = engine.VirtualRuntime.run
+
+    def noted(self, until_s):
+        stopping.machines = self
+        return before(self, until_s)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "heapq", stopping)
+        patched.setattr(engine.VirtualRuntime, "run", noted)
+        result = dbjax.run(TASK, config, **kwargs)
+    return result, stopping.popped
+
+
+def told(result):
+    """All numbers of a run but those of the wall, and its rows."""
+    summary = {k: v for k, v in result.summary.items() if k not in ("wall_s", "interrupted")}
+    return summary, [row | {"loss": float(row.get("loss", 0))} for row in result.trace.rows]

@@ -1,0 +1,157 @@
+"""Virtual runs that are stopped between any two events and taken up: every bit is the same."""
+
+import dataclasses
+import random
+
+import optax
+import pytest
+
+import dbjax
+from dbjax import Failure
+from dbjax.optim import ConjugateGradients
+from tests.checkpoint.stopped import Kept, run, told
+from tests.store.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
+
+DRAWN = dataclasses.replace(
+    CLUSTER.machine, mean_time_between_failures_s=6.0, mean_time_to_repair_s=0.3
+)
+REPLICAS = (Failure("replica/0", 1.03, 1.5), Failure("replica/1", 0.7, 0.71))
+CLUSTERS = {
+    "calm": CLUSTER,
+    "head": dataclasses.replace(CLUSTER, failures=HEAD),
+    "in turn": dataclasses.replace(CLUSTER, failures=IN_TURN),
+    "replicas": dataclasses.replace(CLUSTER, failures=REPLICAS),
+    "drawn": dataclasses.replace(CLUSTER, machine=DRAWN),
+    "coordinator": dataclasses.replace(CLUSTER, failures=(Failure("coordinator", 1.03, 1.5),)),
+}
+OPTIONS = {
+    "timed": ("downpour [4]", {"steps": None}),
+    "late": ("warm start", {"warm_start_s": 1.0}),
+    "momentum": ("overlapping", {"rule": optax.sgd(0.01, momentum=0.9)}),
+    "own rule": ("overlapping", {"local_rule": optax.adam(0.01)}),
+    "copying": ("free", {"backup_after": 0.1, "send_every": 2}),
+    "sampled": ("free", {"sample": 0.5}),
+    "conjugate": ("free", {"method": ConjugateGradients()}),
+}
+CASES = [
+    *((name, cluster, backups) for name in METHODS for cluster, backups in
+      [("calm", 0), ("head", 0), ("head", 1), ("in turn", 1)] if name != "sgd [1]"),
+    ("sgd [1]", "calm", 0), ("downpour [4]", "replicas", 0), ("overlapping", "replicas", 1),
+    ("free", "replicas", 0), ("sandblaster", "replicas", 1),
+    *((name, "drawn", backups) for name in ("downpour [4]", "free") for backups in (0, 1)),
+    ("sgd", "replicas", 0),
+    ("sandblaster", "coordinator", 0), ("free", "coordinator", 0),
+    *((name, "calm", 0) for name in OPTIONS),
+]  # fmt: skip
+
+
+def case(name, cluster="calm", backups=0):
+    base, options = OPTIONS.get(name, (name, {}))
+    config = dataclasses.replace(METHODS[base], shard_backups=backups, **options)
+    given = {
+        "cluster": CLUSTERS[cluster],
+        "evaluate_every_s": 0.37,
+        "checkpoint_every": dbjax.Every(0.4),
+        "until_s": 4.0 if name == "timed" else None,
+    }
+    return config, given
+
+
+def require_same(plain, again):
+    (numbers, rows), (their_numbers, their_rows) = told(plain), told(again)
+    assert their_numbers == numbers
+    assert [r for r in their_rows if lasts(r)] == [r for r in rows if lasts(r)]
+    assert [repr(r) for r in their_rows if repr(r) not in set(map(repr, rows))] == []
+
+
+def lasts(row):
+    return "event" in row or not row["node"].startswith("replica/")
+
+
+@pytest.mark.parametrize(("name", "cluster", "backups"), CASES)
+def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, cluster, backups, monkeypatch):
+    config, given = case(name, cluster, backups)
+    kept = Kept()
+    plain, events = run(config, monkeypatch, **given)
+    watched, watched_events = run(config, monkeypatch, checkpoints=kept, **given)
+    require_same(plain, watched)  # checkpoints change nothing
+    assert watched_events == events
+    stop = random.Random(repr((name, cluster, backups))).randrange(1, events)
+    stopped = Kept()
+    run(config, monkeypatch, stop=stop, checkpoints=stopped, **given)
+    again, left = run(config, monkeypatch, checkpoints=Kept(), resume=stopped.latest, **given)
+    assert stop + left == events
+    require_same(plain, again)
+    # and from one of the checkpoints on the way
+    content = random.Random(stop).choice(kept.all)
+    again, _ = run(config, monkeypatch, checkpoints=Kept(), resume=content, **given)
+    require_same(plain, again)
+
+
+def test_stopped_again_and_again(monkeypatch):
+    config, given = case("overlapping", "in turn", 1)
+    plain, events = run(config, monkeypatch, **given)
+    content, done, result = None, 0, None
+    for _ in range(6):
+        kept = Kept()
+        step = events // 5
+        result, more = run(
+            config, monkeypatch, stop=step, checkpoints=kept, resume=content, **given
+        )
+        content, done = kept.latest, done + more
+    assert done == events
+    require_same(plain, result)
+
+
+def test_what_only_the_shards_know_gives_other_bytes(monkeypatch):
+    config, given = case("downpour [4]")
+    plain, events = run(config, monkeypatch, **given)
+    kept = Kept()
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
+    content = dataclasses.replace(kept.latest, exact=None)
+    again, _ = run(config, monkeypatch, checkpoints=Kept(), resume=content, **given)
+    assert again.summary["updates"] == plain.summary["updates"]
+    assert again.summary["params_sha256"] != plain.summary["params_sha256"]
+
+
+@pytest.mark.parametrize("change", [{"n_fetch": 2}, {"rule": optax.sgd(0.02)}, {"replicas": 3}])
+def test_another_program_takes_up_what_the_shards_know(change, monkeypatch, caplog):
+    config, given = case("downpour [4]")
+    kept = Kept()
+    _, events = run(config, monkeypatch, **given)
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
+    other = dataclasses.replace(config, **change)
+    with caplog.at_level("INFO", "dbjax"):
+        again, _ = run(other, monkeypatch, checkpoints=Kept(), resume=kept.latest, **given)
+    assert "not the same program" in caplog.text
+    assert again.summary["updates"] >= 120
+
+
+def test_the_journal_of_a_method_that_keeps_nothing_is_from_the_beginning(monkeypatch):
+    config, given = case("downpour [4]")
+    plain, events = run(config, monkeypatch, **given)
+    monkeypatch.setattr("dbjax.runtime.virtual.node.VirtualNode.keep", lambda self, state: None)
+    kept = Kept()
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
+    again, left = run(config, monkeypatch, checkpoints=Kept(), resume=kept.latest, **given)
+    assert left == events - events // 2
+    require_same(plain, again)
+
+
+def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkeypatch, caplog):
+    class Strange:
+        pass
+
+    Strange.__module__ = "elsewhere"
+    config, given = case("downpour [1]")
+    kept = Kept()
+    before = dbjax.runtime.virtual.VirtualRuntime.run
+
+    def strange(self, until_s):
+        self.saved["strange"] = Strange()
+        return before(self, until_s)
+
+    monkeypatch.setattr("dbjax.runtime.virtual.VirtualRuntime.run", strange)
+    run(config, monkeypatch, stop=50, checkpoints=kept, **given)
+    assert "cannot be taken up exactly" in caplog.text
+    assert kept.latest.exact is None
