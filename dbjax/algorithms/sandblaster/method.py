@@ -106,12 +106,13 @@ async def coordinator(
     if known is not None:  # what is kept must not change
         state, counts = known[0], dataclasses.replace(known[1])
         vectors.traffic = dataclasses.replace(known[2])
-    if known is not None and not kept:
-        node.record(**_row(known[0], counts, vectors.traffic))
     pool = Pool(node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after)
     send_every = config.send_every if config.order == "free" else 1
     space = ShardedSpace(node, vectors, pool, counts, batch, size_of, send_every)
     stops, method = dataclasses.replace(config.stops, iterations=config.steps), config.method
+    if state is not None and not kept:
+        state = stops.check(dataclasses.replace(state, stop=""))  # it may be given more steps now
+        node.record(**_row(state, counts, vectors.traffic))
     if kept:
         _, vectors.command, books = kept
         space.go_on(books)
