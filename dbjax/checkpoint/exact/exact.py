@@ -18,6 +18,7 @@ from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
 from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.runtime.virtual.again import again, journals
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
@@ -57,7 +58,7 @@ class Exactly:
         Raises:
           TypeError: something is of a kind that a checkpoint cannot hold; names it.
         """
-        blank = itertools.chain(*(journal.watched() for journal in self._runtime.journaled()))
+        blank = itertools.chain(*(journal.watched() for journal in journals(self._runtime)))
         nodes = Freezer(self._names, arrays, blank).table(self._runtime)
         return Exact(self._program, nodes, arrays.values)
 
@@ -73,7 +74,7 @@ class Exactly:
           ReplayError: it is of another program.
         """
         thaw(state.nodes, state.arrays, self._names)
-        self._runtime.again()
+        again(self._runtime)
 
 
 @functools.cache

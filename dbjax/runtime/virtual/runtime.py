@@ -7,8 +7,6 @@ mains still wait, nothing can wake them any more: that is a deadlock.
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import heapq
 import itertools
 import math
@@ -21,7 +19,7 @@ from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
-from dbjax.runtime.virtual.journal import Journaled
+from dbjax.runtime.virtual.garbage import rare_garbage_collection
 from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
 from dbjax.runtime.virtual.mains import Main
@@ -122,24 +120,9 @@ class VirtualRuntime:
         self._pauses.append(do)
         self._halting = True
 
-    def journaled(self) -> Iterator[Journaled]:
-        """The journals of all coroutines that live."""
-        mains = (main.journal() for main in (*self._mains, *self._observers))
-        services = (service.journal() for service in self.services.values())
-        for journal in itertools.chain(mains, services):
-            if journal is not None:
-                yield journal
-
-    def again(self) -> None:
-        """Of a restored run: brings its coroutines to where they stood."""
-        trace, self.trace = self.trace, None  # what they recorded is recorded
-        try:
-            for main in (*self._mains, *self._observers):
-                main.again()
-            for service in self.services.values():
-                service.again()
-        finally:
-            self.trace, current.caller = trace, DRIVER
+    def coroutines(self) -> Iterator[Main | Service]:
+        """Whatever may have one that waits."""
+        return itertools.chain(self._mains, self._observers, self.services.values())
 
     @property
     def mortal(self) -> bool:
@@ -159,10 +142,7 @@ class VirtualRuntime:
         if name not in self._lives:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._lives)}")
         journal = current.caller.journal
-        if journal is None:
-            self._lives[name].kill()
-        else:
-            _ = journal.given(self._kill, name)
+        _ = self._kill(name) if journal is None else journal.given(self._kill, name)
 
     def _kill(self, name: str) -> Future[None]:
         self._lives[name].kill()
@@ -185,7 +165,7 @@ class VirtualRuntime:
         if self._links is not None:
             require_nodes(self.cluster, self._nodes)
         try:
-            with _rare_garbage_collection():
+            with rare_garbage_collection():
                 return self._run(until_s)
         finally:
             current.caller = DRIVER
@@ -316,20 +296,3 @@ class VirtualRuntime:
     def _raise_deadlock(self) -> None:
         waits = {main.node.name: main.waiting for main in self._mains if not main.future.done()}
         raise DeadlockError(describe_deadlock(self.now_s, waits))
-
-
-@contextlib.contextmanager
-def _rare_garbage_collection() -> Iterator[None]:
-    """Futures of thousands of replicas are many objects and few cycles to look for.
-
-    With Python's own thresholds half the time of 10,000 replicas went into the search; and
-    what was there before is not looked at again.
-    """
-    before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 1_000)
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before)
