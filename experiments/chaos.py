@@ -115,6 +115,8 @@ def main(arguments: list[str]) -> int:
     logging.getLogger("dbjax").setLevel(logging.INFO)
     workdir = Path(chosen.workdir or "runs/chaos")
     calm = run_config(config, workdir / "undisturbed", "undisturbed")
+    if calm.summary["interrupted"]:
+        return 130
     chaos = Chaos(every_s, seed)
     disturbed = run_config(config, workdir / "disturbed", "disturbed", beside=chaos)
     console = rich.console.Console()

@@ -45,19 +45,29 @@ def checkpoints_of(
     """The run's checkpoints, and what there is to go on from.
 
     Raises:
-      ValueError: an interrupted run of another config lies in the workdir.
+      ValueError: an interrupted run of another config lies in the workdir, or none of its
+        checkpoints can be read.
     """
     directory = Path(workdir) / _CHECKPOINTS
-    goes_on = _was_interrupted(Path(workdir))
+    goes_on, keep = _was_interrupted(Path(workdir)), config.checkpoint.keep
+    if keep < 0 or (goes_on and not keep):
+        raise ValueError(
+            f"checkpoint.keep={keep} must be at least {int(goes_on)}"
+            + (": the workdir holds an interrupted run, which goes on from one" if goes_on else "")
+        )
     if goes_on:
         _require_same(Path(workdir), config)
     else:
         shutil.rmtree(directory, ignore_errors=True)
-    if not config.checkpoint.keep:
+    if not keep:
         yield None, Earlier(None)
         return
-    with Checkpoints(directory, keep=config.checkpoint.keep) as checkpoints:
+    with Checkpoints(directory, keep=keep) as checkpoints:
         content = checkpoints.latest() if goes_on else None
+        if goes_on and content is None and checkpoints.any():
+            raise ValueError(
+                f"no checkpoint in {str(directory)!r} can be read: to begin anew, delete it"
+            )
         if content is not None:
             logging.getLogger("dbjax").info("taken up at %.1f s", content.time_s)
         yield checkpoints, Earlier(content)
@@ -77,7 +87,7 @@ def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
     have = _flat(json.loads((workdir / CONFIG).read_text())["config"])
     want = _flat(plain(config.to_dict(), infinity="inf"))
     for name in sorted({*have, *want} - _MAY_DIFFER):
-        if name.startswith("cluster.") and config.runtime != "virtual":
+        if name.startswith("ray.") or (name.startswith("cluster.") and config.runtime != "virtual"):
             continue
         if have.get(name) != want.get(name):
             raise ValueError(

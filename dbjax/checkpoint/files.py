@@ -39,7 +39,7 @@ class Checkpoints:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
         self._full = False  # the disk, the last time
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
@@ -88,6 +88,10 @@ class Checkpoints:
             )  # fmt: skip
         self._full = free < needed
         return not self._full
+
+    def any(self) -> bool:
+        """Whether there are any, readable or not."""
+        return bool(self._manager.all_steps())
 
     def wait(self) -> None:
         """Until what was begun is on disk."""

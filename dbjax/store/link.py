@@ -11,6 +11,7 @@ backup has everything that they show.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Any, Literal, final
 
@@ -50,6 +51,8 @@ class Link:
         self._role: Literal["head", "backup", "blank"] = "backup" if place else "head"
         self._in_sync = True  # whether the other copy has been given all that this one has
         self._installs = 0
+        # Answers come in threads of their own where time is real; none may see half a call.
+        self._turn = threading.RLock()
         self._awaiting = False
         self._watching: Future[None] | None = None
         if node.returned:  # all is lost but what a checkpoint holds
@@ -63,16 +66,17 @@ class Link:
 
         Fails with NodeDied where this is not the head (any more, or yet).
         """
-        if self._role != "head":
-            return self._refused()
-        reply = getattr(self._service, method)(*args, **kwargs)
-        if not self._in_sync:
-            return reply
-        self._watch()
-        installs = self._installs
-        followed = self._told(
-            Link.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
-        )
+        with self._turn:
+            if self._role != "head":
+                return self._refused()
+            reply = getattr(self._service, method)(*args, **kwargs)
+            if not self._in_sync:
+                return reply
+            self._watch()
+            installs = self._installs
+            followed = self._told(
+                Link.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
+            )
         return _when_both(reply, followed)
 
     def observe(
@@ -98,16 +102,18 @@ class Link:
 
     def follow(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """What the head has served. Where a reply is deferred, nobody waits for it here."""
-        if self._role != "backup":
-            raise NodeDied(f"this copy of {self._name} is {self._role}, not backup")
-        self._watch()
-        getattr(self._service, method)(*args, **kwargs)
+        with self._turn:
+            if self._role != "backup":
+                raise NodeDied(f"this copy of {self._name} is {self._role}, not backup")
+            self._watch()
+            getattr(self._service, method)(*args, **kwargs)
 
     def install(self, state: Any) -> None:
         """All that the head knows; what it passes on comes behind it."""
-        self._service.restore(state)
-        self._role = "backup"
-        self._watch()
+        with self._turn:
+            self._service.restore(state)
+            self._role = "backup"
+            self._watch()
 
     def blank(self, place: int) -> bool:
         """The other copy, of that place, has lost all; whether it will be given anything.
@@ -115,12 +121,13 @@ class Link:
         Two that are blank are led by the one of the lower place, once the other has told it so.
         Not at once: who asked may have died since, and have been given a state as another.
         """
-        if self._role == "blank":
-            self._watch()
-            return place > self._place
-        self._lead()
-        self._install()
-        return True
+        with self._turn:
+            if self._role == "blank":
+                self._watch()
+                return place > self._place
+            self._lead()
+            self._install()
+            return True
 
     def present(self) -> None:
         """Says that this copy is alive, behind all that it said before."""
@@ -179,13 +186,14 @@ class Link:
 
     def _install(self) -> None:
         """Gives the other copy all that this one knows."""
-        self._awaiting = False
-        self._in_sync, self._installs = True, self._installs + 1
-        installs = self._installs
-        _ = self._told(
-            Link.install, self._service.state(), then=lambda f: self._followed(f, installs)
-        )
-        self._watch()
+        with self._turn:
+            self._awaiting = False
+            self._in_sync, self._installs = True, self._installs + 1
+            installs = self._installs
+            _ = self._told(
+                Link.install, self._service.state(), then=lambda f: self._followed(f, installs)
+            )
+            self._watch()
 
     def _told(
         self, method: Callable[..., Any], *args: Any, then: Callable[[Future[Any]], None]
@@ -193,13 +201,13 @@ class Link:
         """Calls the other copy; `then` looks at what comes of it."""
         with calling_as(self._caller):
             answer = self._node.service(self._peer).call(method, *args)
-        answer.on_done(lambda: _seen(answer, then))
+        answer.on_done(lambda: self._heard(answer, then))
         return answer
 
-
-def _seen(future: Future[Any], then: Callable[[Future[Any]], None]) -> None:
-    future.see()
-    then(future)
+    def _heard(self, answer: Future[Any], then: Callable[[Future[Any]], None]) -> None:
+        answer.see()
+        with self._turn:
+            then(answer)
 
 
 def _when_both(reply: Any, followed: Future[None]) -> Future[Any]:

@@ -19,7 +19,7 @@ from dbjax.trace import Trace
 ATOMS = (type(None), bool, int, float, str)
 ARRAYS = (np.ndarray, jax.Array)
 # Made anew, and not found by a name: they change.
-ANEW = (itertools.count, np.random.Generator, type(threading.Lock()))
+ANEW = (itertools.count, np.random.Generator, type(threading.Lock()), type(threading.RLock()))
 # Who listens to a run. Attributes that hold such things stay as the new run has them.
 LISTENERS = (Trace, EventLog, Seen, Served, Recorded, Unrecorded, Scripted)
 # Made while the program is built, and as much the same thing in the next process as a node is.

@@ -28,7 +28,7 @@ from dbjax.checkpoint.exact.ours import is_ours, is_plain
 from dbjax.runtime.futures import Future
 from dbjax.runtime.virtual.journal import SETTLED, Journaled, Noted
 
-_LOCK = type(threading.Lock())
+_LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 
 @final
@@ -117,8 +117,8 @@ class Freezer:
             return ["count", int(repr(value)[len("count(") : -1])]
         if kind is np.random.Generator:
             return ["generator", value.bit_generator.state]
-        if kind is _LOCK:
-            return ["lock"]
+        if kind in _LOCKS:
+            return ["lock", *(["again"] if kind is _LOCKS[1] else [])]
         if isinstance(value, Exception):
             return ["error", name_of(kind), self._of(value.args), self._of(value.__cause__)]
         if is_ours(kind.__module__) or dataclasses.is_dataclass(value):

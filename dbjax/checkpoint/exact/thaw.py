@@ -73,7 +73,7 @@ class _Thawing:
             case "generator":
                 return _generator(rest[0])
             case "lock":
-                return threading.Lock()
+                return threading.RLock() if rest else threading.Lock()
             case "error":
                 return ours.error_class(rest[0])()
         return _EMPTY[kind]()

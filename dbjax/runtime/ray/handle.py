@@ -74,12 +74,13 @@ class Handle:
             if address == self._address:
                 return
             link, self._link, self._address = self._link, None, address
+            sent, self._sent = self._sent, {}  # never answered; what is sent from now on may be
             hoping: list[Future[None]] = []
             if address is not None:
                 hoping, self._hoping = self._hoping, []
         if link is not None:
             link.close()
-        self._lose()
+        self._lose(sent)
         for future in hoping:
             future.set_result(None)
 
@@ -126,12 +127,11 @@ class Handle:
             if link is not self._link:
                 return
             self._link = self._address = None
-        self._lose()
-
-    def _lose(self) -> None:
-        """Calls that were not answered never will be."""
-        with self._lock:
             sent, self._sent = self._sent, {}
+        self._lose(sent)
+
+    def _lose(self, sent: dict[int, Any]) -> None:
+        """Calls that were not answered never will be."""
         for one in sent.values():
             self._die(one.future, one.method)
 

@@ -175,6 +175,8 @@ class Link:
 
     def _returned(self, number: int) -> None:
         with self._lock:
+            if self._lost:  # then all was taken back already
+                return
             self._lent[number] -= 1
         self._arena.release(number)
 

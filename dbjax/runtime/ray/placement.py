@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
+import signal
 import socket
+import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, final
 
 import numpy as np
@@ -32,7 +35,8 @@ class Placement:
         self._bundles = [options.resources(node.name) for node in nodes]
         self._joined = not ray.is_initialized()
         if self._joined:
-            with warnings.catch_warnings():  # Ray starts programs, which have no use for JAX
+            with _signals_kept(), warnings.catch_warnings():
+                # Ray starts programs, which have no use for JAX
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 _join(options, sum(bundle["CPU"] for bundle in self._bundles))
         self._actors: dict[str, Any] = {}
@@ -96,6 +100,18 @@ class Placement:
         if id(array) not in self._arrays:
             self._arrays[id(array)] = array, ray.put(np.asarray(array))
         return self._arrays[id(array)][1]
+
+
+@contextlib.contextmanager
+def _signals_kept() -> Iterator[None]:
+    """Ray takes SIGTERM for itself; whoever had it before shall hear of it."""
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if in_main:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _join(options: RayOptions, cpus: float) -> None:
