@@ -24,6 +24,11 @@ CLUSTERS = {
     "drawn": dataclasses.replace(CLUSTER, machine=DRAWN),
     "coordinator": dataclasses.replace(CLUSTER, failures=(Failure("coordinator", 1.03, 1.5),)),
 }
+CLUSTERS["network"] = dataclasses.replace(
+    CLUSTER,
+    outages=(dbjax.Outage("replica/0", "shard/*", 0.9, 1.4),),
+    links=(dbjax.Link("replica/*", "shard/1", latency_s=5e-3, duplicate_probability=0.3),),
+)
 OPTIONS = {
     "timed": ("downpour [4]", {"steps": None}),
     "late": ("warm start", {"warm_start_s": 1.0}),
@@ -40,6 +45,7 @@ CASES = [
     ("free", "replicas", 0), ("sandblaster", "replicas", 1),
     *((name, "drawn", backups) for name in ("downpour [4]", "free") for backups in (0, 1)),
     ("sgd", "replicas", 0),
+    ("overlapping", "network", 0), ("free", "network", 1),
     ("sandblaster", "coordinator", 0), ("free", "coordinator", 0),
     *((name, "calm", 0) for name in OPTIONS),
 ]  # fmt: skip
@@ -85,6 +91,44 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, cluster, backup
     # and from one of the checkpoints on the way
     content = random.Random(stop).choice(kept.all)
     again, _ = run(config, monkeypatch, checkpoints=Kept(), resume=content, **given)
+    require_same(plain, again)
+
+
+async def killer(node, runtime):
+    """Beside the run: keeps nothing, and kills a replica now and then."""
+    for number in range(5):
+        await node.sleep(0.7)
+        runtime.kill(f"replica/{number % 3}")
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_with_a_main_beside_it_and_a_log(log, monkeypatch):
+    config, given = case("overlapping")
+    machine = dataclasses.replace(CLUSTER.machine, mean_time_to_repair_s=0.2)
+    given |= {"beside": killer, "cluster": dataclasses.replace(CLUSTER, machine=machine)}
+
+    def logged():
+        return {"log": dbjax.EventLog(lambda line: None)} if log else {}
+
+    plain, events = run(config, monkeypatch, **given)
+    assert plain.summary["deaths"] == 5
+    kept = Kept()
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given, **logged())
+    again, left = run(config, monkeypatch, checkpoints=Kept(), resume=kept.latest, **given)
+    assert left == events - events // 2
+    require_same(plain, again)
+
+
+def test_the_costs_of_the_compiled_program_are_found_again(monkeypatch):
+    config, given = case("downpour [4]")
+    given["cluster"] = dataclasses.replace(
+        CLUSTER, compute_s="costs", machine=dataclasses.replace(CLUSTER.machine, flops_per_s=1e4)
+    )
+    plain, events = run(config, monkeypatch, **given)
+    kept = Kept()
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
+    again, left = run(config, monkeypatch, checkpoints=Kept(), resume=kept.latest, **given)
+    assert left == events - events // 2
     require_same(plain, again)
 
 
