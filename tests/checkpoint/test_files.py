@@ -73,8 +73,6 @@ def damaged(path, way):
             file.write_bytes(b"")
 
 
-# Orbax reads files side by side, and leaves the others alone when one cannot be read.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("way", ["half", "gone", "about", "empty"])
 def test_a_damaged_one_is_left_out_with_a_warning(filled, way, caplog):
     damaged(filled, way)
