@@ -123,7 +123,13 @@ def main(arguments: list[str]) -> int:
     console.print(table_of(kills(disturbed.trace.rows)))
     console.print(compared(calm, disturbed))
     wrong = verdict(calm, disturbed, backups)
-    console.print("; ".join(wrong) or "nothing that was acknowledged is lost", soft_wrap=True)
+    lost = disturbed.summary["lost_pushes"]
+    good = (
+        f"{lost:,} pushes are lost, as may be without backups"
+        if lost
+        else ("nothing that was acknowledged is lost")
+    )
+    console.print("; ".join(wrong) or good, soft_wrap=True)
     return 1 if wrong else 0
 
 

@@ -170,6 +170,19 @@ def test_what_the_program_was_built_of_is_found_by_its_name():
         thaw(Freezer(names, arrays, ()).table(one), [], Names(Holder()))
 
 
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [(lambda x: x * 0.1, lambda x: x * 0.9), (lambda x: x.sin(), lambda x: x.cos()),
+     (lambda x: [y + 1 for y in x], lambda x: [y + 2 for y in x]),
+     (lambda x: x in {"a", "b"}, lambda x: x in {"a", "c"})],
+)  # fmt: skip
+def test_functions_that_do_something_else_have_another_digest(one, other):
+    from dbjax.checkpoint.exact.names import _digest
+
+    assert _digest(one.__code__) != _digest(other.__code__)
+    assert _digest(one.__code__) == _digest(one.__code__.replace(co_firstlineno=7))
+
+
 def test_another_program_has_another_digest():
     def make(rate):
         return lambda: rate

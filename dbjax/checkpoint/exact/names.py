@@ -122,7 +122,7 @@ class Names:
 
     def _closure(self, path: str, function: types.FunctionType) -> Iterator[tuple[str, Any, bool]]:
         code = function.__code__
-        self._note(path, f"{function.__qualname__} {hashlib.sha256(code.co_code).hexdigest()}")
+        self._note(path, f"{function.__qualname__} {_digest(code)}")
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
             yield f".{name}", cell.cell_contents, False
         yield from ((f".{i}", v, False) for i, v in enumerate(function.__defaults__ or ()))
@@ -162,3 +162,19 @@ def _itself(value: Any) -> Any:
 
 def _nothing() -> None:
     return None
+
+
+def _digest(code: types.CodeType) -> str:
+    """Of what a function does: its instructions, and the names and constants in them."""
+    said = repr((code.co_code, code.co_names, list(map(_constant, code.co_consts))))
+    return hashlib.sha256(said.encode()).hexdigest()
+
+
+def _constant(one: Any) -> str:
+    """The same in every process: the order of a set is not."""
+    if isinstance(one, types.CodeType):
+        return _digest(one)
+    if isinstance(one, (frozenset, tuple)):
+        parts = list(map(_constant, one))
+        return repr(sorted(parts) if isinstance(one, frozenset) else parts)
+    return repr(one)
