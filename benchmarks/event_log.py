@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any
 import dbjax
 from benchmarks.measure import Measured, in_turn
 from benchmarks.networks import Network, small
-from benchmarks.threads import RULE, replicas
+from benchmarks.threads import RULE, logging_to, replicas
 from dbjax.algorithms import downpour
 
 _CLUSTER = dbjax.Cluster(compute_s=0.1, latency_s=5e-4, service_s=1e-4)
@@ -22,10 +21,7 @@ def virtual(task: dbjax.Task, steps: int, log_to: Path | None = None) -> Any:
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=20, shards=10, steps=steps)
-        with contextlib.ExitStack() as stack:
-            log = None
-            if log_to is not None:
-                log = dbjax.EventLog(stack.enter_context(log_to.open("w", buffering=1)).write)
+        with logging_to(log_to) as log:
             begin = time.perf_counter()
             dbjax.run(task, config, cluster=_CLUSTER, log=log)
         return 20 * steps / (time.perf_counter() - begin)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,16 @@ def two_programs(task: dbjax.Task, steps: int) -> Any:
     return case
 
 
+@contextlib.contextmanager
+def logging_to(path: Path | None) -> Iterator[dbjax.EventLog | None]:
+    """A log that is written to that file; none without one."""
+    if path is None:
+        yield None
+        return
+    with path.open("w", buffering=1) as file:
+        yield dbjax.EventLog(file.write)
+
+
 def replicas(
     task: dbjax.Task, count: int, steps: int, shards: int = 1, log_to: Path | None = None
 ) -> Any:
@@ -76,10 +87,7 @@ def replicas(
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + WARM)
-        with contextlib.ExitStack() as stack:
-            log = None
-            if log_to is not None:
-                log = dbjax.EventLog(stack.enter_context(log_to.open("w", buffering=1)).write)
+        with logging_to(log_to) as log:
             return steps_per_s(dbjax.run(task, config, runtime="threads", log=log), WARM)
 
     return case

@@ -10,7 +10,6 @@ import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 import rich.console
@@ -19,7 +18,7 @@ import rich.table
 import dbjax
 from dbjax.chaos import Chaos, Kill, kills
 from experiments.command_line import command, parse
-from experiments.run import run_config
+from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
 _REPAIR_S = 1.0  # mean, of a virtual machine
@@ -76,13 +75,9 @@ def compared(calm: dbjax.Result, disturbed: dbjax.Result) -> rich.table.Table:
     names = ("time_s", "updates", "test_accuracy", "lost_pushes", "repeated_pushes", "deaths")
     for name in names:
         if name in calm.summary:
-            cells = [_cell(one.summary[name]) for one in (calm, disturbed)]
+            cells = [number(one.summary[name]) for one in (calm, disturbed)]
             table.add_row(name.replace("_", " "), *cells)
     return table
-
-
-def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
 
 
 def verdict(calm: dbjax.Result, disturbed: dbjax.Result, backups: int) -> list[str]:

@@ -47,7 +47,13 @@ def defaults() -> ml_collections.ConfigDict:
     config.data_seed = 0  # of the order of the data
     config.max_spans = 100_000  # kept for the timeline
     config.event_log = config_dict.placeholder(bool)  # None: unless time is virtual
-    config.cluster = ml_collections.ConfigDict(
+    config.cluster = _cluster()
+    return config
+
+
+def _cluster() -> ml_collections.ConfigDict:
+    """The modelled one: fields of `dbjax.Cluster`."""
+    return ml_collections.ConfigDict(
         {
             "compute_s": 0.1,  # or costs: of the compiled program
             "latency_s": 0.0,
@@ -74,4 +80,3 @@ def defaults() -> ml_collections.ConfigDict:
             "links": (),
         }
     )
-    return config

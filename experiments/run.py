@@ -86,12 +86,13 @@ def table(summary: Row) -> rich.table.Table:
         if name in ("node", "config", "versions", "params_sha256"):
             continue
         if isinstance(value, dict):
-            value = ", ".join(f"{key} {_number(item)}" for key, item in value.items())
-        drawn.add_row(name.replace("_", " "), _number(value))
+            value = ", ".join(f"{key} {number(item)}" for key, item in value.items())
+        drawn.add_row(name.replace("_", " "), number(value))
     return drawn
 
 
-def _number(value: object) -> str:
+def number(value: object) -> str:
+    """As a table shows it: four digits of a fraction, thousands apart."""
     return (
         f"{value:,.4g}"
         if isinstance(value, float)

@@ -15,7 +15,8 @@ async def client(node: Node, store: Sharded[Shard], shard: Handle[Shard]) -> Sna
 """
 COORDINATOR = """
 from dbjax.optim import Dots, Space
-from dbjax.store.vectors import VectorShard, Vectors
+from dbjax.store.commanding import Vectors
+from dbjax.store.vectors import VectorShard
 from dbjax.types import Slice
 
 async def main(space: Space, vectors: Vectors) -> None:

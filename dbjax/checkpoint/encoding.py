@@ -9,12 +9,13 @@ from __future__ import annotations
 import collections
 import dataclasses
 import math
-import sys
 from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from dbjax.checkpoint.known import known_class, name_of, tuple_class
 
 Array = np.ndarray[Any, Any]
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}
@@ -49,6 +50,7 @@ def encode(value: Any, arrays: Arrays) -> Any:
     return _Encoder(arrays).of(value)
 
 
+@final
 class _Encoder:
     def __init__(self, arrays: Arrays) -> None:
         self._arrays = arrays
@@ -76,9 +78,9 @@ class _Encoder:
             return [kind.__name__, *map(self.of, value)]
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
-            return ["of", _name(kind), *([n, self.of(getattr(value, n))] for n in names)]
+            return ["of", name_of(kind), *([n, self.of(getattr(value, n))] for n in names)]
         if isinstance(value, tuple):
-            return ["named", _name(kind), *map(self.of, value)]
+            return ["named", name_of(kind), *map(self.of, value)]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
 
@@ -94,6 +96,7 @@ def decode(encoded: Any, arrays: list[Array]) -> Any:
         raise ValueError(f"not an encoded value: {error}") from error
 
 
+@final
 class _Decoder:
     def __init__(self, arrays: list[Array]) -> None:
         self._arrays = arrays
@@ -121,7 +124,7 @@ class _Decoder:
             case "of":
                 return self._instance(*rest)
             case "named":
-                return _class(rest[0])._make(map(self.of, rest[1:]))
+                return tuple_class(rest[0])._make(map(self.of, rest[1:]))
         return _CONTAINERS[kind](map(self.of, rest))
 
     def _device_array(self, place: int) -> jax.Array:
@@ -130,9 +133,9 @@ class _Decoder:
         return self._on_device[place]
 
     def _instance(self, name: str, *fields: list[Any]) -> Any:
-        kind = _class(name)
-        if not isinstance(kind, type) or not dataclasses.is_dataclass(kind):
-            raise ValueError(f"{name} is no dataclass")
+        kind = known_class(name)
+        if not dataclasses.is_dataclass(kind):
+            raise ValueError(f"{name!r} is no dataclass")
         made: Any = object.__new__(kind)
         for field, value in fields:
             object.__setattr__(made, field, self.of(value))
@@ -143,19 +146,3 @@ def scalar(kind: str, dtype: str, digits: str) -> Any:
     """An array of no dimensions, of its bytes."""
     value = np.frombuffer(bytes.fromhex(digits), np.dtype(dtype)).reshape(())
     return jnp.asarray(value) if kind == "jax" else value
-
-
-def _name(kind: type[Any]) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
-
-
-def _class(name: str) -> Any:
-    """A dataclass or a named tuple of a module that is imported; anything else is refused."""
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    named = isinstance(found, type) and issubclass(found, tuple) and hasattr(found, "_make")
-    if not named and not (isinstance(found, type) and dataclasses.is_dataclass(found)):
-        raise ValueError(f"{name!r} is no dataclass or named tuple that is known here")
-    return found

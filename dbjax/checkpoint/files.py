@@ -9,6 +9,7 @@ import zlib
 from pathlib import Path
 from typing import Any, final
 
+import jax.numpy as jnp
 import numpy as np
 
 from dbjax.checkpoint.content import Content
@@ -121,10 +122,9 @@ class Checkpoints:
         if about["format"] != _FORMAT:
             raise _OtherVersion(f"its format is {about['format']!r}, here it is {_FORMAT}")
         kinds = about["arrays"]
-        shaped = [np.zeros(shape, _dtype(name)) for name, shape, _ in kinds]
-        like = {
-            str(i): array for i, array in enumerate(shaped) if array.size
-        }  # Orbax wants numbers
+        shaped = [np.zeros(shape, jnp.dtype(name)) for name, shape, _ in kinds]
+        # Orbax takes no arrays without numbers.
+        like = {str(i): array for i, array in enumerate(shaped) if array.size}
         as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in like}
         whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
         found = self._manager.restore(step, args=whole).arrays if like else {}
@@ -151,9 +151,3 @@ class Checkpoints:
 
 class _OtherVersion(Exception):
     """Of a checkpoint: not damaged, but of another version of dbjax."""
-
-
-def _dtype(name: str) -> Any:
-    import jax.numpy as jnp
-
-    return jnp.dtype(name)

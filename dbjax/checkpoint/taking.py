@@ -46,6 +46,8 @@ class Taking:
       about: see `checkpoint.about`.
       replicas: of the run.
       checkpoints: where they go; None: they stay in memory, for shards that die.
+
+    Attributes:
       exactly: also where a virtual run stands, to the last bit; None: only what shards know.
     """
 

@@ -1,6 +1,5 @@
 """The Ray runtime: the rules of dbjax/runtime/base.py among processes, and deaths that are real."""
 
-import dataclasses
 import importlib
 import os
 import signal
@@ -11,7 +10,6 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 import dbjax
@@ -22,36 +20,24 @@ from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
 from dbjax.store.chain import serve_chain
 from dbjax.store.link import Link
+from tests import test_conformance as conformance
+from tests.runtime import lost_error
 
 ray = pytest.importorskip("ray", reason="dbjax[ray] is not installed")
 from dbjax.runtime.ray.codec import pack, unpack  # noqa: E402
 from dbjax.runtime.ray.runtime import RayRuntime  # noqa: E402
 from dbjax.runtime.ray.segments import Arena, Mappings  # noqa: E402
 
-ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+for module in (sys.modules[__name__], conformance, lost_error):  # which processes cannot import
+    ray.cloudpickle.register_pickle_by_value(module)
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 METHODS = ["downpour", "sgd", "sandblaster"]
-RANDOM = np.random.default_rng(0)
-X = RANDOM.normal(size=(256, 12)).astype(np.float32)
-Y = (X @ RANDOM.normal(size=12).astype(np.float32)).astype(np.float32)
-
-
-def loss(params, batch):
-    x, y = batch
-    return 0.5 * jnp.mean((x @ params["w"] - y) ** 2)
-
-
-def task():
-    evaluate = lambda params: {"full_loss": loss(params, (X, Y))}  # noqa: E731
-    return dbjax.Task({"w": jnp.zeros(12)}, loss, (X, Y), batch_size=16, evaluate=evaluate)
+TASK = conformance.TASK
 
 
 def config(name, **kwargs):
-    kind = importlib.import_module(f"dbjax.algorithms.{name}").Config
-    fields = {field.name for field in dataclasses.fields(kind)}
-    always = {"rule": optax.sgd(0.03), "steps": 60, "order": "fixed"}
-    return kind(**{k: v for k, v in (always | kwargs).items() if k in fields})
+    return conformance.config(importlib.import_module(f"dbjax.algorithms.{name}"), **kwargs)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -112,9 +98,14 @@ class Middle:
 
 
 def test_the_rules(runtime):
+    large = conformance.RANDOM.normal(size=10**6)
+
     async def main(node, log, middle):
         calls = [log.call(Log.slow, "a"), log.call(Log.say, "b"), log.call(Log.slow, "c")]
-        calls += [log.call(Log.say, RANDOM.normal(size=10**6)), log.call(Log.say, "small")]
+        calls += [
+            log.call(Log.say, large),
+            log.call(Log.say, "small"),
+        ]
         waiting = log.call(Log.wait)  # does not keep it from serving the others
         await all_of([*calls, log.call(Log.open)], list)
         with pytest.raises(ServiceError, match=r"log\.fail, called by main, failed at") as caught:
@@ -150,18 +141,7 @@ async def _draws(node):
 
 
 def test_an_error_that_nobody_awaits_ends_the_run(runtime):
-    async def bad(node):
-        await node.sleep(0.01)
-        raise OverflowError("lost")
-
-    async def endless(node):
-        while True:
-            await node.sleep(0.01)
-
-    runtime.spawn("endless", endless)
-    runtime.spawn("bad", bad)
-    with pytest.raises(OverflowError, match="lost"):
-        runtime.run(until_s=30.0)
+    lost_error.require_end_by_lost_error(runtime, 30.0)
 
 
 def test_the_dead_come_back(runtime):
@@ -254,7 +234,7 @@ def test_a_run_stops_at_its_time(runtime):
 @pytest.mark.parametrize("name", METHODS)
 def test_one_replica_is_the_same_as_in_virtual_time(name):
     cfg = config(name, replicas=1, shards=1)
-    results = [dbjax.run(task(), cfg, runtime=runtime) for runtime in ("virtual", "ray")]
+    results = [dbjax.run(TASK, cfg, runtime=runtime) for runtime in ("virtual", "ray")]
     virtual, real = [result.summary for result in results]
     assert real["params_sha256"] == virtual["params_sha256"]
     assert real["clock"] == "wall"
@@ -265,10 +245,12 @@ def test_one_replica_is_the_same_as_in_virtual_time(name):
 def test_three_replicas_decrease_the_loss(name):
     lines = []
     cfg = config(name, replicas=3, shards=2)
-    result = dbjax.run(task(), cfg, runtime="ray", log=EventLog(lines.append))
-    assert result.summary["full_loss"] < 0.2 * float(loss({"w": jnp.zeros(12)}, (X, Y)))
+    result = dbjax.run(TASK, cfg, runtime="ray", log=EventLog(lines.append))
+    assert result.summary["full_loss"] < 0.2 * float(
+        conformance.loss(TASK.params, (conformance.X, conformance.Y))
+    )
     script = Script("".join(lines).splitlines(keepends=True))
-    assert replay(task(), cfg, script).params_sha256 == result.summary["params_sha256"]
+    assert replay(TASK, cfg, script).params_sha256 == result.summary["params_sha256"]
 
 
 def test_arrays_travel_as_memory_and_are_never_pickled(monkeypatch):
@@ -326,7 +308,7 @@ def test_a_snapshot_is_written_once_and_memory_is_used_again():
 
 def test_too_few_cpus_are_said_at_once():
     with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, the cluster has 4 CPUs"):
-        dbjax.run(task(), config("downpour", replicas=1, shards=1), runtime="ray",
+        dbjax.run(TASK, config("downpour", replicas=1, shards=1), runtime="ray",
                   ray=RayOptions(cpus=30.0))  # fmt: skip
 
 
@@ -335,10 +317,10 @@ def test_bad_options_are_refused(monkeypatch):
         with pytest.raises(ValueError, match=f"ray.{next(iter(kwargs))}="):
             RayOptions(**kwargs)
     with pytest.raises(ValueError, match="ray options are for runtime='ray'"):
-        dbjax.run(task(), config("sgd"), ray=RayOptions())
+        dbjax.run(TASK, config("sgd"), ray=RayOptions())
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"runtime=ray needs Ray: pip install 'dbjax\[ray\]'"):
-        dbjax.run(task(), config("sgd"), runtime="ray")
+        dbjax.run(TASK, config("sgd"), runtime="ray")
 
 
 class TestOtherClusters:
@@ -351,7 +333,7 @@ class TestOtherClusters:
     def test_an_address_where_nobody_answers_is_one_line(self):
         begin = time.monotonic()
         with pytest.raises(ValueError, match=r"no Ray cluster answers at .*127\.0\.0\.1:9"):
-            dbjax.run(task(), config("sgd"), runtime="ray", ray=RayOptions("127.0.0.1:9"))
+            dbjax.run(TASK, config("sgd"), runtime="ray", ray=RayOptions("127.0.0.1:9"))
         assert time.monotonic() - begin < 15
 
     def test_a_replica_moves_when_its_machine_is_lost(self):

@@ -18,6 +18,7 @@ from dbjax.runtime import (
     ready,
 )  # fmt: skip
 from dbjax.runtime.base import first_of
+from tests.runtime.lost_error import require_end_by_lost_error
 
 both = pytest.mark.parametrize("make", [VirtualRuntime, ThreadsRuntime])
 
@@ -136,20 +137,7 @@ def test_5_compute_runs_the_function_and_6_a_service_may_call_another(make):
 
 @both
 def test_7_a_main_that_fails_unawaited_ends_the_run(make):
-    runtime = make()
-
-    async def bad(node):
-        await node.sleep(0.01)
-        raise OverflowError("lost")
-
-    async def endless(node):
-        while True:
-            await node.sleep(0.01)
-
-    runtime.spawn("endless", endless)
-    runtime.spawn("bad", bad)
-    with pytest.raises(OverflowError, match="lost"):
-        runtime.run(until_s=5.0)
+    require_end_by_lost_error(make(), 5.0)
 
 
 @both

@@ -21,8 +21,9 @@ from dbjax.errors import ServiceError, StateLost
 from dbjax.optim import Lbfgs, Method, State, Stops
 from dbjax.runtime.base import Handle, Node, Runtime
 from dbjax.store import Sharded, require_backups
+from dbjax.store.commanding import Traffic, Vectors
 from dbjax.store.sums import DeferredSums, Free, GradientSums, InOrder
-from dbjax.store.vectors import Traffic, Vectors, VectorShard
+from dbjax.store.vectors import VectorShard
 from dbjax.task import Program, Task
 
 _TOGETHER = 4096  # examples in one program, where arithmetic may be put off

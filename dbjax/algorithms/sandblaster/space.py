@@ -10,7 +10,7 @@ from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.samples import Samples
 from dbjax.optim.space import Command, Losses
 from dbjax.runtime.base import Node
-from dbjax.store.vectors import Vectors
+from dbjax.store.commanding import Vectors
 
 
 @final

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from dbjax.checkpoint.exact.ours import is_ours
+from dbjax.checkpoint.known import name_of
 from dbjax.runtime.callers import Caller
 from dbjax.runtime.event_log import EventLog, Seen, Served
 from dbjax.runtime.futures import Future
@@ -33,10 +34,6 @@ _OWN = {
 _STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel")
 # Attributes that hold nothing that has a name: see `Names`.
 MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
-
-
-def name_of(kind: Any) -> str:
-    return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def attributes(value: Any) -> dict[str, Any]:

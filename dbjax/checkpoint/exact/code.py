@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from dbjax.checkpoint.exact.ours import require_ours
+from dbjax.checkpoint.known import known
 
 Place = tuple[str, str, int, int]  # module, qualified name, first line, which of those there
 
 
 def is_of_module(function: types.FunctionType) -> bool:
     """Whether its module has it under its name."""
-    return _found(function.__module__, function.__qualname__) is function
+    return known(function.__module__, function.__qualname__) is function
 
 
 def of_module(module: str, name: str) -> Any:
@@ -26,7 +27,7 @@ def of_module(module: str, name: str) -> Any:
       ValueError: there is none.
     """
     require_ours(module)
-    found = _found(module, name)
+    found = known(module, name)
     if not isinstance(found, types.FunctionType):
         raise ValueError(f"{module} has no function {name!r}")
     return found
@@ -61,13 +62,6 @@ def made_of(place: Place) -> types.FunctionType:
     made = types.FunctionType(code, vars(sys.modules[module]), None, None, cells)
     made.__qualname__ = name
     return made
-
-
-def _found(module: str, path: str) -> Any:
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    return found
 
 
 @functools.cache

@@ -22,9 +22,10 @@ import numpy as np
 
 from dbjax.checkpoint.encoding import Arrays
 from dbjax.checkpoint.exact import code
-from dbjax.checkpoint.exact.borders import ARRAYS, attributes, has_state, name_of
+from dbjax.checkpoint.exact.borders import ARRAYS, attributes, has_state
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import is_ours, is_plain
+from dbjax.checkpoint.known import name_of
 from dbjax.runtime.futures import Future
 from dbjax.runtime.virtual.journal import SETTLED, Journaled, Noted
 

@@ -27,8 +27,8 @@ from dbjax.checkpoint.exact.borders import (
     attributes,
     has_state,
     is_value,
-    name_of,
 )
+from dbjax.checkpoint.known import name_of
 from dbjax.runtime.virtual.service import Service
 
 _SEQUENCES = (list, tuple, deque)

@@ -11,6 +11,8 @@ import sys
 import types
 from typing import Any
 
+from dbjax.checkpoint.known import known_class
+
 _PACKAGES = {"dbjax"}
 _PLAIN = {list, tuple, dict, set, int, float, str, bool, sum, min, max, len, sorted}
 
@@ -36,21 +38,9 @@ def instance_class(name: str) -> type[Any]:
     Raises:
       ValueError: it is neither.
     """
-    found = _class(name)
+    found = known_class(name)
     if not is_ours(name.partition(":")[0]) and not dataclasses.is_dataclass(found):
         raise ValueError(f"{name!r} is no class of which a checkpoint may hold instances")
-    return found
-
-
-def tuple_class(name: str) -> type[Any]:
-    """A named tuple that is imported.
-
-    Raises:
-      ValueError: it is none.
-    """
-    found = _class(name)
-    if not issubclass(found, tuple) or getattr(found, "_make", None) is None:
-        raise ValueError(f"{name!r} is no named tuple")
     return found
 
 
@@ -60,7 +50,7 @@ def error_class(name: str) -> type[BaseException]:
     Raises:
       ValueError: it is none.
     """
-    found = _class(name)
+    found = known_class(name)
     if not issubclass(found, Exception) or not (is_ours(found.__module__) or _builtin(found)):
         raise ValueError(f"{name!r} is no error of which a checkpoint may hold instances")
     return found
@@ -78,7 +68,7 @@ def named(name: str) -> Any:
       ValueError: it is neither.
     """
     module, _, path = name.partition(":")
-    found = getattr(builtins, path, None) if module == "builtins" else _class(name)
+    found = getattr(builtins, path, None) if module == "builtins" else known_class(name)
     if found is None or not (is_ours(found.__module__) or found in _PLAIN):
         raise ValueError(f"a checkpoint may not name {name!r}")
     return found
@@ -86,13 +76,3 @@ def named(name: str) -> Any:
 
 def _builtin(kind: type[Any]) -> bool:
     return getattr(builtins, kind.__name__, None) is kind
-
-
-def _class(name: str) -> type[Any]:
-    module, _, path = name.partition(":")
-    found: Any = sys.modules.get(module)
-    for part in path.split("."):
-        found = getattr(found, part, None)
-    if not isinstance(found, type):
-        raise ValueError(f"{name!r} is no class that is known here")
-    return found

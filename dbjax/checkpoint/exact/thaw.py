@@ -21,6 +21,7 @@ import numpy as np
 from dbjax.checkpoint.encoding import Array, scalar
 from dbjax.checkpoint.exact import code, ours
 from dbjax.checkpoint.exact.names import Names
+from dbjax.checkpoint.known import tuple_class
 
 _EMPTY = {"dict": dict, "counter": collections.Counter, "list": list, "set": set}
 
@@ -114,7 +115,7 @@ class _Thawing:
             case "tuple":
                 return tuple(map(self._of, rest))
             case "named":
-                return ours.tuple_class(rest[0])._make(map(self._of, rest[1:]))
+                return tuple_class(rest[0])._make(map(self._of, rest[1:]))
             case "float":
                 return float(rest[0])
             case "method":
