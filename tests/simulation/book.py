@@ -55,6 +55,7 @@ class Book:
 
     Attributes:
       calls: to shards, in the order in which they were made.
+      answers: those that were answered, in the order in which they were.
       histories: of every snapshot that a shard made, by its id.
       faults: what was found wrong at once.
     """
@@ -62,6 +63,7 @@ class Book:
     def __init__(self, copies: dict[int, Copies]) -> None:
         self.copies = copies
         self.calls: list[Called] = []
+        self.answers: list[Called] = []
         self.histories: dict[int, tuple[Snapshot, History]] = {}
         self.values: dict[int, tuple[Snapshot, dict[str, Any]]] = {}
         self.portions: dict[int, set[int]] = {}  # asked for, by evaluation

@@ -49,6 +49,7 @@ class Ears:
     def _answered(self, called: Called, future: Any) -> None:
         if future.error() is None:
             called.reply, called.answered = future._value, True
+            self._book.answers.append(called)
             called.lost.append(self._book.copies[self._shard].lost)
             if isinstance(called.reply, Snapshot):
                 self._book.keep(called.reply)
