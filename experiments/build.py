@@ -20,8 +20,8 @@ import dbjax
 import dbjax.algorithms
 import dbjax.optim
 from dbjax.arguments import nearest, require_known
-from dbjax.data import Examples, load
-from dbjax.models import Model, build
+from dbjax.data import Examples, load, require_options
+from dbjax.models import Model, build, require_arguments
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
@@ -97,6 +97,14 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
     given = {"machine": machine, "machines": machines, **listed}
     made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
     return made
+
+
+def require_sound(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if a field is wrong, as far as can be said without data and network."""
+    algorithm(config)
+    cluster(config)
+    require_options(**config.data)
+    require_arguments(**config.model)
 
 
 def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:

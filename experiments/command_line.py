@@ -7,6 +7,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
+import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -89,15 +90,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
       ValueError: no such file or variant.
     """
     name, _, variant = spec.partition(":")
-    path = Path(name)
-    if not path.is_file():
-        found = sorted(map(str, path.parent.glob("[!_]*.py"))) or available()
-        raise ValueError(f"no config file {name!r}{nearest(name, found)}")
-    loaded = importlib.util.spec_from_file_location(path.stem, path)
-    if loaded is None or loaded.loader is None:
-        raise ValueError(f"{name!r} is no Python file")
-    module = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(module)
+    module = load_module(name, "config", CONFIGS)
     if not callable(getattr(module, "get_config", None)):
         raise ValueError(f"{name!r} has no get_config(variant)")
     if variant not in ("", *module.VARIANTS):
@@ -106,9 +99,27 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     return config
 
 
-def available() -> list[str]:
+def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
+    """The module of a Python file.
+
+    Raises:
+      ValueError: there is none; names the nearest beside it, or in `folder`.
+    """
+    path = Path(name)
+    if not path.is_file():
+        found = available(path.parent) or available(folder)
+        raise ValueError(f"no {what} file {name!r}{nearest(name, found)}")
+    loaded = importlib.util.spec_from_file_location(path.stem, path)
+    if loaded is None or loaded.loader is None:
+        raise ValueError(f"{name!r} is no Python file")
+    module = importlib.util.module_from_spec(loaded)
+    loaded.loader.exec_module(module)
+    return module
+
+
+def available(folder: Path = CONFIGS) -> list[str]:
     """The config files of the repository."""
-    return sorted(str(path) for path in CONFIGS.glob("[!_]*.py"))
+    return sorted(str(path) for path in folder.glob("[!_]*.py"))
 
 
 def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:

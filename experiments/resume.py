@@ -8,7 +8,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ml_collections
 
@@ -16,7 +16,7 @@ from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
 from dbjax.workdir import SUMMARY
 from dbjax.workdir.files import plain
-from experiments.saved import CONFIG
+from experiments.saved import CONFIG, flat
 
 _CHECKPOINTS = "checkpoints"
 _MAY_DIFFER = {  # in the config of whoever takes a run up
@@ -84,8 +84,8 @@ def _was_interrupted(workdir: Path) -> bool:
 
 
 def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    have = _flat(json.loads((workdir / CONFIG).read_text())["config"])
-    want = _flat(plain(config.to_dict(), infinity="inf"))
+    have = flat(json.loads((workdir / CONFIG).read_text())["config"])
+    want = flat(plain(config.to_dict(), infinity="inf"))
     for name in sorted({*have, *want} - _MAY_DIFFER):
         if name.startswith("ray.") or (name.startswith("cluster.") and config.runtime != "virtual"):
             continue
@@ -94,11 +94,3 @@ def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
                 f"workdir {str(workdir)!r} holds an interrupted run with {name}={have.get(name)}, "
                 f"here it is {want.get(name)}: give another --workdir, or delete that one"
             )
-
-
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found

@@ -30,21 +30,37 @@ def saved(workdir: str | Path) -> ml_collections.ConfigDict:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError) as error:
         raise ValueError(f"{str(path)!r} is not what a run leaves: {error}") from error
+    return restored(fields, str(path))
+
+
+def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
+    """A config from its fields as JSON has them; `where` they stand is named in errors.
+
+    Raises:
+      ValueError: this version of dbjax has other fields.
+    """
     config = defaults()
     for name, value in fields.items():
         if name not in config:
             raise ValueError(
-                f"{str(path)!r} is of another version of dbjax: no field {name!r}"
+                f"{where!r} is of another version of dbjax: no field {name!r}"
                 f"{nearest(name, config)}"
             )
         with config.unlocked(), config.ignore_type():
             config[name] = _value(value)
     missing = sorted(set(config) - set(fields))
     if missing:
-        raise ValueError(
-            f"{str(path)!r} is of another version of dbjax: it has no field {missing[0]!r}"
-        )
+        raise ValueError(f"{where!r} is of another version of dbjax: it has no field {missing[0]!r}")
     return config
+
+
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Field, with its groups before it -> value."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found
 
 
 def _value(value: Any) -> Any:

@@ -5,5 +5,6 @@ from dbjax.data.examples import Examples as Examples
 from dbjax.data.examples import Frames as Frames
 from dbjax.data.examples import Labelled as Labelled
 from dbjax.data.registry import load as load
+from dbjax.data.registry import require_options as require_options
 from dbjax.data.splits import Splits as Splits
 from dbjax.data.stream import Stream as Stream

@@ -42,9 +42,14 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
     Raises:
       ValueError: an unknown name or option, or missing data; says what to do.
     """
+    require_options(name, **options)
+    return _loaded(name, data_dir or default_data_dir(), tuple(sorted(options.items())))
+
+
+def require_options(name: str, **options: Any) -> None:
+    """Raises ValueError if the data set has no such option."""
     reader = OWN.get(name, images.tfds_images)
     require_known(f"data {name!r}", options, keyword_hints(reader))
-    return _loaded(name, data_dir or default_data_dir(), tuple(sorted(options.items())))
 
 
 @functools.lru_cache(maxsize=4)

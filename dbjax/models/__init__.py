@@ -7,6 +7,7 @@ from dbjax.models.mlp import MlpConfig as MlpConfig
 from dbjax.models.model import Model as Model
 from dbjax.models.model import build as build
 from dbjax.models.model import model as model
+from dbjax.models.model import require_arguments as require_arguments
 from dbjax.models.speech import DEMO as DEMO
 from dbjax.models.speech import PAPER as PAPER
 from dbjax.models.speech import Speech as Speech

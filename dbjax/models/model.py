@@ -113,13 +113,18 @@ def build(
     Raises:
       ValueError: no such network or option (names the nearest), or a bad size.
     """
+    require_arguments(name, l2=l2, **options)
+    return model(CONFIGS[name](inputs, classes, **options), seed, l2=l2)
+
+
+def require_arguments(name: str, *, l2: float = 0.0, **options: Any) -> None:
+    """Raises ValueError if there is no such network, or it has no such option."""
     if name not in CONFIGS:
         raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
     require_known(f"model {name!r}", options, keyword_hints(CONFIGS[name]))
     require_known(f"model {name!r}", {"l2": l2}, {"l2": float})
     if not l2 >= 0:
         raise ValueError(f"model {name!r}: l2={l2} must be at least 0")
-    return model(CONFIGS[name](inputs, classes, **options), seed, l2=l2)
 
 
 def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:

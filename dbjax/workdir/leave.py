@@ -78,6 +78,10 @@ class Workdir:
         )
         write_text(self.path / "trace.json", json.dumps(trace))
         save_params(self.path / "params", result.params)
+        self.summarise(result)
+
+    def summarise(self, result: Result) -> None:
+        """Writes the summary; alone it is enough where nobody looks at more."""
         about = {"config": self._config, "versions": origin.versions()}
         write_json(self.path / SUMMARY, result.summary | about)
 

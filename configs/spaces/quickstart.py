@@ -1,0 +1,14 @@
+"""Downpour SGD on the synthetic data set: a minute.
+
+python -m experiments.sweep --config=configs/quickstart.py --space=configs/spaces/quickstart.py \
+    --workdir=runs/sweep --jobs=2
+"""
+
+from experiments.sweep.space import choice, log_uniform
+
+SPACE = {
+    "rule.learning_rate": log_uniform(1e-3, 3.0),
+    "options.n_fetch": choice(1, 2, 5),
+    "options.n_push": choice(1, 2, 5),
+}
+SAMPLER, TRIALS = "random", 40

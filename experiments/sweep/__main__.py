@@ -1,0 +1,86 @@
+"""Tries values of fields of a config, and says which are best.
+
+python -m experiments.sweep --config=configs/NAME.py[:smoke] --space=configs/spaces/NAME.py \
+    --workdir=DIR [--trials=N] [--jobs=J] [--config.FIELD=VALUE ...]
+
+The same command again goes on where it was interrupted; with more --trials, to more of them.
+
+  --jobs=J           trials at once, each on one core (1)
+  --on=ray           on the machines that Ray knows at --config.ray.address (processes: on this one)
+  --sampler=         grid, random, tpe               these, and --trials, stand above
+  --pruner=          none, median, halving           what the space says
+  --seeds=N          runs a trial, with other data orders and initial parameters; the mean counts
+  --cluster-seeds=N  and with other delays
+  --seed=N           of the sampler
+  --metric=NAME      what is optimised: test_accuracy (default), train_accuracy, train_loss; of a
+                     regression test_loss (default), train_loss
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import rich.console
+
+from dbjax.arguments import nearest
+from experiments.command_line import available, command, parse
+from experiments.sweep.results import errors, table
+from experiments.sweep.run import sweep
+from experiments.sweep.space import SPACES, load_space
+
+_NUMBERS = ("trials", "jobs", "seeds", "cluster-seeds", "seed")
+_NAMES = ("sampler", "pruner", "metric")
+_ON = ("processes", "ray")
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip(), "\n\nspaces:", *available(SPACES), sep="\n  ")
+        return 0
+    chosen = parse(arguments, ("space", "on", *_NUMBERS, *_NAMES))
+    options = chosen.options
+    if chosen.config is None or chosen.workdir is None or "space" not in options:
+        raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
+    on = options.get("on", "processes")
+    if on not in _ON:
+        raise ValueError(f"no --on={on}{nearest(on, _ON)}")
+    given: dict[str, Any] = {name: _number(options, name) for name in _NUMBERS if name in options}
+    given |= {name: options[name] for name in _NAMES if name in options}
+    given = {name.replace("-", "_"): value for name, value in given.items()}
+    jobs = given.pop("jobs", 1)
+    space = load_space(options["space"], **given)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    label = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
+    result = sweep(chosen.config, space, chosen.workdir, jobs=jobs, on=on, label=label)
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    if result.interrupted:
+        ended = sum(row["state"] != "left running" for row in result.rows)
+        print(
+            f"interrupted after {ended} of {space.count} trials: the same command goes on",
+            file=sys.stderr,
+        )
+        return 130
+    if result.best is None:
+        print(f"error: no trial was complete: {errors(result.rows)[0]}", file=sys.stderr)
+        return 1
+    console.print(table(result))
+    console.print(
+        f"everything is in {chosen.workdir}: best.py (--config=FILE of experiments.run), "
+        "trials.csv, fields.png, parallel.png, importance.png, study.db (of Optuna), trials/",
+        soft_wrap=True,
+    )
+    return 0
+
+
+def _number(options: dict[str, str], name: str) -> int:
+    text = options[name]
+    if not text.isdecimal():
+        raise ValueError(f"--{name}={text} must be an integer")
+    return int(text)
+
+
+if __name__ == "__main__":
+    command(main)

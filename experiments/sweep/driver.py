@@ -1,0 +1,144 @@
+"""Has trials run, in the order of their numbers, and writes down what comes of them."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+from typing import Any, Protocol, final
+
+import optuna
+from optuna.trial import FrozenTrial, TrialState, create_trial
+
+from dbjax.workdir.files import write_text
+from experiments.sweep.plan import RUNGS, Plan
+from experiments.sweep.pool import Pool
+from experiments.sweep.trial import Outcome
+
+_POLL_S = 0.2  # how soon Ctrl-C is heard
+
+
+class Watcher(Protocol):
+    """Sees trials begin and end."""
+
+    def begun(self, number: int, drawn: dict[str, Any]) -> None: ...
+    def ended(self, trial: FrozenTrial) -> None: ...
+
+
+@final
+class Driver:
+    """The one that talks to the study.
+
+    Trials that an interrupted sweep left running are run again, under their own numbers.
+    """
+
+    def __init__(
+        self, plan: Plan, study: optuna.Study, folder: Path, pool: Pool, watcher: Watcher
+    ) -> None:
+        self._plan, self._study, self._folder = plan, study, folder
+        self._pool, self._watcher = pool, watcher
+        trials = study.get_trials()
+        self._ended = {t.number: t for t in trials if t.state.is_finished()}
+        self._left = {t.number: t for t in trials if not t.state.is_finished()}
+        self._next = len(trials)
+        self._running: dict[int, _Trial] = {}
+
+    def run(self, count: int, interrupted: threading.Event) -> None:
+        """Until there are so many trials, or one is told to stop."""
+        while not interrupted.is_set():
+            while self._pool.free and self._may_begin(count):
+                self._begin()
+            if not self._running:
+                return
+            for number, said in self._pool.said(_POLL_S):
+                if isinstance(said, Outcome):
+                    self._end(number, said)
+                else:
+                    self._look(number, *said)
+
+    def _may_begin(self, count: int) -> bool:
+        """Whether there is a trial to begin, and all that it looks back at have ended."""
+        number = min(self._left, default=self._next)
+        if number >= count and not self._left:
+            return False
+        return not self._plan.looks_back or all(k in self._ended for k in self._seen_by(number))
+
+    def _seen_by(self, number: int) -> range:
+        return range(number - self._plan.lag + 1)
+
+    def _begin(self) -> None:
+        number = min(self._left, default=self._next)
+        left = self._left.pop(number, None)
+        seen = self._seen_by(number) if self._plan.looks_back else range(0)
+        asked = self._plan.asked(
+            number, [self._ended[k] for k in seen], left.params if left else None
+        )
+        if left is None:
+            self._study.add_trial(
+                create_trial(
+                    state=TrialState.RUNNING,
+                    params=asked.params,
+                    distributions=self._plan.space.distributions,
+                )
+            )
+            self._next += 1
+            running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+            left = next(trial for trial in running if trial.number == number)
+        self._running[number] = _Trial(optuna.Trial(self._study, left._trial_id), asked)
+        self._pool.give(number, self._plan.job(asked.params))
+        self._watcher.begun(number, asked.params)
+
+    def _look(self, number: int, k: int, value: float) -> None:
+        """At an evaluation of a trial that is under way."""
+        stop = self._running[number].look(k, value)
+        if self._plan.space.pruner != "none":
+            self._pool.answer(number, stop)
+
+    def _end(self, number: int, outcome: Outcome) -> None:
+        self._keep(number, outcome)
+        trial = self._running.pop(number)
+        for name, value in trial.noted(outcome).items():
+            trial.stored.set_user_attr(name, value)
+        if outcome.error:
+            ended = self._study.tell(number, state=TrialState.FAIL)
+        elif outcome.pruned:
+            ended = self._study.tell(number, state=TrialState.PRUNED)
+        else:
+            ended = self._study.tell(number, outcome.value)
+        self._ended[number] = ended
+        self._watcher.ended(ended)
+
+    def _keep(self, number: int, outcome: Outcome) -> None:
+        """Puts the files of a trial into its folder, all of them or none."""
+        whole, part = (self._folder / f"{dot}{number:04d}" for dot in ("", "."))
+        for path in (whole, part):
+            shutil.rmtree(path, ignore_errors=True)
+        for name, text in outcome.files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(part / name, text)
+        if outcome.files:
+            part.rename(whole)
+
+
+@final
+class _Trial:
+    """One that runs: as the study knows it, and as what it may look back at."""
+
+    def __init__(self, stored: optuna.Trial, asked: optuna.Trial) -> None:
+        self.stored, self._asked = stored, asked
+
+    def look(self, k: int, value: float) -> bool:
+        for trial in (self.stored, self._asked):
+            trial.report(value, k)
+        return self._asked.should_prune()
+
+    def noted(self, outcome: Outcome) -> dict[str, Any]:
+        """Attributes of the trial, when it has ended."""
+        found: dict[str, Any] = {"wall_s": outcome.wall_s}
+        if outcome.error:
+            found["error"] = outcome.error
+        if len(outcome.values) > 1:
+            found["values"] = list(outcome.values)
+        rungs = self._asked.study.get_trials(deepcopy=False)[-1].system_attrs
+        kept = {k: v for k, v in rungs.items() if k != "fixed_params"}
+        return found | ({RUNGS: kept} if kept else {})

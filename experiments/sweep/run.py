@@ -1,0 +1,143 @@
+"""`sweep`: a config and a space in, the best config out; goes on in its workdir."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_collections
+import optuna
+
+from dbjax.arguments import require_at_least_one
+from dbjax.interrupts import noted
+from dbjax.workdir import prepare, write_json
+from dbjax.workdir.origin import versions
+from experiments.sweep.driver import Driver
+from experiments.sweep.plan import LAG, Plan
+from experiments.sweep.pool import Pool, Process, Worker
+from experiments.sweep.results import Found, found, write
+from experiments.sweep.shown import shown
+from experiments.sweep.space import Space
+
+_ABOUT = "sweep.json"
+_STUDY = "study.db"
+
+
+def sweep(
+    config: ml_collections.ConfigDict,
+    space: Space,
+    workdir: str | Path,
+    *,
+    trials: int | None = None,
+    jobs: int = 1,
+    on: Literal["processes", "ray"] = "processes",
+    label: str = "",
+) -> Found:
+    """Tries values of fields of a config.
+
+    The same call again goes on where it was interrupted, or to more trials. In virtual time all
+    trials are the same, number by number and bit by bit, however often that happens and
+    however many jobs there are.
+
+    Args:
+      config: of each trial, but for the fields of the space.
+      space: `load_space(file)`, or made in Python.
+      workdir: gets study.db (of Optuna), a folder for each trial, and at the end best.py,
+        trials.csv, and pictures.
+      trials: how many there are to be at the end; None: as the space says.
+      jobs: trials at once, each in a process that uses one core.
+      on: processes of this machine, or of those that Ray knows at `config.ray.address`.
+      label: what is tuned, for captions.
+
+    Raises:
+      ValueError: something does not fit, or another sweep lies in the workdir.
+    """
+    require_at_least_one(jobs=jobs)
+    if on not in ("processes", "ray"):
+        raise ValueError(f"on={on!r} is neither 'processes' nor 'ray'")
+    space = dataclasses.replace(space, trials=trials) if trials is not None else space
+    plan = Plan(config, space, lag=max(LAG, jobs))
+    workdir = prepare(workdir)
+    with _alone(workdir):
+        plan = _taken_up(plan, workdir)
+        study = _opened(plan, workdir)
+        with noted() as interrupted:
+            start = _starts(on, config, workdir)
+            with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
+                Driver(plan, study, workdir / "trials", pool, watcher).run(
+                    space.count, interrupted
+                )
+            result = found(plan, study, interrupted.is_set(), label or config.algorithm)
+        if not result.interrupted:
+            write(result, workdir)
+    return result
+
+
+@contextlib.contextmanager
+def _alone(workdir: Path) -> Iterator[None]:
+    with (workdir / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"workdir {str(workdir)!r}: another sweep goes on there") from error
+        yield
+
+
+def _taken_up(plan: Plan, workdir: Path) -> Plan:
+    """The plan, as far as it was made before; a new one is written down.
+
+    Raises:
+      ValueError: the workdir holds another.
+    """
+    path = workdir / _ABOUT
+    if not path.exists():
+        if (workdir / _STUDY).exists():
+            raise ValueError(f"workdir {str(workdir)!r} holds a study without {_ABOUT}")
+        write_json(path, plan.described() | {"lag": plan.lag, "versions": versions()})
+        return plan
+    have: dict[str, Any] = json.loads(path.read_text())
+    if difference := plan.difference({name: have[name] for name in ("config", "space")}):
+        raise ValueError(
+            f"workdir {str(workdir)!r} holds a sweep with {difference}: "
+            "give another --workdir, or delete that one"
+        )
+    if have["versions"] != versions():
+        logging.getLogger("dbjax").warning(
+            "begun with other versions (see %s): values may differ in the last digits", path
+        )
+    return dataclasses.replace(plan, lag=have["lag"])
+
+
+def _opened(plan: Plan, workdir: Path) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        study = optuna.create_study(
+            storage=f"sqlite:///{(workdir / _STUDY).resolve()}",
+            study_name="sweep",
+            direction=plan.direction,
+            load_if_exists=True,
+        )
+        study.set_metric_names([plan.words])
+    return study
+
+
+@contextlib.contextmanager
+def _starts(on: str, config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Any]:
+    """How a worker is started."""
+    if on == "ray":
+        from experiments.sweep.on_ray import actors
+
+        with actors(config) as start:
+            yield start
+    else:
+        start_here: functools.partial[Worker] = functools.partial(Process, workdir / "workers.log")
+        yield start_here

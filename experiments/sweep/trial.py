@@ -1,0 +1,160 @@
+"""One trial, in a worker: a run for each of its seeds, without bulky files."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+import dbjax
+from dbjax.runtime.base import Node, Runtime
+from dbjax.trace import Row
+from dbjax.workdir import Workdir
+from experiments import build
+
+Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What a worker is given.
+
+    Attributes:
+      config: of the trial's first run.
+      metric: the value of a run is the last one of it.
+      seeds: runs with other data orders and initial parameters.
+      cluster_seeds: and with other delays, each of them for each of `seeds`.
+      prunes: whether the first run is to wait for a verdict after each evaluation.
+    """
+
+    config: ml_collections.ConfigDict
+    metric: str
+    seeds: int
+    cluster_seeds: int
+    prunes: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What comes of it.
+
+    Attributes:
+      values: of each run; what a pruned one had reached.
+      error: one line; empty: there was none.
+      files: what its folder is to hold.
+    """
+
+    values: tuple[float, ...] = ()
+    pruned: bool = False
+    error: str = ""
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
+    wall_s: float = 0.0
+
+    @property
+    def value(self) -> float:
+        return statistics.fmean(self.values)
+
+
+def run_trial(job: Job, look: Look) -> Outcome:
+    """Runs a trial; whatever goes wrong is part of the outcome.
+
+    Args:
+      look: is shown every evaluation of the first run, and says whether to stop.
+    """
+    begin = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        found = _found(job, look, Path(folder))
+        files = {
+            str(path.relative_to(folder)): path.read_text()
+            for path in sorted(Path(folder).rglob("*"))
+            if path.is_file()
+        }
+    return dataclasses.replace(found, files=files, wall_s=time.perf_counter() - begin)
+
+
+def _found(job: Job, look: Look, folder: Path) -> Outcome:
+    values: list[float] = []
+    pruned = False
+
+    def once(k: int, value: float) -> bool:
+        nonlocal pruned
+        pruned = look(k, value)
+        return pruned
+
+    try:
+        method = build.algorithm(job.config)  # the same for all seeds: compiled once
+        for name, config in _runs(job):
+            first = not values
+            values.append(
+                _run(config, method, job.metric, folder / name, once if first else _unseen)
+            )
+            if pruned:
+                break
+    except Exception as error:
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        return Outcome(error=" ".join(f"{kind}{error}".split()))
+    if not all(map(math.isfinite, values)):
+        return Outcome(error=f"{job.metric} is {values[-1]} at the end")
+    return Outcome(tuple(values), pruned)
+
+
+def _unseen(k: int, value: float) -> bool:
+    return False
+
+
+def _runs(job: Job) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
+    """The runs of a trial, and the folders of each."""
+    for k in range(job.seeds * job.cluster_seeds):
+        config = job.config.copy_and_resolve_references()
+        seed, cluster_seed = divmod(k, job.cluster_seeds)
+        config.seed += seed
+        config.data_seed += seed
+        config.cluster.seed += cluster_seed
+        yield f"run_{k}" if job.seeds * job.cluster_seeds > 1 else "", config
+
+
+def _run(
+    config: ml_collections.ConfigDict, method: Any, metric: str, folder: Path, look: Look
+) -> float:
+    """The last value of one run."""
+    build.make_host_devices(config)
+    task, cluster = build.task(config), build.cluster(config)
+    clock = "virtual" if config.runtime == "virtual" else "wall"
+    stops: list[Callable[[], None]] = []
+    evaluated = itertools.count()
+
+    async def beside(node: Node, runtime: Runtime) -> None:
+        stops.append(runtime.stop)
+
+    def listen(row: Row) -> None:
+        if row["node"] != "evaluator":
+            return
+        k = next(evaluated)
+        if stops and 0 < k < config.evaluations and look(k, row[metric]):
+            stops.pop()()
+
+    with Workdir(folder, config.to_dict(), clock=clock) as files:
+        result = dbjax.run(
+            task,
+            method,
+            runtime=config.runtime,
+            cluster=cluster,
+            until_s=config.until_s,
+            evaluate_every_s=config.until_s and config.until_s / config.evaluations,
+            checkpoint_every=dbjax.Every(
+                config.checkpoint.every_s, config.checkpoint.every_updates
+            ),
+            seed=config.seed,
+            beside=beside,
+            trace=dbjax.Trace(listeners=[files.listen, listen]),
+        )
+        files.summarise(result)
+    return float(result.evaluations[-1][metric])
