@@ -50,7 +50,9 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
             config[name] = _value(value)
     missing = sorted(set(config) - set(fields))
     if missing:
-        raise ValueError(f"{where!r} is of another version of dbjax: it has no field {missing[0]!r}")
+        raise ValueError(
+            f"{where!r} is of another version of dbjax: it has no field {missing[0]!r}"
+        )
     return config
 
 

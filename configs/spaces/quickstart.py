@@ -1,7 +1,7 @@
 """Downpour SGD on the synthetic data set: a minute.
 
-python -m experiments.sweep --config=configs/quickstart.py --space=configs/spaces/quickstart.py \
-    --workdir=runs/sweep --jobs=2
+python -m experiments.sweep --config=configs/quickstart.py \
+    --space=configs/spaces/quickstart.py --workdir=runs/sweep --jobs=2
 """
 
 from experiments.sweep.space import choice, log_uniform

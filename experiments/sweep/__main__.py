@@ -24,7 +24,6 @@ from typing import Any
 
 import rich.console
 
-from dbjax.arguments import nearest
 from experiments.command_line import available, command, parse
 from experiments.sweep.results import errors, table
 from experiments.sweep.run import sweep
@@ -32,7 +31,6 @@ from experiments.sweep.space import SPACES, load_space
 
 _NUMBERS = ("trials", "jobs", "seeds", "cluster-seeds", "seed")
 _NAMES = ("sampler", "pruner", "metric")
-_ON = ("processes", "ray")
 
 
 def main(arguments: list[str]) -> int:
@@ -44,8 +42,6 @@ def main(arguments: list[str]) -> int:
     if chosen.config is None or chosen.workdir is None or "space" not in options:
         raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
     on = options.get("on", "processes")
-    if on not in _ON:
-        raise ValueError(f"no --on={on}{nearest(on, _ON)}")
     given: dict[str, Any] = {name: _number(options, name) for name in _NUMBERS if name in options}
     given |= {name: options[name] for name in _NAMES if name in options}
     given = {name.replace("-", "_"): value for name, value in given.items()}

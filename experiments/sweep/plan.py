@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, final
+from typing import Any, Literal, final
 
 import ml_collections
 import numpy as np
@@ -48,8 +48,9 @@ class Plan:
     lag: int = LAG
 
     def __post_init__(self) -> None:
-        if self.metric not in _metrics(self.config):
-            raise ValueError(f"no metric {self.metric!r}{nearest(self.metric, _metrics(self.config))}")
+        known = _metrics(self.config)
+        if self.metric not in known:
+            raise ValueError(f"no metric {self.metric!r}{nearest(self.metric, known)}")
         if self.config.runtime == "ray":
             raise ValueError("runtime='ray' is not for sweeps: trials run in one process each")
         if self.space.pruner != "none":
@@ -70,7 +71,7 @@ class Plan:
         return _WORDS[self.metric]
 
     @property
-    def direction(self) -> str:
+    def direction(self) -> Literal["minimize", "maximize"]:
         return "minimize" if self.metric.endswith("loss") else "maximize"
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -82,10 +83,8 @@ class Pool:
         """Has a trial run."""
         worker = self._idle.pop() if self._idle else self._start()
         self._busy[worker.connection] = worker, number
-        try:
+        with contextlib.suppress(OSError):  # it is dead: `said` will find that out
             worker.connection.send(job)
-        except OSError:  # it is dead: `said` will find that out
-            pass
 
     def said(self, timeout_s: float) -> list[tuple[int, Message]]:
         """What workers have said of which trials; of one that died, that."""

@@ -120,7 +120,8 @@ def _csv(result: Found) -> str:
 
 
 def _config_file(result: Found, workdir: Path) -> str:
-    assert result.best is not None and result.best_row is not None
+    assert result.best is not None
+    assert result.best_row is not None
     chosen = {name: result.best_row[name] for name in result.plan.space.space}
     fields = plain(result.best.to_dict(), infinity="inf")
     return (
@@ -147,7 +148,7 @@ def table(result: Found) -> rich.table.Table:
     failed = [row for row in result.rows if row["error"]]
     title = f"best of {len(result.rows)} trials by {result.plan.words}"
     drawn = rich.table.Table(title=title, title_justify="left", caption=result.caption)
-    for column in ("trial", result.plan.words, *fields, "wall s"):
+    for column in ("trial", result.plan.words, *_short(fields), "wall s"):
         drawn.add_column(column, justify="right", overflow="fold")
     for row in ranked[:_SHOWN]:
         cells = [_cell(row[name]) for name in fields]
@@ -156,6 +157,12 @@ def table(result: Found) -> rich.table.Table:
         cells = [_cell(row[name]) for name in fields]
         drawn.add_row(str(row["trial"]), f"failed: {row['error'][:80]}", *cells)
     return drawn
+
+
+def _short(fields: Sequence[str]) -> list[str]:
+    """Without their groups, where that is clear."""
+    last = [name.rpartition(".")[2] for name in fields]
+    return [one if last.count(one) == 1 else name for name, one in zip(fields, last, strict=True)]
 
 
 def _value(row: dict[str, Any]) -> str:

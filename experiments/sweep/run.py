@@ -9,14 +9,14 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_collections
 import optuna
 
-from dbjax.arguments import require_at_least_one
+from dbjax.arguments import nearest, require_at_least_one
 from dbjax.interrupts import noted
 from dbjax.workdir import prepare, write_json
 from dbjax.workdir.origin import versions
@@ -27,6 +27,7 @@ from experiments.sweep.results import Found, found, write
 from experiments.sweep.shown import shown
 from experiments.sweep.space import Space
 
+ON = ("processes", "ray")
 _ABOUT = "sweep.json"
 _STUDY = "study.db"
 
@@ -38,7 +39,7 @@ def sweep(
     *,
     trials: int | None = None,
     jobs: int = 1,
-    on: Literal["processes", "ray"] = "processes",
+    on: str = "processes",
     label: str = "",
 ) -> Found:
     """Tries values of fields of a config.
@@ -61,8 +62,8 @@ def sweep(
       ValueError: something does not fit, or another sweep lies in the workdir.
     """
     require_at_least_one(jobs=jobs)
-    if on not in ("processes", "ray"):
-        raise ValueError(f"on={on!r} is neither 'processes' nor 'ray'")
+    if on not in ON:
+        raise ValueError(f"no on={on}{nearest(on, ON)}")
     space = dataclasses.replace(space, trials=trials) if trials is not None else space
     plan = Plan(config, space, lag=max(LAG, jobs))
     workdir = prepare(workdir)
@@ -72,9 +73,7 @@ def sweep(
         with noted() as interrupted:
             start = _starts(on, config, workdir)
             with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
-                Driver(plan, study, workdir / "trials", pool, watcher).run(
-                    space.count, interrupted
-                )
+                Driver(plan, study, workdir / "trials", pool, watcher).run(space.count, interrupted)
             result = found(plan, study, interrupted.is_set(), label or config.algorithm)
         if not result.interrupted:
             write(result, workdir)
@@ -131,7 +130,9 @@ def _opened(plan: Plan, workdir: Path) -> optuna.Study:
 
 
 @contextlib.contextmanager
-def _starts(on: str, config: ml_collections.ConfigDict, workdir: Path) -> Iterator[Any]:
+def _starts(
+    on: str, config: ml_collections.ConfigDict, workdir: Path
+) -> Iterator[Callable[[], Worker]]:
     """How a worker is started."""
     if on == "ray":
         from experiments.sweep.on_ray import actors
@@ -139,5 +140,4 @@ def _starts(on: str, config: ml_collections.ConfigDict, workdir: Path) -> Iterat
         with actors(config) as start:
             yield start
     else:
-        start_here: functools.partial[Worker] = functools.partial(Process, workdir / "workers.log")
-        yield start_here
+        yield functools.partial(Process, workdir / "workers.log")

@@ -126,9 +126,7 @@ class Space:
             if getattr(self, kind) not in known:
                 name = getattr(self, kind)
                 raise ValueError(f"no {kind} {name!r}{nearest(name, known)}")
-        require_at_least_one(
-            trials=self.count, seeds=self.seeds, cluster_seeds=self.cluster_seeds
-        )
+        require_at_least_one(trials=self.count, seeds=self.seeds, cluster_seeds=self.cluster_seeds)
         if self.sampler == "grid" and self.count > self.points:
             raise ValueError(f"trials={self.trials}, but the grid has {self.points} points")
 
@@ -152,10 +150,10 @@ class Space:
         """Of the grid, whose points are taken in an order that `seed` draws."""
         index = int(np.random.default_rng(self.seed).permutation(self.points)[number])
         found = {}
-        for name, values in reversed(self.space.items()):
+        for name, values in reversed(list(self.space.items())):
             index, at = divmod(index, len(values.grid))
             found[name] = values.grid[at]
-        return dict(reversed(found.items()))
+        return dict(reversed(list(found.items())))
 
     def set_in(
         self, config: ml_collections.ConfigDict, drawn: Mapping[str, Any]

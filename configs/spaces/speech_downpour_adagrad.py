@@ -1,0 +1,15 @@
+"""Downpour SGD + Adagrad on speech frames: rate, what the sum begins with, warm start.
+
+python -m experiments.sweep --config=configs/speech_downpour_adagrad.py \
+    --space=configs/spaces/speech_downpour_adagrad.py --workdir=runs/sweeps/speech_downpour_adagrad --jobs=2
+"""
+
+from experiments.sweep.space import choice, log_uniform, uniform
+
+SPACE = {
+    "rule.gamma": log_uniform(1e-3, 1e-1),
+    "rule.initial_accumulator": log_uniform(1e-8, 1e-2),
+    "options.warm_start_s": uniform(0.0, 16.0),
+    "options.n_fetch": choice(1, 2, 5),
+}
+SAMPLER, PRUNER, TRIALS = "tpe", "median", 40
