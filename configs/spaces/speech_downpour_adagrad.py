@@ -1,7 +1,7 @@
 """Downpour SGD + Adagrad on speech frames: rate, what the sum begins with, warm start.
 
 python -m experiments.sweep --config=configs/speech_downpour_adagrad.py \
-    --space=configs/spaces/speech_downpour_adagrad.py --workdir=runs/sweeps/speech_downpour_adagrad --jobs=2
+    --space=configs/spaces/speech_downpour_adagrad.py --workdir=runs/sweeps/speech_adagrad --jobs=2
 """
 
 from experiments.sweep.space import choice, log_uniform, uniform

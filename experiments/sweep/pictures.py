@@ -52,13 +52,10 @@ def fields(result: Found) -> Figure:
     for line in range(lines):
         panels[line * columns].set_ylabel(_axis(result))
     handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(
-        handles,
-        labels,
-        loc="outside upper right" if columns > 2 else "outside upper left",
-        ncols=3,
-        fontsize=8,
-    )
+    if columns > 2:  # beside the title, else below it
+        figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
+    else:
+        figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8)
     figure.suptitle(f"{_capital(result)} of each trial against each field", x=0.02, ha="left")
     _caption(figure, result, "Each panel shows the same trials; the other fields vary too.")
     return figure
@@ -85,9 +82,9 @@ def _scatter(axes: Axes, result: Found, name: str, values: Values) -> None:
                 axes.errorbar(at, scale * row["value"], deviation, color=_COMPLETE, alpha=0.4)
     best = result.best_row
     assert best is not None
-    at = place(best[name]) + jitter[best["trial"]]
+    there = place(best[name]) + jitter[best["trial"]]
     label = f"best: trial {best['trial']}"
-    axes.plot(at, scale * best["value"], "*", color=_BEST, markersize=14, label=label)
+    axes.plot(there, scale * best["value"], "*", color=_BEST, markersize=14, label=label)
     if ticks:
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlim(-0.5, len(ticks) - 0.5)
