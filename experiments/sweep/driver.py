@@ -84,7 +84,7 @@ class Driver:
             self._next += 1
             running = self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
             left = next(trial for trial in running if trial.number == number)
-        self._running[number] = _Trial(optuna.Trial(self._study, left._trial_id), asked)
+        self._running[number] = _Trial(self._study, left, asked)
         self._pool.give(number, self._plan.job(asked.params))
         self._watcher.begun(number, asked.params)
 
@@ -124,12 +124,14 @@ class Driver:
 class _Trial:
     """One that runs: as the study knows it, and as what it may look back at."""
 
-    def __init__(self, stored: optuna.Trial, asked: optuna.Trial) -> None:
-        self.stored, self._asked = stored, asked
+    def __init__(self, study: optuna.Study, left: FrozenTrial, asked: optuna.Trial) -> None:
+        self.stored, self._asked = optuna.Trial(study, left._trial_id), asked
+        self._reported = set(left.intermediate_values)  # when it ran before
 
     def look(self, k: int, value: float) -> bool:
-        for trial in (self.stored, self._asked):
-            trial.report(value, k)
+        self._asked.report(value, k)
+        if k not in self._reported:
+            self.stored.report(value, k)
         return self._asked.should_prune()
 
     def noted(self, outcome: Outcome) -> dict[str, Any]:

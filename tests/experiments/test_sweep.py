@@ -1,9 +1,7 @@
 """Sweeps: the same trials however often they are killed and however many jobs there are."""
 
-import json
-import os
+import csv
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -13,7 +11,6 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from experiments import run
 from experiments.command_line import load_config
 from experiments.sweep import __main__ as command
 from experiments.sweep.run import sweep
@@ -85,8 +82,179 @@ def test_killed_twice_it_has_the_same_trials(sampler, tmp_path):
 
 @pytest.mark.parametrize(("sampler", "pruner"), [("tpe", "median"), ("random", "halving")])
 def test_what_looks_back_does_not_see_the_number_of_jobs(sampler, pruner, tmp_path):
-    given = [f"--sampler={sampler}", f"--pruner={pruner}", "--trials=16"]
+    given = [f"--sampler={sampler}", f"--pruner={pruner}", "--trials=12"]
     for jobs in (1, 2):
         assert command.main(arguments(tmp_path / str(jobs), *given, f"--jobs={jobs}")) == 0
     assert trials(tmp_path / "1") == trials(tmp_path / "2")
     assert any(state == TrialState.PRUNED for _, _, state, *_ in trials(tmp_path / "1"))
+
+
+def test_more_trials_go_on_and_another_sweep_is_refused(tmp_path, capsys):
+    assert command.main(arguments(tmp_path, "--trials=2")) == 0
+    before = trials(tmp_path)
+    assert command.main(arguments(tmp_path, "--trials=4")) == 0
+    assert trials(tmp_path)[:2] == before
+    assert len(trials(tmp_path)) == 4
+    with pytest.raises(ValueError, match=r"holds a sweep with config.batch_size=32, here it is 8"):
+        command.main(arguments(tmp_path, "--config.batch_size=8"))
+    with pytest.raises(ValueError, match=r"holds a sweep with space.seed=0, here it is 1"):
+        command.main(arguments(tmp_path, "--seed=1"))
+
+
+def test_what_it_leaves(tmp_path, capsys):
+    """The mean over seeds, every file, and a best config that is run with the same value."""
+    given = ["--trials=3", "--seeds=2", "--cluster-seeds=2"]
+    assert command.main(arguments(tmp_path / "sweep", *given)) == 0
+    shown = capsys.readouterr().out
+    assert "best of 3 trials by training loss" in shown
+    assert "mean of 4 runs each" in " ".join(shown.split())
+    folder = tmp_path / "sweep"
+    assert {path.name for path in folder.iterdir()} >= {
+        "best.py", "trials.csv", "fields.png", "parallel.png", "study.db", "sweep.json", "trials"
+    }  # fmt: skip
+    left = {str(path.relative_to(folder / "trials" / "0002"))
+            for path in (folder / "trials" / "0002").rglob("*") if path.is_file()}  # fmt: skip
+    assert left == {f"run_{k}/{name}" for k in range(4)
+                    for name in ("config.json", "metrics.jsonl", "summary.json")}  # fmt: skip
+    rows = list(csv.DictReader((folder / "trials.csv").read_text().splitlines()))
+    best = min(rows, key=lambda row: float(row["train_loss"]))
+    study = optuna.load_study(study_name="sweep", storage=f"sqlite:///{folder}/study.db")
+    values = study.trials[int(best["trial"])].user_attrs["values"]
+    assert len(set(values)) == 4
+    assert float(best["train_loss"]) == pytest.approx(sum(values) / 4)
+    config = load_config(str(folder / "best.py"))
+    again = ["experiments.run", f"--config={folder}/best.py", f"--workdir={tmp_path / 'run'}"]
+    subprocess.run([sys.executable, "-m", *again], check=True, capture_output=True)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["train_loss"] == values[0]
+    assert config.cluster.machine.sigma == float(best["cluster.machine.sigma"])
+
+
+CONFIG = load_config("configs/quickstart.py:smoke")
+CONFIG.until_s, CONFIG.evaluations, CONFIG.evaluate_examples = 0.6, 3, 50
+
+
+def test_a_trial_that_fails_is_recorded_and_the_others_go_on(tmp_path):
+    space = Space({"data.num_examples": choice(400, 3)}, sampler="grid")
+    found = sweep(CONFIG, space, tmp_path)
+    assert [row["state"] for row in found.rows].count("failed") == 1
+    failed = next(t for t in found.study.trials if t.state == TrialState.FAIL)
+    assert failed.user_attrs["error"].count("\n") == 0
+    assert len(failed.user_attrs["error"]) > 10
+    assert found.best.data.num_examples == 400
+
+
+def test_a_worker_that_dies_costs_its_trial_only(tmp_path, monkeypatch):
+    from experiments.sweep import run as sweeping
+
+    started = []
+
+    class Mortal(sweeping.Process):
+        def __init__(self, log):
+            super().__init__(log)
+            if not started:
+                self._process.kill()
+            started.append(self)
+
+    monkeypatch.setattr(sweeping, "Process", Mortal)
+    found = sweep(CONFIG, Space({"seed": choice(0, 1, 2)}, sampler="grid"), tmp_path)
+    assert [row["state"] for row in found.rows] == ["failed", "complete", "complete"]
+    assert found.rows[0]["error"] == "its process died: SIGKILL"
+    assert len(started) == 2
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path):
+    given = arguments(tmp_path, "--jobs=2", "--config.until_s=5", "--config.evaluations=50")
+    running = subprocess.Popen(
+        [sys.executable, "-m", "experiments.sweep", *given],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list((tmp_path / "trials").glob("[0-9]*")):
+        assert running.poll() is None
+        time.sleep(0.02)
+    running.send_signal(signal.SIGINT)
+    _, said = running.communicate(timeout=30)
+    assert running.returncode == 130
+    assert said.splitlines()[-1].startswith("interrupted after ")
+    assert said.splitlines()[-1].endswith(" of 40 trials: the same command goes on")
+    assert "Traceback" not in said
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (
+            {"rul.learning_rate": choice(1)},
+            "config has no field 'rul.learning_rate'; nearest: 'rule'",
+        ),
+        ({"rule.learning_rat": choice(1)}, "no argument 'learning_rat'; nearest: 'learning_rate'"),
+        ({"options.n_fech": choice(1)}, "options has no 'n_fech'; nearest: 'n_fetch'"),
+        ({"data.num_exampls": choice(1)}, "has no 'num_exampls'; nearest: 'num_examples'"),
+        ({"model.l3": choice(1)}, "model 'softmax' has no 'l3'"),
+        ({"batch_size": uniform(1, 2)}, r"batch_size=1.0 must be int"),
+        ({"options.replicas": choice(4, 0)}, "downpour.replicas=0 must be at least 1"),
+        ({"batch_size": 3}, r"'batch_size' is 3; write choice\(3\)"),
+        ({}, "SPACE must be a dict"),
+    ],
+)
+def test_a_bad_space_is_one_line_before_anything_starts(change, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        sweep(CONFIG, Space(change), tmp_path / "sweep")
+    assert not (tmp_path / "sweep" / "study.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        (["--sampler=gird"], "no sampler 'gird'; nearest: 'grid'"),
+        (["--pruner=medien"], "no pruner 'medien'; nearest: 'median'"),
+        (["--metric=acuracy"], "no metric 'acuracy'; nearest: 'test_accuracy'"),
+        (["--on=rai"], "no on=rai; nearest: 'ray'"),
+        (["--jobs=0"], "jobs=0 must be at least 1"),
+        (["--trials=many"], "--trials=many must be an integer"),
+        (["--sampler=grid", "--trials=41"], "trials=41, but the grid has 40 points"),
+        (["--space=configs/spaces/speech.py"], "no space file .* nearest: 'configs/spaces/speech"),
+        (["--pruner=median", "--config.until_s=none"], "a pruner needs until_s"),
+    ],
+)
+def test_bad_arguments_are_named(given, text, tmp_path):
+    with pytest.raises(ValueError, match=text):
+        command.main(arguments(tmp_path, *given))
+
+
+def test_a_misspelt_constant_is_named(tmp_path):
+    file = tmp_path / "space.py"
+    file.write_text("from experiments.sweep.space import choice\nSPACE = {}\nSAMPLR = 'grid'\n")
+    with pytest.raises(ValueError, match="has no 'SAMPLR'; nearest: 'SAMPLER'"):
+        load_space(str(file))
+
+
+@pytest.mark.parametrize("file", sorted(map(str, Path("configs/spaces").glob("*.py"))))
+def test_every_space_fits_its_config_and_names_its_command(file):
+    from experiments.sweep.plan import Plan
+
+    config = f"configs/{Path(file).name}"
+    text = Path(file).read_text()
+    assert f"--space={file}" in text
+    assert f"--config={config}" in text
+    for variant in ("", ":smoke"):
+        assert Plan(load_config(config + variant), load_space(file)).metric == "test_accuracy"
+
+
+def test_a_grid_has_every_point_once_and_a_regression_a_loss():
+    from experiments.sweep.plan import Plan
+
+    space = Space({"cluster.latency_s": uniform(0, 1, points=3), "rule.memory": choice(5, 10)},
+                  sampler="grid")  # fmt: skip
+    points = [tuple(space.point(k).values()) for k in range(6)]
+    assert sorted(points) == [(x, m) for x in (0.0, 0.5, 1.0) for m in (5, 10)]
+    plan = Plan(load_config("configs/quadratic_sandblaster.py"), space)
+    assert (plan.metric, plan.direction) == ("test_loss", "minimize")
+    assert log_uniform(1e-3, 1e-1, points=3).grid == pytest.approx((1e-3, 1e-2, 1e-1))
+
+
+@pytest.mark.slow
+def test_workers_on_ray_give_the_same_trials(tmp_path):
+    given = ["--trials=6", "--jobs=2", "--pruner=median", "--config.ray.address=local"]
+    for on in ("processes", "ray"):
+        assert command.main(arguments(tmp_path / on, *given, f"--on={on}")) == 0
+    assert trials(tmp_path / "ray") == trials(tmp_path / "processes")
