@@ -37,5 +37,5 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "dbjax needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[speech,digits,ray,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[speech,digits,ray,sweep,dev]'
 	@touch $@

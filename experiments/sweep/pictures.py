@@ -107,7 +107,7 @@ def parallel(result: Found) -> Figure:
     for row, value in sorted(
         zip(rows, values, strict=True), key=lambda pair: -pair[1] if minimise else pair[1]
     ):
-        y = [height(row[name]) for (height, _), name in zip(heights, space, strict=True)]
+        y = [along(row[name]) for (along, _), name in zip(heights, space, strict=True)]
         best = row is result.best_row
         axes.plot(
             range(len(space)), y, color=_BEST if best else colours(normal(value)),
@@ -116,9 +116,9 @@ def parallel(result: Found) -> Figure:
         )  # fmt: skip
     for at, (_, ticks) in enumerate(heights):
         axes.axvline(at, color="0.3", linewidth=0.8, zorder=1)
-        for y, text in ticks:
+        for height, text in ticks:
             axes.annotate(
-                text, (at, y), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
+                text, (at, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
                 bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
                 zorder=4,
             )  # fmt: skip

@@ -1,6 +1,7 @@
 """Sweeps: the same trials however often they are killed and however many jobs there are."""
 
 import csv
+import json
 import signal
 import subprocess
 import sys

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import io
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -60,24 +62,45 @@ def load(
 
 
 def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
-    import tensorflow_datasets as tfds
+    builder = _builder(data_dir, num_frames, seed)
+    if not builder.data_path.exists():
+        with _alone(Path(builder.data_path.parent)):
+            builder = _builder(data_dir, num_frames, seed)
+            if not builder.data_path.exists():  # nor has another process made it meanwhile
+                _make(builder)
+    return builder
+
+
+def _builder(data_dir: str, num_frames: int, seed: int) -> Any:
     from absl import logging
 
     from dbjax.data.speech.builder import SpeechFrames, config
 
     logging.set_verbosity(logging.ERROR)
-    builder = SpeechFrames(
+    return SpeechFrames(
         config=config(num_frames, seed), data_dir=data_dir, file_format="array_record"
     )
-    if not builder.data_path.exists():
-        for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
-            shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
-        tfds.disable_progress_bar()
-        with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
-            builder.download_and_prepare()  # it speaks of downloads
-        if builder.interrupted.is_set():
-            raise KeyboardInterrupt
-    return builder
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """While no other process of this machine makes data there; it ends with the process."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _make(builder: Any) -> None:
+    import tensorflow_datasets as tfds
+
+    for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
+        shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
+    tfds.disable_progress_bar()
+    with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()  # it speaks of downloads
+    if builder.interrupted.is_set():
+        raise KeyboardInterrupt
 
 
 def _text(phones: list[bytes]) -> list[str]:

@@ -1,0 +1,82 @@
+"""(k) Trials of a sweep a second: one job and two, each on one core, beside one with all cores."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from benchmarks.measure import Case, Measured, in_turn
+from experiments.command_line import load_config
+from experiments.sweep.plan import Plan
+from experiments.sweep.pool import Pool, Process
+from experiments.sweep.space import Space, log_uniform
+from experiments.sweep.trial import Outcome
+from experiments.sweep.worker import ONE_THREAD
+
+SPACES = {
+    "configs/digits_downpour.py": "rule.gamma",
+    "configs/speech_downpour_adagrad.py:smoke": "rule.gamma",
+}
+UNTIL_S = {"configs/speech_downpour_adagrad.py:smoke": 8.0}
+_TRIALS = 4  # for each job; rates differ, so updates are compiled each time
+
+
+def plan_of(config_file: str, field: str) -> Plan:
+    config = load_config(config_file)
+    config.until_s = UNTIL_S.get(config_file, config.until_s)
+    return Plan(config, Space({field: log_uniform(1e-3, 1e-1)}))
+
+
+class Trials:
+    """Runs other trials of a plan each time; the workers stay."""
+
+    def __init__(self, plan: Plan, jobs: int, env: Mapping[str, str], log: Path) -> None:
+        self._plan, self._jobs = plan, jobs
+        self._pool = Pool(lambda: Process(log, env), jobs)
+        self._numbers = itertools.count()
+
+    def rate(self) -> float:
+        """Trials a second."""
+        begin, count = time.perf_counter(), _TRIALS * self._jobs
+        waiting = [next(self._numbers) for _ in range(count)]
+        while count:
+            while waiting and self._pool.free:
+                number = waiting.pop(0)
+                self._pool.give(number, self._plan.job(self._plan.asked(number, ()).params))
+            for number, said in self._pool.said(1.0):
+                if isinstance(said, Outcome):
+                    if said.error:
+                        raise RuntimeError(f"trial {number}: {said.error}")
+                    count -= 1
+        return _TRIALS * self._jobs / (time.perf_counter() - begin)
+
+    def close(self) -> None:
+        self._pool.__exit__()
+
+
+def compare(config_file: str, field: str, rounds: int) -> Measured:
+    log = Path("/dev/null")
+    plan = plan_of(config_file, field)
+    made = {
+        "1 job on one core": Trials(plan, 1, ONE_THREAD, log),
+        "2 jobs, each on one core": Trials(plan, 2, ONE_THREAD, log),
+        "1 job on all cores": Trials(plan, 1, {}, log),
+    }
+    cases: dict[str, Case] = {name: trials.rate for name, trials in made.items()}
+    try:
+        return in_turn(
+            f"(k) trials of a sweep, {config_file}, {plan.config.until_s:g} virtual s each",
+            "trials/s",
+            cases,
+            rounds,
+            {"2 jobs, each on one core": ">= 1.8"},
+        )
+    finally:
+        for trials in made.values():
+            trials.close()
+
+
+def run(rounds: int) -> list[Measured]:
+    return [compare(file, field, rounds) for file, field in SPACES.items()]
