@@ -19,13 +19,13 @@ SPACES = {
     "configs/digits_downpour.py": "rule.gamma",
     "configs/speech_downpour_adagrad.py:smoke": "rule.gamma",
 }
-UNTIL_S = {"configs/speech_downpour_adagrad.py:smoke": 8.0}
+_UNTIL_S = 10.0  # virtual
 _TRIALS = 4  # for each job; rates differ, so updates are compiled each time
 
 
 def plan_of(config_file: str, field: str) -> Plan:
     config = load_config(config_file)
-    config.until_s = UNTIL_S.get(config_file, config.until_s)
+    config.until_s = _UNTIL_S
     return Plan(config, Space({field: log_uniform(1e-3, 1e-1)}))
 
 

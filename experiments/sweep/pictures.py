@@ -43,7 +43,7 @@ def fields(result: Found) -> Figure:
     space = result.plan.space.space
     columns = 2 if len(space) == 4 else min(3, len(space))
     lines = math.ceil(len(space) / columns)
-    figure = Figure(figsize=(3.6 * columns + 1.2, 3.2 * lines + 1.3))
+    figure = Figure(figsize=(max(7.5, 3.6 * columns + 1.2), 3.2 * lines + 1.3))
     panels = list(figure.subplots(lines, columns, sharey=True, squeeze=False).flat)
     for axes, (name, values) in zip(panels, space.items(), strict=False):
         _scatter(axes, result, name, values)
@@ -52,12 +52,13 @@ def fields(result: Found) -> Figure:
     for line in range(lines):
         panels[line * columns].set_ylabel(_axis(result))
     handles, labels = panels[0].get_legend_handles_labels()
-    if columns > 2:  # beside the title, else below it
-        figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
-    else:
-        figure.legend(handles, labels, loc="outside upper left", ncols=3, fontsize=8)
-    figure.suptitle(f"{_capital(result)} of each trial against each field", x=0.02, ha="left")
-    _caption(figure, result, "Each panel shows the same trials; the other fields vary too.")
+    figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
+    figure.suptitle(f"{_capital(result)} of every trial", x=0.02, ha="left")
+    _caption(
+        figure,
+        result,
+        "Each panel shows the same trials, whose other fields vary too. Pruned: value when stopped.",
+    )
     return figure
 
 
@@ -68,7 +69,7 @@ def _scatter(axes: Axes, result: Found, name: str, values: Values) -> None:
     if not ticks:
         jitter *= 0
     for state, looks in (
-        ("pruned", {"marker": "x", "color": _PRUNED, "label": "pruned: value when stopped"}),
+        ("pruned", {"marker": "x", "color": _PRUNED, "label": "pruned"}),
         ("complete", {"marker": "o", "color": _COMPLETE, "alpha": 0.7, "label": "complete"}),
     ):
         rows = [row for row in result.rows if row["state"] == state]
@@ -118,7 +119,8 @@ def parallel(result: Found) -> Figure:
         axes.axvline(at, color="0.3", linewidth=0.8, zorder=1)
         for height, text in ticks:
             axes.annotate(
-                text, (at, height), xytext=(4, 0), textcoords="offset points", fontsize=8, va="center",
+                text, (at, height), xytext=(4, 0), textcoords="offset points", fontsize=8,
+                va="center",
                 bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.8},
                 zorder=4,
             )  # fmt: skip

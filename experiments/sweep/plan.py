@@ -20,8 +20,9 @@ from experiments.saved import flat
 from experiments.sweep.space import Space, require_fits
 from experiments.sweep.trial import Job
 
-LAG = 4  # at least; a trial looks back at those so many numbers before it, and earlier ones
+LAG = 4  # at least: a trial looks back at those so many numbers before it, and earlier ones
 RUNGS = "rungs"  # attribute of a trial: how far it came, as successive halving notes it
+optuna.logging.set_verbosity(optuna.logging.WARNING)  # else it tells of each study
 _MAY_DIFFER = {"config.data_dir", "space.trials"}
 _WORDS = {
     "test_accuracy": "hold-out accuracy",

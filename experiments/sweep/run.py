@@ -116,7 +116,6 @@ def _taken_up(plan: Plan, workdir: Path) -> Plan:
 
 
 def _opened(plan: Plan, workdir: Path) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         study = optuna.create_study(
