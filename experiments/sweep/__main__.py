@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import rich.console
@@ -63,9 +64,10 @@ def main(arguments: list[str]) -> int:
         print(f"error: no trial was complete: {errors(result.rows)[0]}", file=sys.stderr)
         return 1
     console.print(table(result))
+    pictures = ", ".join(sorted(path.name for path in Path(chosen.workdir).glob("*.png")))
     console.print(
         f"everything is in {chosen.workdir}: best.py (--config=FILE of experiments.run), "
-        "trials.csv, fields.png, parallel.png, importance.png, study.db (of Optuna), trials/",
+        f"trials.csv, {pictures}, study.db (of Optuna), trials/",
         soft_wrap=True,
     )
     return 0

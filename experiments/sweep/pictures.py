@@ -54,11 +54,12 @@ def fields(result: Found) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
     figure.suptitle(f"{_capital(result)} of every trial", x=0.02, ha="left")
-    _caption(
-        figure,
-        result,
-        "Each panel shows the same trials, whose other fields vary too. Pruned: value when stopped.",
-    )
+    notes = ["Each panel shows the same trials, whose other fields vary too."]
+    if any(row["state"] == "pruned" for row in result.rows):
+        notes.append("Pruned: value when stopped.")
+    if result.plan.runs > 1:
+        notes.append("Bars: standard deviation over the runs of a trial.")
+    _caption(figure, result, " ".join(notes))
     return figure
 
 
@@ -94,15 +95,17 @@ def _scatter(axes: Axes, result: Found, name: str, values: Values) -> None:
     axes.set_xlabel(_named(name, values))
 
 
-def parallel(result: Found) -> Figure:
-    """A line for each complete trial, over an axis for each field."""
+def parallel(result: Found) -> Figure | None:
+    """A line for each complete trial, over an axis for each field; None: there is one field."""
     space = result.plan.space.space
+    if len(space) < 2:
+        return None
     rows = [row for row in result.rows if row["state"] == "complete"]
     scale, minimise = _scale(result), result.plan.direction == "minimize"
     values = [scale * row["value"] for row in rows]
     colours = matplotlib.colormaps["viridis_r" if minimise else "viridis"]
     normal = _shades(values, minimise)
-    figure = Figure(figsize=(1.9 * (len(space) + 1) + 2.6, 5.2))
+    figure = Figure(figsize=(max(9.0, 1.9 * (len(space) + 1) + 2.6), 5.2))
     axes = figure.add_subplot()
     heights = [_heights(v) for v in space.values()]
     for row, value in sorted(
@@ -151,10 +154,10 @@ def _shades(values: Sequence[float], minimise: bool) -> Any:
 
 
 def importance(result: Found) -> Figure | None:
-    """How much of what good trials have in common is said by each field; None: too few trials."""
+    """How far each field decides which trials are good; None: too few trials, or one field."""
     complete = sum(row["state"] == "complete" for row in result.rows)
     values = {row["value"] for row in result.rows if row["state"] == "complete"}
-    if complete < 4 or len(values) < 2:
+    if complete < 4 or len(values) < 2 or len(result.plan.space.space) < 2:
         return None
     evaluator = optuna.importance.PedAnovaImportanceEvaluator()
     found = optuna.importance.get_param_importances(result.study, evaluator=evaluator)
