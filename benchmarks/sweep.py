@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,6 +38,7 @@ class Trials:
         self._plan, self._jobs = plan, jobs
         self._pool = Pool(lambda: Process(log, env), jobs)
         self._numbers = itertools.count()
+        self.cpu_s: list[float] = []  # of each trial
 
     def rate(self) -> float:
         """Trials a second."""
@@ -49,6 +52,7 @@ class Trials:
                 if isinstance(said, Outcome):
                     if said.error:
                         raise RuntimeError(f"trial {number}: {said.error}")
+                    self.cpu_s.append(said.cpu_s)
                     count -= 1
         return _TRIALS * self._jobs / (time.perf_counter() - begin)
 
@@ -66,13 +70,15 @@ def compare(config_file: str, field: str, rounds: int) -> Measured:
     }
     cases: dict[str, Case] = {name: trials.rate for name, trials in made.items()}
     try:
-        return in_turn(
+        measured = in_turn(
             f"(k) trials of a sweep, {config_file}, {plan.config.until_s:g} virtual s each",
             "trials/s",
             cases,
             rounds,
             {"2 jobs, each on one core": ">= 1.8"},
         )
+        cpu = {f"CPU s a trial, {k}": f"{statistics.median(t.cpu_s):.3g}" for k, t in made.items()}
+        return dataclasses.replace(measured, notes=cpu)
     finally:
         for trials in made.values():
             trials.close()

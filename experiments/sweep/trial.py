@@ -57,6 +57,7 @@ class Outcome:
     error: str = ""
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     wall_s: float = 0.0
+    cpu_s: float = 0.0
 
     @property
     def value(self) -> float:
@@ -69,7 +70,7 @@ def run_trial(job: Job, look: Look) -> Outcome:
     Args:
       look: is shown every evaluation of the first run, and says whether to stop.
     """
-    begin = time.perf_counter()
+    begin, begin_cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         found = _found(job, look, Path(folder))
         files = {
@@ -77,7 +78,8 @@ def run_trial(job: Job, look: Look) -> Outcome:
             for path in sorted(Path(folder).rglob("*"))
             if path.is_file()
         }
-    return dataclasses.replace(found, files=files, wall_s=time.perf_counter() - begin)
+    wall_s, cpu_s = time.perf_counter() - begin, time.process_time() - begin_cpu
+    return dataclasses.replace(found, files=files, wall_s=wall_s, cpu_s=cpu_s)
 
 
 def _found(job: Job, look: Look, folder: Path) -> Outcome:
