@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Protocol, final
@@ -33,7 +33,7 @@ class Worker(Protocol):
 class Process:
     """A worker on this machine; it ends with this process."""
 
-    def __init__(self, log: Path, env: Mapping[str, str] = ONE_THREAD) -> None:
+    def __init__(self, log: Path) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-m", "experiments.sweep.worker", str(theirs.fileno())]
         with log.open("ab") as said:
@@ -43,7 +43,7 @@ class Process:
                 stdout=said,
                 stderr=said,
                 pass_fds=(theirs.fileno(),),
-                env=os.environ | env | {"PYTHONPATH": os.pathsep.join(sys.path)},
+                env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # Ctrl-C is for the driver
             )
         theirs.close()
