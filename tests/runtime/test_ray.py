@@ -19,7 +19,7 @@ from dbjax.runtime import Future, all_of
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
 from dbjax.store.chain import serve_chain
-from dbjax.store.link import Link
+from dbjax.store.copy import Copy
 from tests import test_conformance as conformance
 from tests.runtime import lost_error
 
@@ -207,7 +207,7 @@ def test_a_backup_loses_nothing(runtime, backups, counted):
         if backups:  # the one that came back has everything, when the other one dies
             again = node.service("counter")
             await again.up()
-            while await again.call(Link.observe, "state", (), {}, True) != (40, 40):
+            while await again.call(Copy.observe, "state", (), {}, True) != (40, 40):
                 await node.sleep(0.05)
             os.kill(await chain.call(Counter.pid), signal.SIGKILL)
             for number in range(41, 61):

@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import dbjax.store.link
+import dbjax.store.copy
 from dbjax.runtime.base import Future, ready
 from dbjax.store import Shard
-from dbjax.store.link import Link
+from dbjax.store.copy import Copy
 from dbjax.store.vectors import VectorShard
 from tests.simulation.book import Violation
 from tests.simulation.case import Case, case_of
@@ -54,7 +54,7 @@ def forgets_portions(self: VectorShard) -> Any:
     return dataclasses.replace(_STATE(self), counted=())
 
 
-def leads_at_once(self: Link, place: int) -> bool:
+def leads_at_once(self: Copy, place: int) -> bool:
     """A blank copy that hears of another blank one takes the lead, and does not wait to be told."""
     if self._role == "blank" and place < self._place:
         return False
@@ -68,12 +68,12 @@ Patch = tuple[Any, str, Callable[..., Any]]
 BUGS: dict[str, Patch] = {
     made.__name__: (where, name, made)
     for where, name, made in (
-        (dbjax.store.link, "_when_both", replies_before_the_backup_has_followed),
+        (dbjax.store.copy, "_when_both", replies_before_the_backup_has_followed),
         (Shard, "restore", forgets_sequences),
         (Shard, "push", applies_what_is_repeated),
         (Shard, "push", changes_a_snapshot),
         (VectorShard, "state", forgets_portions),
-        (Link, "blank", leads_at_once),
+        (Copy, "blank", leads_at_once),
     )
 }
 

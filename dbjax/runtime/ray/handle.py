@@ -11,7 +11,7 @@ from dbjax.errors import NodeDied
 from dbjax.runtime.callers import DRIVER, current
 from dbjax.runtime.futures import Future, ready
 from dbjax.runtime.ray.hub import Address, Hub
-from dbjax.runtime.ray.link import Ends, Link, Message
+from dbjax.runtime.ray.wire import Ends, Message, Wire
 
 
 class _Sent(NamedTuple):
@@ -33,7 +33,7 @@ class Handle:
         self._numbers = itertools.count()
         self._sent: dict[int, _Sent] = {}
         self._address: Address | None = None
-        self._link: Link | None = None
+        self._wire: Wire | None = None
         self._hoping: list[Future[None]] = []
 
     def __reduce__(self) -> Any:
@@ -49,12 +49,12 @@ class Handle:
             return future
         source = (caller.label, caller.node.name, caller.node.observer, caller.number())
         with self._lock:
-            link = self._connected()
-            if link is not None:
+            wire = self._connected()
+            if wire is not None:
                 call = next(self._numbers)
                 self._sent[call] = _Sent(future, caller.node.name, name, hub.engine.now_s())
-                link.send(("call", call, self.name, source, name, args, kwargs))
-        if link is None:
+                wire.send(("call", call, self.name, source, name, args, kwargs))
+        if wire is None:
             self._die(future, name)
         if caller is DRIVER and threading.get_ident() == hub.home:  # who may not await
             _wait(future)
@@ -73,13 +73,13 @@ class Handle:
         with self._lock:
             if address == self._address:
                 return
-            link, self._link, self._address = self._link, None, address
+            wire, self._wire, self._address = self._wire, None, address
             sent, self._sent = self._sent, {}  # never answered; what is sent from now on may be
             hoping: list[Future[None]] = []
             if address is not None:
                 hoping, self._hoping = self._hoping, []
-        if link is not None:
-            link.close()
+        if wire is not None:
+            wire.close()
         self._lose(sent)
         for future in hoping:
             future.set_result(None)
@@ -89,13 +89,13 @@ class Handle:
             raise RuntimeError(f"{self.name} is called before the run has begun")
         return self.hub
 
-    def _connected(self) -> Link | None:
-        if self._link is None and self._address is not None:
+    def _connected(self) -> Wire | None:
+        if self._wire is None and self._address is not None:
             ends = Ends(self._receive, self._refused, self._broke)
-            self._link = self._home().connect(self._address, ends)
-        return self._link
+            self._wire = self._home().connect(self._address, ends)
+        return self._wire
 
-    def _receive(self, link: Link, message: Message) -> None:
+    def _receive(self, wire: Wire, message: Message) -> None:
         _, call, *rest = message if message[0] != "unreadable" else message[1:]
         with self._lock:
             sent = self._sent.pop(call, None)
@@ -111,7 +111,7 @@ class Handle:
             engine.trace.span(sent.node, sent.method, sent.sent_s, engine.now_s())
         sent.future.set_result(rest[0])
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         with self._lock:
             sent = self._sent.pop(message[1], None)
         if sent is not None:
@@ -121,12 +121,12 @@ class Handle:
         self._home().engine.failed.append(future)
         future.set_error(error)
 
-    def _broke(self, link: Link) -> None:
+    def _broke(self, wire: Wire) -> None:
         """The connection broke: the first sign of a death."""
         with self._lock:
-            if link is not self._link:
+            if wire is not self._wire:
                 return
-            self._link = self._address = None
+            self._wire = self._address = None
             sent, self._sent = self._sent, {}
         self._lose(sent)
 

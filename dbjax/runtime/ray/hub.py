@@ -1,4 +1,4 @@
-"""A process among others: the services that live here, and links to those that do not."""
+"""A process among others: the services that live here, and wires to those that do not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from typing import Any, final
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.futures import Future
 from dbjax.runtime.observed import Unrecorded
-from dbjax.runtime.ray.link import Ends, Identity, Link, Message
 from dbjax.runtime.ray.segments import Arena
+from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 
 Address = tuple[str, int]
-Control = Callable[[Link, Message], None]
+Control = Callable[[Wire, Message], None]
 
 
 @final
@@ -52,27 +52,27 @@ class Hub:
         self._key = key
         self._listener = Listener((host, 0), backlog=128, authkey=key)
         self.address: Address = self._listener.address
-        self._links: set[Link] = set()
+        self._wires: set[Wire] = set()
         self._closing = False
-        self.lost: Callable[[Link], None] = lambda link: None
+        self.lost: Callable[[Wire], None] = lambda wire: None
         self._accepting = threading.Thread(target=self._accept_all, daemon=True, name="accepts")
         self._accepting.start()
 
-    def connect(self, address: Address, ends: Ends) -> Link:
-        """A link to a process that listens there; whether it does shows later."""
-        link = Link(lambda: Client(address, authkey=self._key), self.me, self.arena, ends)
-        self._links.add(link)
-        return link
+    def connect(self, address: Address, ends: Ends) -> Wire:
+        """A wire to a process that listens there; whether it does shows later."""
+        wire = Wire(lambda: Client(address, authkey=self._key), self.me, self.arena, ends)
+        self._wires.add(wire)
+        return wire
 
     def ends(self) -> Ends:
-        """Of a link whose other end may call us."""
+        """Of a wire whose other end may call us."""
         return Ends(self._receive, self._refused, self._forget)
 
     def close(self) -> None:
-        """Closes all links, and listens no more."""
+        """Closes all wires, and listens no more."""
         self._closing = True
-        for link in list(self._links):
-            link.close()
+        for wire in list(self._wires):
+            wire.close()
         with contextlib.suppress(OSError, EOFError, AuthenticationError):
             Client(self.address, authkey=self._key).close()  # so that `accept` looks up
         self._accepting.join()
@@ -87,25 +87,25 @@ class Hub:
             if self._closing:
                 connection.close()
                 return
-            self._links.add(
-                Link(lambda c=connection: c, self.me, self.arena, self.ends())  # type: ignore[misc]
+            self._wires.add(
+                Wire(lambda c=connection: c, self.me, self.arena, self.ends())  # type: ignore[misc]
             )
 
-    def _forget(self, link: Link) -> None:
-        self._links.discard(link)
-        self.lost(link)
+    def _forget(self, wire: Wire) -> None:
+        self._wires.discard(wire)
+        self.lost(wire)
 
-    def _receive(self, link: Link, message: Message) -> None:
+    def _receive(self, wire: Wire, message: Message) -> None:
         if message[0] == "call":
-            self._serve(link, *message[1:])
+            self._serve(wire, *message[1:])
         elif message[0] == "unreadable" and message[1] == "call":
-            link.send(("error", message[2], *portable(message[3])))
+            wire.send(("error", message[2], *portable(message[3])))
         else:
-            self.control(link, message)
+            self.control(wire, message)
 
     def _serve(
         self,
-        link: Link,
+        wire: Wire,
         call: int,
         name: str,
         source: tuple[str, str, bool, int],
@@ -121,23 +121,23 @@ class Hub:
             caller.calls = number - 1
         current.caller = caller
         future: Future[Any] = self.services[name].take(method, args, kwargs)
-        future.on_done(lambda: _answer(link, call, future))
+        future.on_done(lambda: _answer(wire, call, future))
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         """An answer that cannot be sent: the caller gets to know why."""
         if message[0] in ("reply", "error"):
-            link.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
+            wire.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
         else:
             raise error
 
 
-def _answer(link: Link, call: int, future: Future[Any]) -> None:
+def _answer(wire: Wire, call: int, future: Future[Any]) -> None:
     try:
         value = future.result()
     except Exception as error:
-        link.send(("error", call, *portable(error)))
+        wire.send(("error", call, *portable(error)))
     else:
-        link.send(("reply", call, value), once=True)
+        wire.send(("reply", call, value), once=True)
 
 
 def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:

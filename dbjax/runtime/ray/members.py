@@ -14,11 +14,11 @@ from ray.exceptions import RayTaskError
 from dbjax.runtime.base import Future
 from dbjax.runtime.ray.handle import Handles
 from dbjax.runtime.ray.hub import Address
-from dbjax.runtime.ray.link import Link, Message
 from dbjax.runtime.ray.process import Node
+from dbjax.runtime.ray.wire import Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 
-Events = queue.SimpleQueue[tuple[Link | None, Message]]
+Events = queue.SimpleQueue[tuple[Wire | None, Message]]
 _AGAIN_S = 0.2
 
 
@@ -27,7 +27,7 @@ class _Member:
     node: Node
     end: Future[Any] | None
     life: int = -1  # how often it has come back
-    link: Link | None = None  # None: it is not there, or not yet
+    wire: Wire | None = None  # None: it is not there, or not yet
     address: Address | None = None
     ready: bool = False
     stopped: bool = False
@@ -55,7 +55,7 @@ class Members:
         self._handles, self._engine, self._events = handles, engine, events
         self._live, self._machine = live, ray.get_runtime_context().get_node_id()
         self._members = {name: _Member(node, ends.get(name)) for name, node in nodes.items()}
-        self._by_link: dict[Link, _Member] = {}
+        self._by_wire: dict[Wire, _Member] = {}
         self._running = self._ending = False
         self._lost: Exception | None = None
         for member in self._members.values():
@@ -65,7 +65,7 @@ class Members:
         return all(member.ready for member in self._members.values())
 
     def stopped(self) -> bool:
-        return all(m.stopped or m.link is None for m in self._members.values())
+        return all(m.stopped or m.wire is None for m in self._members.values())
 
     def over(self) -> bool:
         """Whether all mains have ended, or an error was lost."""
@@ -77,8 +77,8 @@ class Members:
 
     def pid_here(self, name: str) -> int | None:
         """Of a node's process, if it is on the driver's machine, and there."""
-        link = self._members[name].link
-        peer = link.peer if link is not None else None
+        wire = self._members[name].wire
+        peer = wire.peer if wire is not None else None
         return peer.pid if peer is not None and peer.machine == self._machine else None
 
     def go(self) -> None:
@@ -92,8 +92,8 @@ class Members:
     def stop(self) -> None:
         self._ending = True
         for member in self._members.values():
-            if member.link is not None:
-                member.link.send(("stop", 0))
+            if member.wire is not None:
+                member.wire.send(("stop", 0))
 
     def raise_lost(self) -> None:
         """The first error that nobody awaited."""
@@ -104,21 +104,21 @@ class Members:
             if end is not None and end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
-    def hear(self, link: Link | None, message: Message) -> None:
+    def hear(self, wire: Wire | None, message: Message) -> None:
         """One message of one process.
 
         Raises:
           Exception: one that ends the run at once.
         """
         kind, _, *rest = message
-        if kind == "hello" and link is not None:
-            self._hello(link, *rest)
+        if kind == "hello" and wire is not None:
+            self._hello(wire, *rest)
             return
         if kind == "life ended":
             self._life_ended(*rest)
             return
-        member = self._by_link.get(link) if link is not None else None
-        if member is None or member.link is not link:
+        member = self._by_wire.get(wire) if wire is not None else None
+        if member is None or member.wire is not wire:
             return  # of a life that is over
         if kind == "ready":
             self._ready(member)
@@ -135,17 +135,17 @@ class Members:
         elif kind in ("failed", "unreadable"):
             raise _chained(*rest[-2:]) if kind == "failed" else rest[-1]
 
-    def _hello(self, link: Link, name: str, address: Address) -> None:
+    def _hello(self, wire: Wire, name: str, address: Address) -> None:
         member = self._members[name]
-        if member.link is not None:
+        if member.wire is not None:
             self._died(member)  # its return is the first sign of it
         member.life += 1
-        member.link, member.address, member.ready = link, address, False
-        self._by_link[link] = member
+        member.wire, member.address, member.ready = wire, address, False
+        self._by_wire[wire] = member
         with_main = member.end is not None and not member.end.done()
         life, returned = self._engine.incarnation + member.life, member.life > 0
         about = (with_main, self._directory(), self._saved(name))
-        link.send(("begin", 0, life, returned, *about))
+        wire.send(("begin", 0, life, returned, *about))
 
     def _ready(self, member: _Member) -> None:
         member.ready = True
@@ -156,8 +156,8 @@ class Members:
             self._move(member, member.address)
 
     def _send_go(self, member: _Member) -> None:
-        assert member.link is not None
-        member.link.send(("go", 0, self._engine.now_s(), self._directory()))
+        assert member.wire is not None
+        member.wire.send(("go", 0, self._engine.now_s(), self._directory()))
 
     def _directory(self) -> dict[str, Address | None]:
         """Who lives where; before the run begins, nobody can be called."""
@@ -177,9 +177,9 @@ class Members:
             self._lost = error
 
     def _died(self, member: _Member) -> None:
-        link, member.link, member.ready, member.address = member.link, None, False, None
-        if link is not None:
-            del self._by_link[link]
+        wire, member.wire, member.ready, member.address = member.wire, None, False, None
+        if wire is not None:
+            del self._by_wire[wire]
         if not self._running:
             raise RuntimeError(f"the process of {member.node.name} died while it came up")
         if not self._ending:
@@ -190,8 +190,8 @@ class Members:
         directory = {moved.node.name: address}
         self._handles.moved(directory)
         for member in self._members.values():
-            if member is not moved and member.link is not None:
-                member.link.send(("moved", 0, directory))
+            if member is not moved and member.wire is not None:
+                member.wire.send(("moved", 0, directory))
 
     def _record(self, member: _Member, event: str) -> None:
         if self._engine.trace is not None:
@@ -208,7 +208,7 @@ class Members:
     def _life_ended(self, member: _Member, error: Exception | None) -> None:
         if isinstance(error, RayTaskError):
             raise RuntimeError(f"{member.node.name} did not come up: {error}") from error
-        if member.link is not None:
+        if member.wire is not None:
             self._died(member)
         # Ray starts the process again; until it has, this comes back at once.
         timer = threading.Timer(_AGAIN_S, self._start, [member])

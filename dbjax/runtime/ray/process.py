@@ -16,8 +16,8 @@ from dbjax.runtime.futures import Future
 from dbjax.runtime.ray.codec import unpack_with
 from dbjax.runtime.ray.handle import Anywhere, here_are
 from dbjax.runtime.ray.hub import Address, Hub, portable
-from dbjax.runtime.ray.link import Ends, Identity, Link, Message
 from dbjax.runtime.ray.reports import Reports
+from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.trace import Trace
 
@@ -79,7 +79,7 @@ class Process:
         self._driver.send(("hello", 0, self._node.name, self._hub.address))
         threading.Event().wait()
 
-    def _told(self, link: Link, message: Message) -> None:
+    def _told(self, wire: Wire, message: Message) -> None:
         kind, _, *rest = message
         if kind == "begin":
             self._begin(*rest)
@@ -146,9 +146,9 @@ class Process:
     def _report(self, rows: list[Any], spans: list[Any], lines: str) -> None:
         self._driver.send(("report", 0, rows, spans, lines))
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         self._fail(TypeError(f"{self._node.name} cannot send its {message[0]}: {error}"))
 
 
-def _alone(link: Link) -> None:
+def _alone(wire: Wire) -> None:
     """The driver has gone, or ends us: Ray cleans up."""

@@ -25,11 +25,11 @@ from dbjax.runtime.base import Future
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.ray.handle import Anywhere, Handle, Handles
 from dbjax.runtime.ray.hub import Hub
-from dbjax.runtime.ray.link import Identity, Link, Message
 from dbjax.runtime.ray.members import Events, Members
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
 from dbjax.runtime.ray.process import Node, Settings
+from dbjax.runtime.ray.wire import Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.trace import Trace
 
@@ -159,7 +159,7 @@ class RayRuntime:
         me = Identity("driver", ray.get_runtime_context().get_node_id(), os.getpid())
         host = ray.util.get_node_ip_address()
         self._hub = hub = Hub(self._engine, me, host, key, self._control)
-        hub.lost = lambda link: self._events.put((link, ("lost", 0)))
+        hub.lost = lambda wire: self._events.put((wire, ("lost", 0)))
         self._handles.settle(hub)
         spans = self._trace.max_spans if self._trace is not None else 0
         same = {name: getattr(jax.config, name) for name in _SAME}
@@ -195,15 +195,15 @@ class RayRuntime:
 
     def _take_event(self, members: Members, timeout_s: float) -> None:
         try:
-            link, message = self._events.get(timeout=timeout_s)
+            wire, message = self._events.get(timeout=timeout_s)
         except queue.Empty:
             return
-        members.hear(link, message)
+        members.hear(wire, message)
 
-    def _control(self, link: Link, message: Message) -> None:
-        """In a thread of a link: what can be done at once is, the rest in `run`."""
+    def _control(self, wire: Wire, message: Message) -> None:
+        """In a thread of a wire: what can be done at once is, the rest in `run`."""
         if message[0] != "report":
-            self._events.put((link, message))
+            self._events.put((wire, message))
             return
         _, _, rows, spans, lines = message
         if self._trace is not None:

@@ -34,21 +34,21 @@ class Identity(NamedTuple):
 
 
 class Ends(NamedTuple):
-    """What a link tells its owner.
+    """What a wire tells its owner.
 
     Attributes:
       receive: a message has come.
       refused: a message could not be sent: it cannot be pickled.
-      lost: the other process is gone, or the link was closed.
+      lost: the other process is gone, or the wire was closed.
     """
 
-    receive: Callable[[Link, Message], None]
-    refused: Callable[[Link, Message, Exception], None]
-    lost: Callable[[Link], None]
+    receive: Callable[[Wire, Message], None]
+    refused: Callable[[Wire, Message, Exception], None]
+    lost: Callable[[Wire], None]
 
 
 @final
-class Link:
+class Wire:
     """One connection. A thread sends, another receives; sending never waits.
 
     Args:
@@ -67,7 +67,7 @@ class Link:
         self._connection: Connection | None = None
         self._shared: Mappings | None = None
         self.peer: Identity | None = None
-        threading.Thread(target=self._run, daemon=True, name="link sends").start()
+        threading.Thread(target=self._run, daemon=True, name="wire sends").start()
 
     def send(self, message: Message, *, once: bool = False) -> None:
         """Sends a message; `once`: others will be sent the same arrays."""
@@ -81,7 +81,7 @@ class Link:
         try:
             connection = self._connect()
             self._greet(connection)
-            receiver = threading.Thread(target=self._receive_all, daemon=True, name="link receives")
+            receiver = threading.Thread(target=self._receive_all, daemon=True, name="wire receives")
             receiver.start()
             while (item := self._queue.get()) is not None:
                 self._send(connection, *item)
