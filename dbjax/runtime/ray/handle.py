@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.callers import DRIVER, current
 from dbjax.runtime.futures import Future, ready
-from dbjax.runtime.ray.hub import Address, Hub
+from dbjax.runtime.ray.handshake import Address
+from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.wire import Ends, Message, Wire
 
 
@@ -56,8 +57,8 @@ class Handle:
                 wire.send(("call", call, self.name, source, name, args, kwargs))
         if wire is None:
             self._die(future, name)
-        if caller is DRIVER and threading.get_ident() == hub.home:  # who may not await
-            _wait(future)
+        if caller is DRIVER:  # who may not await
+            hub.wait(future)
         return future
 
     def up(self) -> Future[None]:
@@ -66,21 +67,22 @@ class Handle:
                 return ready(None)
             future: Future[None] = Future(("return", self.name))
             self._hoping.append(future)
-            return future
+        if current.caller is DRIVER:
+            self._home().wait(future)
+        return future
 
     def moved(self, address: Address | None) -> None:
-        """It lives there now; None: it has died."""
+        """The driver says that it lives there now; None: it has died."""
         with self._lock:
             if address == self._address:
                 return
-            wire, self._wire, self._address = self._wire, None, address
+            self._wire, self._address = None, address
             sent, self._sent = self._sent, {}  # never answered; what is sent from now on may be
             hoping: list[Future[None]] = []
             if address is not None:
                 hoping, self._hoping = self._hoping, []
-        if wire is not None:
-            wire.close()
-        self._lose(sent)
+        for one in sent.values():
+            self._die(one.future, one.method)
         for future in hoping:
             future.set_result(None)
 
@@ -91,8 +93,9 @@ class Handle:
 
     def _connected(self) -> Wire | None:
         if self._wire is None and self._address is not None:
-            ends = Ends(self._receive, self._refused, self._broke)
-            self._wire = self._home().connect(self._address, ends)
+            hub = self._home()
+            ends = Ends(self._receive, self._refused, self._broke, hub.failed)
+            self._wire = hub.connect(self._address, ends)
         return self._wire
 
     def _receive(self, wire: Wire, message: Message) -> None:
@@ -122,27 +125,12 @@ class Handle:
         future.set_error(error)
 
     def _broke(self, wire: Wire) -> None:
-        """The connection broke: the first sign of a death."""
-        with self._lock:
-            if wire is not self._wire:
-                return
-            self._wire = self._address = None
-            sent, self._sent = self._sent, {}
-        self._lose(sent)
-
-    def _lose(self, sent: dict[int, Any]) -> None:
-        """Calls that were not answered never will be."""
-        for one in sent.values():
-            self._die(one.future, one.method)
+        """Calls stay open: only the driver says who is dead, and will see to it that it is true."""
+        if wire is self._wire:
+            self._home().control(None, ("suspect", 0, self.name, self._address))
 
     def _die(self, future: Future[Any], method: str) -> None:
         future.set_error(NodeDied(f"{self.name} died before it answered {method}"))
-
-
-def _wait(future: Future[Any]) -> None:
-    arrived = threading.Event()
-    future.on_done(arrived.set)
-    arrived.wait()
 
 
 @final
@@ -167,12 +155,18 @@ class Handles:
         for made in self._made.values():
             made.hub = hub
 
-    def moved(self, directory: dict[str, Address | None]) -> None:
+    def moved(self, directory: Mapping[str, Address | None]) -> None:
         """Where services live now."""
         self._directory |= directory
         for name, address in directory.items():
             if name in self._made:
                 self._made[name].moved(address)
+
+    def died(self, name: str, address: Address | None) -> None:
+        """Nobody here listens any more to the life that had that address."""
+        if address is not None and self.hub is not None:
+            self.hub.bury(address)
+        self.moved({name: None})
 
 
 here_are = Handles()  # of a process that Ray has made: it is one node

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -13,7 +16,7 @@ from ray.exceptions import RayTaskError
 
 from dbjax.runtime.base import Future
 from dbjax.runtime.ray.handle import Handles
-from dbjax.runtime.ray.hub import Address
+from dbjax.runtime.ray.handshake import Address
 from dbjax.runtime.ray.process import Node
 from dbjax.runtime.ray.wire import Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
@@ -61,11 +64,9 @@ class Members:
         for member in self._members.values():
             self._start(member)
 
-    def ready(self) -> bool:
-        return all(member.ready for member in self._members.values())
-
-    def stopped(self) -> bool:
-        return all(m.stopped or m.wire is None for m in self._members.values())
+    def missing(self) -> list[str]:
+        """Names of those that are not there, or not ready."""
+        return [name for name, member in self._members.items() if not member.ready]
 
     def over(self) -> bool:
         """Whether all mains have ended, or an error was lost."""
@@ -73,13 +74,18 @@ class Members:
         return self._lost is not None or all(end.done() for end in ends)
 
     def late(self) -> list[str]:
-        return [n for n, m in self._members.items() if not (m.stopped if self._ending else m.ready)]
+        """Names of those that live and have not stopped."""
+        return [n for n, m in self._members.items() if m.wire is not None and not m.stopped]
 
-    def pid_here(self, name: str) -> int | None:
-        """Of a node's process, if it is on the driver's machine, and there."""
+    def kill(self, name: str) -> None:
+        """Kills a node's process, if it lives; it is heard no more. Ray starts it again."""
         wire = self._members[name].wire
-        peer = wire.peer if wire is not None else None
-        return peer.pid if peer is not None and peer.machine == self._machine else None
+        if wire is None or wire.peer is None:
+            return
+        if wire.peer.machine == self._machine:
+            with contextlib.suppress(ProcessLookupError):  # it is dead already
+                os.kill(wire.peer.pid, signal.SIGKILL)
+        wire.cut()  # so it ends itself
 
     def go(self) -> None:
         """All services are there: mains may start, and observers."""
@@ -117,6 +123,11 @@ class Members:
         if kind == "life ended":
             self._life_ended(*rest)
             return
+        if kind == "suspect":
+            self._suspected(*rest)
+            return
+        if kind == "failed":
+            raise _chained(*rest)
         member = self._by_wire.get(wire) if wire is not None else None
         if member is None or member.wire is not wire:
             return  # of a life that is over
@@ -132,15 +143,16 @@ class Members:
                 self._lost = _chained(*rest)
         elif kind == "lost":
             self._died(member)
-        elif kind in ("failed", "unreadable"):
-            raise _chained(*rest[-2:]) if kind == "failed" else rest[-1]
+        elif kind == "unreadable":
+            raise rest[-1]
 
     def _hello(self, wire: Wire, name: str, address: Address) -> None:
         member = self._members[name]
         if member.wire is not None:
             self._died(member)  # its return is the first sign of it
         member.life += 1
-        member.wire, member.address, member.ready = wire, address, False
+        member.wire, member.address = wire, address
+        member.ready, member.stopped = False, self._ending  # then it is not started
         self._by_wire[wire] = member
         with_main = member.end is not None and not member.end.done()
         life, returned = self._engine.incarnation + member.life, member.life > 0
@@ -153,7 +165,7 @@ class Members:
             if not self._ending:
                 self._record(member, "returned")
                 self._send_go(member)
-            self._move(member, member.address)
+            self._move(member)
 
     def _send_go(self, member: _Member) -> None:
         assert member.wire is not None
@@ -176,22 +188,34 @@ class Members:
         if lost and self._lost is None:
             self._lost = error
 
+    def _suspected(self, name: str, address: Address) -> None:
+        """Somebody's wire to that life broke: whoever calls it is told that it died, so it must."""
+        member = self._members[name]
+        if member.address == address:
+            self.kill(name)
+            self._died(member)
+
     def _died(self, member: _Member) -> None:
-        wire, member.wire, member.ready, member.address = member.wire, None, False, None
+        wire, member.wire, member.ready = member.wire, None, False
+        address, member.address = member.address, None
         if wire is not None:
             del self._by_wire[wire]
         if not self._running:
             raise RuntimeError(f"the process of {member.node.name} died while it came up")
         if not self._ending:
             self._record(member, "died")
-        self._move(member, None)
+        self._handles.died(member.node.name, address)
+        self._tell_others(member, ("died", 0, member.node.name, address))
 
-    def _move(self, moved: _Member, address: Address | None) -> None:
-        directory = {moved.node.name: address}
+    def _move(self, moved: _Member) -> None:
+        directory = {moved.node.name: moved.address}
         self._handles.moved(directory)
+        self._tell_others(moved, ("moved", 0, directory))
+
+    def _tell_others(self, than: _Member, message: Message) -> None:
         for member in self._members.values():
-            if member is not moved and member.wire is not None:
-                member.wire.send(("moved", 0, directory))
+            if member is not than and member.wire is not None:
+                member.wire.send(message)
 
     def _record(self, member: _Member, event: str) -> None:
         if self._engine.trace is not None:
@@ -206,9 +230,11 @@ class Members:
         self._live(member.node.name).future().add_done_callback(ended)
 
     def _life_ended(self, member: _Member, error: Exception | None) -> None:
-        if isinstance(error, RayTaskError):
-            raise RuntimeError(f"{member.node.name} did not come up: {error}") from error
+        if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
+            why = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"{member.node.name} did not come up: {why}") from error
         if member.wire is not None:
+            self.kill(member.node.name)  # Ray may have lost no more than a connection
             self._died(member)
         # Ray starts the process again; until it has, this comes back at once.
         timer = threading.Timer(_AGAIN_S, self._start, [member])
