@@ -28,18 +28,19 @@ class Checkpoints:
     Args:
       directory: of nothing else; made if it does not exist.
       keep: how many; older ones are deleted when a new one is whole.
+      anew: what lies there is of another run: deleted when this one begins, or saves.
 
     Raises:
       ValueError: `keep` is below 1, or the directory cannot be used.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 3, anew: bool = False) -> None:
         import orbax.checkpoint as ocp
 
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
-        self._full = False  # the disk, the last time
+        self._full, self._anew = False, anew  # the disk was, the last time
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -53,6 +54,13 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._guarded(self._manager.close)
 
+    def begin(self) -> None:
+        """The run has begun: what lies here of another goes."""
+        if self._anew:
+            self._anew = False
+            for step in self._manager.all_steps():
+                self._manager.delete(step)
+
     def save(self, content: Content, arrays: Arrays | None = None) -> None:
         """Begins to write; what is encoded is no longer looked at when this returns.
 
@@ -61,6 +69,7 @@ class Checkpoints:
         Args:
           arrays: those of `content.exact`.
         """
+        self.begin()
         arrays, exact = arrays or Arrays(), content.exact
         about = {
             "format": _FORMAT,

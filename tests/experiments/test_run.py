@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dbjax.checkpoint.params import load_params
+from dbjax.workdir import LOCK
 from dbjax.workdir.files import plain, write_text
 from experiments import demo, run
 from experiments.command_line import available, load_config
@@ -39,7 +40,7 @@ def strict(text):
 def test_every_file_is_there(workdir):
     left = {path.name for path in workdir.iterdir()}
     assert left == {"config.json", "metrics.jsonl", "summary.json", "trace.json", "curves.png",
-                    "tensorboard", "checkpoints", "params"}  # fmt: skip
+                    "tensorboard", "checkpoints", "params", LOCK}  # fmt: skip
 
 
 def test_summary_has_what_readers_look_for(workdir):
