@@ -96,9 +96,9 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     """
     if not (workdir / CONFIG).exists() or not (workdir / _CHECKPOINTS).exists():
         return False
-    have = _flat(json.loads((workdir / CONFIG).read_text())["config"])
-    want = _flat(plain(config.to_dict(), infinity="inf"))
-    interrupted, differs = _was_interrupted(workdir), _difference(have, want)
+    last = json.loads((workdir / CONFIG).read_text())["config"]
+    have, want = _flat(last), _flat(plain(config.to_dict(), infinity="inf"))
+    interrupted, differs = _was_interrupted(workdir, last), _difference(have, want)
     if interrupted and differs:
         raise ValueError(
             f"workdir {str(workdir)!r} holds an interrupted run with {differs}: give another "
@@ -110,12 +110,13 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     return interrupted or (longer and not differs)
 
 
-def _was_interrupted(workdir: Path) -> bool:
-    """Whether the run that lies there did not come to its end."""
+def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
+    """Whether the run of that config that lies there did not come to its end."""
     try:
-        return bool(json.loads((workdir / SUMMARY).read_text())["interrupted"])
+        summary = json.loads((workdir / SUMMARY).read_text())
     except OSError:
         return True
+    return bool(summary["interrupted"] or summary["config"] != config)
 
 
 def _is_longer(have: dict[str, Any], want: dict[str, Any]) -> bool:

@@ -87,9 +87,9 @@ class Workdir:
             return self._metrics
 
     def _write_beginning(self) -> None:
-        (self.path / SUMMARY).unlink(missing_ok=True)  # until this run has one
         about = {"versions": origin.versions(), "commit": origin.commit(), "host": origin.host()}
         write_json(self.path / "config.json", {"config": self._config} | about)
+        (self.path / SUMMARY).unlink(missing_ok=True)  # until this run has one
         header = {"clock": self.clock, "time_s": f"seconds of the {self.clock} clock"}
         rows = (header, *map(plain, self._rows))
         lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]

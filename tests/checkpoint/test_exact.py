@@ -101,7 +101,7 @@ def test_a_run_that_ended_and_is_given_more_time_is_one_run(name, every_s, monke
     config, given = case(name.removeprefix("endless "), "in turn", 1)
     config = dataclasses.replace(config, steps=None)
     given |= {"evaluate_every_s": every_s}
-    plain, events = run(config, monkeypatch, **given | {"until_s": 4.0})
+    plain, _ = run(config, monkeypatch, **given | {"until_s": 4.0})
     kept = Kept()
     first, _ = run(config, monkeypatch, checkpoints=kept, **given | {"until_s": 2.0})
     assert not first.summary["interrupted"]

@@ -86,7 +86,10 @@ with alone_in({str(tmp_path)!r}):
 """
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "there\n"
-    with pytest.raises(ValueError, match=f"in use by process {first.pid}: wait"), alone_in(tmp_path):
+    with (
+        pytest.raises(ValueError, match=f"in use by process {first.pid}: wait"),
+        alone_in(tmp_path),
+    ):
         pass
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=60)
@@ -100,6 +103,16 @@ def test_a_run_that_ended_and_is_given_more_time_leaves_what_one_run_does(tmp_pa
     assert "taken up at 1.0 s" in caplog.text
     assert again == ran(tmp_path / "once", *LONG)
     assert again[0]["updates"] > short["updates"]
+
+
+def test_one_that_is_killed_as_it_is_taken_up_is_taken_up_again(tmp_path, caplog):
+    """Its config is there, but the summary is still that of the shorter run."""
+    ran(tmp_path / "once", *LONG)
+    ran(tmp_path / "twice", *SHORT)
+    config = (tmp_path / "once" / "config.json").read_text()
+    (tmp_path / "twice" / "config.json").write_text(config)
+    assert ran(tmp_path / "twice", *LONG) == ran(tmp_path / "once", *LONG)
+    assert "taken up at 1.0 s" in caplog.text
 
 
 def test_one_that_ended_and_is_given_more_steps_goes_on(tmp_path, caplog):
