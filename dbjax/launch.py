@@ -181,7 +181,7 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,
-        "interrupted": interrupted.is_set(),
+        "interrupted": interrupted.by,
         "params_sha256": params_sha256(params),
     }
     return Result(params, summary, trace, staleness_histogram(reports))

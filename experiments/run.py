@@ -14,6 +14,7 @@ import rich.console
 import rich.table
 
 import dbjax
+from dbjax.interrupts import exit_code
 from dbjax.launch import Beside
 from dbjax.trace import Row
 from dbjax.workdir import Workdir, alone_in
@@ -155,7 +156,7 @@ def main(arguments: list[str]) -> int:
         "trace.json (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
-    return 130 if result.summary["interrupted"] else 0
+    return exit_code(result.summary["interrupted"])
 
 
 if __name__ == "__main__":
