@@ -15,16 +15,23 @@ from dbjax.trace import Row, Trace
 
 @dataclasses.dataclass
 class Schedule:
-    """When a run is evaluated: nothing else depends on it, so it is no part of the program."""
+    """When a run is evaluated: nothing else depends on it, so it is no part of the program.
+
+    Attributes:
+      first: number of the first evaluation, above 0 in a run that is taken up.
+    """
 
     every_s: float
     until_s: float
+    first: int = dataclasses.field(compare=False)
 
-    def after(self, rows: Sequence[Row]) -> int:
-        """The number of the next evaluation, after those that the rows tell of."""
-        times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
-        last_s = next(times, None)
-        return 0 if last_s is None else math.floor(last_s / self.every_s * (1 + 1e-9)) + 1
+
+def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> Schedule:
+    """For a run that has these rows already."""
+    times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
+    last_s = next(times, None)
+    first = 0 if last_s is None else math.floor(last_s / every_s * (1 + 1e-9)) + 1
+    return Schedule(every_s, until_s, first)
 
 
 async def evaluator(
@@ -34,7 +41,7 @@ async def evaluator(
     every_s, until_s = schedule.every_s, schedule.until_s
     k = node.kept()
     if k is None:
-        k = schedule.after(trace.rows)
+        k = schedule.first
     while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
         node.keep(k)
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)

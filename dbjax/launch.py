@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
-from dbjax.evaluator import Schedule, evaluation, evaluator
+from dbjax.evaluator import Schedule, evaluation, evaluator, schedule
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -89,7 +89,8 @@ class _Run(NamedTuple):
     machines: Runtime
     program: Program
     taking: Taking
-    schedule: Schedule
+    evaluations: Schedule
+    taken_up: int = 0  # rows of the run before, where it does not go on exactly
 
 
 def run(
@@ -165,7 +166,7 @@ def run(
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
-    machines, program, taking, _ = run
+    machines, program, taking, _, taken_up = run
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
@@ -177,7 +178,7 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     if machines.clock == "virtual":
         check_delays(reports)
     trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports))
-    summary = summarise(trace, reports, program) | {
+    summary = summarise(trace, reports, program, taken_up) | {
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,
@@ -208,15 +209,16 @@ def _placed(
     taking = Taking(
         program, machines, described, config.replicas, again, times.checkpoints, on.trace
     )
-    schedule = Schedule(times.evaluate_s, times.until_s)
-    machines.observe("evaluator", evaluator, program, task, on.trace, schedule)
+    evaluations = schedule(times.evaluate_s, times.until_s, on.trace.rows)
+    machines.observe("evaluator", evaluator, program, task, on.trace, evaluations)
     if times.checkpoint not in (None, Every()):
         machines.observe("checkpointer", taking.main, times.checkpoint)
     if times.beside is not None:
         machines.observe("beside", times.beside, machines)
     if isinstance(machines, VirtualRuntime) and machines.journals:
         taking.exactly = Exactly(machines, config)
-    return _Run(machines, program, taking, schedule)
+    taken_up = len(resume.rows) if resume else 0
+    return _Run(machines, program, taking, evaluations, taken_up)
 
 
 def _exactly(
@@ -231,10 +233,10 @@ def _exactly(
     if exactly is None or not exactly.fits(resume.exact):
         _LOG.info("not the same program: only what the shards know is taken up")
         return None
-    schedule = dataclasses.replace(run.schedule)
+    evaluations = dataclasses.replace(run.evaluations)
     exactly.go_on(resume.exact)
-    if run.schedule != schedule:  # it is given more time, or is looked at more often
-        vars(run.schedule).update(vars(schedule))
+    if run.evaluations != evaluations:  # it is given more time, or is looked at more often
+        vars(run.evaluations).update(vars(evaluations))
         machines.restart("evaluator")
     return run
 
