@@ -159,10 +159,17 @@ def run(
     finally:
         run.machines.close()
         if log is not None:
-            log.flush()
+            _end_log(log, trace, resume)
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
+
+
+def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
+    log.flush()
+    died = [row["node"] for row in trace.rows if row.get("event") == "died"]
+    if died or resume is not None:
+        log.no_replay(f"{died[0]} died" if died else "it was taken up from a checkpoint")
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:

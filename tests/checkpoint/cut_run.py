@@ -1,4 +1,4 @@
-"""A virtual run of replicas that are cut over 4 of 8 devices, stopped and gone on with; prints JSON.
+"""Virtual runs of replicas cut over 4 of 8 devices, stopped and gone on with; prints JSON.
 
 A process of its own: the number of devices is settled when the backend starts.
 """
