@@ -16,10 +16,11 @@ import numpy as np
 import dbjax
 from benchmarks.measure import Measured, in_turn
 from benchmarks.networks import Network, small
-from benchmarks.threads import RULE, WARM, fused_loop, steps_per_s
+from benchmarks.threads import RULE, fused_loop, steps_per_s
 from dbjax.algorithms import downpour
 
 _RATE = 0.05
+_WARM = 20  # steps of each replica: its processes compile, and touch all their memory once
 
 
 class PatternServer:
@@ -93,8 +94,8 @@ def pattern(task: dbjax.Task, count: int, steps: int) -> Callable[[], float]:
 
 def replicas(task: dbjax.Task, count: int, steps: int) -> Callable[[], float]:
     """Steps a second of all replicas together; fetches and pushes overlap what is computed."""
-    config = downpour.Config(rule=RULE, replicas=count, shards=1, steps=steps + WARM, overlap=True)
-    return lambda: steps_per_s(dbjax.run(task, config, runtime="ray"), WARM)
+    config = downpour.Config(rule=RULE, replicas=count, shards=1, steps=steps + _WARM, overlap=True)
+    return lambda: steps_per_s(dbjax.run(task, config, runtime="ray"), _WARM)
 
 
 def compare(network: Network, aim: str, rounds: int) -> Measured:
