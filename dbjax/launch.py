@@ -129,7 +129,8 @@ def run(
       resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
         another number of shards or replicas. Time goes on where it was. A virtual run of the
         same program goes on exactly: all numbers are as if it had not been interrupted, or
-        had been given its `until_s` at once. (Of its spans only those from then on are there.)
+        had been given its `until_s` at once; `checkpoint_every` belongs to the program. (Of its
+        spans only those from then on are there.)
       beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
