@@ -129,7 +129,8 @@ def run(
       resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
         another number of shards or replicas. Time goes on where it was. A virtual run of the
         same program goes on exactly: all numbers are as if it had not been interrupted, or
-        had been given its `until_s` at once. (Of its spans only those from then on are there.)
+        had been given its `until_s` at once; `checkpoint_every` belongs to the program. (Of its
+        spans only those from then on are there.)
       beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
@@ -159,10 +160,17 @@ def run(
     finally:
         run.machines.close()
         if log is not None:
-            log.flush()
+            _end_log(log, trace, resume)
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
+
+
+def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
+    log.flush()
+    died = [row["node"] for row in trace.rows if row.get("event") == "died"]
+    if died or resume is not None:
+        log.no_replay(f"{died[0]} died" if died else "it was taken up from a checkpoint")
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:

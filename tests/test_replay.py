@@ -9,6 +9,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.errors import ReplayError
+from tests.checkpoint.stopped import Kept
 from tests.test_conformance import CLUSTER, TASK
 
 METHODS = {
@@ -127,6 +128,21 @@ def test_a_log_that_breaks_off_is_read_up_to_there():
     read = dbjax.Script([*lines[:last], lines[last][:-2]]).count()
     assert read == whole - missing
     assert 0 < read < whole
+
+
+def test_a_run_in_which_nodes_died_or_that_was_taken_up_says_that_it_has_no_replay():
+    machine = dataclasses.replace(CLUSTER.machine, mean_time_to_repair_s=0.3)
+    failures = (dbjax.Failure("replica/1", 0.5, 1.0),)
+    cluster = dataclasses.replace(CLUSTER, machine=machine, failures=failures)
+    config = METHODS["downpour"]
+    _, lines = logged(config, cluster=cluster)
+    with pytest.raises(ReplayError, match=r"^this run cannot be done again: replica/1 died$"):
+        dbjax.replay(TASK, config, dbjax.Script(lines))
+    kept = Kept()
+    dbjax.run(TASK, config, cluster=CLUSTER, until_s=1.0, checkpoints=kept)
+    _, lines = logged(config, cluster=CLUSTER, resume=kept.latest)
+    with pytest.raises(ReplayError, match="it was taken up from a checkpoint"):
+        dbjax.replay(TASK, config, dbjax.Script(lines))
 
 
 NO_LOG = '{"dbjax event log": 9}\n', '{"dbjax event log": 1}\n{"service": "shard/0"}\n'

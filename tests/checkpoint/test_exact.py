@@ -10,6 +10,7 @@ import dbjax
 from dbjax import Failure
 from dbjax.optim import ConjugateGradients
 from tests.checkpoint.stopped import Kept, run, told
+from tests.processes import printed
 from tests.store.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
 
 DRAWN = dataclasses.replace(
@@ -227,3 +228,9 @@ def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkey
     run(config, monkeypatch, stop=50, checkpoints=kept, **given)
     assert "cannot be taken up exactly" in caplog.text
     assert kept.latest.exact is None
+
+
+def test_replicas_that_are_cut_over_devices_go_on_exactly_too():
+    found = printed("tests.checkpoint.cut_run")
+    assert found["again"] == found["whole"]
+    assert found["whole"]["updates"] > found["half"]["updates"] > 0

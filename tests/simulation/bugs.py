@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-import dbjax.store.copy
 from dbjax.runtime.base import Future, ready
 from dbjax.store import Shard
 from dbjax.store.copy import Copy
@@ -23,7 +22,7 @@ from tests.simulation.case import Case, case_of
 from tests.simulation.simulate import simulate
 
 
-def replies_before_the_backup_has_followed(reply: Any, followed: Future[None]) -> Future[Any]:
+def replies_before_the_backup_has_followed(self: Copy, reply: Any) -> Future[Any]:
     """Whoever called is told that it is safe while only the head has it."""
     return reply if isinstance(reply, Future) else ready(reply)
 
@@ -68,7 +67,7 @@ Patch = tuple[Any, str, Callable[..., Any]]
 BUGS: dict[str, Patch] = {
     made.__name__: (where, name, made)
     for where, name, made in (
-        (dbjax.store.copy, "_when_both", replies_before_the_backup_has_followed),
+        (Copy, "_when_both", replies_before_the_backup_has_followed),
         (Shard, "restore", forgets_sequences),
         (Shard, "push", applies_what_is_repeated),
         (Shard, "push", changes_a_snapshot),
