@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
-from dbjax.evaluator import evaluation, evaluator
+from dbjax.evaluator import cards, evaluation, evaluator
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -167,14 +167,14 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
-    wall_s = time.perf_counter() - begin
+    wall_s, busy = time.perf_counter() - begin, cards(machines)
     taking.last(end_s)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports))
+    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports) | busy)
     summary = summarise(trace, reports, program) | {
         "clock": machines.clock,
         "time_s": end_s,
@@ -206,7 +206,7 @@ def _placed(
         program, machines, described, config.replicas, again, times.checkpoints, on.trace
     )
     evaluate_s, until_s = times.evaluate_s, times.until_s
-    machines.observe("evaluator", evaluator, program, task, on.trace, evaluate_s, until_s)
+    machines.observe("evaluator", evaluator, machines, program, task, on.trace, evaluate_s, until_s)
     if times.checkpoint is not None:
         machines.observe("checkpointer", taking.main, times.checkpoint)
     if times.beside is not None:

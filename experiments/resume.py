@@ -14,7 +14,7 @@ import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
-from dbjax.workdir import SUMMARY
+from dbjax.workdir import SUMMARY, is_left
 from dbjax.workdir.files import plain
 from experiments.saved import CONFIG
 
@@ -35,7 +35,7 @@ class Earlier(NamedTuple):
     def rows(self) -> list[Row]:
         """Of metrics.jsonl: those before the checkpoint."""
         rows = self.content.rows if self.content is not None else ()
-        return [row for row in rows if row["node"] == "evaluator"]
+        return [row for row in rows if is_left(row)]
 
 
 @contextlib.contextmanager

@@ -121,6 +121,9 @@ class RayRuntime:
     def between_events(self, do: Callable[[], object]) -> None:
         do()
 
+    def cards_busy_s(self) -> dict[str, float]:
+        return {}
+
     def revive(self) -> None:
         if self._members is not None:
             self._take_events(self._members, _START_S, self._members.ready, "come back")
