@@ -84,8 +84,8 @@ def _was_interrupted(workdir: Path) -> bool:
 
 
 def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    have = _flat(json.loads((workdir / CONFIG).read_text())["config"])
-    want = _flat(plain(config.to_dict(), infinity="inf"))
+    have = flat(json.loads((workdir / CONFIG).read_text())["config"])
+    want = flat(plain(config.to_dict(), infinity="inf"))
     for name in sorted({*have, *want} - _MAY_DIFFER):
         if name.startswith("ray.") or (name.startswith("cluster.") and config.runtime != "virtual"):
             continue
@@ -96,9 +96,10 @@ def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
             )
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their whole names, such as cluster.machine.speed."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return found
