@@ -11,6 +11,8 @@ from dbjax.trace import Row
 from experiments.report.read import Numbers, Run, Spans
 
 BINS = 100
+BUSIEST = "the busiest network card"
+_WAYS = {"sends": "sending", "receives": "receiving"}
 # What the two copies of a shard say to each other: a span does not tell who asks and who serves.
 BETWEEN_COPIES = ("follow", "watch", "install", "blank")
 
@@ -102,7 +104,7 @@ def cards(rows: Sequence[Row]) -> list[Busy]:
         middles_s = (times_s[1:] + times_s[:-1]) / 2
         found.append(
             Busy(
-                f"network cards: {_said(name)}",
+                _said(name),
                 (total,),
                 tuple(middles_s.tolist()),
                 tuple(over_time.tolist()),
@@ -113,4 +115,5 @@ def cards(rows: Sequence[Row]) -> list[Busy]:
 
 def _said(name: str) -> str:
     node, _, way = name.partition(" ")
-    return f"{node} {'sending' if way == 'sends' else 'receiving'}" if way else "the busiest of all"
+    kind = "copies of shards" if node == "shard/backup" else f"{node}s"
+    return f"cards of {kind}: {_WAYS[way]}" if way else BUSIEST

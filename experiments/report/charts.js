@@ -19,6 +19,7 @@ function svg(tag, attributes = {}, ...children) {
 
 const text = (value) => value.toLocaleString("en", { maximumSignificantDigits: 4 });
 const percent = (value) => `${text(100 * value)} %`;
+const share = (value) => `${(100 * value).toFixed(1)} %`;
 
 function bytes(value) {
   const units = ["B", "kB", "MB", "GB", "TB"];
@@ -31,7 +32,7 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step + 0); // + 0: no -0
   return found;
 }
 
@@ -54,7 +55,7 @@ function figure(host, { title, note, legend = [], wide = false }, draw) {
 
 function sample({ name, color, dash, block }) {
   const mark = block
-    ? svg("rect", { y: 2, width: 24, height: 8, fill: color })
+    ? svg("rect", { y: 2, width: 24, height: 8, fill: color, opacity: block })
     : svg("line", { x2: 26, y1: 6, y2: 6, stroke: color, "stroke-width": 2.5, "stroke-dasharray": dash || "" });
   return html("span", {}, svg("svg", { viewBox: "0 0 26 12", height: 12 }, mark), name);
 }
@@ -100,14 +101,14 @@ const known = (value) => value !== null && Number.isFinite(value);
 function lines(host, about, spec) {
   const legend = spec().series;
   return figure(host, { ...about, legend: legend.length > 1 ? legend : [] }, (width, frame) => {
-    const { series, xLabel, yLabel, yText = text, top } = spec();
+    const { series, xLabel, yLabel, yText = text, top, end = 0 } = spec();
     const values = series.flatMap((s) => s.y.filter(known));
     const places = series.flatMap((s) => s.x.filter((v, i) => known(v) && known(s.y[i])));
     if (!values.length) return html("p", { class: "soft" }, "Nothing was measured yet.");
     const log = spec().log && Math.min(...values) > 0 && Math.max(...values) > 100 * Math.min(...values);
     const high = top ?? (Math.max(...values) || 1);
     const ys = log ? [Math.log10(Math.min(...values)), Math.log10(high)] : [Math.min(0, ...values), high];
-    const xs = [Math.min(0, ...places), Math.max(...places) || 1];
+    const xs = [Math.min(0, ...places), Math.max(end, ...places) || 1];
     const { picture, x, y, area } = axes(width, { xs, ys, xLabel, yLabel: log ? `${yLabel}, logarithmic` : yLabel, yText, log });
     for (const s of series) picture.append(line(s, x, y, log));
     const rule = svg("line", { y1: area.top, y2: area.bottom, stroke: "var(--soft)", visibility: "hidden" });
@@ -147,8 +148,8 @@ function line(s, x, y, log) {
 function histogram(host, about, { bars, mean, color, predicted }) {
   const total = bars.reduce((sum, bar) => sum + bar.count, 0);
   const span = bars[0].last - bars[0].first + 1;
-  const legend = [{ name: "measured", color, block: true }, { name: `measured mean ${text(mean)}`, color: "var(--ink)", dash: "2 3" }];
-  if (predicted) legend.push({ name: "predicted law", color: "var(--c1)" });
+  const legend = [{ name: "measured", color, block: 0.6 }, { name: `measured mean ${text(mean)}`, color: "var(--soft)", dash: "2 3" }];
+  if (predicted) legend.push({ name: "predicted law", color: "var(--ink)" });
   return figure(host, { ...about, legend }, (width, frame) => {
     const high = Math.max(...bars.map((bar) => Math.max(bar.count / total, bar.predicted ?? 0)));
     const { picture, x, y, area } = axes(width, {
@@ -160,12 +161,12 @@ function histogram(host, about, { bars, mean, color, predicted }) {
     const wide = x(span) - x(0);
     bars.forEach((bar, i) => picture.append(svg("rect", {
       class: "bar", x: x(i * span - 0.5) + wide * 0.06, width: wide * 0.88,
-      y: y(bar.count / total), height: Math.max(0, area.bottom - y(bar.count / total)), fill: color, opacity: 0.75,
+      y: y(bar.count / total), height: Math.max(0, area.bottom - y(bar.count / total)), fill: color, opacity: 0.6,
     })));
-    picture.append(svg("line", { x1: x(mean), x2: x(mean), y1: area.top, y2: area.bottom, stroke: "var(--ink)", "stroke-width": 1.5, "stroke-dasharray": "2 3" }));
+    picture.append(svg("line", { x1: x(mean), x2: x(mean), y1: area.top, y2: area.bottom, stroke: "var(--soft)", "stroke-width": 1.5, "stroke-dasharray": "2 3" }));
     if (predicted) {
-      picture.append(line({ x: bars.map((_, i) => middle(i)), y: bars.map((bar) => bar.predicted), color: "var(--c1)" }, x, y));
-      bars.forEach((bar, i) => picture.append(svg("circle", { cx: x(middle(i)), cy: y(bar.predicted), r: Math.min(3, wide / 3), fill: "var(--c1)" })));
+      picture.append(line({ x: bars.map((_, i) => middle(i)), y: bars.map((bar) => bar.predicted), color: "var(--ink)" }, x, y));
+      bars.forEach((bar, i) => picture.append(svg("circle", { cx: x(middle(i)), cy: y(bar.predicted), r: Math.min(3, wide / 3), fill: "var(--ink)" })));
     }
     picture.addEventListener("pointermove", (event) => {
       const box = picture.getBoundingClientRect();

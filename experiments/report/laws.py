@@ -124,7 +124,7 @@ def _known(method: downpour.Config, cluster: Cluster, run: Run, mean: float) -> 
 
 def _mean(method: downpour.Config, mean: float) -> str:
     if mean == method.replicas - 1:
-        return f"M - 1 = {mean:g} with M replicas, whatever the times of computing"
+        return f"M - 1 = {mean:g} when all M replicas are always at work"
     return f"M (n_fetch + 1) / 2 - 1 = {mean:g} with M equally fast replicas"
 
 
@@ -182,15 +182,7 @@ def bars(histogram: Mapping[int, int], shares: Mapping[int, float] | None) -> li
     total = sum(histogram.values())
     if not total:
         return []
-    seen = itertools.accumulate(histogram[k] for k in sorted(histogram))
-    usual = next(
-        k for k, n in zip(sorted(histogram), seen, strict=True) if n >= (1 - _TAIL) * total
-    )
-    if shares:
-        known = itertools.accumulate(shares[k] for k in sorted(shares))
-        usual = max(
-            usual, next(k for k, p in zip(sorted(shares), known, strict=True) if p > 1 - _TAIL)
-        )
+    usual = max(_quantile(weights, 1 - _TAIL) for weights in (histogram, shares or {0: 1.0}))
     width = max(1, math.ceil((usual + 1) / _BARS))
     firsts = list(range(0, usual + 1, width))
     largest = max(histogram)
@@ -202,6 +194,12 @@ def bars(histogram: Mapping[int, int], shares: Mapping[int, float] | None) -> li
         beyond = sum(p for k, p in shares.items() if k > lasts[-1])
         found[-1] = dataclasses.replace(found[-1], predicted=(found[-1].predicted or 0) + beyond)
     return found
+
+
+def _quantile(weights: Mapping[int, float], share: float) -> int:
+    least = share * sum(weights.values())
+    seen = itertools.accumulate(weights[k] for k in sorted(weights))
+    return next(k for k, sum_ in zip(sorted(weights), seen, strict=True) if sum_ >= least)
 
 
 def _bar(

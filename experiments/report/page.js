@@ -31,8 +31,10 @@ function head() {
   for (const warning of data.warnings) page.append(html("p", { class: "warn" }, warning));
   const names = [...new Set(data.runs.flatMap((run) => run.numbers.map(([name]) => name)))];
   const of = (run, name) => run.numbers.find((number) => number[0] === name)?.[1];
-  page.append(table(["", ...data.runs.map((run) => (several ? run.label : "at the end"))],
-    names.map((name) => [name, ...data.runs.map((run) => of(run, name))])));
+  const numbers = table(["", ...data.runs.map((run) => (several ? run.label : "at the end"))],
+    names.map((name) => [name, ...data.runs.map((run) => of(run, name))]));
+  numbers.classList.add("fit");
+  page.append(numbers);
 }
 
 function axisLabel() {
@@ -92,18 +94,18 @@ function busy() {
     const rows = run.busy.map((one) => {
       const fill = html("i");
       fill.style.width = `${Math.min(100, 100 * one.mean)}%`;
-      const range = one.count > 1 ? `${percent(one.least)} to ${percent(one.most)}` : "–";
-      return [one.name, html("div", { class: "meter" }, fill), percent(one.mean), range];
+      const range = one.count > 1 ? `${share(one.least)} to ${share(one.most)}` : "–";
+      return [one.name, html("div", { class: "meter" }, fill), share(one.mean), range];
     });
     if (run.busy.length) {
       lines(host, { title, note: run.busy_said }, () => ({
-        xLabel: `${run.clock} seconds`, yLabel: "busy share", yText: percent, top: 1,
-        series: run.busy.map((one, k) => ({ name: one.name, color: color(k), x: one.times_s, y: one.over_time })),
+        xLabel: `${run.clock} seconds`, yLabel: "busy share", yText: percent, top: 1, end: run.end_s,
+        series: run.busy.filter((one) => one.drawn).map((one, k) => ({ name: one.name, color: color(k), x: one.times_s, y: one.over_time })),
       }));
       const panel = table(["", "", "mean", "least to most"], rows);
       host.append(html("figure", { class: "busy" }, html("h3", {}, several ? `Busy share in total: ${run.label}` : "Busy share in total"), ...panel.children,
         html("figcaption", {}, "Mean over machines of a kind, and the range among them: a wide one means that some work while others wait.")));
-    } else host.append(html("figure", {}, html("h3", {}, title), html("figcaption", {}, run.busy_said)));
+    } else host.append(html("figure", { class: "wide" }, html("h3", {}, title), html("figcaption", {}, run.busy_said)));
   });
 }
 
@@ -127,7 +129,7 @@ function deaths() {
   if (!those.length) return;
   const host = section("Deaths and returns", "Machines that died while the run went on, and how long each was gone.");
   for (const run of those) {
-    const rows = run.deaths.map(([node, at, gone]) => [node, `${text(at)} s`, gone === null ? "never" : `${text(gone)} s`]);
+    const rows = run.deaths.map(([node, at, gone]) => [node, `${text(at)} s`, gone === null ? "not before the end" : `${text(gone)} s`]);
     host.append(html("figure", { class: "wide" }, html("h3", {}, several ? run.label : "Deaths"), ...table(["machine", "died at", "back after"], rows).children,
       html("figcaption", {}, run.deaths_said)));
   }

@@ -6,18 +6,18 @@ import dataclasses
 import html
 import json
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dbjax.chaos import kills
 from dbjax.trace import Row
-from dbjax.workdir.files import plain
-from experiments.defaults import defaults
 from experiments.report import busy, laws
+from experiments.report.configuration import configuration, origin
 from experiments.report.read import Run
 from experiments.report.timeline import timeline, with_deaths
-from experiments.resume import flat
+from experiments.report.words import count, numbers, sentence, warnings
 
 BLOCKS = 100_000  # that the timelines of a page hold together
 _DEATHS = 200  # that are listed
@@ -26,13 +26,11 @@ _PARTS = ("page.css", "charts.js", "timeline.js", "page.js")
 
 def page(runs: Sequence[Run]) -> str:
     """The whole page."""
-    here = Path(__file__).parent
-    found = (here / "page.html").read_text()
-    for name in _PARTS:
-        found = found.replace(f"/*{name}*/", (here / name).read_text())
-    about = data(runs)
-    found = found.replace("/*title*/", html.escape(about["title"]))
-    return found.replace("/*data*/", embedded(about))
+    here, about = Path(__file__).parent, data(runs)
+    parts = {name: (here / name).read_text() for name in _PARTS}
+    parts |= {"title": html.escape(about["title"]), "data": embedded(about)}
+    template = (here / "page.html").read_text()
+    return re.sub(r"/\*([\w.]+)\*/", lambda found: parts[found[1]], template)
 
 
 def embedded(value: Any) -> str:
@@ -52,7 +50,7 @@ def data(runs: Sequence[Run]) -> dict[str, Any]:
         "untraced": f"No spans were left by: {without}. They are written at the end of a run with "
         "max_spans above 0.",
         "configuration": configuration(runs),
-        "origin": _origin(runs),
+        "origin": origin(runs),
     }
 
 
@@ -62,6 +60,7 @@ def _run(run: Run, blocks: int) -> dict[str, Any]:
         "label": run.label,
         "clock": run.clock,
         "state": run.state,
+        "end_s": run.end_s,
         "said": sentence(run),
         "numbers": numbers(run),
         "rows": columns(run.rows),
@@ -73,70 +72,6 @@ def _run(run: Run, blocks: int) -> dict[str, Any]:
         "deaths": [[k.node, k.at_s, k.back_after_s] for k in kills(run.events)[:_DEATHS]],
         "deaths_said": _deaths_said(run),
     }
-
-
-def sentence(run: Run) -> str:
-    """What was trained how, in a line."""
-    config = run.config
-    options = {"replicas": 1, "shards": 1} | config["options"]
-    where = {"virtual": "in virtual time", "threads": "in threads", "ray": "in processes on Ray"}
-    return (
-        f"{config['algorithm']} with {_count(options['replicas'], 'replica')} and "
-        f"{_count(options['shards'], 'shard')}, rule {config['rule']['name']}, "
-        f"{config['model']['name']} on {config['data']['name']}, "
-        f"{where.get(config['runtime'], config['runtime'])}"
-    )
-
-
-def _count(count: int, what: str) -> str:
-    return f"{count:,} {what}{'' if count == 1 else 's'}"
-
-
-def warnings(runs: Sequence[Run]) -> list[str]:
-    """What a reader must know before they read on."""
-    found = []
-    for run in runs:
-        if run.state == "unfinished":
-            found.append(
-                f"{run.label} has not ended: it goes on, or it was killed. This is what it had left "
-                f"by {run.end_s:g} {run.clock} seconds. Staleness and spans are written at the end."
-            )
-        if run.state == "interrupted":
-            found.append(f"{run.label} was interrupted at {run.end_s:g} {run.clock} seconds.")
-    if len({run.clock for run in runs}) > 1:
-        found.append(
-            "Some of these runs have a virtual clock and some a real one. Their seconds are not the "
-            "same: compare them by updates or examples."
-        )
-    return found
-
-
-def numbers(run: Run) -> list[tuple[str, str]]:
-    """The last evaluation and the summary, as a table shows them."""
-    last: Row = (run.rows[-1] if run.rows else {}) | run.summary
-    seconds = f"{run.clock} seconds"
-    found = [(seconds, f"{run.end_s:,.4g}")]
-    if run.clock == "virtual" and "wall_s" in last:
-        found.append(("wall seconds", f"{last['wall_s']:,.4g}"))
-    found += [(name, f"{last[name]:,}") for name in ("updates", "examples") if name in last]
-    if run.end_s and "updates" in last:
-        found.append((f"updates a {run.clock} second", f"{last['updates'] / run.end_s:,.4g}"))
-    for name, said, form in (
-        ("test_accuracy", "hold-out accuracy", ".2%"),
-        ("train_accuracy", "training set accuracy", ".2%"),
-        ("test_loss", "hold-out loss", ".4g"),
-        ("train_loss", "training loss", ".4g"),
-    ):
-        if last.get(name) is not None:
-            found.append((said, format(last[name], form)))
-    if run.summary.get("staleness_histogram"):
-        stale = run.summary["staleness_updates"]
-        found.append(("staleness in updates: mean", f"{stale['mean']:.4g}"))
-        found.append(("staleness: 95 of 100 below, largest", f"{stale['p95']:,}, {stale['max']:,}"))
-    for name in ("deaths", "returns", "lost_pushes", "repeated_pushes", "refused_pushes"):
-        if last.get(name):
-            found.append((name.replace("_", " "), f"{last[name]:,}"))
-    return found
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:
@@ -179,6 +114,7 @@ def _busy(one: busy.Busy) -> dict[str, Any]:
         "count": len(one.shares),
         "times_s": one.times_s,
         "over_time": one.over_time,
+        "drawn": not one.name.startswith("cards of"),
     }
 
 
@@ -194,7 +130,7 @@ def _busy_said(run: Run) -> str:
         return f"{said}. Network cards are real here, and nobody measures them."
     if not any("cards_busy_s" in row for row in run.rows):
         return f"{said}. Network cards take no time in this cluster model, so none is busy."
-    return f"{said}. Network cards: means between two evaluations."
+    return f"{said}. Network cards are looked at with each evaluation; the table has them all."
 
 
 def moved(run: Run) -> list[tuple[str, int]]:
@@ -230,46 +166,10 @@ def _timeline(run: Run, blocks: int) -> dict[str, Any]:
 def _deaths_said(run: Run) -> str:
     found = kills(run.events)
     back = sorted(k.back_after_s for k in found if math.isfinite(k.back_after_s))
-    said = f"{_count(len(found), 'death')}, {_count(len(back), 'return')}"
+    said = f"{count(len(found), 'death')}, {count(len(back), 'return')}"
     if back:
         said += f"; half of them back within {back[len(back) // 2]:.3g} s"
     return said + (f". The first {_DEATHS} are listed." if len(found) > _DEATHS else ".")
-
-
-def configuration(runs: Sequence[Run]) -> dict[str, Any]:
-    """In which fields the runs differ; of a single one, from the defaults."""
-    several = len(runs) > 1
-    configs = [flat(run.config) for run in runs]
-    if not several:
-        configs.insert(0, flat(plain(defaults().to_dict(), infinity="inf")))
-    names = sorted(set().union(*configs))
-    shown = {name: [_value(config, name) for config in configs] for name in names}
-    differ = [[name, *values] for name, values in shown.items() if len(set(values)) > 1]
-    said = (
-        "Fields in which the runs differ." if several else "Fields that are not at their default."
-    )
-    if several and not differ:
-        said = "The runs have the same configuration."
-    return {
-        "said": said,
-        "differ": {
-            "head": ["field", *([r.label for r in runs] if several else ["default", "this run"])],
-            "rows": differ,
-        },
-        "equal": [[name, values[-1]] for name, values in shown.items() if len(set(values)) == 1],
-    }
-
-
-def _value(config: dict[str, Any], name: str) -> str:
-    return json.dumps(config[name]) if name in config else "–"
-
-
-def _origin(runs: Sequence[Run]) -> list[list[str]]:
-    names = list(dict.fromkeys(name for run in runs for name in run.about.get("versions", {})))
-    rows = [[name, *(run.about["versions"].get(name, "–") for run in runs)] for name in names]
-    commits = ["commit", *((run.about.get("commit") or "unknown")[:12] for run in runs)]
-    hosts = ["machine", *(run.about.get("host", {}).get("platform", "unknown") for run in runs)]
-    return [commits, *rows, hosts]
 
 
 def _short(value: Any) -> Any:
