@@ -42,8 +42,8 @@ def law(run: Run) -> Law:
     try:
         config = saved(run.path)
         method, cluster = build.algorithm(config), build.cluster(config)
-    except ValueError:
-        return Law("No law is known: the configuration is of another version of dbjax.")
+    except ValueError as error:
+        return Law(f"No law is known: the configuration cannot be read. {error}.")
     if isinstance(method, sgd.Config):
         return Law("Predicted: 0. Every step waits for all replicas.", {0: 1.0}, 0.0)
     if not isinstance(method, downpour.Config):

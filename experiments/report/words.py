@@ -31,8 +31,9 @@ def warnings(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         if run.state == "unfinished":
             found.append(
-                f"{run.label} has not ended: it goes on, or it was killed. This is what it had "
-                f"left by {run.end_s:.4g} {run.clock} seconds. Staleness and spans are written at the end."
+                f"{run.label} has not ended: it goes on, or it was killed. This is what it "
+                f"had left by {run.end_s:.4g} {run.clock} seconds. Staleness and spans are written "
+                "at the end."
             )
         if run.state == "interrupted":
             found.append(f"{run.label} was interrupted at {run.end_s:.4g} {run.clock} seconds.")
