@@ -169,6 +169,7 @@ def _deaths_said(run: Run) -> str:
     said = f"{count(len(found), 'death')}, {count(len(back), 'return')}"
     if back:
         said += f"; half of them back within {back[len(back) // 2]:.3g} s"
+    said += ". A computation that a death cut short is drawn, and counted, in whole"
     return said + (f". The first {_DEATHS} are listed." if len(found) > _DEATHS else ".")
 
 

@@ -2,7 +2,7 @@
 // The timeline: a row a node, in it a lane a kind of work, drawn on a canvas as wide as the screen.
 
 const COLORS = { compute: "--c0", fetch: "--c1", push: "--c3", apply: "--c2", dead: "--dead" };
-const OTHERS = ["--c4", "--c5", "--c6", "--c7", "--c0", "--c1", "--c2", "--c3"];
+const OTHERS = ["--c4", "--c5", "--c6", "--c7"];
 const LANE = 7, GAP = 5, HEAD = 24, LEVELS = 5;
 
 // Tracks with starts and ends in seconds. `reach[i]` is the latest end up to block i.
@@ -20,6 +20,7 @@ function unpack(data) {
     }
     rows[track.node].lanes.push({ kind: data.kinds[track.kind], start, end, reach, counts: track.counts });
   }
+  rows.sort((a, b) => a.name.localeCompare(b.name, "en", { numeric: true }));
   let top = 0;
   for (const row of rows) {
     row.top = top;
@@ -165,7 +166,10 @@ function timeline(host, runs) {
     context.clearRect(0, 0, width, HEAD);
     context.fillStyle = colors.ink;
     const at = ticks(view.begin, view.end, (width - left) / 110), step = at.length > 1 ? at[1] - at[0] : view.end - view.begin;
-    for (const tick of at) context.fillText(seconds(tick, step), Math.min(place(tick, width) + 3, width - 60), 15);
+    for (const tick of at) {
+      const label = seconds(tick, step), x = place(tick, width) + 3;
+      if (x + context.measureText(label).width < width) context.fillText(label, x, 15);
+    }
   }
 
   function under(event) {

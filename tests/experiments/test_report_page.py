@@ -23,6 +23,7 @@ SPANS = [
 ]
 SPANS += [("shard/0", "apply", i + 0.8, i + 0.9) for i in range(19)]
 HISTOGRAM = {0: 10, 1: 60, 2: 8, 3: 2}
+FRAMES = "<script>requestAnimationFrame = (draw) => setTimeout(draw);</script>"
 PROBE = """
 <script>
 addEventListener("load", () => setTimeout(() => {
@@ -57,7 +58,10 @@ def browse(path, *arguments, tmp_path):
 
 
 def dom(path, tmp_path):
-    return browse(path, "--dump-dom", "--window-size=1200,2000", tmp_path=tmp_path)
+    """After all scripts. A browser without a screen draws no frames of its own accord."""
+    timed = tmp_path / "timed.html"
+    timed.write_text(path.read_text().replace("<head>", f"<head>{FRAMES}", 1))
+    return browse(timed, "--dump-dom", "--window-size=1200,2000", tmp_path=tmp_path)
 
 
 def errors(page):
@@ -95,7 +99,7 @@ def test_everything_is_drawn(written, tmp_path):
                  "66.5 %", "57 spans, none left out."):  # fmt: skip
         assert text in words, text
     paths = re.findall(r'<path d="([^"]*)"', words)
-    assert len(paths) == 9  # two accuracies, loss, updates, law, skew, two busy, two of bytes
+    assert len(paths) == 10  # two accuracies, loss, updates, law, skew, two busy, two of bytes
     assert all(path.startswith("M") and "NaN" not in path for path in paths)
 
 
