@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
 from dbjax.runtime.base import Node, Runtime
 from dbjax.store import Fetched, Report
@@ -11,20 +13,40 @@ from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 
 
+@dataclasses.dataclass
+class Schedule:
+    """When a run is evaluated: nothing else depends on it, so it is no part of the program.
+
+    Attributes:
+      first: number of the first evaluation, above 0 in a run that is taken up.
+    """
+
+    every_s: float
+    until_s: float
+    first: int = dataclasses.field(compare=False)
+
+
+def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> Schedule:
+    """For a run that has these rows already."""
+    times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
+    last_s = next(times, None)
+    first = 0 if last_s is None else math.floor(last_s / every_s * (1 + 1e-9)) + 1
+    return Schedule(every_s, until_s, first)
+
+
 async def evaluator(
     node: Node,
     machines: Runtime,
     program: Program,
     task: Task,
     trace: Trace,
-    every_s: float,
-    until_s: float,
+    schedule: Schedule,
 ) -> None:
     """Evaluates at k * `every_s`, until just before the end."""
+    every_s, until_s = schedule.every_s, schedule.until_s
     k = node.kept()
     if k is None:
-        begin_s = node.now()  # above 0 in a run that is taken up: the next
-        k = math.floor(begin_s / every_s) + 1 if begin_s else 0
+        k = schedule.first
     while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
         node.keep(k)
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -61,8 +61,22 @@ def train_loss(rows: Sequence[Row], recent: int) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
-    """What summary.json says of the run, but for its clock and its configuration."""
+def lost_pushes(reports: Sequence[Report], acknowledged: Mapping[str, int]) -> int:
+    """Pushes that shards had answered, and do not have: with later ones after them, or without."""
+    return sum(report.counts.lost for report in reports) + sum(
+        max(0, pushes - report.pushed.get(replica, 0))
+        for report in reports
+        for replica, pushes in acknowledged.items()
+    )
+
+
+def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_up: int = 0) -> Row:
+    """What summary.json says of the run, but for its clock and its configuration.
+
+    Args:
+      taken_up: how many rows are of the run before this one, with which it may disagree on
+        what was acknowledged.
+    """
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
@@ -74,7 +88,7 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
         **({"replica_devices": devices} if devices else {}),
         "refused_pushes": sum(report.counts.refused for report in reports),
         "repeated_pushes": sum(report.counts.repeated for report in reports),
-        "lost_pushes": sum(report.counts.lost for report in reports),
+        "lost_pushes": lost_pushes(reports, program.acknowledged(trace.rows[taken_up:])),
         "deaths": deaths.count("died"),
         "returns": deaths.count("returned"),
         **program.summarise(trace.rows),

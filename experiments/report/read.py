@@ -78,8 +78,8 @@ def read(workdir: str | Path, label: str) -> Run:
         raise ValueError(f"{str(path)!r} is no run{_why_not(path)}")
     about = _json(path / CONFIG)
     header, rows = _metrics(path / METRICS)
-    ended = (path / SUMMARY).exists()  # else whatever else lies there is of an earlier run
-    summary = _json(path / SUMMARY) if ended else {}
+    summary = _json(path / SUMMARY) if (path / SUMMARY).exists() else {}
+    ended = bool(summary)  # else whatever else lies there is of an earlier run
     state: Literal["finished", "interrupted", "unfinished"] = "unfinished"
     if ended:
         state = "interrupted" if summary.get("interrupted") else "finished"

@@ -47,6 +47,13 @@ def test_it_holds_in_very_many(capsys):
     assert count >= LONG
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_a_push_that_reaches_its_shard_twice_is_answered_and_applied_once(seed):
+    ran = simulate(Case(seed, replicas=3, shards=2, backups=seed % 2, repeats=True))
+    sent = ran.book.repeated
+    assert ran.result.summary["repeated_pushes"] == sent > 0
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_same_case_twice_is_the_same_run(seed):
     check_deterministic(case_of(seed))

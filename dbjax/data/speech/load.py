@@ -75,8 +75,8 @@ def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
         tfds.disable_progress_bar()
         with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
             builder.download_and_prepare()  # it speaks of downloads
-        if builder.interrupted.is_set():
-            raise KeyboardInterrupt
+        if builder.interrupted.by:
+            raise KeyboardInterrupt(builder.interrupted.by)
     return builder
 
 

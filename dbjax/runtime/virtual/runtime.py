@@ -109,8 +109,18 @@ class VirtualRuntime:
     def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
         node = VirtualNode(self, name, observer=True)
         task = Main(self, node, lambda: main(node, *args, **kwargs))
-        task.future.on_done(lambda: self._stop_if_lost(task))
         self._observers.append(task)
+        self._observe(task)
+
+    def restart(self, observer: str) -> None:
+        """It begins anew, whatever it has done before; of a restored run."""
+        task = next(main for main in self._observers if main.node.name == observer)
+        task.died(for_good=False)
+        task.future = Future(task.future.label)
+        self._observe(task)
+
+    def _observe(self, task: Main) -> None:
+        task.future.on_done(lambda: self._stop_if_lost(task))
         self.at(self.now_s, task.start, None, unnoticed=True)
 
     def stop(self) -> None:
