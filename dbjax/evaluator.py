@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from dbjax.runtime.base import Node
+from dbjax.runtime.base import Node, Runtime
 from dbjax.store import Fetched, Report
 from dbjax.summary import progress, train_loss
 from dbjax.task import Program, Task
@@ -35,7 +35,12 @@ def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> Schedule:
 
 
 async def evaluator(
-    node: Node, program: Program, task: Task, trace: Trace, schedule: Schedule
+    node: Node,
+    machines: Runtime,
+    program: Program,
+    task: Task,
+    trace: Trace,
+    schedule: Schedule,
 ) -> None:
     """Evaluates at k * `every_s`, until just before the end."""
     every_s, until_s = schedule.every_s, schedule.until_s
@@ -47,7 +52,8 @@ async def evaluator(
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)
-        node.record(**evaluation(program, task, trace, fetched, reports))
+        found = evaluation(program, task, trace, fetched, reports)
+        node.record(**found, **cards(machines))
         k = max(k + 1, math.ceil(node.now() / every_s))
 
 
@@ -61,3 +67,9 @@ def evaluation(
         | {"train_loss": train_loss(trace.rows, program.recent_losses)}
         | {name: float(value) for name, value in metrics.items()}
     )
+
+
+def cards(machines: Runtime) -> Row:
+    """How busy network cards were until now, where that is modelled."""
+    busy_s = machines.cards_busy_s()
+    return {"cards_busy_s": busy_s} if busy_s else {}

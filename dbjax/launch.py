@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
-from dbjax.evaluator import Schedule, evaluation, evaluator, schedule
+from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -178,14 +178,14 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
-    wall_s = time.perf_counter() - begin
+    wall_s, busy = time.perf_counter() - begin, cards(machines)
     taking.last(end_s)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports))
+    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports) | busy)
     summary = summarise(trace, reports, program, taken_up) | {
         "clock": machines.clock,
         "time_s": end_s,
@@ -218,7 +218,7 @@ def _placed(
         program, machines, described, config.replicas, again, times.checkpoints, on.trace
     )
     evaluations = schedule(times.evaluate_s, times.until_s, on.trace.rows)
-    machines.observe("evaluator", evaluator, program, task, on.trace, evaluations)
+    machines.observe("evaluator", evaluator, machines, program, task, on.trace, evaluations)
     if times.checkpoint not in (None, Every()):
         machines.observe("checkpointer", taking.main, times.checkpoint)
     if times.beside is not None:

@@ -43,12 +43,14 @@ def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
 
 
 def progress(reports: Sequence[Report]) -> Row:
-    """How far a run has come; of shards that differ, the one that is behind."""
+    """How far a run has come; of shards that differ, the one that is behind. Bytes of all."""
     versions = [report.version for report in reports]
     return {
         "updates": min(report.counts.applied for report in reports),
         "examples": min(report.counts.examples for report in reports),
         "version_skew_updates": max(versions) - min(versions),
+        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
+        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
     }
 
 
@@ -83,8 +85,6 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_u
         "train_loss": train_loss(trace.rows, program.recent_losses),
         "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
-        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
-        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
         **({"replica_devices": devices} if devices else {}),
         "refused_pushes": sum(report.counts.refused for report in reports),
         "repeated_pushes": sum(report.counts.repeated for report in reports),

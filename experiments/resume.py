@@ -15,7 +15,7 @@ import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
-from dbjax.workdir import SUMMARY
+from dbjax.workdir import SUMMARY, is_left
 from dbjax.workdir.files import plain
 from experiments.saved import CONFIG
 
@@ -46,7 +46,7 @@ class Found(NamedTuple):
     def rows(self) -> list[Row]:
         """Of metrics.jsonl: those before the checkpoint."""
         rows = self.content.rows if self.content is not None else ()
-        return [row for row in rows if row["node"] == "evaluator"]
+        return [row for row in rows if is_left(row)]
 
     def begin(self) -> None:
         """What lies there of another run goes."""
@@ -97,7 +97,7 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     if not (workdir / CONFIG).exists() or not (workdir / _CHECKPOINTS).exists():
         return False
     last = json.loads((workdir / CONFIG).read_text())["config"]
-    have, want = _flat(last), _flat(plain(config.to_dict(), infinity="inf"))
+    have, want = flat(last), flat(plain(config.to_dict(), infinity="inf"))
     interrupted, differs = _was_interrupted(workdir, last), _difference(have, want)
     if interrupted and differs:
         raise ValueError(
@@ -140,9 +140,10 @@ def _difference(have: dict[str, Any], want: dict[str, Any]) -> str | None:
     return None
 
 
-def _flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their whole names, such as cluster.machine.speed."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, dict)
-        found |= _flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return found

@@ -8,3 +8,4 @@ from dbjax.workdir.leave import EVENTS as EVENTS
 from dbjax.workdir.leave import METRICS as METRICS
 from dbjax.workdir.leave import SUMMARY as SUMMARY
 from dbjax.workdir.leave import Workdir as Workdir
+from dbjax.workdir.leave import is_left as is_left

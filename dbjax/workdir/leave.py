@@ -24,12 +24,18 @@ EVENTS = "events.jsonl"
 SUMMARY = "summary.json"
 
 
+def is_left(row: Row) -> bool:
+    """Whether metrics.jsonl has it: evaluations, deaths and returns, no single losses."""
+    return row["node"] == "evaluator" or "event" in row
+
+
 @final
 class Workdir:
     """Writes what a run leaves. To be used in a `with` statement.
 
     metrics.jsonl grows while the run goes on: a header that names the clock, then a line
-    for each evaluation. In virtual time its bytes depend on the configuration only.
+    for each evaluation, death and return. In virtual time its bytes depend on the configuration
+    only.
 
     What a run before has left stays until this one has its first row: a mistake costs nothing.
 
@@ -70,7 +76,7 @@ class Workdir:
     def listen(self, row: Row) -> None:
         """To be a listener of the run's trace."""
         metrics = self._begin()
-        if row["node"] == "evaluator":
+        if is_left(row):
             line = json.dumps(plain(row), allow_nan=False) + "\n"
             try:
                 metrics.write(line)
@@ -108,7 +114,8 @@ class Workdir:
         write_text(self.path / "trace.json", json.dumps(trace))
         save_params(self.path / "params", result.params)
         about = {"config": self._config, "versions": origin.versions()}
-        write_json(self.path / SUMMARY, result.summary | about)
+        staleness = {"staleness_histogram": result.staleness_histogram}
+        write_json(self.path / SUMMARY, result.summary | staleness | about)
 
     def _write_events(self, rows: list[Row]) -> None:
         import tensorboardX

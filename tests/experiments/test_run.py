@@ -249,3 +249,24 @@ def test_every_config_names_its_command():
     for file in available():
         text = Path(file).read_text()
         assert f"--config={file}" in text
+
+
+def test_a_run_leaves_its_staleness_and_bytes(workdir):
+    summary = strict((workdir / "summary.json").read_text())
+    histogram = {int(k): times for k, times in summary["staleness_histogram"].items()}
+    assert sum(histogram.values()) == 3 * summary["updates"]  # three shards
+    assert max(histogram) == summary["staleness_updates"]["max"]
+    rows = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()[1:]]
+    pushed = [row["bytes_pushed"] for row in rows]
+    assert pushed == sorted(pushed)
+    assert pushed[-1] == summary["bytes_pushed"] > pushed[0] == 0
+
+
+def test_a_run_leaves_deaths_and_busy_cards(tmp_path):
+    given = ['--config.cluster.failures=({"node":"replica/1","at_s":1.0,"back_s":2.0},)',
+             "--config.cluster.machine.bandwidth_bytes_per_s=1e6"]  # fmt: skip
+    assert run.main([f"--config={QUICKSTART}", f"--workdir={tmp_path}", *given]) == 0
+    rows = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]]
+    events = [(row["time_s"], row["node"], row["event"]) for row in rows if "event" in row]
+    assert events == [(1.0, "replica/1", "died"), (2.0, "replica/1", "returned")]
+    assert 0 < rows[-1]["cards_busy_s"]["busiest"] < 3.0

@@ -117,6 +117,9 @@ class RayRuntime:
     def between_events(self, do: Callable[[], object]) -> None:
         do()
 
+    def cards_busy_s(self) -> dict[str, float]:
+        return {}
+
     def revive(self) -> None:
         if self._members is not None:
             self._await_ready(self._members, "come back", lambda: False)

@@ -19,6 +19,7 @@ from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
 from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
@@ -158,6 +159,9 @@ class VirtualRuntime:
         self._lives[name].kill()
         return ready(None)
 
+    def cards_busy_s(self) -> dict[str, float]:
+        return cards.busy_s(self._nodes.values(), self.now_s)
+
     def revive(self) -> None:
         for service in self.services.values():
             service.revive()
@@ -239,6 +243,7 @@ class VirtualRuntime:
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, sender.egress_free_s)
         sender.egress_free_s = begin_s + wire_s
+        sender.egress_busy_s += wire_s
         arrival = (receiver, wire_s, deliver, message)
         if self._links is None:
             self.at(begin_s + self.cluster.latency_s, self._receive, arrival)
@@ -252,6 +257,7 @@ class VirtualRuntime:
             deliver(message)
         else:  # at equal times too what came before is delivered first: it is in the heap
             end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
+            target.ingress_busy_s += wire_s
             self.at(end_s, deliver, message)
 
     def caller(self, node: VirtualNode, label: str) -> Caller:
