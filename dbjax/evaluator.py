@@ -2,29 +2,58 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 
-from dbjax.runtime.base import Node
+from dbjax.runtime.base import Node, Runtime
 from dbjax.store import Fetched, Report
 from dbjax.summary import progress, train_loss
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 
 
+@dataclasses.dataclass
+class Schedule:
+    """When a run is evaluated: nothing else depends on it, so it is no part of the program.
+
+    Attributes:
+      first: number of the first evaluation, above 0 in a run that is taken up.
+    """
+
+    every_s: float
+    until_s: float
+    first: int = dataclasses.field(compare=False)
+
+
+def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> Schedule:
+    """For a run that has these rows already."""
+    times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
+    last_s = next(times, None)
+    first = 0 if last_s is None else math.floor(last_s / every_s * (1 + 1e-9)) + 1
+    return Schedule(every_s, until_s, first)
+
+
 async def evaluator(
-    node: Node, program: Program, task: Task, trace: Trace, every_s: float, until_s: float
+    node: Node,
+    machines: Runtime,
+    program: Program,
+    task: Task,
+    trace: Trace,
+    schedule: Schedule,
 ) -> None:
     """Evaluates at k * `every_s`, until just before the end."""
+    every_s, until_s = schedule.every_s, schedule.until_s
     k = node.kept()
     if k is None:
-        begin_s = node.now()  # above 0 in a run that is taken up: the next
-        k = math.floor(begin_s / every_s) + 1 if begin_s else 0
+        k = schedule.first
     while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
         node.keep(k)
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)
-        node.record(**evaluation(program, task, trace, fetched, reports))
+        found = evaluation(program, task, trace, fetched, reports)
+        node.record(**found, **cards(machines))
         k = max(k + 1, math.ceil(node.now() / every_s))
 
 
@@ -38,3 +67,9 @@ def evaluation(
         | {"train_loss": train_loss(trace.rows, program.recent_losses)}
         | {name: float(value) for name, value in metrics.items()}
     )
+
+
+def cards(machines: Runtime) -> Row:
+    """How busy network cards were until now, where that is modelled."""
+    busy_s = machines.cards_busy_s()
+    return {"cards_busy_s": busy_s} if busy_s else {}

@@ -11,22 +11,38 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, final
+
+
+@final
+class Interrupted:
+    """A note.
+
+    Attributes:
+      by: "SIGINT" or "SIGTERM"; None: there was neither.
+    """
+
+    by: str | None = None
+
+
+def exit_code(by: str | None = "SIGINT") -> int:
+    """Of a process that a signal has ended, as shells give it; 0 where there was none."""
+    return 128 + signal.Signals[by] if by else 0
 
 
 @contextlib.contextmanager
-def noted(act: Callable[[], None] = lambda: None) -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM in the block sets the event and acts; a second is as ever.
+def noted(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted]:
+    """The first Ctrl-C or SIGTERM in the block is noted and acts; a second is as ever.
 
-    Outside the main thread, which alone hears signals, the event is never set.
+    Outside the main thread, which alone hears signals, nothing is ever noted.
     """
-    interrupted = threading.Event()
+    interrupted = Interrupted()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted
         return
 
-    def interrupt(*_: Any) -> None:
-        interrupted.set()
+    def interrupt(number: int, _: Any) -> None:
+        interrupted.by = signal.Signals(number).name
         act()
         restore()
 

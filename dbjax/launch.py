@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
-from dbjax.evaluator import evaluation, evaluator
+from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -89,6 +89,8 @@ class _Run(NamedTuple):
     machines: Runtime
     program: Program
     taking: Taking
+    evaluations: Schedule
+    taken_up: int = 0  # rows of the run before, where it does not go on exactly
 
 
 def run(
@@ -126,8 +128,9 @@ def run(
       checkpoints: where they are written, and one more at the end.
       resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
         another number of shards or replicas. Time goes on where it was. A virtual run of the
-        same program goes on exactly: all numbers are as if it had not been interrupted. (Of
-        its spans only those from then on are there.)
+        same program goes on exactly: all numbers are as if it had not been interrupted, or
+        had been given its `until_s` at once; `checkpoint_every` belongs to the program. (Of its
+        spans only those from then on are there.)
       beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
       seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
@@ -150,36 +153,44 @@ def run(
     times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
     cluster = cluster and _for_task(cluster, task)
     on = _Machines(runtime, cluster, seed, trace, log, ray)
-    run = _exactly(on, task, config, times, resume) or _placed(on, task, config, times, resume)
+    run = _exactly(on, task, config, times, resume)
+    run = run or _placed(on, task, config, times, resume, checkpoints is not None)
     try:
         return _run(run, task, trace, times)
     finally:
         run.machines.close()
         if log is not None:
-            log.flush()
+            _end_log(log, trace, resume)
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
 
 
+def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
+    log.flush()
+    died = [row["node"] for row in trace.rows if row.get("event") == "died"]
+    if died or resume is not None:
+        log.no_replay(f"{died[0]} died" if died else "it was taken up from a checkpoint")
+
+
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
-    machines, program, taking = run
+    machines, program, taking, _, taken_up = run
     begin = time.perf_counter()
     with noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
-    wall_s = time.perf_counter() - begin
+    wall_s, busy = time.perf_counter() - begin, cards(machines)
     taking.last(end_s)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports))
-    summary = summarise(trace, reports, program) | {
+    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports) | busy)
+    summary = summarise(trace, reports, program, taken_up) | {
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,
-        "interrupted": interrupted.is_set(),
+        "interrupted": interrupted.by,
         "params_sha256": params_sha256(params),
     }
     return Result(params, summary, trace, staleness_histogram(reports))
@@ -191,11 +202,12 @@ def _placed(
     config: Any,
     times: Times,
     resume: Content | None,
+    journals: bool,
     incarnation: int | None = None,
 ) -> _Run:
     """The program in its place, from the beginning or from what a checkpoint says of shards."""
     begin_s, again = (resume.time_s, resume.incarnation + 1) if resume else (0.0, 0)
-    machines = _runtime(on, begin_s, again, times.checkpoints is not None)
+    machines = _runtime(on, begin_s, again, journals)
     algorithm = importlib.import_module(type(config).__module__)
     described = about(jax.eval_shape(lambda: initial(task.params)), config)
     if resume is not None:
@@ -205,29 +217,35 @@ def _placed(
     taking = Taking(
         program, machines, described, config.replicas, again, times.checkpoints, on.trace
     )
-    evaluate_s, until_s = times.evaluate_s, times.until_s
-    machines.observe("evaluator", evaluator, program, task, on.trace, evaluate_s, until_s)
-    if times.checkpoint is not None:
+    evaluations = schedule(times.evaluate_s, times.until_s, on.trace.rows)
+    machines.observe("evaluator", evaluator, machines, program, task, on.trace, evaluations)
+    if times.checkpoint not in (None, Every()):
         machines.observe("checkpointer", taking.main, times.checkpoint)
     if times.beside is not None:
         machines.observe("beside", times.beside, machines)
     if isinstance(machines, VirtualRuntime) and machines.journals:
         taking.exactly = Exactly(machines, config)
-    return _Run(machines, program, taking)
+    taken_up = len(resume.rows) if resume else 0
+    return _Run(machines, program, taking, evaluations, taken_up)
 
 
 def _exactly(
     on: _Machines, task: Task, config: Any, times: Times, resume: Content | None
 ) -> _Run | None:
     """The program exactly where it stood; None where that is not known, or of another program."""
-    if resume is None or resume.exact is None or times.checkpoints is None:
+    if resume is None or resume.exact is None or on.name != "virtual":
         return None
-    run = _placed(on, task, config, times, None, resume.incarnation)
-    exactly = run.taking.exactly
+    run = _placed(on, task, config, times, None, True, resume.incarnation)
+    machines, exactly = run.machines, run.taking.exactly
+    assert isinstance(machines, VirtualRuntime)
     if exactly is None or not exactly.fits(resume.exact):
         _LOG.info("not the same program: only what the shards know is taken up")
         return None
+    evaluations = dataclasses.replace(run.evaluations)
     exactly.go_on(resume.exact)
+    if run.evaluations != evaluations:  # it is given more time, or is looked at more often
+        vars(run.evaluations).update(vars(evaluations))
+        machines.restart("evaluator")
     return run
 
 

@@ -32,8 +32,11 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       task: that of the run; the same for the other arguments.
 
     Raises:
-      ReplayError: a version differs, or the log asks for calls that are never made.
+      ReplayError: nodes died in the run, or it was taken up; a version differs, or the log asks
+        for calls that are never made.
     """
+    if script.no_replay is not None:
+        raise ReplayError(f"this run cannot be done again: {script.no_replay}")
     algorithm = importlib.import_module(type(config).__module__)
     machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
     program: Program = algorithm.program(machines, task, config)
@@ -41,8 +44,7 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     done, there_are = machines.replayed(), script.count()
     if done != there_are:
         raise ReplayError(
-            f"only {done} of {there_are} calls of the log were made: it is of another program, "
-            "or of a run in which nodes died"
+            f"only {done} of {there_are} calls of the log were made: it is of another program"
         )
     params = program.join(program.store.pull(program.shard.peek).result().slices)
     return Replayed(params, params_sha256(params), done)

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -43,12 +43,14 @@ def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
 
 
 def progress(reports: Sequence[Report]) -> Row:
-    """How far a run has come; of shards that differ, the one that is behind."""
+    """How far a run has come; of shards that differ, the one that is behind. Bytes of all."""
     versions = [report.version for report in reports]
     return {
         "updates": min(report.counts.applied for report in reports),
         "examples": min(report.counts.examples for report in reports),
         "version_skew_updates": max(versions) - min(versions),
+        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
+        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
     }
 
 
@@ -59,8 +61,22 @@ def train_loss(rows: Sequence[Row], recent: int) -> float:
     return sum(values) / len(values) if values else math.nan
 
 
-def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
-    """What summary.json says of the run, but for its clock and its configuration."""
+def lost_pushes(reports: Sequence[Report], acknowledged: Mapping[str, int]) -> int:
+    """Pushes that shards had answered, and do not have: with later ones after them, or without."""
+    return sum(report.counts.lost for report in reports) + sum(
+        max(0, pushes - report.pushed.get(replica, 0))
+        for report in reports
+        for replica, pushes in acknowledged.items()
+    )
+
+
+def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_up: int = 0) -> Row:
+    """What summary.json says of the run, but for its clock and its configuration.
+
+    Args:
+      taken_up: how many rows are of the run before this one, with which it may disagree on
+        what was acknowledged.
+    """
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
@@ -69,12 +85,10 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program) -> Row:
         "train_loss": train_loss(trace.rows, program.recent_losses),
         "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
-        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
-        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
         **({"replica_devices": devices} if devices else {}),
         "refused_pushes": sum(report.counts.refused for report in reports),
         "repeated_pushes": sum(report.counts.repeated for report in reports),
-        "lost_pushes": sum(report.counts.lost for report in reports),
+        "lost_pushes": lost_pushes(reports, program.acknowledged(trace.rows[taken_up:])),
         "deaths": deaths.count("died"),
         "returns": deaths.count("returned"),
         **program.summarise(trace.rows),

@@ -81,6 +81,7 @@ class Program:
       mains: what was spawned.
       predicted_staleness_updates: mean staleness of a push when all replicas are equally
         fast; None where no law is known.
+      acknowledged: from the rows of a run, how many pushes of each replica were answered.
     """
 
     store: Sharded[Any]
@@ -88,6 +89,7 @@ class Program:
     mains: tuple[Future[Any], ...]
     predicted_staleness_updates: float | None = None
     summarise: Callable[[Sequence[Row]], Row] = lambda rows: {}
+    acknowledged: Callable[[Sequence[Row]], dict[str, int]] = lambda rows: {}
     recent_losses: int = 100
 
     @property

@@ -17,6 +17,7 @@ import rich.table
 
 import dbjax
 from dbjax.chaos import Chaos, Kill, kills
+from dbjax.interrupts import exit_code
 from experiments.command_line import command, parse
 from experiments.run import number, run_config
 
@@ -111,7 +112,7 @@ def main(arguments: list[str]) -> int:
     workdir = Path(chosen.workdir or "runs/chaos")
     calm = run_config(config, workdir / "undisturbed", "undisturbed")
     if calm.summary["interrupted"]:
-        return 130
+        return exit_code(calm.summary["interrupted"])
     chaos = Chaos(every_s, seed)
     disturbed = run_config(config, workdir / "disturbed", "disturbed", beside=chaos)
     console = rich.console.Console()

@@ -15,6 +15,7 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import describe, fits, nearest
+from dbjax.interrupts import exit_code
 from experiments.defaults import defaults
 
 CONFIGS = Path("configs")
@@ -192,7 +193,10 @@ def _value(text: str, before: Any, path: str) -> Any:
 
 
 def command(main: Callable[[list[str]], int]) -> None:
-    """Runs a command; a mistake, or a full disk, is one line and exit code 2, Ctrl-C is 130."""
+    """Runs a command; a mistake, or a full disk, is one line and exit code 2.
+
+    Ctrl-C is 130, SIGTERM 143.
+    """
     try:
         sys.exit(main(sys.argv[1:]))
     except ValueError as error:
@@ -201,6 +205,6 @@ def command(main: Callable[[list[str]], int]) -> None:
     except OSError as error:
         print(f"error: {error.strerror or error}: {error.filename or 'a file'}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(exit_code(*interrupt.args))

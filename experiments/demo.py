@@ -16,6 +16,7 @@ import rich.table
 
 import dbjax
 from dbjax.arguments import nearest
+from dbjax.interrupts import exit_code
 from dbjax.trace import Row
 from experiments import plots
 from experiments.command_line import command, load_config, parse
@@ -129,7 +130,7 @@ def main(arguments: list[str]) -> int:
         f"{workdir / method / 'trace.json'} (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
-    return 130 if any(r.summary["interrupted"] for r in results.values()) else 0
+    return exit_code(results[label].summary["interrupted"])
 
 
 if __name__ == "__main__":

@@ -41,7 +41,8 @@ def _script(path: Path) -> dbjax.Script:
             return dbjax.Script(lines)
     except OSError as error:
         raise ValueError(
-            f"{str(path)!r} cannot be read: {error.strerror}; --config.event_log=true writes one"
+            f"{str(path)!r} cannot be read: {error.strerror}; --config.event_log=true writes one, "
+            "unless the run is taken up from a checkpoint"
         ) from error
 
 

@@ -1,47 +1,63 @@
-"""A run that was interrupted goes on in its workdir."""
+"""A run that was interrupted, or is given more time, goes on in its workdir."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import logging
+import math
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
-from dbjax.workdir import SUMMARY
+from dbjax.workdir import SUMMARY, is_left
 from dbjax.workdir.files import plain
-from experiments.saved import CONFIG, flat
+from experiments.saved import CONFIG
 
 _CHECKPOINTS = "checkpoints"
+_LENGTH = ("until_s", "options.steps")
+_LOG = logging.getLogger("dbjax")
 _MAY_DIFFER = {  # in the config of whoever takes a run up
-    "until_s", "evaluations", "evaluate_examples", "max_spans", "event_log", "data_dir",
+    *_LENGTH, "evaluations", "evaluate_examples", "max_spans", "event_log", "data_dir",
     *(f"checkpoint.{name}" for name in ("every_s", "every_updates", "keep")),
-    *(f"options.{name}" for name in ("steps", "replicas", "shards", "shard_backups")),
+    *(f"options.{name}" for name in ("replicas", "shards", "shard_backups")),
 }  # fmt: skip
 
 
-class Earlier(NamedTuple):
-    """What is left of the run that was interrupted; nothing of a new one."""
+class Found(NamedTuple):
+    """What lies in a workdir.
 
+    Attributes:
+      directory: of checkpoints.
+      checkpoints: of the run that begins now; None: it writes none.
+      content: to go on from; None: it begins anew.
+    """
+
+    directory: Path
+    checkpoints: Checkpoints | None
     content: Content | None
 
     @property
     def rows(self) -> list[Row]:
         """Of metrics.jsonl: those before the checkpoint."""
         rows = self.content.rows if self.content is not None else ()
-        return [row for row in rows if row["node"] == "evaluator"]
+        return [row for row in rows if is_left(row)]
+
+    def begin(self) -> None:
+        """What lies there of another run goes."""
+        if self.checkpoints is not None:
+            self.checkpoints.begin()
+        else:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def checkpoints_of(
-    workdir: str | Path, config: ml_collections.ConfigDict
-) -> Iterator[tuple[Checkpoints | None, Earlier]]:
+def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> Iterator[Found]:
     """The run's checkpoints, and what there is to go on from.
 
     Raises:
@@ -49,48 +65,85 @@ def checkpoints_of(
         checkpoints can be read.
     """
     directory = Path(workdir) / _CHECKPOINTS
-    goes_on, keep = _was_interrupted(Path(workdir)), config.checkpoint.keep
+    goes_on, keep = _goes_on(Path(workdir), config), config.checkpoint.keep
     if keep < 0 or (goes_on and not keep):
         raise ValueError(
             f"checkpoint.keep={keep} must be at least {int(goes_on)}"
-            + (": the workdir holds an interrupted run, which goes on from one" if goes_on else "")
+            + (": the workdir holds a run that is gone on with from one" if goes_on else "")
         )
-    if goes_on:
-        _require_same(Path(workdir), config)
-    else:
-        shutil.rmtree(directory, ignore_errors=True)
     if not keep:
-        yield None, Earlier(None)
+        yield Found(directory, None, None)
         return
-    with Checkpoints(directory, keep=keep) as checkpoints:
+    with Checkpoints(directory, keep=keep, anew=not goes_on) as checkpoints:
         content = checkpoints.latest() if goes_on else None
         if goes_on and content is None and checkpoints.any():
             raise ValueError(
                 f"no checkpoint in {str(directory)!r} can be read: to begin anew, delete it"
             )
         if content is not None:
-            logging.getLogger("dbjax").info("taken up at %.1f s", content.time_s)
-        yield checkpoints, Earlier(content)
+            _LOG.info("taken up at %.1f s", content.time_s)
+        yield Found(directory, checkpoints, content)
 
 
-def _was_interrupted(workdir: Path) -> bool:
-    """Whether a run lies there that did not come to its end."""
+def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether the run that lies there is gone on with.
+
+    One that was interrupted is, and one that ended and is given more time; another that ended
+    makes room.
+
+    Raises:
+      ValueError: one that was interrupted is of another config.
+    """
     if not (workdir / CONFIG).exists() or not (workdir / _CHECKPOINTS).exists():
         return False
+    last = json.loads((workdir / CONFIG).read_text())["config"]
+    have, want = flat(last), flat(plain(config.to_dict(), infinity="inf"))
+    interrupted, differs = _was_interrupted(workdir, last), _difference(have, want)
+    if interrupted and differs:
+        raise ValueError(
+            f"workdir {str(workdir)!r} holds an interrupted run with {differs}: give another "
+            "--workdir, or delete that one"
+        )
+    longer = _is_longer(have, want)
+    if longer and differs:
+        _LOG.info("begins anew: the run in %s had %s", workdir, differs)
+    return interrupted or (longer and not differs)
+
+
+def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
+    """Whether the run of that config that lies there did not come to its end."""
     try:
-        return bool(json.loads((workdir / SUMMARY).read_text())["interrupted"])
+        summary = json.loads((workdir / SUMMARY).read_text())
     except OSError:
         return True
+    return bool(summary["interrupted"] or summary["config"] != config)
 
 
-def _require_same(workdir: Path, config: ml_collections.ConfigDict) -> None:
-    have = flat(json.loads((workdir / CONFIG).read_text())["config"])
-    want = flat(plain(config.to_dict(), infinity="inf"))
+def _is_longer(have: dict[str, Any], want: dict[str, Any]) -> bool:
+    """Whether there is more time, or there are more steps."""
+    before, now = ([_limit(config.get(name)) for name in _LENGTH] for config in (have, want))
+    return before != now and all(b <= n for b, n in zip(before, now, strict=True))
+
+
+def _limit(value: Any) -> float:
+    return math.inf if value is None else float(value)
+
+
+def _difference(have: dict[str, Any], want: dict[str, Any]) -> str | None:
+    """The first field that may not differ, and does."""
     for name in sorted({*have, *want} - _MAY_DIFFER):
-        if name.startswith("ray.") or (name.startswith("cluster.") and config.runtime != "virtual"):
-            continue
-        if have.get(name) != want.get(name):
-            raise ValueError(
-                f"workdir {str(workdir)!r} holds an interrupted run with {name}={have.get(name)}, "
-                f"here it is {want.get(name)}: give another --workdir, or delete that one"
-            )
+        of_machines = name.startswith("ray.") or (
+            name.startswith("cluster.") and want["runtime"] != "virtual"
+        )
+        if not of_machines and have.get(name) != want.get(name):
+            return f"{name}={have.get(name)}, here it is {want.get(name)}"
+    return None
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their whole names, such as cluster.machine.speed."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found

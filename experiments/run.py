@@ -14,10 +14,10 @@ import rich.console
 import rich.table
 
 import dbjax
+from dbjax.interrupts import exit_code
 from dbjax.launch import Beside
 from dbjax.trace import Row
-from dbjax.workdir import Workdir
-from dbjax.workdir.files import prepare
+from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, parse
 from experiments.progress import progress
@@ -30,22 +30,39 @@ def run_config(
     label: str,
     beside: Beside | None = None,
 ) -> dbjax.Result:
-    """Builds, runs, and leaves everything in `workdir`."""
+    """Builds, runs, and leaves everything in `workdir`, alone."""
     if config.evaluations < 1:
         raise ValueError(f"evaluations={config.evaluations} must be at least 1")
     build.make_host_devices(config)
-    prepare(workdir)
+    with alone_in(workdir):
+        result = _run(config, workdir, label, beside)
+        plots.save(
+            plots.curves(
+                {label: result.evaluations},
+                clock=_clock(config),
+                caption=f"1 run, seed {config.seed}, data seed {config.data_seed}",
+            ),
+            Path(workdir) / "curves.png",
+        )
+    return result
+
+
+def _run(
+    config: ml_collections.ConfigDict, workdir: str | Path, label: str, beside: Beside | None
+) -> dbjax.Result:
     method, cluster = build.algorithm(config), build.cluster(config)
     task = build.task(config)
     every_s = None if config.until_s is None else config.until_s / config.evaluations
     every = dbjax.Every(config.checkpoint.every_s, config.checkpoint.every_updates)
     with (
-        checkpoints_of(workdir, config) as (checkpoints, earlier),
-        Workdir(workdir, config.to_dict(), clock=_clock(config), rows=earlier.rows) as files,
+        checkpoints_of(workdir, config) as found,
+        Workdir(
+            workdir, config.to_dict(), clock=_clock(config), rows=found.rows, begun=found.begin
+        ) as files,
         progress(label, _clock(config), config.until_s) as listen,
     ):
         logs = _clock(config) == "wall" if config.event_log is None else config.event_log
-        log = files.event_log() if logs and earlier.content is None else None
+        log = files.event_log() if logs and found.content is None else None
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
             task,
@@ -56,22 +73,14 @@ def run_config(
             evaluate_every_s=every_s,
             seed=config.seed,
             checkpoint_every=every,
-            checkpoints=checkpoints,
-            resume=earlier.content,
+            checkpoints=found.checkpoints,
+            resume=found.content,
             beside=beside,
             trace=trace,
             log=log,
             ray=build.ray_options(config),
         )
         files.finish(result)
-    plots.save(
-        plots.curves(
-            {label: result.evaluations},
-            clock=_clock(config),
-            caption=f"1 run, seed {config.seed}, data seed {config.data_seed}",
-        ),
-        Path(workdir) / "curves.png",
-    )
     return result
 
 
@@ -147,7 +156,7 @@ def main(arguments: list[str]) -> int:
         "trace.json (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
-    return 130 if result.summary["interrupted"] else 0
+    return exit_code(result.summary["interrupted"])
 
 
 if __name__ == "__main__":

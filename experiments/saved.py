@@ -56,15 +56,6 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
     return config
 
 
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Field, with its groups before it -> value."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found
-
-
 def _value(value: Any) -> Any:
     """As it was before it became JSON."""
     if isinstance(value, Mapping):

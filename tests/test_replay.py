@@ -1,7 +1,6 @@
 """Runs in real time, done again from their event logs."""
 
 import dataclasses
-import itertools
 import json
 
 import optax
@@ -10,6 +9,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.errors import ReplayError
+from tests.checkpoint.stopped import Kept
 from tests.test_conformance import CLUSTER, TASK
 
 METHODS = {
@@ -77,28 +77,37 @@ def test_a_log_changes_nothing():
     assert digest() == digest(log=dbjax.EventLog(lambda line: None))
 
 
-def swapped(lines):
-    """The log, with two neighbouring pushes to a shard in the other order."""
+def swapped(lines, later):
+    """The log, with two neighbouring calls of a shard in the other order.
+
+    Args:
+      later: by how much the second one's version is that of a push: 1, or of a fetch behind it: 0.
+    """
     entries = [json.loads(line) for line in lines]
     for entry in entries:
         calls = entry.get("calls", [])
         rows = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-        for a, b in itertools.pairwise(rows):
-            if a[0] != b[0] and b[2] == a[2] + 1:
+        for before, a, b in zip(rows, rows[1:], rows[2:], strict=False):
+            if a[0] != b[0] and a[2] == before[2] + 1 and b[2] == a[2] + later:
                 a[:2], b[:2] = b[:2], a[:2]
                 entry["calls"] = [x for row in rows for x in row]
                 return [json.dumps(e) + "\n" for e in entries]
-    raise AssertionError("no two pushes follow each other")
+    raise AssertionError("no two such calls follow each other")
 
 
 def test_a_log_in_another_order_gives_other_bytes():
-    config = METHODS["downpour"]
-    digest, lines = logged(config, runtime="threads")
-    try:
-        again = dbjax.replay(TASK, config, dbjax.Script(swapped(lines)))
-    except ReplayError:
-        return  # or other versions
+    """Two pushes, one after the other: no version differs, but what is added first."""
+    config = dataclasses.replace(METHODS["downpour"], rule=optax.adagrad(0.1))
+    digest, lines = logged(config, cluster=CLUSTER)
+    again = dbjax.replay(TASK, config, dbjax.Script(swapped(lines, 1)))
     assert again.params_sha256 != digest
+    assert dbjax.replay(TASK, config, dbjax.Script(lines)).params_sha256 == digest
+
+
+def test_a_log_in_which_a_fetch_comes_before_a_push_is_found_out():
+    _, lines = logged(METHODS["downpour"], cluster=CLUSTER)
+    with pytest.raises(ReplayError, match="the log says"):
+        dbjax.replay(TASK, METHODS["downpour"], dbjax.Script(swapped(lines, 0)))
 
 
 def test_a_log_of_another_program_is_found_out():
@@ -114,7 +123,26 @@ def test_a_log_of_another_program_is_found_out():
 def test_a_log_that_breaks_off_is_read_up_to_there():
     _, lines = logged(METHODS["downpour"], runtime="threads")
     whole = dbjax.Script(lines).count()
-    assert 0 < dbjax.Script([*lines[:-3], lines[-3][:20]]).count() <= whole
+    last = max(i for i, line in enumerate(lines) if '"calls"' in line)
+    missing = len(json.loads(lines[last])["calls"]) // 3
+    read = dbjax.Script([*lines[:last], lines[last][:-2]]).count()
+    assert read == whole - missing
+    assert 0 < read < whole
+
+
+def test_a_run_in_which_nodes_died_or_that_was_taken_up_says_that_it_has_no_replay():
+    machine = dataclasses.replace(CLUSTER.machine, mean_time_to_repair_s=0.3)
+    failures = (dbjax.Failure("replica/1", 0.5, 1.0),)
+    cluster = dataclasses.replace(CLUSTER, machine=machine, failures=failures)
+    config = METHODS["downpour"]
+    _, lines = logged(config, cluster=cluster)
+    with pytest.raises(ReplayError, match=r"^this run cannot be done again: replica/1 died$"):
+        dbjax.replay(TASK, config, dbjax.Script(lines))
+    kept = Kept()
+    dbjax.run(TASK, config, cluster=CLUSTER, until_s=1.0, checkpoints=kept)
+    _, lines = logged(config, cluster=CLUSTER, resume=kept.latest)
+    with pytest.raises(ReplayError, match="it was taken up from a checkpoint"):
+        dbjax.replay(TASK, config, dbjax.Script(lines))
 
 
 NO_LOG = '{"dbjax event log": 9}\n', '{"dbjax event log": 1}\n{"service": "shard/0"}\n'

@@ -7,7 +7,8 @@ Departures are listed in docs/algorithm.md.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
@@ -76,6 +77,21 @@ def predicted_staleness_updates(config: Config) -> float | None:
         return None
     rounds = (config.n_fetch - 1) / 2 if config.n_push == 1 else 0.0
     return config.replicas * (1 + rounds) - 1
+
+
+def acknowledged(
+    config: Config, mains: Sequence[Future[Any]], rows: Sequence[dict[str, Any]]
+) -> dict[str, int]:
+    """How many pushes of each replica all shards have answered; its last may be on its way."""
+    found: dict[str, int] = {}
+    for r, main in enumerate(mains):
+        if config.steps is not None and main.done() and main.error() is None:
+            found[f"replica/{r}"] = -(-config.steps // config.n_push)
+    for row in rows:
+        if "step" in row:
+            before = (row["step"] + 1) // config.n_push - 1
+            found[row["node"]] = max(found.get(row["node"], 0), before)
+    return found
 
 
 async def client(
@@ -165,4 +181,10 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         )
         for r in range(config.replicas)
     ]
-    return Program(store, Shard, tuple(mains), predicted_staleness_updates(config))
+    return Program(
+        store,
+        Shard,
+        tuple(mains),
+        predicted_staleness_updates(config),
+        acknowledged=functools.partial(acknowledged, config, mains),
+    )

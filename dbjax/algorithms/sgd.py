@@ -8,7 +8,7 @@ of all replicas at the same parameters, and takes as long as the slowest of them
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import jax
@@ -103,6 +103,7 @@ class SynchronousShard:
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
         self._steps = 0
+        self._node, self._lost = node, False  # all that it knew, and no step was taken since
         self._done: dict[str, Future[None]] = {}
 
     def fetch(self, replica: str) -> Snapshot:
@@ -114,9 +115,9 @@ class SynchronousShard:
     def report(self) -> Report:
         return self._shard.report()
 
-    def steps(self) -> int:
-        """How many steps all replicas have taken."""
-        return self._steps
+    def taken(self) -> tuple[int, bool]:
+        """How many steps all replicas have taken, and whether the shard has lost some of them."""
+        return self._steps, self._lost
 
     def state(self) -> StepState:
         """All that it knows, and what has arrived for the next step."""
@@ -131,7 +132,7 @@ class SynchronousShard:
     def restore(self, state: StepState, *, checkpoint: bool = False) -> None:
         """Knows what a state says, and nothing else; whoever waits for a reply calls again."""
         self._shard.restore(state.shard, checkpoint=checkpoint)
-        self._steps = state.steps
+        self._steps, self._lost = state.steps, checkpoint and self._node.returned
         self._arrived = {push.replica: (push, Future()) for push in state.arrived}
 
     def step(self, push: Push) -> Future[Snapshot]:
@@ -162,13 +163,14 @@ class SynchronousShard:
     def done(self, replica: str) -> Future[None]:
         """A replica has taken all its steps; answers when all have.
 
-        Until then its call is made again to a shard that is restored: so that this knows.
+        Until then its call is made again to a shard that is restored: so that this knows. One that
+        is restored answers at once: others may have had their answers, and be gone.
         """
         self._done[replica] = Future("the other replicas' end")
         arrived, self._arrived = self._arrived, {}
         for behind, (_, reply) in arrived.items():
             reply.set_result(self._shard.fetch(behind))
-        if len(self._done) == self._replicas:
+        if self._lost or len(self._done) == self._replicas:
             for answer in self._done.values():
                 if not answer.done():
                     answer.set_result(None)
@@ -183,7 +185,7 @@ class SynchronousShard:
     def _finish_step(self) -> None:
         arrived, self._arrived = sorted(self._arrived.items()), {}  # one order of summation
         pushes = [push for _, (push, _) in arrived]
-        self._steps = pushes[0].sequence + 1
+        self._steps, self._lost = pushes[0].sequence + 1, False
         gradient = pushes[0].gradient
         if len(pushes) > 1:
             gradient = _mean([push.gradient for push in pushes])
@@ -199,6 +201,18 @@ class SynchronousShard:
             reply.set_result(self._shard.fetch(replica))
 
 
+async def _next(store: Sharded[SynchronousShard], config: Config) -> int:
+    """The step where a replica goes on that comes back, from what the shards know of it.
+
+    When all were taken, of which a shard has lost some, nobody is there to take them again.
+    """
+    taken = await store.each(SynchronousShard.taken)
+    known = [steps for steps, lost in taken if not lost]
+    if config.steps is not None and min(known, default=0) >= config.steps:
+        return config.steps
+    return min(steps for steps, _ in taken)
+
+
 async def client(
     node: Node,
     store: Sharded[SynchronousShard],
@@ -211,7 +225,7 @@ async def client(
     if (kept := node.kept()) is not None:  # the run is taken up exactly where it stood
         step, params = kept
     else:
-        step = min(await store.each(SynchronousShard.steps)) if node.incarnation else 0
+        step = await _next(store, config) if node.incarnation else 0
         params = await store.pull(SynchronousShard.fetch, node.name)
     while config.steps is None or step < config.steps:
         node.keep((step, params))
@@ -260,4 +274,9 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         )
         for r in range(config.replicas)
     ]
-    return Program(store, SynchronousShard, tuple(mains), predicted_staleness_updates=0.0)
+
+    def acknowledged(rows: Sequence[dict[str, Any]]) -> dict[str, int]:
+        """A step is one push, in the name of the first replica."""
+        return {"replica/0": 1 + max((row["step"] for row in rows if "step" in row), default=-1)}
+
+    return Program(store, SynchronousShard, tuple(mains), 0.0, acknowledged=acknowledged)

@@ -67,9 +67,13 @@ def about(params: Params, config: Any) -> dict[str, str]:
 
 
 def lasting(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:
-    """Rows that later numbers need: all, but for replicas' losses before the latest ones."""
+    """Rows that later numbers need: all, but for replicas' losses before the latest ones.
+
+    The last one of each replica tells how many of its pushes were acknowledged.
+    """
     losses = [i for i, row in enumerate(rows) if "loss" in row and _is_replica(row)]
-    old = set(losses[: max(0, len(losses) - recent_losses)])
+    last = {rows[i]["node"]: i for i in losses}
+    old = set(losses[: max(0, len(losses) - recent_losses)]) - set(last.values())
     return tuple(row for i, row in enumerate(rows) if i not in old)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -15,9 +16,12 @@ import numpy as np
 from dbjax.checkpoint.content import Content
 from dbjax.checkpoint.encoding import Arrays, decode, encode
 from dbjax.checkpoint.exact import Exact
+from dbjax.checkpoint.known import Unknown
 
 _FORMAT = 2
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
+# What the library below Orbax says of files that are not as they were written.
+_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
 _LOG = logging.getLogger("dbjax")
 
 
@@ -28,18 +32,19 @@ class Checkpoints:
     Args:
       directory: of nothing else; made if it does not exist.
       keep: how many; older ones are deleted when a new one is whole.
+      anew: what lies there is of another run: deleted when this one begins, or saves.
 
     Raises:
       ValueError: `keep` is below 1, or the directory cannot be used.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 3, anew: bool = False) -> None:
         import orbax.checkpoint as ocp
 
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
-        self._full = False  # the disk, the last time
+        self._full, self._anew = False, anew  # the disk was, the last time
         options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -53,6 +58,13 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self._guarded(self._manager.close)
 
+    def begin(self) -> None:
+        """The run has begun: what lies here of another goes."""
+        if self._anew:
+            self._anew = False
+            for step in self._manager.all_steps():
+                self._manager.delete(step)
+
     def save(self, content: Content, arrays: Arrays | None = None) -> None:
         """Begins to write; what is encoded is no longer looked at when this returns.
 
@@ -61,6 +73,7 @@ class Checkpoints:
         Args:
           arrays: those of `content.exact`.
         """
+        self.begin()
         arrays, exact = arrays or Arrays(), content.exact
         about = {
             "format": _FORMAT,
@@ -102,25 +115,26 @@ class Checkpoints:
         """The content of the newest that is whole, or None; warns of damaged ones.
 
         Raises:
-          ValueError: it is of another version of dbjax.
+          ValueError: it is whole, as far as is known, but cannot be read: it is of another version
+            of dbjax, there is no permission, no memory.
         """
         for step in sorted(self._manager.all_steps(), reverse=True):
+            path = self._directory / str(step)
             try:
                 return self._read(step)
-            except _OtherVersion as error:
-                raise ValueError(f"checkpoint {self._directory / str(step)}: {error}") from error
-            except Exception as error:  # of Orbax, of what lies below it, or of the contents
-                _LOG.warning(
-                    "checkpoint %s is damaged and left out: %s", self._directory / str(step),
-                    " ".join(str(error).split())[:200],
-                )  # fmt: skip
+            except Exception as error:
+                if not _is_damage(error):
+                    kind = type(error).__name__
+                    raise ValueError(f"cannot read checkpoint {path}: {kind}: {error}") from error
+                said = " ".join(str(error).split())[:200]
+                _LOG.warning("checkpoint %s is damaged and left out: %s", path, said)
         return None
 
     def _read(self, step: int) -> Content:
         args = self._ocp.args
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
         if about["format"] != _FORMAT:
-            raise _OtherVersion(f"its format is {about['format']!r}, here it is {_FORMAT}")
+            raise Unknown(f"its format is {about['format']!r}, here it is {_FORMAT}")
         kinds = about["arrays"]
         shaped = [np.zeros(shape, jnp.dtype(name)) for name, shape, _ in kinds]
         # Orbax takes no arrays without numbers.
@@ -149,5 +163,10 @@ class Checkpoints:
             )  # fmt: skip
 
 
-class _OtherVersion(Exception):
-    """Of a checkpoint: not damaged, but of another version of dbjax."""
+def _is_damage(error: Exception) -> bool:
+    """Whether files are half written, or not what was written."""
+    of_files = isinstance(error, (ValueError, KeyError, FileNotFoundError))
+    if isinstance(error, Unknown) or not of_files:
+        return False
+    code = re.match("([A-Z_]+): ", str(error))
+    return code is None or code[1] in _DAMAGE

@@ -6,6 +6,10 @@ import sys
 from typing import Any
 
 
+class Unknown(ValueError):
+    """No module that is imported has it."""
+
+
 def name_of(kind: Any) -> str:
     """Of a class, as `known_class` takes it."""
     return f"{kind.__module__}:{kind.__qualname__}"
@@ -23,12 +27,12 @@ def known_class(name: str) -> type[Any]:
     """The class of that name.
 
     Raises:
-      ValueError: there is none.
+      Unknown: there is none.
     """
     module, _, path = name.partition(":")
     found = known(module, path)
     if not isinstance(found, type):
-        raise ValueError(f"{name!r} is no class that is known here")
+        raise Unknown(f"{name!r} is no class that is known here")
     return found
 
 

@@ -11,6 +11,7 @@ import logging
 import sys
 
 from dbjax.data.registry import OWN, default_data_dir, load, prepare
+from dbjax.interrupts import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -35,9 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m dbjax.data: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         print("interrupted: nothing half-made is left", file=sys.stderr)
-        return 130
+        return exit_code(*interrupt.args)
     print(
         f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
         f"of {splits.num_classes} classes, in {chosen.data_dir}"

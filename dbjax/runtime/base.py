@@ -236,6 +236,12 @@ class Runtime(Protocol):
     def between_events(self, do: Callable[[], object]) -> None:
         """Does it when no program runs; where there is no such moment, now."""
 
+    def cards_busy_s(self) -> dict[str, float]:
+        """How long network cards were busy so far, in the mean, by kind of node and way.
+
+        Empty where they are real: nobody measures them.
+        """
+
     def revive(self) -> None:
         """After a run: brings back what is dead, so that it can be asked for what it knows."""
 

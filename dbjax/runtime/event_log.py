@@ -6,6 +6,7 @@ append-only, so a log that breaks off is good up to its last whole line. Numbers
     {"dbjax event log": 1}
     {"service": "shard/0", "callers": ["replica/0", ...], "calls": [caller, number, version, ...]}
     {"node": "replica/0", "kind": "landed", "seen": [0, 1, 1, ...]}
+    {"no replay": "shard/0 died"}
 
 `number` is the caller's own count of its calls; `version` that of the parameters in the reply,
 -1 where there is none.
@@ -57,6 +58,10 @@ class EventLog:
         """Writes what is not written yet; when no stream is in use."""
         for stream in self._streams:
             stream.flush()
+
+    def no_replay(self, why: str) -> None:
+        """Says that the run cannot be done again from this."""
+        self._line({"no replay": why})
 
     def take(self, lines: str) -> None:
         """Whole lines of another process's log of this run."""
@@ -134,11 +139,15 @@ class Script:
     Args:
       lines: of the log; what follows the first that is not whole is left out.
 
+    Attributes:
+      no_replay: why the run cannot be done again; None: it can.
+
     Raises:
       ValueError: it is no log, or one of another version.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
+        self.no_replay: str | None = None
         self._calls: dict[str, list[Call]] = {}
         self._seen: dict[tuple[str, str], list[Any]] = {}
         whole = itertools.takewhile(lambda line: line.endswith("\n"), lines)
@@ -163,7 +172,9 @@ class Script:
         return sum(map(len, self._calls.values()))
 
     def _take(self, entry: dict[str, Any]) -> None:
-        if "service" in entry:
+        if "no replay" in entry:
+            self.no_replay = entry["no replay"]
+        elif "service" in entry:
             flat, callers = iter(entry["calls"]), entry["callers"]
             calls = self._calls.setdefault(entry["service"], [])
             calls += [(callers[c], n, v) for c, n, v in zip(flat, flat, flat, strict=True)]

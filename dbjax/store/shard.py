@@ -62,11 +62,12 @@ class Counts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """A shard's books at one moment."""
+    """A shard's books at one moment; `pushed`: how many pushes of each replica it has had."""
 
     version: int
     counts: Counts
     delays: Delays
+    pushed: dict[str, int]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -176,7 +177,8 @@ class Shard:
             refused=refused,
             examples=self._counts.examples - their_examples,
         )
-        return Report(self._snapshot.version, counts, self.delays.copy())
+        pushed = {replica: self.pushed(replica) for replica in self._sequences}
+        return Report(self._snapshot.version, counts, self.delays.copy(), pushed)
 
     def pushed(self, replica: str) -> int:
         """How many pushes of a replica it has had: where one goes on that comes back."""

@@ -222,7 +222,7 @@ class VectorShard:
         return Snapshot(max(0, last.iteration), last.vectors["params"], self._nbytes)
 
     def report(self) -> Report:
-        return Report(self.peek().version, dataclasses.replace(self._counts), Delays())
+        return Report(self.peek().version, dataclasses.replace(self._counts), Delays(), {})
 
     # For a checkpoint, and for another copy.
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import rich.console
 
+from dbjax.interrupts import exit_code
 from experiments.command_line import available, command, parse
 from experiments.sweep.results import errors, table
 from experiments.sweep.run import sweep
@@ -59,7 +60,7 @@ def main(arguments: list[str]) -> int:
             f"interrupted after {ended} of {space.count} trials: the same command goes on",
             file=sys.stderr,
         )
-        return 130
+        return exit_code(result.interrupted)
     if result.best is None:
         print(f"error: no trial was complete: {errors(result.rows)[0]}", file=sys.stderr)
         return 1

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import threading
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
+from dbjax.interrupts import Interrupted
 from dbjax.workdir.files import write_text
 from experiments.sweep.plan import RUNGS, Plan
 from experiments.sweep.pool import Pool
@@ -43,9 +43,9 @@ class Driver:
         self._next = len(trials)
         self._running: dict[int, _Trial] = {}
 
-    def run(self, count: int, interrupted: threading.Event) -> None:
+    def run(self, count: int, interrupted: Interrupted) -> None:
         """Until there are so many trials, or one is told to stop."""
-        while not interrupted.is_set():
+        while not interrupted.by:
             while self._pool.free and self._may_begin(count):
                 self._begin()
             if not self._running:

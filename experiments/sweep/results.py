@@ -38,6 +38,7 @@ class Found:
     Attributes:
       best: the config of the best trial; None: none was complete.
       rows: of all trials, in the order of their numbers.
+      interrupted: by SIGINT or SIGTERM; None: all trials have ended.
       label: what was tuned.
     """
 
@@ -46,7 +47,7 @@ class Found:
     best: ml_collections.ConfigDict | None
     best_row: dict[str, Any] | None
     rows: list[dict[str, Any]]
-    interrupted: bool
+    interrupted: str | None
     label: str
 
     @property
@@ -72,7 +73,7 @@ class Found:
         return "virtual" if self.plan.config.runtime == "virtual" else "wall"
 
 
-def found(plan: Plan, study: optuna.Study, interrupted: bool, label: str) -> Found:
+def found(plan: Plan, study: optuna.Study, interrupted: str | None, label: str) -> Found:
     """What there is so far."""
     trials = study.get_trials(deepcopy=False)
     rows = [_row(plan, trial) for trial in trials]

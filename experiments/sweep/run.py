@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import functools
 import json
 import logging
@@ -18,7 +17,7 @@ import optuna
 
 from dbjax.arguments import nearest, require_at_least_one
 from dbjax.interrupts import noted
-from dbjax.workdir import prepare, write_json
+from dbjax.workdir import alone_in, prepare, write_json
 from dbjax.workdir.origin import versions
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
@@ -67,27 +66,17 @@ def sweep(
     space = dataclasses.replace(space, trials=trials) if trials is not None else space
     plan = Plan(config, space, lag=max(LAG, jobs))
     workdir = prepare(workdir)
-    with _alone(workdir):
+    with alone_in(workdir):
         plan = _taken_up(plan, workdir)
         study = _opened(plan, workdir)
         with noted() as interrupted:
             start = _starts(on, config, workdir)
             with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
                 Driver(plan, study, workdir / "trials", pool, watcher).run(space.count, interrupted)
-            result = found(plan, study, interrupted.is_set(), label or config.algorithm)
+            result = found(plan, study, interrupted.by, label or config.algorithm)
         if not result.interrupted:
             write(result, workdir)
     return result
-
-
-@contextlib.contextmanager
-def _alone(workdir: Path) -> Iterator[None]:
-    with (workdir / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise ValueError(f"workdir {str(workdir)!r}: another sweep goes on there") from error
-        yield
 
 
 def _taken_up(plan: Plan, workdir: Path) -> Plan:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import random
+import signal
 import sys
 import time
 import traceback
@@ -79,8 +80,10 @@ def left(workdir):
 
 
 def point(directory, i, draws, number, expected):
-    """Kills a run at some moment, and starts it again."""
+    """Kills a run at some moment, or asks it to end while it runs, and starts it again."""
     workdir, lines, after_s = directory / str(i), draws.randrange(9), draws.uniform(0.0, 0.3)
+    if number == signal.SIGTERM:
+        lines, after_s = 2 + lines // 3, 0.0
     code = one(workdir, lines=lines, after_s=after_s, number=number)
     checkpoints = [p for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
     again = one(workdir) if code else 0

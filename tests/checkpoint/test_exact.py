@@ -10,6 +10,7 @@ import dbjax
 from dbjax import Failure
 from dbjax.optim import ConjugateGradients
 from tests.checkpoint.stopped import Kept, run, told
+from tests.processes import printed
 from tests.store.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
 
 DRAWN = dataclasses.replace(
@@ -92,6 +93,34 @@ def test_a_run_that_was_stopped_ends_as_if_it_had_not_been(name, cluster, backup
     content = random.Random(stop).choice(kept.all)
     again, _ = run(config, monkeypatch, checkpoints=Kept(), resume=content, **given)
     require_same(plain, again)
+
+
+@pytest.mark.parametrize("name", ["timed", "endless overlapping", "endless free"])
+@pytest.mark.parametrize("every_s", [0.37, 0.25])
+def test_a_run_that_ended_and_is_given_more_time_is_one_run(name, every_s, monkeypatch):
+    """Evaluations too: 0.25 s is a whole part of the first run, 0.37 s is not."""
+    config, given = case(name.removeprefix("endless "), "in turn", 1)
+    config = dataclasses.replace(config, steps=None)
+    given |= {"evaluate_every_s": every_s}
+    plain, _ = run(config, monkeypatch, **given | {"until_s": 4.0})
+    kept = Kept()
+    first, _ = run(config, monkeypatch, checkpoints=kept, **given | {"until_s": 2.0})
+    assert not first.summary["interrupted"]
+    again, _ = run(config, monkeypatch, resume=kept.latest, **given | {"until_s": 4.0})
+    require_same(plain, again)
+    assert again.summary["updates"] > first.summary["updates"]
+
+
+def test_a_run_that_is_taken_up_may_be_looked_at_at_other_times(monkeypatch):
+    config, given = case("timed")
+    plain, events = run(config, monkeypatch, **given)
+    kept = Kept()
+    run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
+    again, _ = run(config, monkeypatch, resume=kept.latest, **given | {"evaluate_every_s": 0.1})
+    assert again.summary["params_sha256"] == plain.summary["params_sha256"]
+    times = [row["time_s"] for row in again.evaluations if row["time_s"] > kept.latest.time_s]
+    assert times == pytest.approx([0.1 * k for k in range(41 - len(times), 41)])
+    assert len(times) > 10
 
 
 async def killer(node, runtime):
@@ -199,3 +228,9 @@ def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkey
     run(config, monkeypatch, stop=50, checkpoints=kept, **given)
     assert "cannot be taken up exactly" in caplog.text
     assert kept.latest.exact is None
+
+
+def test_replicas_that_are_cut_over_devices_go_on_exactly_too():
+    found = printed("tests.checkpoint.cut_run")
+    assert found["again"] == found["whole"]
+    assert found["whole"]["updates"] > found["half"]["updates"] > 0

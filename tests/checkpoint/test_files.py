@@ -1,9 +1,11 @@
 """Checkpoints on disk, and what the shards know of them in runs of other shapes."""
 
 import dataclasses
+import errno
 import gc
 import logging
 import shutil
+from unittest import mock
 
 import jax.numpy as jnp
 import numpy as np
@@ -107,6 +109,30 @@ def test_with_none_that_is_whole_there_is_none(filled, caplog):
 def test_one_of_another_version_is_refused(filled, monkeypatch):
     monkeypatch.setattr("dbjax.checkpoint.files._FORMAT", 99)
     with pytest.raises(ValueError, match="its format is 2, here it is 99"):
+        latest(filled)
+
+
+ERRORS = (
+    PermissionError(errno.EACCES, "Permission denied"), OSError(errno.ENOSPC, "No space left"),
+    MemoryError("too much"), AttributeError("a bug"),
+    ValueError("PERMISSION_DENIED: Error opening a file"),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=repr)
+def test_one_that_is_not_damaged_is_not_left_out(filled, error):
+    said = rf"cannot read checkpoint .*/4: {type(error).__name__}: "
+    with (
+        Checkpoints(filled) as checkpoints,
+        mock.patch.object(checkpoints._manager, "restore", side_effect=error),
+        pytest.raises(ValueError, match=said),
+    ):
+        checkpoints.latest()
+
+
+def test_one_of_a_class_that_is_not_known_here_is_not_left_out(filled, monkeypatch):
+    monkeypatch.delattr("dbjax.checkpoint.content.Content")
+    with pytest.raises(ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.content:Content' is no"):
         latest(filled)
 
 

@@ -8,6 +8,7 @@ from collections import namedtuple
 
 import pytest
 
+from dbjax.workdir import LOCK
 from experiments import run
 from experiments.command_line import command
 from experiments.saved import saved
@@ -53,7 +54,7 @@ def test_a_full_disk_is_named_and_leaves_what_was_there(tmp_path, capsys, monkey
     assert code == 2
     assert lines[-1] == f"error: No space left on device: {tmp_path / 'config.json'}"
     assert (tmp_path / "summary.json").read_text() == before
-    assert not list(tmp_path.glob(".*"))  # no half-written file
+    assert [p.name for p in tmp_path.glob(".*")] == [LOCK]  # no half-written file
 
 
 def test_without_room_a_run_goes_on_without_checkpoints(tmp_path, capsys, monkeypatch, caplog):

@@ -1,6 +1,7 @@
 """A run whose nodes are killed, in virtual time."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -25,7 +26,19 @@ def test_without_backups_what_is_lost_is_counted(tmp_path, capsys):
     given = [*ARGUMENTS, "--kill-every=1s", "--for=15s", "--backups=0", f"--workdir={tmp_path}"]
     assert chaos.main(given) in (0, 1)  # the accuracy may suffer
     (lost,) = (line for line in capsys.readouterr().out.splitlines() if "lost pushes" in line)
-    assert int(lost.split("│")[-2].replace(",", "")) > 0
+    counted = int(lost.split("│")[-2].replace(",", ""))
+    summary = json.loads((tmp_path / "disturbed" / "summary.json").read_text())
+    assert counted == summary["lost_pushes"] > 0
+
+
+def test_without_backups_every_push_is_applied_or_counted_as_lost():
+    machine = dbjax.Machine(mean_time_to_repair_s=0.3)
+    config = dataclasses.replace(METHODS["downpour [4]"], replicas=3, shards=1, steps=50)
+    cluster = dbjax.Cluster(compute_s=0.1, latency_s=1e-3, machine=machine)
+    for seed in range(5):
+        found = dbjax.run(TASK, config, cluster=cluster, beside=Chaos(0.5, seed)).summary
+        assert found["updates"] + found["lost_pushes"] == 150
+        assert found["lost_pushes"] > 0
 
 
 def test_nobody_killed_is_no_success(tmp_path, capsys):

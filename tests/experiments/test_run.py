@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from dbjax.checkpoint.params import load_params
+from dbjax.workdir import LOCK
 from dbjax.workdir.files import plain, write_text
 from experiments import demo, run
 from experiments.command_line import available, load_config
@@ -39,7 +40,7 @@ def strict(text):
 def test_every_file_is_there(workdir):
     left = {path.name for path in workdir.iterdir()}
     assert left == {"config.json", "metrics.jsonl", "summary.json", "trace.json", "curves.png",
-                    "tensorboard", "checkpoints", "params"}  # fmt: skip
+                    "tensorboard", "checkpoints", "params", LOCK}  # fmt: skip
 
 
 def test_summary_has_what_readers_look_for(workdir):
@@ -186,8 +187,12 @@ def test_threads_leave_the_same_files(tmp_path, workdir):
     assert (summary["clock"], summary["updates"]) == ("wall", 8 * 20)
 
 
-@pytest.mark.parametrize("runtime", ["virtual", "threads"])
-def test_ctrl_c_ends_with_what_there_is(runtime, tmp_path):
+@pytest.mark.parametrize(
+    ("runtime", "number", "code"),
+    [("virtual", signal.SIGINT, 130), ("threads", signal.SIGINT, 130),
+     ("virtual", signal.SIGTERM, 143)],
+)  # fmt: skip
+def test_what_is_asked_to_end_ends_with_what_there_is(runtime, number, code, tmp_path):
     command = [sys.executable, "-m", "experiments.run", f"--config={QUICKSTART}",
                f"--workdir={tmp_path}", f"--config.runtime={runtime}",
                "--config.until_s=1e6", "--config.evaluations=1000000"]  # fmt: skip
@@ -197,12 +202,12 @@ def test_ctrl_c_ends_with_what_there_is(runtime, tmp_path):
         if metrics.exists() and len(metrics.read_text().splitlines()) > 3:
             break
         time.sleep(0.1)
-    running.send_signal(signal.SIGINT)
+    running.send_signal(number)
     _, said = running.communicate(timeout=60)
-    assert running.returncode == 130
+    assert running.returncode == code
     assert "Traceback" not in said
     summary = strict((tmp_path / "summary.json").read_text())
-    assert summary["interrupted"] is True
+    assert summary["interrupted"] == number.name
     assert 0 < summary["time_s"] < 1e6
     assert (tmp_path / "curves.png").stat().st_size > 1000
 
@@ -244,3 +249,24 @@ def test_every_config_names_its_command():
     for file in available():
         text = Path(file).read_text()
         assert f"--config={file}" in text
+
+
+def test_a_run_leaves_its_staleness_and_bytes(workdir):
+    summary = strict((workdir / "summary.json").read_text())
+    histogram = {int(k): times for k, times in summary["staleness_histogram"].items()}
+    assert sum(histogram.values()) == 3 * summary["updates"]  # three shards
+    assert max(histogram) == summary["staleness_updates"]["max"]
+    rows = [strict(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()[1:]]
+    pushed = [row["bytes_pushed"] for row in rows]
+    assert pushed == sorted(pushed)
+    assert pushed[-1] == summary["bytes_pushed"] > pushed[0] == 0
+
+
+def test_a_run_leaves_deaths_and_busy_cards(tmp_path):
+    given = ['--config.cluster.failures=({"node":"replica/1","at_s":1.0,"back_s":2.0},)',
+             "--config.cluster.machine.bandwidth_bytes_per_s=1e6"]  # fmt: skip
+    assert run.main([f"--config={QUICKSTART}", f"--workdir={tmp_path}", *given]) == 0
+    rows = [strict(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()[1:]]
+    events = [(row["time_s"], row["node"], row["event"]) for row in rows if "event" in row]
+    assert events == [(1.0, "replica/1", "died"), (2.0, "replica/1", "returned")]
+    assert 0 < rows[-1]["cards_busy_s"]["busiest"] < 3.0

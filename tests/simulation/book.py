@@ -58,6 +58,7 @@ class Book:
       answers: those that were answered, in the order in which they were.
       histories: of every snapshot that a shard made, by its id.
       faults: what was found wrong at once.
+      repeated: how many pushes were sent twice.
     """
 
     def __init__(self, copies: dict[int, Copies]) -> None:
@@ -69,7 +70,7 @@ class Book:
         self.portions: dict[int, set[int]] = {}  # asked for, by evaluation
         self.closed: set[int] = set()
         self.faults: list[str] = []
-        self.events = 0
+        self.events = self.repeated = 0
 
     def note(self, row: dict[str, Any]) -> None:
         """A row of the trace."""

@@ -20,6 +20,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of every knob; what is simplest comes
     "checkpoints": (False, True),
     "restless": (False, True),
     "jitter": (False, True),
+    "repeats": (False, True),
 }
 FAVOURED = {
     "backups": (0, 1, 1),
@@ -38,6 +39,7 @@ class Case:
       cuts: of the network; `links`: of another latency; `duplicates`: on those or anywhere.
       checkpoints: whether there are any.
       jitter: whether computations vary in time.
+      repeats: whether some pushes reach their shard twice.
     """
 
     seed: int
@@ -53,6 +55,7 @@ class Case:
     checkpoints: bool = False
     restless: bool = False
     jitter: bool = False
+    repeats: bool = False
 
     def draws(self, of: str) -> random.Random:
         """For one kind of detail, so that fewer deaths leave the cuts as they are."""

@@ -22,9 +22,12 @@ def check(ran: Any) -> None:
     if ran.case.method == "sandblaster":
         _check_sandblaster(ran)
         return
+    lost = 0
     for shard in ran.book.copies:
         _check_order(ran, shard)
-        _check_conservation(ran, shard)
+        lost += len(_check_conservation(ran, shard))
+    counted = ran.result.summary["lost_pushes"]
+    _require(counted == lost, f"conservation: {counted} pushes are counted as lost, not {lost}")
     _check_parameters(ran)
 
 
@@ -81,8 +84,11 @@ def _check_order(ran: Any, shard: int) -> None:
         seen[called.caller] = called, history
 
 
-def _check_conservation(ran: Any, shard: int) -> None:
-    """Every acknowledged push is applied once, unless the shard lost it; then it is counted."""
+def _check_conservation(ran: Any, shard: int) -> list[tuple[str, int]]:
+    """Every acknowledged push is applied once, unless the shard lost it; then it is counted.
+
+    Returns those that the shard does not have.
+    """
     calls = [c for c in ran.book.calls if c.shard == shard]
     final, report = (
         next(c.reply for c in reversed(calls) if c.method == m and c.caller == "driver")
@@ -114,6 +120,7 @@ def _check_conservation(ran: Any, shard: int) -> None:
     delays = report.delays
     _require(sum(delays.histogram.values()) == len(history), f"{name}: delays of other pushes")
     _require(len(set(delays.balance())) == 1, f"{name}: the sum of delays")
+    return missing
 
 
 def _missing(ran: Any, history: History) -> list[tuple[str, int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import random
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -17,19 +18,43 @@ from dbjax.runtime.callers import current
 from dbjax.store import Shard, Snapshot
 from dbjax.store.vectors import VectorShard
 from tests.simulation.book import Book, Called, Violation
+from tests.simulation.case import Case
 from tests.simulation.problems import bowl_gradient
 
 MOST_EVENTS = 60_000
 
 
 class Ears:
-    """A handle of a shard that notes what passes."""
+    """A handle of a shard that notes what passes.
 
-    def __init__(self, handle: Any, shard: int, book: Book) -> None:
-        self._handle, self._shard, self._book = handle, shard, book
+    Args:
+      draws: to send some pushes twice, at once or before the next call of who pushed; or None.
+    """
+
+    def __init__(self, handle: Any, shard: int, book: Book, draws: random.Random | None) -> None:
+        self._handle, self._shard, self._book, self._draws = handle, shard, book, draws
+        self._late: dict[str, tuple[Any, ...]] = {}
         self.name = handle.name
 
     def call(self, method: Callable[..., Any], *args: Any) -> Any:
+        self._repeat(*self._late.pop(current.caller.label, ()))
+        future = self._call(method, *args)
+        if method.__name__ == "push" and self._draws is not None:
+            when = self._draws.choice(["at once", "late", "never"])
+            if when == "at once":
+                self._repeat(method, *args)
+            elif when == "late":
+                self._late[current.caller.label] = method, *args
+        return future
+
+    def _repeat(self, *call: Any) -> None:
+        """Nobody looks at the answer."""
+        if call:
+            self._book.repeated += 1
+            answer = self._handle.call(*call)
+            answer.on_done(answer.see)
+
+    def _call(self, method: Callable[..., Any], *args: Any) -> Any:
         caller, copies = current.caller, self._book.copies[self._shard]
         called = Called(
             self._shard,
@@ -56,10 +81,10 @@ class Ears:
 
 
 @contextlib.contextmanager
-def listening(book: Book) -> Iterator[None]:
+def listening(book: Book, case: Case) -> Iterator[None]:
     """Runs in the block are noted."""
     patches = [
-        mock.patch.object(dbjax.store.sharded, "serve_chain", _serving(book)),
+        mock.patch.object(dbjax.store.sharded, "serve_chain", _serving(book, case)),
         mock.patch.object(VirtualRuntime, "at", _counting(book)),
         *(
             mock.patch.object(kind, name, made(book, getattr(kind, name)))
@@ -83,11 +108,12 @@ def listening(book: Book) -> Iterator[None]:
         yield
 
 
-def _serving(book: Book) -> Callable[..., Any]:
+def _serving(book: Book, case: Case) -> Callable[..., Any]:
     right = dbjax.store.sharded.serve_chain
+    draws = case.draws("repeats") if case.repeats else None
 
     def serve_chain(runtime: Any, name: str, *args: Any) -> Ears:
-        return Ears(right(runtime, name, *args), int(name.split("/")[1]), book)
+        return Ears(right(runtime, name, *args), int(name.split("/")[1]), book, draws)
 
     return serve_chain
 

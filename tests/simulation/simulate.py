@@ -49,7 +49,7 @@ def check_deterministic(case: Case) -> None:
 def calm(case: Case) -> dbjax.Result:
     """The result where nothing goes wrong."""
     quiet = {"deaths": 0, "cuts": 0, "links": 0, "backups": 0}
-    never = {"duplicates": False, "checkpoints": False, "restless": False}
+    never = dict.fromkeys(("duplicates", "checkpoints", "restless", "repeats"), False)
     return _calm(dataclasses.replace(case, **quiet, **never))
 
 
@@ -61,7 +61,7 @@ def _calm(case: Case) -> dbjax.Result:
 def _run(case: Case) -> Ran:
     made, book, trace = config(case), Book(_copies(case)), dbjax.Trace()
     trace.listeners.append(book.note)
-    with listening(book), _violations(case):
+    with listening(book, case), _violations(case):
         result = dbjax.run(
             task(case), made, cluster=cluster(case), checkpoint_every=checkpoint_every(case),
             until_s=LIMIT_S, trace=trace,

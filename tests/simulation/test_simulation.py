@@ -47,6 +47,27 @@ def test_it_holds_in_very_many(capsys):
     assert count >= LONG
 
 
+FOUND = [  # steps of synchronous SGD whose end a shard has lost, when some replicas were gone
+    Case(3011, "sgd", 2, 3, steps=4, deaths=3, cuts=4, links=2, duplicates=True, jitter=True),
+    Case(3567, "sgd", 2, 3, steps=4, deaths=5, links=2, restless=True, jitter=True),
+    # answers that showed what only the head had
+    Case(1801, "sgd", 3, 1, 1, deaths=3, cuts=2, duplicates=True),
+    Case(3884, "sgd", 4, 2, 1, 12, deaths=8, cuts=4, duplicates=True, restless=True, jitter=True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("case", FOUND, ids=lambda case: str(case.seed))
+def test_what_was_found_once_holds(case):
+    simulate(case)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_push_that_reaches_its_shard_twice_is_answered_and_applied_once(seed):
+    ran = simulate(Case(seed, replicas=3, shards=2, backups=seed % 2, repeats=True))
+    sent = ran.book.repeated
+    assert ran.result.summary["repeated_pushes"] == sent > 0
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_the_same_case_twice_is_the_same_run(seed):
     check_deterministic(case_of(seed))

@@ -99,6 +99,15 @@ def test_both_copies_dead_at_once_go_on_from_the_checkpoint():
     assert lost["lost_pushes"] == run("downpour [4]")["updates"] - lost["updates"] > 0
 
 
+def test_what_is_lost_of_a_replica_that_pushes_no_more_is_counted():
+    """Replica 1 is slow: the shard dies when the other has made its 40 pushes."""
+    slow = {"replica/1": dataclasses.replace(CLUSTER.machine, speed=0.3)}
+    config = dataclasses.replace(METHODS["downpour [4]"], replicas=2, shards=1, steps=40)
+    cluster = dataclasses.replace(CLUSTER, machines=slow, failures=(Failure("shard/0", 7.0, 7.5),))
+    found = dbjax.run(TASK, config, cluster=cluster).summary
+    assert found["lost_pushes"] == 80 - found["updates"] > 40
+
+
 def test_a_run_that_ends_while_a_shard_is_dead_has_what_it_would_come_back_with():
     dead = (Failure("shard/0", 1.03, 9.0),)
     ended = run("downpour [4]", dead, checkpoint_every=dbjax.Every(0.4), until_s=2.0)

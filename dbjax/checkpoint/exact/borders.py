@@ -31,7 +31,8 @@ _OWN = {
         "resumed", "clock", "journals", "_pauses", "_stopping", "_halting", "_script", "_turns"}
 }  # fmt: skip
 # Whose instances hold nothing but what can be found again: data, compiled programs, files.
-_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel")
+_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel",
+              "dbjax.store.devices")  # fmt: skip
 # Attributes that hold nothing that has a name: see `Names`.
 MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
 

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import logging
 import sys
-import threading
 from collections.abc import Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -20,6 +19,7 @@ import tensorflow_datasets as tfds
 from dbjax.data.speech.corpus import Recording
 from dbjax.data.speech.mel import ENERGIES
 from dbjax.data.speech.workers import recordings
+from dbjax.interrupts import Interrupted
 
 T = TypeVar("T")
 
@@ -53,7 +53,7 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: SpeechFramesConfig
-    interrupted = threading.Event()  # whoever prepares the data gives his own
+    interrupted = Interrupted()  # whoever prepares the data gives his own
 
     def _info(self) -> Any:
         features = tfds.features.FeaturesDict(
@@ -81,8 +81,8 @@ class SpeechFrames(tfds.core.GeneratorBasedBuilder):
 
     def _unless_interrupted(self, items: Iterable[T]) -> Iterator[T]:
         for item in items:
-            if self.interrupted.is_set():
-                raise KeyboardInterrupt
+            if self.interrupted.by:
+                raise KeyboardInterrupt(self.interrupted.by)
             yield item
 
     def _generate_examples(self) -> Any:

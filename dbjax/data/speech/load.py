@@ -99,8 +99,8 @@ def _make(builder: Any) -> None:
     tfds.disable_progress_bar()
     with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()  # it speaks of downloads
-    if builder.interrupted.is_set():
-        raise KeyboardInterrupt
+    if builder.interrupted.by:
+        raise KeyboardInterrupt(builder.interrupted.by)
 
 
 def _text(phones: list[bytes]) -> list[str]:

@@ -104,6 +104,9 @@ class ThreadsRuntime:
     def between_events(self, do: Callable[[], object]) -> None:
         do()
 
+    def cards_busy_s(self) -> dict[str, float]:
+        return {}
+
     def revive(self) -> None:
         """Nothing dies."""
 

@@ -26,6 +26,7 @@ class Card:
     def __init__(self, name: str, machine: Machine) -> None:
         self.name, self.machine = name, machine
         self.egress_free_s, self.ingress_free_s = 0.0, -1.0
+        self.egress_busy_s = self.ingress_busy_s = 0.0
 
 
 @final
@@ -39,6 +40,7 @@ class VirtualNode:
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
         self.touched_bytes = 0  # by the call being served
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
+        self.egress_busy_s = self.ingress_busy_s = 0.0  # in all, up to those moments
         machines = runtime.cluster.replica_machines if name.startswith("replica/") else 1
         # Of a replica that is cut over several machines; any other node is its own card.
         self.cards = [Card(name, self.machine) for _ in range(machines)] if machines > 1 else []

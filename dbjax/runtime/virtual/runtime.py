@@ -19,6 +19,7 @@ from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
 from dbjax.runtime.virtual.links import Links, require_nodes
 from dbjax.runtime.virtual.lives import Lives
@@ -108,8 +109,18 @@ class VirtualRuntime:
     def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
         node = VirtualNode(self, name, observer=True)
         task = Main(self, node, lambda: main(node, *args, **kwargs))
-        task.future.on_done(lambda: self._stop_if_lost(task))
         self._observers.append(task)
+        self._observe(task)
+
+    def restart(self, observer: str) -> None:
+        """It begins anew, whatever it has done before; of a restored run."""
+        task = next(main for main in self._observers if main.node.name == observer)
+        task.died(for_good=False)
+        task.future = Future(task.future.label)
+        self._observe(task)
+
+    def _observe(self, task: Main) -> None:
+        task.future.on_done(lambda: self._stop_if_lost(task))
         self.at(self.now_s, task.start, None, unnoticed=True)
 
     def stop(self) -> None:
@@ -147,6 +158,9 @@ class VirtualRuntime:
     def _kill(self, name: str) -> Future[None]:
         self._lives[name].kill()
         return ready(None)
+
+    def cards_busy_s(self) -> dict[str, float]:
+        return cards.busy_s(self._nodes.values(), self.now_s)
 
     def revive(self) -> None:
         for service in self.services.values():
@@ -229,6 +243,7 @@ class VirtualRuntime:
         wire_s = size * self.cluster.size_scale / bandwidth
         begin_s = max(self.now_s, sender.egress_free_s)
         sender.egress_free_s = begin_s + wire_s
+        sender.egress_busy_s += wire_s
         arrival = (receiver, wire_s, deliver, message)
         if self._links is None:
             self.at(begin_s + self.cluster.latency_s, self._receive, arrival)
@@ -242,6 +257,7 @@ class VirtualRuntime:
             deliver(message)
         else:  # at equal times too what came before is delivered first: it is in the heap
             end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
+            target.ingress_busy_s += wire_s
             self.at(end_s, deliver, message)
 
     def caller(self, node: VirtualNode, label: str) -> Caller:

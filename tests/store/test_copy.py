@@ -7,7 +7,7 @@ import pytest
 
 import dbjax
 from dbjax import Failure, Outage
-from dbjax.algorithms import downpour, sandblaster
+from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.checkpoint import Checkpoints
 from tests.test_conformance import TASK
 
@@ -77,5 +77,16 @@ def test_a_run_with_backups_can_be_taken_up(tmp_path):
     endless = dataclasses.replace(DOWNPOUR, steps=None)
     with Checkpoints(tmp_path) as checkpoints:
         first = run(config=endless, until_s=1.5, checkpoints=checkpoints)
-        again = run(config=endless, until_s=3.0, resume=checkpoints.latest())
-    assert again["updates"] > first["updates"] > 0
+        for content in (found := checkpoints.latest(), dataclasses.replace(found, exact=None)):
+            again = run(config=endless, until_s=3.0, resume=content)
+            assert again["updates"] > first["updates"] > 0
+
+
+def test_a_promised_reply_waits_for_the_backup_to_know_what_it_shows():
+    """Replica 0's gradient is followed, that of the slow replica 1, which ends the step, is not."""
+    config = sgd.Config(optax.sgd(0.03), replicas=2, shards=1, shard_backups=1, steps=2)
+    slow = {"replica/1": dbjax.Machine(speed=0.3)}
+    cut = (Outage("shard/0", "shard/0/backup", 0.2, 1.0),)
+    cluster = dbjax.Cluster(compute_s=0.1, machines=slow, outages=cut)
+    rows = dbjax.run(TASK, config, cluster=cluster).trace.rows
+    assert min(row["time_s"] for row in rows if "step" in row) >= 1.0

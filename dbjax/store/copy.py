@@ -31,7 +31,7 @@ def made(node: Node, make: Make, name: str, *args: Any) -> Any:
 
 
 @final
-class Link:
+class Copy:
     """One of two copies of a service.
 
     Args:
@@ -51,13 +51,15 @@ class Link:
         self._role: Literal["head", "backup", "blank"] = "backup" if place else "head"
         self._in_sync = True  # whether the other copy has been given all that this one has
         self._installs = 0
+        self._followed_last: Future[None] = ready(None)
+        self._due: list[Callable[[], object]] | None = None  # replies, while a call is served
         # Answers come in threads of their own where time is real; none may see half a call.
         self._turn = threading.RLock()
         self._awaiting = False
         self._watching: Future[None] | None = None
         if node.returned:  # all is lost but what a checkpoint holds
             self._role, self._in_sync = "blank", False
-            _ = self._told(Link.blank, self._place, then=self._look_for_state)
+            _ = self._told(Copy.blank, self._place, then=self._look_for_state)
 
     # For whoever uses the service.
 
@@ -66,18 +68,20 @@ class Link:
 
         Fails with NodeDied where this is not the head (any more, or yet).
         """
+        due: list[Callable[[], object]] = []
         with self._turn:
             if self._role != "head":
                 return self._refused()
-            reply = getattr(self._service, method)(*args, **kwargs)
-            if not self._in_sync:
-                return reply
-            self._watch()
-            installs = self._installs
-            followed = self._told(
-                Link.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
-            )
-        return _when_both(reply, followed)
+            self._due = due
+            try:
+                reply = getattr(self._service, method)(*args, **kwargs)
+                if self._in_sync:
+                    self._follow(method, args, kwargs)
+            finally:
+                self._due = None
+        for settle in due:
+            self._followed_last.on_done(settle)
+        return self._when_both(reply)
 
     def observe(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], blank_too: bool
@@ -145,12 +149,12 @@ class Link:
         self._watch()
         refused: Future[Any] = Future(f"the head of {self._name}")
         error = NodeDied(f"this copy of {self._name} was {self._role}, not head")
-        _ = self._told(Link.present, then=lambda _: refused.set_error(error))
+        _ = self._told(Copy.present, then=lambda _: refused.set_error(error))
         return refused
 
     def _watch(self) -> None:
         if self._watching is None:
-            self._watching = self._told(Link.watch, then=self._peer_died)
+            self._watching = self._told(Copy.watch, then=self._peer_died)
 
     def _peer_died(self, _: Future[None]) -> None:
         self._watching = None
@@ -170,6 +174,40 @@ class Link:
 
     def _lead(self) -> None:
         self._role, self._in_sync = "head", False
+
+    def _follow(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """The other copy is to serve the call too."""
+        self._watch()
+        installs = self._installs
+        self._followed_last = self._told(
+            Copy.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
+        )
+
+    def _when_both(self, reply: Any) -> Future[Any]:
+        """The reply, or what it is a promise of, once the other copy knows what it shows, or died.
+
+        What is promised may be settled by a later call: it waits until that is followed.
+        """
+        outcome: Future[Any] = reply if isinstance(reply, Future) else ready(reply)
+        both: Future[Any] = Future(outcome.label)
+
+        def settle() -> None:
+            error = outcome.error()
+            if error is not None:
+                both.set_error(error, [outcome])
+            else:
+                both.set_result(outcome.result())
+
+        outcome.on_done(lambda: self._once_followed(settle))
+        return both
+
+    def _once_followed(self, settle: Callable[[], object]) -> None:
+        with self._turn:
+            if self._due is not None:  # by a call that the other copy has not been told of yet
+                self._due.append(settle)
+                return
+            followed = self._followed_last
+        followed.on_done(settle)
 
     def _followed(self, followed: Future[None], installs: int) -> None:
         """The other copy has served a call; if it failed, it is to be given everything again."""
@@ -191,7 +229,7 @@ class Link:
             self._in_sync, self._installs = True, self._installs + 1
             installs = self._installs
             _ = self._told(
-                Link.install, self._service.state(), then=lambda f: self._followed(f, installs)
+                Copy.install, self._service.state(), then=lambda f: self._followed(f, installs)
             )
             self._watch()
 
@@ -208,19 +246,3 @@ class Link:
         answer.see()
         with self._turn:
             then(answer)
-
-
-def _when_both(reply: Any, followed: Future[None]) -> Future[Any]:
-    """The reply, or what it is a promise of, once the other copy has followed, or has died."""
-    outcome: Future[Any] = reply if isinstance(reply, Future) else ready(reply)
-    both: Future[Any] = Future(outcome.label)
-
-    def settle() -> None:
-        error = outcome.error()
-        if error is not None:
-            both.set_error(error, [outcome])
-        else:
-            both.set_result(outcome.result())
-
-    followed.on_done(lambda: outcome.on_done(settle))
-    return both

@@ -1,0 +1,36 @@
+"""Writes one page about one or several runs: curves, staleness, utilisation, timelines.
+
+python -m experiments.report WORKDIR... [--out=FILE]
+
+The page holds all it needs, and opens in any browser, without a network. By default it is
+report.html in the first WORKDIR.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dbjax.workdir.files import prepare, write_text
+from experiments.command_line import command, parse
+from experiments.report.page import page
+from experiments.report.read import labels, read
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    workdirs = [argument for argument in arguments if not argument.startswith("-")]
+    chosen = parse([a for a in arguments if a.startswith("-")], ("out",))
+    if not workdirs or chosen.config is not None or chosen.workdir is not None:
+        raise ValueError("needs WORKDIR... of runs, and nothing else but --out=FILE")
+    runs = [read(*one) for one in zip(workdirs, labels(workdirs), strict=True)]
+    out = Path(chosen.options.get("out", Path(workdirs[0]) / "report.html"))
+    prepare(out.parent)
+    write_text(out, page(runs))
+    print(f"the page is {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    return 0
+
+
+if __name__ == "__main__":
+    command(main)

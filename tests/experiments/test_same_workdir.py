@@ -1,0 +1,139 @@
+"""A workdir that is used again: nothing is lost by mistake, and a run goes on where it can."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from dbjax.workdir import LOCK, alone_in
+from experiments import run
+from experiments.command_line import command
+
+QUICKSTART = ["--config=configs/quickstart.py:smoke", "--config.options.replicas=4"]
+SHORT = ["--config.until_s=1.0", "--config.evaluations=5"]
+LONG = ["--config.until_s=2.0", "--config.evaluations=10"]
+
+
+def ran(workdir, *more):
+    assert run.main([*QUICKSTART, *more, f"--workdir={workdir}"]) == 0
+    summary = json.loads((workdir / "summary.json").read_text())
+    left = {k: v for k, v in summary.items() if k not in ("wall_s", "config")}
+    return left, (workdir / "metrics.jsonl").read_text()
+
+
+def refused(capsys, workdir, *more):
+    with pytest.raises(SystemExit) as ended:
+        command(lambda _: run.main([*QUICKSTART, *more, f"--workdir={workdir}"]))
+    assert ended.value.code == 2
+    return capsys.readouterr().err.strip().splitlines()[-1]
+
+
+def files(workdir):
+    return {
+        str(path.relative_to(workdir)): path.read_bytes()
+        for path in workdir.rglob("*") if path.is_file() and path.name != LOCK
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("mistake", [
+    "--config.options.n_fetch=0", "--config.data.name=nosuch", "--config.until_s=-1.0",
+    "--config.until_s=none", "--config.model.name=nosuch", "--config.checkpoint.every_s=-1.0",
+    "--config.cluster.failures=({'node': 'shard/9', 'at_s': 1.0, 'back_s': 2.0},)",
+])  # fmt: skip
+@pytest.mark.parametrize("more", [[], ["--config.event_log=true"], ["--config.checkpoint.keep=0"]])
+def test_a_mistake_costs_nothing_of_what_was_there(mistake, more, workdir, capsys):
+    before = files(workdir)
+    assert refused(capsys, workdir, mistake, *more).startswith("error: ")
+    assert files(workdir) == before
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "short"
+    ran(path, *SHORT)
+    return path
+
+
+def test_a_run_that_begins_makes_away_with_what_was_there(tmp_path):
+    ran(tmp_path, *SHORT, "--config.checkpoint.every_s=0.2")
+    ran(tmp_path, *SHORT, "--config.options.n_fetch=2")
+    assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) == 1
+    ran(tmp_path, *SHORT, "--config.checkpoint.keep=0")
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_a_second_process_is_told_of_the_first(tmp_path, capsys):
+    with alone_in(tmp_path):
+        said = refused(capsys, tmp_path, *SHORT)
+    assert said == (
+        f"error: {tmp_path} is in use by process {os.getpid()}: wait, or use another --workdir"
+    )
+    assert files(tmp_path) == {}
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_workdir_is_free_when_its_process_was_killed(tmp_path):
+    script = f"""
+from dbjax.workdir import alone_in
+import time
+with alone_in({str(tmp_path)!r}):
+    print("there", flush=True)
+    time.sleep(60)
+"""
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    assert first.stdout.readline() == "there\n"
+    with (
+        pytest.raises(ValueError, match=f"in use by process {first.pid}: wait"),
+        alone_in(tmp_path),
+    ):
+        pass
+    first.send_signal(signal.SIGKILL)
+    first.communicate(timeout=60)
+    with alone_in(tmp_path):
+        pass
+
+
+def test_a_run_that_ended_and_is_given_more_time_leaves_what_one_run_does(tmp_path, caplog):
+    short, _ = ran(tmp_path / "twice", *SHORT)
+    again = ran(tmp_path / "twice", *LONG)
+    assert "taken up at 1.0 s" in caplog.text
+    assert again == ran(tmp_path / "once", *LONG)
+    assert again[0]["updates"] > short["updates"]
+
+
+def test_one_that_is_killed_as_it_is_taken_up_is_taken_up_again(tmp_path, caplog):
+    """Its config is there, but the summary is still that of the shorter run."""
+    ran(tmp_path / "once", *LONG)
+    ran(tmp_path / "twice", *SHORT)
+    config = (tmp_path / "once" / "config.json").read_text()
+    (tmp_path / "twice" / "config.json").write_text(config)
+    assert ran(tmp_path / "twice", *LONG) == ran(tmp_path / "once", *LONG)
+    assert "taken up at 1.0 s" in caplog.text
+
+
+def test_one_that_ended_and_is_given_more_steps_goes_on(tmp_path, caplog):
+    steps = ["--config.until_s=none", "--config.evaluations=1"]
+    short, _ = ran(tmp_path, *steps, "--config.options.steps=10")
+    again, _ = ran(tmp_path, *steps, "--config.options.steps=20")
+    assert "taken up at" in caplog.text
+    assert (short["updates"], again["updates"]) == (40, 80)
+    assert again["time_s"] > short["time_s"]
+
+
+def test_one_that_ended_and_is_given_no_more_time_begins_anew(tmp_path, caplog):
+    first = ran(tmp_path, *LONG)
+    assert ran(tmp_path, *LONG) == first
+    assert ran(tmp_path, *SHORT)[0]["time_s"] == 1.0
+    assert "taken up" not in caplog.text
+
+
+def test_one_that_ended_and_is_given_something_else_too_says_what(tmp_path, caplog):
+    ran(tmp_path, *SHORT)
+    ran(tmp_path, *LONG, "--config.batch_size=16")
+    assert "begins anew" in caplog.text
+    assert "batch_size=32, here it is 16" in caplog.text
+    assert "taken up" not in caplog.text
