@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import tempfile
 import time
 from pathlib import Path
@@ -36,6 +37,9 @@ def compare(network: Network, directory: Path, rounds: int) -> list[Measured]:
         "threads, 4 replicas on 4 shards": (replicas, (task, 4, network.steps, 4)),
         "virtual, 20 replicas on 10 shards": (virtual, (task, 20)),
     }
+    if importlib.util.find_spec("ray") is not None:
+        given = (task, 2, network.steps, 2, "ray")
+        pairs["Ray, 2 replicas on 2 shards"] = replicas, given
     return [
         in_turn(
             f"(i) {name}, {network.name}",

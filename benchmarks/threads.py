@@ -15,6 +15,7 @@ import dbjax
 from benchmarks.measure import Measured, in_turn
 from benchmarks.networks import Network, small
 from dbjax.algorithms import downpour
+from dbjax.launch import RuntimeName
 
 RULE = optax.sgd(0.05)
 WARM = 3  # steps of each replica that are not counted: they compile
@@ -81,14 +82,19 @@ def logging_to(path: Path | None) -> Iterator[dbjax.EventLog | None]:
 
 
 def replicas(
-    task: dbjax.Task, count: int, steps: int, shards: int = 1, log_to: Path | None = None
+    task: dbjax.Task,
+    count: int,
+    steps: int,
+    shards: int = 1,
+    runtime: RuntimeName = "threads",
+    log_to: Path | None = None,
 ) -> Any:
     """Steps a second of all replicas together, while all of them run."""
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + WARM)
         with logging_to(log_to) as log:
-            return steps_per_s(dbjax.run(task, config, runtime="threads", log=log), WARM)
+            return steps_per_s(dbjax.run(task, config, runtime=runtime, log=log), WARM)
 
     return case
 

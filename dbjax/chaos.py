@@ -10,7 +10,7 @@ import numpy as np
 
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.base import Node, Runtime
-from dbjax.store.link import Link
+from dbjax.store.copy import Copy
 from dbjax.trace import Row
 
 BACKUP = "/backup"
@@ -48,7 +48,7 @@ async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
     if copies[1] not in nodes:
         return True
     for copy in copies:
-        asking = node.service(copy).call(Link.whole)
+        asking = node.service(copy).call(Copy.whole)
         try:
             if not await asking:
                 return False

@@ -7,7 +7,7 @@ from typing import Any, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.base import Caller, Future, Handle, Runtime, calling_as, current, first_of
-from dbjax.store.link import Link, made
+from dbjax.store.copy import Copy, made
 
 
 def require_backups(method: str, backups: int) -> None:
@@ -24,7 +24,7 @@ class Chain:
     else when the machine is back.
 
     Args:
-      copies: handles of its `Link`s; or of the service itself, if it is the only one.
+      copies: handles of its `Copy`s; or of the service itself, if it is the only one.
     """
 
     def __init__(self, name: str, copies: Sequence[Handle[Any]]) -> None:
@@ -53,9 +53,9 @@ class Chain:
             else:
                 asked = request.method.__name__, request.args, request.kwargs
                 if request.caller.node.observer:
-                    reply = copy.call(Link.observe, *asked, request.tried >= len(self._copies))
+                    reply = copy.call(Copy.observe, *asked, request.tried >= len(self._copies))
                 else:
-                    reply = copy.call(Link.serve, *asked)
+                    reply = copy.call(Copy.serve, *asked)
         reply.on_done(lambda: self._replied(request, to, reply))
 
     def _replied(self, request: _Request, by: int, reply: Future[Any]) -> None:
@@ -90,7 +90,7 @@ def serve_chain(
         return Chain(name, [only]) if runtime.mortal else only
     nodes = (name, f"{name}/backup")
     copies = [
-        runtime.serve(node, Link, make, name, place, peer, *args)
+        runtime.serve(node, Copy, make, name, place, peer, *args)
         for place, (node, peer) in enumerate(zip(nodes, reversed(nodes), strict=True))
     ]
     return Chain(name, copies)

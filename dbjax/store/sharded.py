@@ -65,7 +65,7 @@ class Sharded(Generic[S]):
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
 
         Where machines may die, calls wait for a shard to be there again, as the last checkpoint
-        knew it; with a backup, on a node shard/0/backup, nothing is lost (`store.link`).
+        knew it; with a backup, on a node shard/0/backup, nothing is lost (`store.copy`).
 
         Args:
           backups: of every shard, 0 or 1.

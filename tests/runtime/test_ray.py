@@ -1,11 +1,7 @@
-"""The Ray runtime: the rules of dbjax/runtime/base.py among processes, and deaths that are real."""
+"""The Ray runtime: the rules of dbjax/runtime/base.py among processes."""
 
 import importlib
 import os
-import signal
-import sys
-import threading
-import time
 
 import jax
 import jax.numpy as jnp
@@ -13,23 +9,19 @@ import numpy as np
 import pytest
 
 import dbjax
-from dbjax.errors import NodeDied, ServiceError
+from dbjax.errors import ServiceError
 from dbjax.replay import replay
 from dbjax.runtime import Future, all_of
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
-from dbjax.store.chain import serve_chain
-from dbjax.store.link import Link
 from tests import test_conformance as conformance
 from tests.runtime import lost_error
+from tests.runtime.services import Log, Middle
 
-ray = pytest.importorskip("ray", reason="dbjax[ray] is not installed")
-from dbjax.runtime.ray.codec import pack, unpack  # noqa: E402
-from dbjax.runtime.ray.runtime import RayRuntime  # noqa: E402
-from dbjax.runtime.ray.segments import Arena, Mappings  # noqa: E402
+pytest.importorskip("ray", reason="dbjax[ray] is not installed")
+from dbjax.runtime.ray.codec import pack, unpack
+from dbjax.runtime.ray.segments import Arena, Mappings
 
-for module in (sys.modules[__name__], conformance, lost_error):  # which processes cannot import
-    ray.cloudpickle.register_pickle_by_value(module)
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 METHODS = ["downpour", "sgd", "sandblaster"]
@@ -38,63 +30,6 @@ TASK = conformance.TASK
 
 def config(name, **kwargs):
     return conformance.config(importlib.import_module(f"dbjax.algorithms.{name}"), **kwargs)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR")  # fmt: skip
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def runtime():
-    made = RayRuntime(trace=dbjax.Trace(max_spans=1000))
-    yield made
-    made.close()
-
-
-class Log:
-    """A service that writes down what it is told."""
-
-    def __init__(self, node):
-        self.node, self.said, self.opened = node, [], Future("opening")
-
-    def say(self, word):
-        self.said.append(word)
-        return len(self.said)
-
-    async def slow(self, word):
-        self.said.append(f"{word} begins")
-        await self.node.sleep(0.05)
-        return self.say(f"{word} ends")
-
-    def fail(self):
-        raise OverflowError("too much")
-
-    def unsendable(self):
-        return threading.Lock()
-
-    def wait(self):
-        return self.opened
-
-    def open(self):
-        self.opened.set_result("open")
-
-    def life(self):
-        return self.node.incarnation, os.getpid()
-
-    def words(self):
-        return self.said
-
-
-class Middle:
-    def __init__(self, node, log):
-        self.node, self.log = node, log
-
-    async def relay(self, word):
-        return await self.log.call(Log.say, await self.node.compute(str.upper, word))
 
 
 def test_the_rules(runtime):
@@ -144,84 +79,6 @@ def test_an_error_that_nobody_awaits_ends_the_run(runtime):
     lost_error.require_end_by_lost_error(runtime, 30.0)
 
 
-def test_the_dead_come_back(runtime):
-    async def main(node, mortal, other):
-        _, pid = await mortal.call(Log.life)
-        await mortal.call(Log.say, "forgotten")
-        hanging = mortal.call(Log.wait)
-        os.kill(pid, signal.SIGKILL)
-        with pytest.raises(NodeDied, match="mortal died before it answered wait"):
-            await hanging
-        await mortal.up()
-        life, new = await mortal.call(Log.life)
-        assert life == 1
-        assert new != pid
-        assert await mortal.call(Log.words) == []
-        return await other.call(Log.words)
-
-    async def victim(node, log):
-        await log.call(Log.say, node.incarnation)
-        if node.incarnation == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    log, mortal = runtime.serve("log", Log), runtime.serve("mortal", Log)
-    ended = runtime.spawn("main", main, mortal, log)
-    runtime.spawn("victim", victim, log)
-    runtime.run(until_s=60.0)
-    ended.result()
-    assert log.call(Log.words).result() == [0, 1]
-    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
-    assert sorted(events) == [(name, what) for name in ("mortal", "victim")
-                              for what in ("died", "returned")]  # fmt: skip
-
-
-class Counter:
-    """Counts calls, each once; knows how to go on."""
-
-    def __init__(self, node):
-        self.counted, self.last = 0, 0
-
-    def add(self, number):
-        if number > self.last:
-            self.counted, self.last = self.counted + 1, number
-        return self.counted
-
-    def pid(self):
-        return os.getpid()
-
-    def state(self):
-        return self.counted, self.last
-
-    def restore(self, state, checkpoint=False):
-        self.counted, self.last = state
-
-
-@pytest.mark.parametrize(("backups", "counted"), [(0, 20), (1, 60)])
-def test_a_backup_loses_nothing(runtime, backups, counted):
-    async def main(node, chain):
-        for number in range(1, 21):
-            last = await chain.call(Counter.add, number)
-        os.kill(await chain.call(Counter.pid), signal.SIGKILL)
-        for number in range(21, 41):
-            last = await chain.call(Counter.add, number)
-        if backups:  # the one that came back has everything, when the other one dies
-            again = node.service("counter")
-            await again.up()
-            while await again.call(Link.observe, "state", (), {}, True) != (40, 40):
-                await node.sleep(0.05)
-            os.kill(await chain.call(Counter.pid), signal.SIGKILL)
-            for number in range(41, 61):
-                last = await chain.call(Counter.add, number)
-        return last
-
-    chain = serve_chain(runtime, "counter", backups, Counter)
-    ended = runtime.spawn("main", main, chain)
-    runtime.run(until_s=60.0)
-    assert ended.result() == counted
-    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
-    assert events[:2] == [("counter", "died"), ("counter", "returned")]
-
-
 def test_a_run_stops_at_its_time(runtime):
     async def endless(node):
         while True:
@@ -232,7 +89,7 @@ def test_a_run_stops_at_its_time(runtime):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_one_replica_is_the_same_as_in_virtual_time(name):
+def test_one_replica_is_the_same_as_in_virtual_time(name, cluster):
     cfg = config(name, replicas=1, shards=1)
     results = [dbjax.run(TASK, cfg, runtime=runtime) for runtime in ("virtual", "ray")]
     virtual, real = [result.summary for result in results]
@@ -242,7 +99,7 @@ def test_one_replica_is_the_same_as_in_virtual_time(name):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_three_replicas_decrease_the_loss(name):
+def test_three_replicas_decrease_the_loss(name, cluster):
     lines = []
     cfg = config(name, replicas=3, shards=2)
     result = dbjax.run(TASK, cfg, runtime="ray", log=EventLog(lines.append))
@@ -306,7 +163,7 @@ def test_a_snapshot_is_written_once_and_memory_is_used_again():
     assert arena.put_once(pack(jnp.zeros(5000))) is first  # no more kept: two newer ones came
 
 
-def test_too_few_cpus_are_said_at_once():
+def test_too_few_cpus_are_said_at_once(cluster):
     with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, the cluster has 4 CPUs"):
         dbjax.run(TASK, config("downpour", replicas=1, shards=1), runtime="ray",
                   ray=RayOptions(cpus=30.0))  # fmt: skip
@@ -321,56 +178,3 @@ def test_bad_options_are_refused(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match=r"runtime=ray needs Ray: pip install 'dbjax\[ray\]'"):
         dbjax.run(TASK, config("sgd"), runtime="ray")
-
-
-class TestOtherClusters:
-    """Those that do not use the cluster of this module: they come last."""
-
-    @pytest.fixture(autouse=True)
-    def alone(self, cluster):
-        ray.shutdown()
-
-    def test_an_address_where_nobody_answers_is_one_line(self):
-        begin = time.monotonic()
-        with pytest.raises(ValueError, match=r"no Ray cluster answers at .*127\.0\.0\.1:9"):
-            dbjax.run(TASK, config("sgd"), runtime="ray", ray=RayOptions("127.0.0.1:9"))
-        assert time.monotonic() - begin < 15
-
-    def test_a_replica_moves_when_its_machine_is_lost(self):
-        from ray.cluster_utils import Cluster
-
-        soon = {f"health_check_{what}": n for what, n in (
-            ("initial_delay_ms", 0), ("period_ms", 500), ("timeout_ms", 500),
-            ("failure_threshold", 2))}  # fmt: skip
-        machines = Cluster(True, head_node_args={"num_cpus": 2, "_system_config": soon})
-        others = [machines.add_node(num_cpus=1, num_gpus=1) for _ in range(2)]
-        ray.init(machines.address, log_to_driver=False, logging_level="ERROR")
-        options = RayOptions(cpus=1.5, replica_cpus=1.0, replica_gpus=1.0)  # one place each
-        runtime = RayRuntime(options, trace=dbjax.Trace())
-
-        async def main(node, log):
-            large = np.full(10**6, node.incarnation)  # through the network: no memory is shared
-            await log.call(Log.say, (ray.get_runtime_context().get_node_id(), large))
-            while node.incarnation == 0:
-                await node.sleep(0.05)
-
-        async def lose(node, log):
-            while not (said := await log.call(Log.words)):
-                await node.sleep(0.05)
-            (lost,) = [other for other in others if other.node_id == said[0][0]]
-            machines.remove_node(lost, allow_graceful=False)
-
-        try:
-            log = runtime.serve("log", Log)
-            runtime.spawn("replica/0", main, log)
-            runtime.observe("loser", lose, log)
-            assert runtime.run(until_s=60.0) < 60.0
-            said = log.call(Log.words).result()
-        finally:
-            runtime.close()
-            ray.shutdown()
-            machines.shutdown()
-        assert {node for node, _ in said} == {other.node_id for other in others}
-        assert [large.sum() for _, large in said] == [0, 10**6]
-        events = [row["event"] for row in runtime._trace.rows if "event" in row]
-        assert events == ["died", "returned"]

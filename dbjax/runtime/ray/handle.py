@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.callers import DRIVER, current
 from dbjax.runtime.futures import Future, ready
-from dbjax.runtime.ray.hub import Address, Hub
-from dbjax.runtime.ray.link import Ends, Link, Message
+from dbjax.runtime.ray.handshake import Address
+from dbjax.runtime.ray.hub import Hub
+from dbjax.runtime.ray.wire import Ends, Message, Wire
 
 
 class _Sent(NamedTuple):
@@ -33,7 +34,7 @@ class Handle:
         self._numbers = itertools.count()
         self._sent: dict[int, _Sent] = {}
         self._address: Address | None = None
-        self._link: Link | None = None
+        self._wire: Wire | None = None
         self._hoping: list[Future[None]] = []
 
     def __reduce__(self) -> Any:
@@ -49,15 +50,15 @@ class Handle:
             return future
         source = (caller.label, caller.node.name, caller.node.observer, caller.number())
         with self._lock:
-            link = self._connected()
-            if link is not None:
+            wire = self._connected()
+            if wire is not None:
                 call = next(self._numbers)
                 self._sent[call] = _Sent(future, caller.node.name, name, hub.engine.now_s())
-                link.send(("call", call, self.name, source, name, args, kwargs))
-        if link is None:
+                wire.send(("call", call, self.name, source, name, args, kwargs))
+        if wire is None:
             self._die(future, name)
-        if caller is DRIVER and threading.get_ident() == hub.home:  # who may not await
-            _wait(future)
+        if caller is DRIVER:  # who may not await
+            hub.wait(future)
         return future
 
     def up(self) -> Future[None]:
@@ -66,21 +67,22 @@ class Handle:
                 return ready(None)
             future: Future[None] = Future(("return", self.name))
             self._hoping.append(future)
-            return future
+        if current.caller is DRIVER:
+            self._home().wait(future)
+        return future
 
     def moved(self, address: Address | None) -> None:
-        """It lives there now; None: it has died."""
+        """The driver says that it lives there now; None: it has died."""
         with self._lock:
             if address == self._address:
                 return
-            link, self._link, self._address = self._link, None, address
+            self._wire, self._address = None, address
             sent, self._sent = self._sent, {}  # never answered; what is sent from now on may be
             hoping: list[Future[None]] = []
             if address is not None:
                 hoping, self._hoping = self._hoping, []
-        if link is not None:
-            link.close()
-        self._lose(sent)
+        for one in sent.values():
+            self._die(one.future, one.method)
         for future in hoping:
             future.set_result(None)
 
@@ -89,13 +91,14 @@ class Handle:
             raise RuntimeError(f"{self.name} is called before the run has begun")
         return self.hub
 
-    def _connected(self) -> Link | None:
-        if self._link is None and self._address is not None:
-            ends = Ends(self._receive, self._refused, self._broke)
-            self._link = self._home().connect(self._address, ends)
-        return self._link
+    def _connected(self) -> Wire | None:
+        if self._wire is None and self._address is not None:
+            hub = self._home()
+            ends = Ends(self._receive, self._refused, self._broke, hub.failed)
+            self._wire = hub.connect(self._address, ends)
+        return self._wire
 
-    def _receive(self, link: Link, message: Message) -> None:
+    def _receive(self, wire: Wire, message: Message) -> None:
         _, call, *rest = message if message[0] != "unreadable" else message[1:]
         with self._lock:
             sent = self._sent.pop(call, None)
@@ -111,7 +114,7 @@ class Handle:
             engine.trace.span(sent.node, sent.method, sent.sent_s, engine.now_s())
         sent.future.set_result(rest[0])
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         with self._lock:
             sent = self._sent.pop(message[1], None)
         if sent is not None:
@@ -121,28 +124,13 @@ class Handle:
         self._home().engine.failed.append(future)
         future.set_error(error)
 
-    def _broke(self, link: Link) -> None:
-        """The connection broke: the first sign of a death."""
-        with self._lock:
-            if link is not self._link:
-                return
-            self._link = self._address = None
-            sent, self._sent = self._sent, {}
-        self._lose(sent)
-
-    def _lose(self, sent: dict[int, Any]) -> None:
-        """Calls that were not answered never will be."""
-        for one in sent.values():
-            self._die(one.future, one.method)
+    def _broke(self, wire: Wire) -> None:
+        """Calls stay open: only the driver says who is dead, and will see to it that it is true."""
+        if wire is self._wire:
+            self._home().control(None, ("suspect", 0, self.name, self._address))
 
     def _die(self, future: Future[Any], method: str) -> None:
         future.set_error(NodeDied(f"{self.name} died before it answered {method}"))
-
-
-def _wait(future: Future[Any]) -> None:
-    arrived = threading.Event()
-    future.on_done(arrived.set)
-    arrived.wait()
 
 
 @final
@@ -167,12 +155,18 @@ class Handles:
         for made in self._made.values():
             made.hub = hub
 
-    def moved(self, directory: dict[str, Address | None]) -> None:
+    def moved(self, directory: Mapping[str, Address | None]) -> None:
         """Where services live now."""
         self._directory |= directory
         for name, address in directory.items():
             if name in self._made:
                 self._made[name].moved(address)
+
+    def died(self, name: str, address: Address | None) -> None:
+        """Nobody here listens any more to the life that had that address."""
+        if address is not None and self.hub is not None:
+            self.hub.bury(address)
+        self.moved({name: None})
 
 
 here_are = Handles()  # of a process that Ray has made: it is one node

@@ -1,24 +1,24 @@
-"""A process among others: the services that live here, and links to those that do not."""
+"""A process among others: the services that live here, and wires to those that do not."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import pickle
 import threading
 from collections.abc import Callable
-from multiprocessing import AuthenticationError
-from multiprocessing.connection import Client, Listener
+from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, final
 
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.futures import Future
 from dbjax.runtime.observed import Unrecorded
-from dbjax.runtime.ray.link import Ends, Identity, Link, Message
+from dbjax.runtime.ray.handshake import Address, admitted, reached
 from dbjax.runtime.ray.segments import Arena
+from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 
-Address = tuple[str, int]
-Control = Callable[[Link, Message], None]
+Control = Callable[[Wire | None, Message], None]
 
 
 @final
@@ -38,74 +38,90 @@ class Hub:
     Attributes:
       engine: runs the mains and services of this process.
       services: by name, those that live here.
-      home: the thread that may wait for an answer: the driver's.
-      control: is given what is neither a call nor an answer.
+      control: is given what is neither a call nor an answer, and what there is to say of wires:
+        ("lost", 0), ("suspect", 0, name, address), ("failed", 0, error, its cause).
+      wait: waits until a future that the driver has got is done.
     """
 
     def __init__(
         self, engine: ThreadsRuntime, me: Identity, host: str, key: bytes, control: Control
     ) -> None:
-        self.engine, self.me, self.control = engine, me, control
+        self.engine, self.control = engine, control
         self.arena = Arena()
         self.services = engine.services
-        self.home = threading.get_ident()
+        self.wait: Callable[[Future[Any]], None] = lambda future: None
         self._key = key
-        self._listener = Listener((host, 0), backlog=128, authkey=key)
+        self._listener = Listener((host, 0), backlog=128)
         self.address: Address = self._listener.address
-        self._links: set[Link] = set()
+        self._me = me._replace(address=self.address)
+        self._wires: set[Wire] = set()
         self._closing = False
-        self.lost: Callable[[Link], None] = lambda link: None
         self._accepting = threading.Thread(target=self._accept_all, daemon=True, name="accepts")
         self._accepting.start()
 
-    def connect(self, address: Address, ends: Ends) -> Link:
-        """A link to a process that listens there; whether it does shows later."""
-        link = Link(lambda: Client(address, authkey=self._key), self.me, self.arena, ends)
-        self._links.add(link)
-        return link
+    def connect(self, address: Address, ends: Ends) -> Wire:
+        """A wire to a process that listens there; whether it does shows later."""
+        return self._wire(lambda: reached(address, self._key), ends)
 
-    def ends(self) -> Ends:
-        """Of a link whose other end may call us."""
-        return Ends(self._receive, self._refused, self._forget)
+    def bury(self, address: Address) -> None:
+        """The process that listened there is dead, and nobody listens to it any more."""
+        for wire in list(self._wires):
+            if wire.peer is not None and wire.peer.address == address:
+                wire.bury()
+                self._wires.discard(wire)
 
     def close(self) -> None:
-        """Closes all links, and listens no more."""
+        """Closes all wires, and listens no more."""
         self._closing = True
-        for link in list(self._links):
-            link.close()
-        with contextlib.suppress(OSError, EOFError, AuthenticationError):
-            Client(self.address, authkey=self._key).close()  # so that `accept` looks up
+        for wire in list(self._wires):
+            wire.close()
+        with contextlib.suppress(OSError):
+            Client(self.address).close()  # so that `accept` looks up
         self._accepting.join()
         self._listener.close()
+
+    def failed(self, error: Exception) -> None:
+        """An error in a thread of a wire, where nobody would hear of it."""
+        self.control(None, ("failed", 0, *portable(error)))
 
     def _accept_all(self) -> None:
         while not self._closing:
             try:
                 connection = self._listener.accept()
-            except (OSError, EOFError, AuthenticationError):
-                continue  # not one of us
+            except OSError:
+                continue
             if self._closing:
                 connection.close()
                 return
-            self._links.add(
-                Link(lambda c=connection: c, self.me, self.arena, self.ends())  # type: ignore[misc]
-            )
+            ends = Ends(self._receive, self._refused, self._lost, self.failed)
+            self._wire(functools.partial(admitted, connection, self._key), ends)
 
-    def _forget(self, link: Link) -> None:
-        self._links.discard(link)
-        self.lost(link)
+    def _wire(self, connect: Callable[[], Connection], ends: Ends) -> Wire:
+        lost = lambda wire: self._forget(wire, ends.lost)  # noqa: E731
+        wire = Wire(connect, self._me, self.arena, ends._replace(lost=lost))
+        self._wires.add(wire)
+        wire.start()
+        return wire
 
-    def _receive(self, link: Link, message: Message) -> None:
+    def _forget(self, wire: Wire, lost: Callable[[Wire], None]) -> None:
+        if not wire.lends():
+            self._wires.discard(wire)
+        lost(wire)
+
+    def _lost(self, wire: Wire) -> None:
+        self.control(wire, ("lost", 0))
+
+    def _receive(self, wire: Wire, message: Message) -> None:
         if message[0] == "call":
-            self._serve(link, *message[1:])
+            self._serve(wire, *message[1:])
         elif message[0] == "unreadable" and message[1] == "call":
-            link.send(("error", message[2], *portable(message[3])))
+            wire.send(("error", message[2], *portable(message[3])))
         else:
-            self.control(link, message)
+            self.control(wire, message)
 
     def _serve(
         self,
-        link: Link,
+        wire: Wire,
         call: int,
         name: str,
         source: tuple[str, str, bool, int],
@@ -121,23 +137,23 @@ class Hub:
             caller.calls = number - 1
         current.caller = caller
         future: Future[Any] = self.services[name].take(method, args, kwargs)
-        future.on_done(lambda: _answer(link, call, future))
+        future.on_done(lambda: _answer(wire, call, future))
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         """An answer that cannot be sent: the caller gets to know why."""
         if message[0] in ("reply", "error"):
-            link.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
+            wire.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
         else:
             raise error
 
 
-def _answer(link: Link, call: int, future: Future[Any]) -> None:
+def _answer(wire: Wire, call: int, future: Future[Any]) -> None:
     try:
         value = future.result()
     except Exception as error:
-        link.send(("error", call, *portable(error)))
+        wire.send(("error", call, *portable(error)))
     else:
-        link.send(("reply", call, value), once=True)
+        wire.send(("reply", call, value), once=True)
 
 
 def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:

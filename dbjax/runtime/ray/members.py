@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import os
 import queue
+import signal
 import threading
 from collections.abc import Callable, Mapping
 from typing import Any, final
@@ -13,12 +16,12 @@ from ray.exceptions import RayTaskError
 
 from dbjax.runtime.base import Future
 from dbjax.runtime.ray.handle import Handles
-from dbjax.runtime.ray.hub import Address
-from dbjax.runtime.ray.link import Link, Message
+from dbjax.runtime.ray.handshake import Address
 from dbjax.runtime.ray.process import Node
+from dbjax.runtime.ray.wire import Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 
-Events = queue.SimpleQueue[tuple[Link | None, Message]]
+Events = queue.SimpleQueue[tuple[Wire | None, Message]]
 _AGAIN_S = 0.2
 
 
@@ -27,7 +30,7 @@ class _Member:
     node: Node
     end: Future[Any] | None
     life: int = -1  # how often it has come back
-    link: Link | None = None  # None: it is not there, or not yet
+    wire: Wire | None = None  # None: it is not there, or not yet
     address: Address | None = None
     ready: bool = False
     stopped: bool = False
@@ -55,17 +58,15 @@ class Members:
         self._handles, self._engine, self._events = handles, engine, events
         self._live, self._machine = live, ray.get_runtime_context().get_node_id()
         self._members = {name: _Member(node, ends.get(name)) for name, node in nodes.items()}
-        self._by_link: dict[Link, _Member] = {}
+        self._by_wire: dict[Wire, _Member] = {}
         self._running = self._ending = False
         self._lost: Exception | None = None
         for member in self._members.values():
             self._start(member)
 
-    def ready(self) -> bool:
-        return all(member.ready for member in self._members.values())
-
-    def stopped(self) -> bool:
-        return all(m.stopped or m.link is None for m in self._members.values())
+    def missing(self) -> list[str]:
+        """Names of those that are not there, or not ready."""
+        return [name for name, member in self._members.items() if not member.ready]
 
     def over(self) -> bool:
         """Whether all mains have ended, or an error was lost."""
@@ -73,13 +74,18 @@ class Members:
         return self._lost is not None or all(end.done() for end in ends)
 
     def late(self) -> list[str]:
-        return [n for n, m in self._members.items() if not (m.stopped if self._ending else m.ready)]
+        """Names of those that live and have not stopped."""
+        return [n for n, m in self._members.items() if m.wire is not None and not m.stopped]
 
-    def pid_here(self, name: str) -> int | None:
-        """Of a node's process, if it is on the driver's machine, and there."""
-        link = self._members[name].link
-        peer = link.peer if link is not None else None
-        return peer.pid if peer is not None and peer.machine == self._machine else None
+    def kill(self, name: str) -> None:
+        """Kills a node's process, if it lives; it is heard no more. Ray starts it again."""
+        wire = self._members[name].wire
+        if wire is None or wire.peer is None:
+            return
+        if wire.peer.machine == self._machine:
+            with contextlib.suppress(ProcessLookupError):  # it is dead already
+                os.kill(wire.peer.pid, signal.SIGKILL)
+        wire.cut()  # so it ends itself
 
     def go(self) -> None:
         """All services are there: mains may start, and observers."""
@@ -92,8 +98,8 @@ class Members:
     def stop(self) -> None:
         self._ending = True
         for member in self._members.values():
-            if member.link is not None:
-                member.link.send(("stop", 0))
+            if member.wire is not None:
+                member.wire.send(("stop", 0))
 
     def raise_lost(self) -> None:
         """The first error that nobody awaited."""
@@ -104,21 +110,26 @@ class Members:
             if end is not None and end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
-    def hear(self, link: Link | None, message: Message) -> None:
+    def hear(self, wire: Wire | None, message: Message) -> None:
         """One message of one process.
 
         Raises:
           Exception: one that ends the run at once.
         """
         kind, _, *rest = message
-        if kind == "hello" and link is not None:
-            self._hello(link, *rest)
+        if kind == "hello" and wire is not None:
+            self._hello(wire, *rest)
             return
         if kind == "life ended":
             self._life_ended(*rest)
             return
-        member = self._by_link.get(link) if link is not None else None
-        if member is None or member.link is not link:
+        if kind == "suspect":
+            self._suspected(*rest)
+            return
+        if kind == "failed":
+            raise _chained(*rest)
+        member = self._by_wire.get(wire) if wire is not None else None
+        if member is None or member.wire is not wire:
             return  # of a life that is over
         if kind == "ready":
             self._ready(member)
@@ -132,20 +143,21 @@ class Members:
                 self._lost = _chained(*rest)
         elif kind == "lost":
             self._died(member)
-        elif kind in ("failed", "unreadable"):
-            raise _chained(*rest[-2:]) if kind == "failed" else rest[-1]
+        elif kind == "unreadable":
+            raise rest[-1]
 
-    def _hello(self, link: Link, name: str, address: Address) -> None:
+    def _hello(self, wire: Wire, name: str, address: Address) -> None:
         member = self._members[name]
-        if member.link is not None:
+        if member.wire is not None:
             self._died(member)  # its return is the first sign of it
         member.life += 1
-        member.link, member.address, member.ready = link, address, False
-        self._by_link[link] = member
+        member.wire, member.address = wire, address
+        member.ready, member.stopped = False, self._ending  # then it is not started
+        self._by_wire[wire] = member
         with_main = member.end is not None and not member.end.done()
         life, returned = self._engine.incarnation + member.life, member.life > 0
         about = (with_main, self._directory(), self._saved(name))
-        link.send(("begin", 0, life, returned, *about))
+        wire.send(("begin", 0, life, returned, *about))
 
     def _ready(self, member: _Member) -> None:
         member.ready = True
@@ -153,11 +165,11 @@ class Members:
             if not self._ending:
                 self._record(member, "returned")
                 self._send_go(member)
-            self._move(member, member.address)
+            self._move(member)
 
     def _send_go(self, member: _Member) -> None:
-        assert member.link is not None
-        member.link.send(("go", 0, self._engine.now_s(), self._directory()))
+        assert member.wire is not None
+        member.wire.send(("go", 0, self._engine.now_s(), self._directory()))
 
     def _directory(self) -> dict[str, Address | None]:
         """Who lives where; before the run begins, nobody can be called."""
@@ -176,22 +188,34 @@ class Members:
         if lost and self._lost is None:
             self._lost = error
 
+    def _suspected(self, name: str, address: Address) -> None:
+        """Somebody's wire to that life broke: whoever calls it is told that it died, so it must."""
+        member = self._members[name]
+        if member.address == address:
+            self.kill(name)
+            self._died(member)
+
     def _died(self, member: _Member) -> None:
-        link, member.link, member.ready, member.address = member.link, None, False, None
-        if link is not None:
-            del self._by_link[link]
+        wire, member.wire, member.ready = member.wire, None, False
+        address, member.address = member.address, None
+        if wire is not None:
+            del self._by_wire[wire]
         if not self._running:
             raise RuntimeError(f"the process of {member.node.name} died while it came up")
         if not self._ending:
             self._record(member, "died")
-        self._move(member, None)
+        self._handles.died(member.node.name, address)
+        self._tell_others(member, ("died", 0, member.node.name, address))
 
-    def _move(self, moved: _Member, address: Address | None) -> None:
-        directory = {moved.node.name: address}
+    def _move(self, moved: _Member) -> None:
+        directory = {moved.node.name: moved.address}
         self._handles.moved(directory)
+        self._tell_others(moved, ("moved", 0, directory))
+
+    def _tell_others(self, than: _Member, message: Message) -> None:
         for member in self._members.values():
-            if member is not moved and member.link is not None:
-                member.link.send(("moved", 0, directory))
+            if member is not than and member.wire is not None:
+                member.wire.send(message)
 
     def _record(self, member: _Member, event: str) -> None:
         if self._engine.trace is not None:
@@ -206,9 +230,11 @@ class Members:
         self._live(member.node.name).future().add_done_callback(ended)
 
     def _life_ended(self, member: _Member, error: Exception | None) -> None:
-        if isinstance(error, RayTaskError):
-            raise RuntimeError(f"{member.node.name} did not come up: {error}") from error
-        if member.link is not None:
+        if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
+            why = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"{member.node.name} did not come up: {why}") from error
+        if member.wire is not None:
+            self.kill(member.node.name)  # Ray may have lost no more than a connection
             self._died(member)
         # Ray starts the process again; until it has, this comes back at once.
         timer = threading.Timer(_AGAIN_S, self._start, [member])

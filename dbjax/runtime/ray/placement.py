@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dbjax.runtime.ray.codec import pack_code
 from dbjax.runtime.ray.options import RayOptions
-from dbjax.runtime.ray.process import Node, Process, Settings
+from dbjax.runtime.ray.process import LOOPBACK, Node, Process, Settings
 
 
 @final
@@ -33,12 +33,12 @@ class Placement:
     def __init__(self, options: RayOptions, nodes: Sequence[Node]) -> None:
         self._options, self._nodes = options, nodes
         self._bundles = [options.resources(node.name) for node in nodes]
-        self._joined = not ray.is_initialized()
+        self._joined, self._local = not ray.is_initialized(), False
         if self._joined:
             with _signals_kept(), warnings.catch_warnings():
                 # Ray starts programs, which have no use for JAX
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                _join(options, sum(bundle["CPU"] for bundle in self._bundles))
+                self._local = _join(options, sum(bundle["CPU"] for bundle in self._bundles))
         self._actors: dict[str, Any] = {}
         self._packed: dict[str, tuple[bytes, list[bool], list[Any]]] = {}
         self._group: Any = None
@@ -79,9 +79,9 @@ class Placement:
         """Ray's reference to the life of a process: it fails when that ends."""
         return self._actors[name].live.remote(*self._packed[name])
 
-    def kill(self, name: str) -> None:
-        """Ends a process; Ray starts it again."""
-        ray.kill(self._actors[name], no_restart=False)
+    def host(self) -> str:
+        """Where processes listen: what is for this machine only is not open to others."""
+        return LOOPBACK if self._local else str(ray.util.get_node_ip_address())
 
     def close(self) -> None:
         """Ends the processes, and the cluster if it was for this run only."""
@@ -114,14 +114,21 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _join(options: RayOptions, cpus: float) -> None:
+def _join(options: RayOptions, cpus: float) -> bool:
+    """Whether the cluster was made for this run."""
+    try:
+        return _initialise(options, cpus)
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def _initialise(options: RayOptions, cpus: float) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address == "auto":
-        try:
+        with contextlib.suppress(ConnectionError):
             ray.init("auto", **quiet)
-            return
-        except ConnectionError:
-            pass
+            return False
     if options.address in ("auto", "local"):
         there_are = os.cpu_count() or 1
         ray.init(
@@ -131,12 +138,13 @@ def _join(options: RayOptions, cpus: float) -> None:
             _system_config={"worker_niceness": 0},  # 15 else: whoever uses the machine comes first
             **quiet,
         )
-        return
+        return True
     _require_reachable(options)
     try:
         ray.init(options.address, **quiet)
     except (ConnectionError, RuntimeError) as error:
         raise ValueError(f"ray.address={options.address}: {error}") from error
+    return False
 
 
 def _require_reachable(options: RayOptions) -> None:

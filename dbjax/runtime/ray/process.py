@@ -15,12 +15,14 @@ from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.ray.codec import unpack_with
 from dbjax.runtime.ray.handle import Anywhere, here_are
-from dbjax.runtime.ray.hub import Address, Hub, portable
-from dbjax.runtime.ray.link import Ends, Identity, Link, Message
+from dbjax.runtime.ray.handshake import Address
+from dbjax.runtime.ray.hub import Hub, portable
 from dbjax.runtime.ray.reports import Reports
+from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.trace import Trace
 
+LOOPBACK = "127.0.0.1"
 Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # what to call, with what
 
 
@@ -62,35 +64,49 @@ class Process:
         self._engine = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
         self._engine.services, self._engine.alone = Anywhere(here_are), settings.alone
         me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
-        host = ray.util.get_node_ip_address()
-        self._hub = here_are.hub = Hub(self._engine, me, host, settings.key, self._told)
-        ends = Ends(self._told, self._refused, _alone)
+        host = settings.driver[0]
+        if host != LOOPBACK:
+            host = ray.util.get_node_ip_address()
+        self._hub = here_are.hub = Hub(self._engine, me, host, settings.key, self._tell)
+        self._settings, self._unreached = settings, threading.Event()
+        ends = Ends(self._told, self._refused, self._alone, self._hub.failed)
         self._driver = self._hub.connect(settings.driver, ends)
 
     def live(self, body: bytes, of_jax: list[bool], arrays: list[Any]) -> None:
-        """Says that it is there, and never ends; the call fails when the process dies.
+        """Says that it is there, and never returns; the call fails when the process dies.
 
         Args:
           body: the node, packed by `codec.pack_code`.
           of_jax: which of its arrays are jax's.
           arrays: references to them in Ray's object store.
+
+        Raises:
+          ConnectionError: the driver cannot be reached.
         """
         self._node: Node = unpack_with(body, of_jax, ray.get(arrays))
         self._driver.send(("hello", 0, self._node.name, self._hub.address))
-        threading.Event().wait()
+        self._unreached.wait()
+        raise ConnectionError("the driver does not answer at {}:{}".format(*self._settings.driver))
 
-    def _told(self, link: Link, message: Message) -> None:
-        kind, _, *rest = message
+    def _told(self, wire: Wire, message: Message) -> None:
+        try:
+            self._do(*message)
+        except Exception as error:
+            self._fail(error)
+
+    def _do(self, kind: str, _: int, *rest: Any) -> None:
         if kind == "begin":
             self._begin(*rest)
         elif kind == "go":
             self._go(*rest)
         elif kind == "moved":
             here_are.moved(*rest)
+        elif kind == "died":
+            here_are.died(*rest)
         elif kind == "stop":
             self._stop()
         else:
-            self._fail(RuntimeError(f"{self._node.name} does not understand {message}"))
+            raise RuntimeError(f"{self._node.name} does not understand {kind}: {rest}")
 
     def _begin(
         self,
@@ -105,17 +121,13 @@ class Process:
         self._engine.incarnation, self._engine.returned = incarnation, returned
         self._engine.saved = saved
         name, service, main = self._node
-        try:
-            if service is not None:
-                make, args, kwargs = service
-                self._engine.serve(name, make, *args, **kwargs)
-            if main is not None and with_main:
-                function, args, kwargs = main
-                ended = self._engine.spawn(name, function, *args, **kwargs)
-                ended.on_done(functools.partial(self._ended, ended))
-        except Exception as error:
-            self._fail(error)
-            return
+        if service is not None:
+            make, args, kwargs = service
+            self._engine.serve(name, make, *args, **kwargs)
+        if main is not None and with_main:
+            function, args, kwargs = main
+            ended = self._engine.spawn(name, function, *args, **kwargs)
+            ended.on_done(functools.partial(self._ended, ended))
         self._driver.send(("ready", 0))
 
     def _go(self, now_s: float, directory: dict[str, Address | None]) -> None:
@@ -143,12 +155,19 @@ class Process:
     def _fail(self, error: Exception) -> None:
         self._driver.send(("failed", 0, *portable(error)))
 
+    def _tell(self, wire: Wire | None, message: Message) -> None:
+        """The driver, what the hub has to say; a caller that is gone is none of it."""
+        if message[0] != "lost":
+            self._driver.send(message)
+
     def _report(self, rows: list[Any], spans: list[Any], lines: str) -> None:
         self._driver.send(("report", 0, rows, spans, lines))
 
-    def _refused(self, link: Link, message: Message, error: Exception) -> None:
+    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
         self._fail(TypeError(f"{self._node.name} cannot send its {message[0]}: {error}"))
 
-
-def _alone(link: Link) -> None:
-    """The driver has gone, or ends us: Ray cleans up."""
+    def _alone(self, wire: Wire) -> None:
+        """Who loses the driver is dead to all others, and ends."""
+        if wire.peer is not None:
+            os._exit(1)
+        self._unreached.set()

@@ -7,12 +7,11 @@ there has one connection to it.
 
 from __future__ import annotations
 
-import contextlib
+import logging
 import math
 import os
 import queue
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -25,18 +24,19 @@ from dbjax.runtime.base import Future
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.ray.handle import Anywhere, Handle, Handles
 from dbjax.runtime.ray.hub import Hub
-from dbjax.runtime.ray.link import Identity, Link, Message
 from dbjax.runtime.ray.members import Events, Members
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
 from dbjax.runtime.ray.process import Node, Settings
+from dbjax.runtime.ray.wire import Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.trace import Trace
 
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1
 _START_S = 120.0  # for all processes to come up: each imports JAX
-_STOP_S = 60.0  # for all to come to the end of what they compute
+_STOP_S = 5.0  # after an interrupt, for all to come to the end of what they compute
+_LOG = logging.getLogger(__name__)
 _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
          "jax_default_matmul_precision")  # fmt: skip
 
@@ -77,6 +77,7 @@ class RayRuntime:
         self._placement: Placement | None = None
         self._members: Members | None = None
         self._hub: Hub | None = None
+        self._home = 0  # the thread of `run`
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
         before = self._nodes.get(name, Node(name))
@@ -101,14 +102,9 @@ class RayRuntime:
 
     def kill(self, name: str) -> None:
         """Kills a node's process, with SIGKILL where it is on this machine; Ray starts it again."""
-        if name not in self._nodes or self._placement is None or self._members is None:
+        if name not in self._nodes or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
-        pid = self._members.pid_here(name)
-        if pid is None:
-            self._placement.kill(name)
-        else:
-            with contextlib.suppress(ProcessLookupError):  # it is dead already
-                os.kill(pid, signal.SIGKILL)
+        self._members.kill(name)
 
     @property
     def saved(self) -> dict[str, Any]:
@@ -123,15 +119,15 @@ class RayRuntime:
 
     def revive(self) -> None:
         if self._members is not None:
-            self._take_events(self._members, _START_S, self._members.ready, "come back")
+            self._await_ready(self._members, "come back", lambda: False)
 
     def run(self, until_s: float = math.inf) -> float:
         """See `Runtime`. Services answer the driver afterwards too, until `close`."""
         try:
-            members = self._members = self._start()
+            members = self._start()
             end_s = self._follow(members, until_s)
             members.stop()
-            self._take_events(members, _STOP_S, members.stopped, "come to an end")
+            self._await_stop(members)
             self._engine.finish()
             members.raise_lost()
         except BaseException:
@@ -145,31 +141,32 @@ class RayRuntime:
         """Ends all processes."""
         self._engine.stop()
         self._engine.pool.shutdown(wait=False)
-        hub, self._hub = self._hub, None
-        if hub is not None:
-            hub.close()
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.close()
+        hub, self._hub = self._hub, None
+        if hub is not None:
+            hub.close()
 
     def _start(self) -> Members:
         self._placement = placement = Placement(self._options, list(self._nodes.values()))
+        self._require_going_on()
         placement.reserve()
         key = secrets.token_bytes(32)
         me = Identity("driver", ray.get_runtime_context().get_node_id(), os.getpid())
-        host = ray.util.get_node_ip_address()
-        self._hub = hub = Hub(self._engine, me, host, key, self._control)
-        hub.lost = lambda link: self._events.put((link, ("lost", 0)))
+        self._hub = hub = Hub(self._engine, me, placement.host(), key, self._control)
+        self._home, hub.wait = threading.get_ident(), self._wait
         self._handles.settle(hub)
         spans = self._trace.max_spans if self._trace is not None else 0
         same = {name: getattr(jax.config, name) for name in _SAME}
         logs = self._log is not None
         alone = sum(name.startswith("replica/") for name in self._nodes) <= 1
         placement.start(Settings(hub.address, key, self._seed, spans, logs, alone, same))
-        members = Members(
+        members = self._members = Members(
             self._nodes, self._ends, placement.live, self._handles, self._engine, self._events
         )
-        self._take_events(members, _START_S, members.ready, "come up")
+        self._await_ready(members, "come up", self._stopping.is_set)
+        self._require_going_on()
         members.go()
         return members
 
@@ -182,28 +179,50 @@ class RayRuntime:
             self._take_event(members, min(_POLL_S, left_s))
         return self._engine.now_s()
 
-    def _take_events(
-        self, members: Members, timeout_s: float, done: Callable[[], bool], what: str
-    ) -> None:
+    def _require_going_on(self) -> None:
+        """Raises KeyboardInterrupt where a run is stopped that has not begun: it leaves nothing."""
+        if self._stopping.is_set():
+            raise KeyboardInterrupt
+
+    def _await_ready(self, members: Members, what: str, given_up: Callable[[], bool]) -> None:
         begin_s = time.monotonic()
-        while not done():
-            if time.monotonic() - begin_s > timeout_s:
+        while (missing := members.missing()) and not given_up():
+            if time.monotonic() - begin_s > _START_S:
                 raise RuntimeError(
-                    f"after {timeout_s:g} s these have not {what}: {', '.join(members.late())}"
+                    f"after {_START_S:g} s these have not {what}: {', '.join(missing)}"
                 )
             self._take_event(members, _POLL_S)
 
+    def _await_stop(self, members: Members) -> None:
+        """Until all who live have come to an end; after an interrupt not for long."""
+        begin_s = time.monotonic()
+        while late := members.late():
+            if not self._stopping.is_set():
+                begin_s = time.monotonic()
+            elif time.monotonic() - begin_s > _STOP_S:
+                _LOG.warning("not waited for, and not all recorded: %s", ", ".join(late))
+                return
+            self._take_event(members, _POLL_S)
+
+    def _wait(self, future: Future[Any]) -> None:
+        """Until an answer has come: `run`, which hears of deaths, is over, or has not begun."""
+        if threading.get_ident() != self._home or self._members is None:
+            return
+        future.on_done(lambda: self._events.put((None, ("answered", 0))))
+        while not future.done():
+            self._take_event(self._members, _POLL_S)
+
     def _take_event(self, members: Members, timeout_s: float) -> None:
         try:
-            link, message = self._events.get(timeout=timeout_s)
+            wire, message = self._events.get(timeout=timeout_s)
         except queue.Empty:
             return
-        members.hear(link, message)
+        members.hear(wire, message)
 
-    def _control(self, link: Link, message: Message) -> None:
-        """In a thread of a link: what can be done at once is, the rest in `run`."""
+    def _control(self, wire: Wire | None, message: Message) -> None:
+        """In a thread of a wire: what can be done at once is, the rest in `run`."""
         if message[0] != "report":
-            self._events.put((link, message))
+            self._events.put((wire, message))
             return
         _, _, rows, spans, lines = message
         if self._trace is not None:

@@ -141,3 +141,7 @@ class Mappings:
         memory = np.frombuffer(found, np.uint8)
         weakref.finalize(memory, self.freed.append, number).atexit = False
         return memory
+
+    def close(self) -> None:
+        """Lets go of all but what is still read."""
+        self._maps.clear()

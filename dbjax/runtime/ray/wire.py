@@ -5,11 +5,11 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-import os
 import pickle
 import queue
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from dbjax.runtime.ray.codec import ALIGNMENT, Host, Packed, pack, unpack
+from dbjax.runtime.ray.handshake import Address, below
 from dbjax.runtime.ray.segments import SHARES, Arena, Mappings
 
 _INLINE = 4096  # arrays of fewer bytes than this go with the message
@@ -26,29 +27,32 @@ Message = tuple[Any, ...]  # its kind and a number first: they stay readable, wh
 
 
 class Identity(NamedTuple):
-    """A process, as it says at the beginning of a connection."""
+    """A life of a process, as it says at the beginning of a connection."""
 
     name: str
     machine: str  # those that share memory have the same
     pid: int
+    address: Address | None = None  # where it listens: no other life does
 
 
 class Ends(NamedTuple):
-    """What a link tells its owner.
+    """What a wire tells its owner.
 
     Attributes:
       receive: a message has come.
       refused: a message could not be sent: it cannot be pickled.
-      lost: the other process is gone, or the link was closed.
+      lost: the connection broke, or was ended. The other process may live.
+      failed: an error of this program has ended it.
     """
 
-    receive: Callable[[Link, Message], None]
-    refused: Callable[[Link, Message, Exception], None]
-    lost: Callable[[Link], None]
+    receive: Callable[[Wire, Message], None]
+    refused: Callable[[Wire, Message, Exception], None]
+    lost: Callable[[Wire], None]
+    failed: Callable[[Exception], None]
 
 
 @final
-class Link:
+class Wire:
     """One connection. A thread sends, another receives; sending never waits.
 
     Args:
@@ -63,11 +67,13 @@ class Link:
         self._queue: queue.SimpleQueue[tuple[Message, bool] | None] = queue.SimpleQueue()
         self._lent: collections.Counter[int] = collections.Counter()  # our segments, to them
         self._lock = threading.Lock()
-        self._lost = False
+        self._lost = self._buried = False
         self._connection: Connection | None = None
         self._shared: Mappings | None = None
         self.peer: Identity | None = None
-        threading.Thread(target=self._run, daemon=True, name="link sends").start()
+
+    def start(self) -> None:
+        threading.Thread(target=self._run, daemon=True, name="wire sends").start()
 
     def send(self, message: Message, *, once: bool = False) -> None:
         """Sends a message; `once`: others will be sent the same arrays."""
@@ -77,22 +83,49 @@ class Link:
         """Ends it, after what is to be sent has been."""
         self._queue.put(None)
 
+    def cut(self) -> None:
+        """Ends it at once."""
+        self.close()
+        with self._lock, contextlib.suppress(OSError):
+            if self._connection is not None:
+                below(self._connection, lambda s: s.shutdown(socket.SHUT_RDWR))
+
+    def bury(self) -> None:
+        """The other process is dead: ends it, and takes back what that was lent."""
+        self._buried = True
+        self.cut()
+        self._take_back()
+
+    def lends(self) -> bool:
+        """Whether the other process may still read what this one has written."""
+        return any(self._lent.values())
+
     def _run(self) -> None:
         try:
             connection = self._connect()
+        except Exception:  # nobody is there, or none of us
+            self._end()
+            return
+        receiver = threading.Thread(target=self._receive_all, daemon=True, name="wire receives")
+        try:
             self._greet(connection)
-            receiver = threading.Thread(target=self._receive_all, daemon=True, name="link receives")
             receiver.start()
             while (item := self._queue.get()) is not None:
                 self._send(connection, *item)
-            with contextlib.suppress(OSError):
-                _socket(connection, lambda s: s.shutdown(socket.SHUT_RDWR))
         except (OSError, EOFError):
             pass
+        except Exception as error:
+            self._ends.failed(error)
+        self.cut()
         self._end()
+        if receiver.ident is not None:
+            receiver.join()  # it would read another's file
+        with self._lock:
+            self._connection = None
+        connection.close()
 
     def _greet(self, connection: Connection) -> None:
-        _socket(connection, lambda s: s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1))
+        below(connection, _prepare)
         connection.send_bytes(pickle.dumps(self._me))
         self.peer = peer = Identity(*pickle.loads(connection.recv_bytes()))
         if SHARES and peer.machine == self._me.machine:
@@ -145,12 +178,25 @@ class Link:
     def _receive_all(self) -> None:
         connection = self._connection
         assert connection is not None
-        with contextlib.suppress(OSError, EOFError):
-            while True:
-                self._receive(connection)
-        self.close()
+        try:
+            while (message := self._received(connection)) is not None:
+                self._ends.receive(self, message)
+                del message  # what is not used any more can be sent back
+        except Exception as error:
+            self._ends.failed(error)
+            self.close()  # what tells of it may be sent here
+        else:
+            self.cut()
+            self._end()
 
-    def _receive(self, connection: Connection) -> None:
+    def _received(self, connection: Connection) -> Message | None:
+        """The next message; None: there will be none."""
+        try:
+            return self._read(connection)
+        except (OSError, EOFError):
+            return None
+
+    def _read(self, connection: Connection) -> Message:
         raw = memoryview(connection.recv_bytes())
         header, rest = _cut(raw)
         body, inline = _cut(rest)
@@ -167,15 +213,13 @@ class Link:
             assert self._shared is not None
             memory = self._shared.open(*way)
         try:
-            message = (*tag, *unpack(body, layout, memory))
+            return (*tag, *unpack(body, layout, memory))
         except Exception as error:  # of a class, say, that this process cannot import
-            message = ("unreadable", *tag, error)
-        del memory, raw, header, rest, body, inline  # what is not used any more can be sent back
-        self._ends.receive(self, message)
+            return ("unreadable", *tag, error)
 
     def _returned(self, number: int) -> None:
         with self._lock:
-            if self._lost:  # then all was taken back already
+            if not self._lent[number]:  # all was taken back already
                 return
             self._lent[number] -= 1
         self._arena.release(number)
@@ -185,13 +229,19 @@ class Link:
             if self._lost:
                 return
             self._lost = True
+        if self._shared is not None:
+            self._shared.close()
+        self._take_back()
+        self._ends.lost(self)
+
+    def _take_back(self) -> None:
+        """Memory that the dead do not read any more; a living process whose wire broke may."""
+        with self._lock:
+            if not (self._lost and self._buried):
+                return
             lent, self._lent = self._lent, collections.Counter()
         for number, times in lent.items():
-            if times:
-                self._arena.release(number, times)
-        if self._connection is not None:
-            self._connection.close()
-        self._ends.lost(self)
+            self._arena.release(number, times)
 
 
 def _cut(raw: memoryview) -> tuple[memoryview, memoryview]:
@@ -210,7 +260,9 @@ def _aligned(layout: Any) -> Host:
     return memory[start : start + size]
 
 
-def _socket(connection: Connection, use: Callable[[socket.socket], object]) -> None:
-    """The socket below a connection, for what `Connection` has no method for."""
-    with socket.socket(fileno=os.dup(connection.fileno())) as below:
-        use(below)
+def _prepare(of: socket.socket) -> None:
+    """Small messages go at once; a break shows even where nobody sends."""
+    of.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        of.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 60)

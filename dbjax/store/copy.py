@@ -31,7 +31,7 @@ def made(node: Node, make: Make, name: str, *args: Any) -> Any:
 
 
 @final
-class Link:
+class Copy:
     """One of two copies of a service.
 
     Args:
@@ -59,7 +59,7 @@ class Link:
         self._watching: Future[None] | None = None
         if node.returned:  # all is lost but what a checkpoint holds
             self._role, self._in_sync = "blank", False
-            _ = self._told(Link.blank, self._place, then=self._look_for_state)
+            _ = self._told(Copy.blank, self._place, then=self._look_for_state)
 
     # For whoever uses the service.
 
@@ -149,12 +149,12 @@ class Link:
         self._watch()
         refused: Future[Any] = Future(f"the head of {self._name}")
         error = NodeDied(f"this copy of {self._name} was {self._role}, not head")
-        _ = self._told(Link.present, then=lambda _: refused.set_error(error))
+        _ = self._told(Copy.present, then=lambda _: refused.set_error(error))
         return refused
 
     def _watch(self) -> None:
         if self._watching is None:
-            self._watching = self._told(Link.watch, then=self._peer_died)
+            self._watching = self._told(Copy.watch, then=self._peer_died)
 
     def _peer_died(self, _: Future[None]) -> None:
         self._watching = None
@@ -180,7 +180,7 @@ class Link:
         self._watch()
         installs = self._installs
         self._followed_last = self._told(
-            Link.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
+            Copy.follow, method, args, kwargs, then=lambda f: self._followed(f, installs)
         )
 
     def _when_both(self, reply: Any) -> Future[Any]:
@@ -229,7 +229,7 @@ class Link:
             self._in_sync, self._installs = True, self._installs + 1
             installs = self._installs
             _ = self._told(
-                Link.install, self._service.state(), then=lambda f: self._followed(f, installs)
+                Copy.install, self._service.state(), then=lambda f: self._followed(f, installs)
             )
             self._watch()
 

@@ -1,0 +1,48 @@
+"""How two processes of a run know each other, before anything is unpickled."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from typing import Any
+
+Address = tuple[str, int]
+TIMEOUT_S = 60  # of a stranger who says nothing
+
+
+def reached(address: Address, key: bytes) -> Connection:
+    """A connection to a process that listens there, and knows the key."""
+    connection: Connection = Client(address)
+    _or_close(connection, answer_challenge, deliver_challenge, key)
+    return connection
+
+
+def admitted(connection: Connection, key: bytes) -> Connection:
+    """A connection that was accepted, if the other process knows the key."""
+    below(connection, lambda s: _limit(s, TIMEOUT_S))
+    _or_close(connection, deliver_challenge, answer_challenge, key)
+    below(connection, lambda s: _limit(s, 0))
+    return connection
+
+
+def below(connection: Connection, use: Callable[[socket.socket], object]) -> None:
+    """The socket of a connection, for what `Connection` has no method for."""
+    with socket.socket(fileno=os.dup(connection.fileno())) as found:
+        use(found)
+
+
+def _or_close(connection: Connection, first: Any, second: Any, key: bytes) -> None:
+    try:
+        first(connection, key)
+        second(connection, key)
+    except BaseException:
+        connection.close()
+        raise
+
+
+def _limit(of: socket.socket, seconds: int) -> None:
+    """How long to wait for what is to be read; 0: for ever."""
+    of.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))

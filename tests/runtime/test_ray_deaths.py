@@ -1,0 +1,179 @@
+"""Deaths on Ray: those that happen, and those that are made true."""
+
+import os
+import signal
+import time
+
+import pytest
+
+import dbjax
+from dbjax.errors import NodeDied
+from dbjax.runtime.ray import RayOptions
+from dbjax.store.chain import serve_chain
+from dbjax.store.copy import Copy
+from tests.runtime.services import Counter, Log
+
+pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
+
+
+def test_the_dead_come_back(runtime):
+    async def main(node, mortal, other):
+        _, pid = await mortal.call(Log.life)
+        await mortal.call(Log.say, "forgotten")
+        hanging = mortal.call(Log.wait)
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(NodeDied, match="mortal died before it answered wait"):
+            await hanging
+        await mortal.up()
+        life, new = await mortal.call(Log.life)
+        assert life == 1
+        assert new != pid
+        assert await mortal.call(Log.words) == []
+        return await other.call(Log.words)
+
+    async def victim(node, log):
+        await log.call(Log.say, node.incarnation)
+        if node.incarnation == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    log, mortal = runtime.serve("log", Log), runtime.serve("mortal", Log)
+    ended = runtime.spawn("main", main, mortal, log)
+    runtime.spawn("victim", victim, log)
+    runtime.run(until_s=60.0)
+    ended.result()
+    assert log.call(Log.words).result() == [0, 1]
+    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
+    assert sorted(events) == [(name, what) for name in ("mortal", "victim")
+                              for what in ("died", "returned")]  # fmt: skip
+
+
+@pytest.mark.parametrize(("backups", "counted"), [(0, 20), (1, 60)])
+def test_a_backup_loses_nothing(runtime, backups, counted):
+    async def main(node, chain):
+        for number in range(1, 21):
+            last = await chain.call(Counter.add, number)
+        os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+        for number in range(21, 41):
+            last = await chain.call(Counter.add, number)
+        if backups:  # the one that came back has everything, when the other one dies
+            again = node.service("counter")
+            await again.up()
+            while await again.call(Copy.observe, "state", (), {}, True) != (40, 40):
+                await node.sleep(0.05)
+            os.kill(await chain.call(Counter.pid), signal.SIGKILL)
+            for number in range(41, 61):
+                last = await chain.call(Counter.add, number)
+        return last
+
+    chain = serve_chain(runtime, "counter", backups, Counter)
+    ended = runtime.spawn("main", main, chain)
+    runtime.run(until_s=60.0)
+    assert ended.result() == counted
+    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
+    assert events[:2] == [("counter", "died"), ("counter", "returned")]
+
+
+def test_who_is_given_up_dies(runtime):
+    """A connection between two that live breaks: what callers are told becomes true."""
+
+    async def main(node, log):
+        _, pid = await log.call(Log.life)
+        hanging = log.call(Log.wait)
+        await cut(log)
+        with pytest.raises(NodeDied, match="log died before it answered wait"):
+            await hanging
+        await log.up()
+        return pid, await log.call(Log.life)
+
+    async def other(node, log):
+        while await life(log) != 1:  # it is told too, though its own connection is whole
+            await node.sleep(0.02)
+
+    log = runtime.serve("log", Log)
+    ended = runtime.spawn("main", main, log)
+    runtime.spawn("other", other, log)
+    assert runtime.run(until_s=60.0) < 60.0
+    pid, (incarnation, new) = ended.result()
+    assert incarnation == 1
+    assert new != pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
+    assert events == [("log", "died"), ("log", "returned")]
+
+
+async def cut(service):
+    """Breaks this process's connection to a service."""
+    from dbjax.runtime.ray.handle import here_are
+
+    here_are.get(service.name)._wire.cut()
+
+
+async def life(log):
+    try:
+        return (await log.call(Log.life))[0]
+    except NodeDied:
+        await log.up()
+        return None
+
+
+@pytest.mark.parametrize("between", ["a caller and the head", "the copies"])
+def test_a_backup_loses_nothing_when_a_connection_breaks(runtime, between):
+    async def main(node, chain):
+        for number in range(1, 401):
+            if number == 100:
+                if between == "the copies":
+                    await node.service("counter").call(Copy.observe, "cut", (), {}, True)
+                else:
+                    await cut(node.service("counter"))
+            last = await chain.call(Counter.add, number)
+        return last
+
+    chain = serve_chain(runtime, "counter", 1, Counter)
+    ended = runtime.spawn("main", main, chain)
+    assert runtime.run(until_s=60.0) < 60.0
+    assert ended.result() == 400
+    died = [row["node"] for row in runtime._trace.rows if row.get("event") == "died"]
+    assert died == ["counter/backup" if between == "the copies" else "counter"]
+
+
+def test_a_process_that_cannot_be_made_is_said_at_once(cluster):
+    options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
+    runtime = dbjax.runtime.ray.ray_runtime(options)
+    runtime.serve("log", Log)
+    begin = time.monotonic()
+    with pytest.raises(RuntimeError, match=r"^log did not come up: .*nonsense.*$"):
+        runtime.run(until_s=10.0)
+    assert time.monotonic() - begin < 60
+
+
+async def long_step(node, seconds):
+    await node.compute(time.sleep, seconds)
+    node.record(ended=seconds)
+
+
+def test_the_end_waits_for_a_long_step(runtime, monkeypatch):
+    monkeypatch.setattr("dbjax.runtime.ray.runtime._STOP_S", 0.1)
+    runtime.spawn("main", long_step, 2.0)
+    assert runtime.run(until_s=0.3) == 0.3
+    assert [row["ended"] for row in runtime._trace.rows if "ended" in row] == [2.0]
+
+
+def test_an_interrupt_does_not_wait_for_a_long_step(runtime, monkeypatch):
+    async def interrupt(node):
+        await node.sleep(0.3)
+        runtime.stop()
+
+    monkeypatch.setattr("dbjax.runtime.ray.runtime._STOP_S", 0.1)
+    runtime.spawn("main", long_step, 60.0)
+    runtime.observe("interrupt", interrupt)
+    begin = time.monotonic()
+    runtime.run()
+    assert time.monotonic() - begin < 30
+
+
+def test_an_interrupt_while_processes_come_up_ends_them(runtime):
+    runtime.spawn("main", long_step, 60.0)
+    runtime.stop()
+    with pytest.raises(KeyboardInterrupt):
+        runtime.run()

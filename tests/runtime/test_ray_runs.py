@@ -1,0 +1,64 @@
+"""Whole runs on Ray: disturbed, interrupted and taken up, replayed."""
+
+import dataclasses
+import math
+
+import optax
+import pytest
+
+import dbjax
+from dbjax.algorithms import downpour, sandblaster
+from dbjax.chaos import Chaos, kills
+from dbjax.checkpoint import Checkpoints
+from experiments import replay, run
+from tests.algorithms import logistic
+from tests.test_conformance import TASK
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.usefixtures("cluster"),
+]
+DOWNPOUR = downpour.Config(optax.sgd(0.03), replicas=2, shards=1)
+
+
+def test_chaos_loses_nothing():
+    config = dataclasses.replace(DOWNPOUR, shard_backups=1)
+    result = dbjax.run(TASK, config, runtime="ray", until_s=12.0, beside=Chaos(1.5, seed=3))
+    found = kills(result.trace.rows)
+    recovered = [kill for kill in found if math.isfinite(kill.back_after_s)]
+    assert len(found) == result.summary["deaths"] >= 2
+    assert len(recovered) == result.summary["returns"] >= 1
+    assert result.summary["lost_pushes"] == 0
+    assert result.summary["full_loss"] < 0.1
+
+
+def test_sandblasters_coordinator_goes_on(float64):
+    async def kill(node, machines):
+        await node.sleep(0.3)
+        machines.kill("coordinator")
+
+    config = sandblaster.Config(replicas=2, shards=2, steps=8, stops=logistic.NEVER)
+    result = dbjax.run(logistic.task(), config, runtime="ray", beside=kill)
+    assert result.summary["deaths"] == result.summary["returns"] == 1
+    assert logistic.difference(result.params, logistic.one_process()) < 1e-12
+
+
+def test_a_run_that_was_stopped_goes_on(tmp_path):
+    config = dataclasses.replace(DOWNPOUR, replicas=1, steps=4000)
+    with Checkpoints(tmp_path) as checkpoints:
+        begun = dbjax.run(TASK, config, runtime="ray", until_s=2.0, checkpoints=checkpoints)
+        middle = checkpoints.latest()
+    assert 0 < begun.summary["updates"] < 4000
+    result = dbjax.run(TASK, config, runtime="ray", resume=middle)
+    assert result.summary["updates"] == 4000
+    assert result.summary["time_s"] > 2.0
+    whole = dbjax.run(TASK, config)
+    assert result.summary["params_sha256"] == whole.summary["params_sha256"]
+
+
+def test_four_replicas_are_replayed_by_command(tmp_path, capsys):
+    given = ["--config=configs/quickstart.py", "--config.runtime=ray", "--config.until_s=none",
+             "--config.options.steps=40", "--config.options.replicas=4"]  # fmt: skip
+    assert run.main([*given, f"--workdir={tmp_path}"]) == 0
+    assert replay.main([f"--workdir={tmp_path}"]) == 0
+    assert "the same bytes" in capsys.readouterr().out
