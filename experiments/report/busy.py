@@ -14,7 +14,7 @@ BINS = 100
 BUSIEST = "the busiest network card"
 _WAYS = {"sends": "sending", "receives": "receiving"}
 # What the two copies of a shard say to each other: a span does not tell who asks and who serves.
-BETWEEN_COPIES = ("follow", "watch", "install", "blank")
+BETWEEN_COPIES = ("follow", "watch", "install", "blank", "present")
 
 
 @dataclasses.dataclass(frozen=True)
