@@ -115,6 +115,25 @@ def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
     return made
 
 
+def clock(config: ml_collections.ConfigDict) -> str:
+    """What the run's times are: virtual seconds, or those of the wall."""
+    return "virtual" if config.runtime == "virtual" else "wall"
+
+
+def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
+    """What `dbjax.run` is told of where and how long."""
+    checkpoint = config.checkpoint
+    return {
+        "runtime": config.runtime,
+        "cluster": cluster(config),
+        "until_s": config.until_s,
+        "evaluate_every_s": None if config.until_s is None else config.until_s / config.evaluations,
+        "checkpoint_every": dbjax.Every(checkpoint.every_s, checkpoint.every_updates),
+        "seed": config.seed,
+        "ray": ray_options(config),
+    }
+
+
 def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     """Loads the data and makes the network."""
     data = dict(config.data)

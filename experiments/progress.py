@@ -37,21 +37,28 @@ def describe(row: Row) -> str:
 
 
 @contextlib.contextmanager
-def _bar(label: str, clock: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+def bar(done: str) -> Iterator[rich.progress.Progress]:
+    """A live line on the terminal: what is done, in the words of `done`, and the task's `state`."""
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.completed:.0f} {task.fields[clock]} s"),
+        rich.progress.TextColumn(done),
         rich.progress.TextColumn("{task.fields[state]}"),
         rich.progress.TimeElapsedColumn(),
     )
     console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task(label, total=until_s, state="compiling", clock=clock)
+    with rich.progress.Progress(*columns, console=console, transient=True) as drawn:
+        yield drawn
+
+
+@contextlib.contextmanager
+def _bar(label: str, clock: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
+    with bar("{task.completed:.0f} {task.fields[clock]} s") as drawn:
+        task = drawn.add_task(label, total=until_s, state="compiling", clock=clock)
 
         def listen(row: Row) -> None:
             if row["node"] == "evaluator":
-                bar.update(task, completed=row["time_s"], state=describe(row))
+                drawn.update(task, completed=row["time_s"], state=describe(row))
 
         yield listen
 

@@ -39,7 +39,7 @@ def run_config(
         plots.save(
             plots.curves(
                 {label: result.evaluations},
-                clock=_clock(config),
+                clock=build.clock(config),
                 caption=f"1 run, seed {config.seed}, data seed {config.data_seed}",
             ),
             Path(workdir) / "curves.png",
@@ -50,42 +50,30 @@ def run_config(
 def _run(
     config: ml_collections.ConfigDict, workdir: str | Path, label: str, beside: Beside | None
 ) -> dbjax.Result:
-    method, cluster = build.algorithm(config), build.cluster(config)
-    task = build.task(config)
-    every_s = None if config.until_s is None else config.until_s / config.evaluations
-    every = dbjax.Every(config.checkpoint.every_s, config.checkpoint.every_updates)
+    method, arguments = build.algorithm(config), build.run_arguments(config)
+    task, clock = build.task(config), build.clock(config)
     with (
         checkpoints_of(workdir, config) as found,
         Workdir(
-            workdir, config.to_dict(), clock=_clock(config), rows=found.rows, begun=found.begin
+            workdir, config.to_dict(), clock=clock, rows=found.rows, begun=found.begin
         ) as files,
-        progress(label, _clock(config), config.until_s) as listen,
+        progress(label, clock, config.until_s) as listen,
     ):
-        logs = _clock(config) == "wall" if config.event_log is None else config.event_log
+        logs = clock == "wall" if config.event_log is None else config.event_log
         log = files.event_log() if logs and found.content is None else None
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
         result = dbjax.run(
             task,
             method,
-            runtime=config.runtime,
-            cluster=cluster,
-            until_s=config.until_s,
-            evaluate_every_s=every_s,
-            seed=config.seed,
-            checkpoint_every=every,
+            **arguments,
             checkpoints=found.checkpoints,
             resume=found.content,
             beside=beside,
             trace=trace,
             log=log,
-            ray=build.ray_options(config),
         )
         files.finish(result)
     return result
-
-
-def _clock(config: ml_collections.ConfigDict) -> str:
-    return "virtual" if config.runtime == "virtual" else "wall"
 
 
 def table(summary: Row) -> rich.table.Table:

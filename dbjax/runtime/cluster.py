@@ -163,6 +163,17 @@ class Cluster:
                 f"Cluster.compute_s={self.compute_s!r} must be finite and at least 0, or 'costs'"
             )
 
+    @property
+    def mortal(self) -> bool:
+        """Whether nodes may die, as scheduled or drawn, or be killed and come back."""
+        machines = (self.machine, *self.machines.values())
+        drawn = any(
+            math.isfinite(time_s)
+            for m in machines
+            for time_s in (m.mean_time_between_failures_s, m.mean_time_to_repair_s)
+        )
+        return drawn or bool(self.failures)
+
     def machine_of(self, name: str) -> Machine:
         """The machine that the node of that name runs on."""
         for pattern, machine in self.machines.items():

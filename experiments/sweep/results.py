@@ -18,7 +18,7 @@ import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
 from dbjax.workdir.files import plain, write_text
-from experiments import plots
+from experiments import build, plots
 from experiments.sweep import pictures
 from experiments.sweep.plan import Plan
 
@@ -62,15 +62,13 @@ class Found:
         counts = ", ".join(f"{states.count(s)} {s}" for s in dict.fromkeys(states))
         space, config = self.plan.space, self.plan.config
         each = f"mean of {self.plan.runs} runs each" if self.plan.runs > 1 else "1 run each"
-        until = "" if config.until_s is None else f" after {config.until_s:g} {self._clock} s"
+        until = (
+            "" if config.until_s is None else f" after {config.until_s:g} {build.clock(config)} s"
+        )
         return (
             f"{self.label}: {len(states)} trials ({counts}), {each}; {space.sampler} sampler, "
             f"seed {space.seed}; {self.plan.words}{until}"
         )
-
-    @property
-    def _clock(self) -> str:
-        return "virtual" if self.plan.config.runtime == "virtual" else "wall"
 
 
 def found(plan: Plan, study: optuna.Study, interrupted: str | None, label: str) -> Found:

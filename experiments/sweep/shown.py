@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import Any, final
 
 import optuna
-import rich.console
 import rich.progress
 from optuna.trial import FrozenTrial, TrialState
 
+from experiments.progress import bar
 from experiments.sweep.driver import Watcher
 from experiments.sweep.plan import Plan
 
@@ -83,16 +83,8 @@ def shown(plan: Plan, study: optuna.Study) -> Iterator[Watcher]:
     if not sys.stderr.isatty():
         yield Log(plan)
         return
-    columns = (
-        rich.progress.TextColumn("{task.description}"),
-        rich.progress.BarColumn(),
-        rich.progress.TextColumn("{task.completed} of {task.total} trials"),
-        rich.progress.TextColumn("{task.fields[state]}"),
-        rich.progress.TimeElapsedColumn(),
-    )
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(*columns, console=console, transient=True) as bar:
-        yield Bar(bar, plan, study)
+    with bar("{task.completed} of {task.total} trials") as drawn:
+        yield Bar(drawn, plan, study)
 
 
 def _complete(trial: FrozenTrial) -> bool:

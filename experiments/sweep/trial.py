@@ -128,8 +128,7 @@ def _run(
 ) -> float:
     """The last value of one run."""
     build.make_host_devices(config)
-    task, cluster = build.task(config), build.cluster(config)
-    clock = "virtual" if config.runtime == "virtual" else "wall"
+    task, arguments = build.task(config), build.run_arguments(config)
     stops: list[Callable[[], None]] = []
     evaluated = itertools.count()
 
@@ -143,18 +142,11 @@ def _run(
         if stops and 0 < k < config.evaluations and look(k, row[metric]):
             stops.pop()()
 
-    with Workdir(folder, config.to_dict(), clock=clock) as files:
+    with Workdir(folder, config.to_dict(), clock=build.clock(config)) as files:
         result = dbjax.run(
             task,
             method,
-            runtime=config.runtime,
-            cluster=cluster,
-            until_s=config.until_s,
-            evaluate_every_s=config.until_s and config.until_s / config.evaluations,
-            checkpoint_every=dbjax.Every(
-                config.checkpoint.every_s, config.checkpoint.every_updates
-            ),
-            seed=config.seed,
+            **arguments,
             beside=beside,
             trace=dbjax.Trace(listeners=[files.listen, listen]),
         )

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Protocol, final
 
+from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.virtual.node import VirtualNode
 
 if TYPE_CHECKING:
@@ -81,3 +83,13 @@ class Lives:
         self._node.record(event="returned")
         for resident in self._residents:
             resident.returned()
+
+
+def require_lives(cluster: Cluster, names: Collection[str]) -> None:
+    """Raises ValueError where a failure names a node that cannot die."""
+    for failure in cluster.failures:
+        if failure.node not in names:
+            raise ValueError(
+                f"Failure of {failure.node!r}: no such node; there are "
+                f"{', '.join(sorted(names)[:6])}, ..."
+            )

@@ -22,7 +22,7 @@ from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
 from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
 from dbjax.runtime.virtual.links import Links, require_nodes
-from dbjax.runtime.virtual.lives import Lives
+from dbjax.runtime.virtual.lives import Lives, require_lives
 from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.node import Card, VirtualNode
 from dbjax.runtime.virtual.service import Service
@@ -137,13 +137,7 @@ class VirtualRuntime:
 
     @property
     def mortal(self) -> bool:
-        machines = (self.cluster.machine, *self.cluster.machines.values())
-        drawn = any(
-            math.isfinite(time_s)
-            for m in machines
-            for time_s in (m.mean_time_between_failures_s, m.mean_time_to_repair_s)
-        )
-        return drawn or bool(self.cluster.failures)
+        return self.cluster.mortal
 
     def nodes(self) -> list[str]:
         return list(self._lives)
@@ -170,12 +164,7 @@ class VirtualRuntime:
         """Nothing goes on outside this process."""
 
     def run(self, until_s: float = math.inf) -> float:
-        for failure in self.cluster.failures:
-            if failure.node not in self._lives:
-                raise ValueError(
-                    f"Failure of {failure.node!r}: no such node; there are "
-                    f"{', '.join(sorted(self._lives)[:6])}, ..."
-                )
+        require_lives(self.cluster, self._lives)
         if self._links is not None:
             require_nodes(self.cluster, self._nodes)
         try:
