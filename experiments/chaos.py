@@ -115,6 +115,8 @@ def main(arguments: list[str]) -> int:
         return exit_code(calm.summary["interrupted"])
     chaos = Chaos(every_s, seed)
     disturbed = run_config(config, workdir / "disturbed", "disturbed", beside=chaos)
+    if disturbed.summary["interrupted"]:
+        return exit_code(disturbed.summary["interrupted"])
     console = rich.console.Console()
     console.print(table_of(kills(disturbed.trace.rows)))
     console.print(compared(calm, disturbed))
