@@ -6,9 +6,7 @@ python -m experiments.demo --workdir=DIR [--methods=sgd,adagrad,downpour] [--var
 from __future__ import annotations
 
 import logging
-import math
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import rich.console
@@ -17,8 +15,8 @@ import rich.table
 import dbjax
 from dbjax.arguments import nearest
 from dbjax.interrupts import exit_code
-from dbjax.trace import Row
 from experiments import plots
+from experiments.accuracy import time_to
 from experiments.command_line import command, load_config, parse
 from experiments.run import run_config
 
@@ -28,24 +26,6 @@ METHODS = {  # flag -> (name in figures, config)
     "adagrad": ("Downpour + Adagrad", "configs/speech_downpour_adagrad.py"),
 }
 _WINDOW = 4  # mini-batches that the picture of the timeline shows
-
-
-def time_to(rows: Sequence[Row], accuracy: float) -> float:
-    """When hold-out accuracy first reaches `accuracy`, in seconds; infinite: never.
-
-    Between the two evaluations around it, by a straight line.
-    """
-    previous: Row | None = None
-    for row in rows:
-        if row["test_accuracy"] >= accuracy:
-            if previous is None or row["test_accuracy"] == previous["test_accuracy"]:
-                return float(row["time_s"])
-            share = (accuracy - previous["test_accuracy"]) / (
-                row["test_accuracy"] - previous["test_accuracy"]
-            )
-            return float(previous["time_s"] + share * (row["time_s"] - previous["time_s"]))
-        previous = row
-    return math.inf
 
 
 def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:

@@ -7,6 +7,7 @@ over acoustic states. The paper gives no initialisation; ours is `centred_glorot
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -35,6 +36,11 @@ class SpeechConfig:
     @property
     def sizes(self) -> tuple[int, ...]:
         return (self.inputs, *[self.width] * self.depth, self.states)
+
+    @property
+    def parameters(self) -> int:
+        """Weights and biases."""
+        return sum((below + 1) * above for below, above in itertools.pairwise(self.sizes))
 
     def module(self, rngs: nnx.Rngs) -> Speech:
         return Speech(self, rngs=rngs)

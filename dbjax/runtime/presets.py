@@ -21,6 +21,16 @@ GOOGLE_2012 = Cluster(
     message_s=583e-6,  # fitted
 )
 
+# One board in one machine: a replica on it needs no network.
+GPU_2012 = Machine(
+    # NVIDIA Tesla M2090 board specification: 1331e9 in single precision, 177e9 with ECC off, of
+    # which 0.6 and 0.8 are assumed to be reached.
+    flops_per_s=0.6 * 1331e9,
+    memory_bandwidth_bytes_per_s=0.8 * 177e9,
+    law="lognormal",
+    sigma=0.05,  # assumed
+)
+
 # One accelerator a machine.
 H100_2023 = Cluster(
     compute_s="costs",

@@ -32,11 +32,12 @@ from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json, write_text
 from experiments import plots
+from experiments.claims import Claim, markdown
 from experiments.command_line import command, parse
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
-from experiments.figure3.results import Claim, by_machines, claims, rows, under_other_assumptions
+from experiments.figure3.results import by_machines, claims, rows, under_other_assumptions
 
 SIZES = {
     "full": (tuple(CONFIGS), (1, 2, 4, 8, 16, 32, 64, 81, 128)),
@@ -129,19 +130,15 @@ def _fields(cluster: Cluster) -> dict[str, Any]:
 
 def _markdown(said: Sequence[Claim], cluster: Cluster, batch_size: int) -> str:
     machine = cluster.machine
-    lines = [
-        "| the paper | from compiled programs | |",
-        "|---|---|---|",
-        *(f"| {c.paper} | {c.ours} | {c.verdict} |" for c in said),
-        "",
+    return (
+        f"{markdown(said, 'from compiled programs')}\n"
         f"Mini-batches of {batch_size}. Fitted to the speech curve: "
         f"{machine.flops_per_s / 1e9:.3g} GFLOP/s a machine, "
         f"{1e3 * cluster.message_s:.3g} ms a message. Assumed: cards of "
         f"{8 * machine.bandwidth_bytes_per_s / 1e9:.3g} Gb/s, latency "
         f"{1e6 * cluster.latency_s:.3g} us, log-normal variation of sigma {machine.sigma:g}; "
-        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew.",
-    ]
-    return "\n".join(lines) + "\n"
+        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew.\n"
+    )
 
 
 def _shown(said: Sequence[Claim]) -> rich.table.Table:

@@ -10,6 +10,7 @@ from typing import Any
 from dbjax.parallel.costs import Costs
 from dbjax.parallel.speedup import predicted
 from dbjax.runtime.cluster import Cluster
+from experiments.claims import Claim, verdict
 from experiments.figure3.calibration import AT, BEST, calibrated, speedup
 from experiments.figure3.networks import SPEECH, VISION_1700M, Point
 
@@ -66,19 +67,6 @@ def under_other_assumptions(points: Sequence[Point], assumed: Cluster) -> dict[s
     return found
 
 
-@dataclasses.dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper, what we found, and whether that agrees; None: it was fitted."""
-
-    paper: str
-    ours: str
-    holds: bool | None
-
-    @property
-    def verdict(self) -> str:
-        return {None: "fitted", True: "holds", False: "does not hold here"}[self.holds]
-
-
 def claims(
     points: Sequence[Point], cluster: Cluster, ranges: Mapping[str, list[float]]
 ) -> list[Claim]:
@@ -95,12 +83,12 @@ def claims(
         Claim(
             f"speech: {BEST} times on {AT} machines, its best",
             f"{speech[AT]:.2f} on {AT}, best on {best}",
-            None,
+            "fitted",
         ),
         Claim(
             "speech: more machines slow it down",
             f"{speech[16]:.2f} on 16, {speech[most]:.2f} on {most}",
-            all(speech[n] < speech[AT] for n in speech if n > AT),
+            verdict([all(speech[n] < speech[AT] for n in speech if n > AT)]),
         ),
     ]
     sizes = {p.network: p.parameters for p in points}
@@ -112,7 +100,7 @@ def claims(
             Claim(
                 "images: the larger the network, the more it gains",
                 ", ".join(f"{n} {v:.1f}" for n, v in zip(order, values, strict=True)) + f" on {at}",
-                values == sorted(values),
+                verdict([values == sorted(values)]),
             )
         )
     found += [_goes_on(network, curves[network]) for network in order]
@@ -128,7 +116,7 @@ def _goes_on(network: str, curve: Mapping[int, float]) -> Claim:
         f"{network}: goes on gaining up to {max(curve)} machines, by less and less",
         f"best on {best}: {curve[best]:.1f}"
         + (f"; {curve[max(curve)]:.1f} on {max(curve)}" if best != max(curve) else ""),
-        best == max(curve) and shares == sorted(shares, reverse=True),
+        verdict([best == max(curve) and shares == sorted(shares, reverse=True)]),
     )
 
 
@@ -137,5 +125,5 @@ def _more_than_twelve(curve: Mapping[int, float], range_: list[float]) -> Claim:
     return Claim(
         f"{VISION_1700M}: more than {PAPER_VISION:.0f} times on {PAPER_MACHINES} machines",
         f"{curve[at]:.1f} on {at}; {min(range_):.1f} to {max(range_):.1f} under other assumptions",
-        curve[at] > PAPER_VISION,
+        verdict([curve[at] > PAPER_VISION]),
     )

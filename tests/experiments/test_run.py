@@ -17,6 +17,7 @@ from dbjax.checkpoint.params import load_params
 from dbjax.workdir import LOCK
 from dbjax.workdir.files import plain, write_text
 from experiments import demo, run
+from experiments.accuracy import time_to
 from experiments.command_line import available, load_config
 from tests.processes import FAST
 
@@ -224,10 +225,10 @@ def test_the_demo_compares_the_methods(tmp_path, capsys):
 
 def test_time_to_an_accuracy_lies_between_evaluations():
     rows = [{"time_s": t, "test_accuracy": a} for t, a in ((0, 0.1), (1, 0.3), (2, 0.2), (3, 0.5))]
-    assert demo.time_to(rows, 0.2) == pytest.approx(0.5)
-    assert demo.time_to(rows, 0.1) == 0.0
-    assert demo.time_to(rows, 0.4) == pytest.approx(2 + 2 / 3)
-    assert demo.time_to(rows, 0.6) == math.inf
+    assert time_to(rows, 0.2) == pytest.approx(0.5)
+    assert time_to(rows, 0.1) == 0.0
+    assert time_to(rows, 0.4) == pytest.approx(2 + 2 / 3)
+    assert time_to(rows, 0.6) == math.inf
 
 
 def test_files_are_written_whole_or_not_at_all(tmp_path):

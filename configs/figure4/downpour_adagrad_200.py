@@ -1,0 +1,16 @@
+"""Downpour SGD + Adagrad [200], warm started (Figure 4).
+
+python -m experiments.run --config=configs/figure4/downpour_adagrad_200.py --workdir=runs/figure4
+"""
+
+import ml_collections
+
+from configs._figure4 import VARIANTS as VARIANTS
+from configs._figure4 import tuned
+from configs.figure4.downpour_adagrad import adagrad
+
+
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    config = adagrad(variant, 12 if variant == "smoke" else 200)
+    config.options.warm_start_s = config.until_s / 20
+    return tuned(config, "downpour_adagrad_200", variant)

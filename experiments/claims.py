@@ -1,0 +1,32 @@
+"""Sentences of the paper beside what was measured, for a table."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+Verdict = Literal["fitted", "holds", "holds in part", "does not hold here"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, what was measured, and whether that agrees."""
+
+    paper: str
+    ours: str
+    verdict: Verdict
+
+
+def verdict(seeds: Sequence[bool]) -> Verdict:
+    """Of one comparison in each seed: in part where some agree."""
+    if all(seeds):
+        return "holds"
+    return "holds in part" if any(seeds) else "does not hold here"
+
+
+def markdown(claims: Sequence[Claim], measured: str) -> str:
+    """A table; `measured` is the title of its second column."""
+    lines = [f"| the paper | {measured} | |", "|---|---|---|"]
+    lines += [f"| {c.paper} | {c.ours} | {c.verdict} |" for c in claims]
+    return "\n".join(lines) + "\n"
