@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
+import rich.table
+
 Verdict = Literal["fitted", "holds", "holds in part", "does not hold here"]
 
 
@@ -30,3 +32,11 @@ def markdown(claims: Sequence[Claim], measured: str) -> str:
     lines = [f"| the paper | {measured} | |", "|---|---|---|"]
     lines += [f"| {c.paper} | {c.ours} | {c.verdict} |" for c in claims]
     return "\n".join(lines) + "\n"
+
+
+def table(claims: Sequence[Claim], measured: str, title: str) -> rich.table.Table:
+    """The same for a terminal."""
+    drawn = rich.table.Table("the paper", measured, "", title=title)
+    for claim in claims:
+        drawn.add_row(claim.paper, claim.ours, claim.verdict)
+    return drawn

@@ -71,6 +71,7 @@ def _cluster() -> ml_collections.ConfigDict:
                 "flops_per_s": float("inf"),
                 "memory_bandwidth_bytes_per_s": float("inf"),
                 "bandwidth_bytes_per_s": float("inf"),
+                "cards": 1,
                 "mean_time_between_failures_s": float("inf"),
                 "mean_time_to_repair_s": float("inf"),
             },

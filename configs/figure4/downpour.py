@@ -5,15 +5,11 @@ python -m experiments.run --config=configs/figure4/downpour.py --workdir=runs/fi
 
 import ml_collections
 
-from configs._figure4 import SHARDS, figure4, tuned
+from configs import _figure4
 from configs._figure4 import VARIANTS as VARIANTS
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    replicas = 4 if variant == "smoke" else 20
-    config = figure4(variant, replicas)
-    config.options = ml_collections.ConfigDict(
-        {"replicas": replicas, "shards": SHARDS, "warm_start_s": 0.0, "overlap": False}
-    )
+    config = _figure4.downpour(variant, 4 if variant == "smoke" else 20)
     config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.1})
-    return tuned(config, "downpour", variant)
+    return _figure4.tuned(config, "downpour", variant)

@@ -1,4 +1,4 @@
-"""Sandblaster L-BFGS [2000]: all of the data in every batch (Figure 4).
+"""Sandblaster L-BFGS [2000] (Figure 4).
 
 python -m experiments.run --config=configs/figure4/sandblaster.py --workdir=runs/figure4
 """
@@ -8,7 +8,7 @@ import ml_collections
 from configs._figure4 import SHARDS, figure4, step_s, tuned
 from configs._figure4 import VARIANTS as VARIANTS
 
-PORTION = 50  # examples: three portions for each replica
+PORTION = 50  # examples: of all data at laptop size, three portions for each replica
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
@@ -17,8 +17,6 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.algorithm = "sandblaster"
     config.batch_size = PORTION
     config.cluster.compute_s = step_s(PORTION)
-    config.options = ml_collections.ConfigDict(
-        {"replicas": replicas, "shards": SHARDS, "send_every": 4, "prefetch": 1, "sample": 1.0}
-    )
+    config.options.update(shards=SHARDS, send_every=4, prefetch=1, sample=1.0)
     config.rule = ml_collections.ConfigDict({"name": "lbfgs", "memory": 10})
     return tuned(config, "sandblaster", variant)

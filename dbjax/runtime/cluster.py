@@ -18,7 +18,7 @@ Law = Literal["constant", "lognormal", "exponential"]
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """One machine and its full-duplex network card.
+    """One machine and its full-duplex network cards; a rack of them, with many cards.
 
     Attributes:
       speed: relative to the machine for which `Cluster.compute_s` is given.
@@ -27,7 +27,8 @@ class Machine:
       straggle_probability: chance that one computation is slower by `straggle_factor`.
       flops_per_s: of a machine of speed 1; only `Cluster.compute_s` "costs" asks for it.
       memory_bandwidth_bytes_per_s: of a computation's memory traffic, likewise.
-      bandwidth_bytes_per_s: of the card, each way; each way serves one transfer at a time.
+      bandwidth_bytes_per_s: of a card, each way; each way serves one transfer at a time.
+      cards: dealt out to the other nodes in order of first contact; each talks over one of them.
       mean_time_between_failures_s: exponentially distributed; infinite: never fails.
       mean_time_to_repair_s: exponentially distributed; infinite: never comes back.
     """
@@ -40,6 +41,7 @@ class Machine:
     flops_per_s: float = math.inf
     memory_bandwidth_bytes_per_s: float = math.inf
     bandwidth_bytes_per_s: float = math.inf
+    cards: int = 1
     mean_time_between_failures_s: float = math.inf
     mean_time_to_repair_s: float = math.inf
 
@@ -55,6 +57,8 @@ class Machine:
         ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Machine.{field}={getattr(self, field)!r} must be above 0")
+        if not isinstance(self.cards, int) or self.cards < 1:
+            raise ValueError(f"Machine.cards={self.cards!r} must be an integer of at least 1")
         if self.law not in ("constant", "lognormal", "exponential"):
             raise ValueError(
                 f"Machine.law={self.law!r} is none of constant, lognormal, exponential"
@@ -113,7 +117,7 @@ class Cluster:
       memory_bandwidth_bytes_per_s: at which a service reads the arrays it is sent.
       size_scale: how many bytes travel for each byte of the arrays: above 1, the clock
         models a larger network than the numerics use, and figures must say so.
-      replica_machines: how many a replica is cut over; each has a card of its own. `dbjax.run`
+      replica_machines: how many a replica is cut over; each has cards of its own. `dbjax.run`
         takes it from the task.
       failures: scheduled deaths of nodes that run a main, or a service that may die.
       outages: cuts of the network between nodes; each heals.

@@ -14,9 +14,6 @@ claims.md and cluster.json.
 from __future__ import annotations
 
 import contextlib
-import csv
-import dataclasses
-import io
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,7 +22,6 @@ from typing import Any
 import jax
 import rich.console
 import rich.progress
-import rich.table
 
 from dbjax.arguments import nearest
 from dbjax.runtime.cluster import Cluster
@@ -33,12 +29,15 @@ from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json, write_text
 from experiments import plots
 from experiments.claims import Claim, markdown
+from experiments.claims import table as claims_table
 from experiments.command_line import command, parse
+from experiments.csv_text import csv_text
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
 from experiments.figure3.results import by_machines, claims, rows, under_other_assumptions
 
+_MEASURED = "from compiled programs"
 SIZES = {
     "full": (tuple(CONFIGS), (1, 2, 4, 8, 16, 32, 64, 81, 128)),
     "smoke": ((SPEECH, VISION_80M), (1, 4, 8, 16, 81)),
@@ -68,7 +67,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     cluster = calibrated(by_machines(found, SPEECH), GOOGLE_2012)
     table = rows(found, {"google_2012": cluster, "h100_2023": H100_2023})
     said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
-    write_text(workdir / "figure3.csv", _csv(table))
+    write_text(workdir / "figure3.csv", csv_text(table))
     write_json(workdir / "cluster.json", _fields(cluster))
     write_text(workdir / "claims.md", _markdown(said, cluster, batch_size))
     titles = {
@@ -82,7 +81,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     )
     plots.save(figure(table, titles, caption), workdir / "figure3.png")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(_shown(said))
+    console.print(claims_table(said, _MEASURED, "Figure 3"))
     console.print(f"picture: {workdir / 'figure3.png'}\nnumbers: {workdir / 'figure3.csv'}")
 
 
@@ -104,16 +103,6 @@ def _progress(total: int) -> Iterator[Callable[[str], None]]:
         yield lambda label: bar.update(task, advance=1, description=f"compiled {label}")
 
 
-def _csv(table: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, fieldnames=list(table[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(
-        {k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in table
-    )
-    return text.getvalue()
-
-
 def _fields(cluster: Cluster) -> dict[str, Any]:
     return {
         "fitted": {
@@ -131,7 +120,7 @@ def _fields(cluster: Cluster) -> dict[str, Any]:
 def _markdown(said: Sequence[Claim], cluster: Cluster, batch_size: int) -> str:
     machine = cluster.machine
     return (
-        f"{markdown(said, 'from compiled programs')}\n"
+        f"{markdown(said, _MEASURED)}\n"
         f"Mini-batches of {batch_size}. Fitted to the speech curve: "
         f"{machine.flops_per_s / 1e9:.3g} GFLOP/s a machine, "
         f"{1e3 * cluster.message_s:.3g} ms a message. Assumed: cards of "
@@ -139,13 +128,6 @@ def _markdown(said: Sequence[Claim], cluster: Cluster, batch_size: int) -> str:
         f"{1e6 * cluster.latency_s:.3g} us, log-normal variation of sigma {machine.sigma:g}; "
         "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew.\n"
     )
-
-
-def _shown(said: Sequence[Claim]) -> rich.table.Table:
-    table = rich.table.Table("the paper", "from compiled programs", "", title="Figure 3")
-    for claim in said:
-        table.add_row(*dataclasses.astuple(claim)[:2], claim.verdict)
-    return table
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any, Protocol, final
 
@@ -10,7 +9,6 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dbjax.interrupts import Interrupted
-from dbjax.workdir.files import write_text
 from experiments.sweep.plan import RUNGS, Plan
 from experiments.sweep.pool import Pool
 from experiments.sweep.trial import Outcome
@@ -95,7 +93,7 @@ class Driver:
             self._pool.answer(number, stop)
 
     def _end(self, number: int, outcome: Outcome) -> None:
-        self._keep(number, outcome)
+        outcome.leave(self._folder / f"{number:04d}")
         trial = self._running.pop(number)
         for name, value in trial.noted(outcome).items():
             trial.stored.set_user_attr(name, value)
@@ -107,17 +105,6 @@ class Driver:
             ended = self._study.tell(number, outcome.value)
         self._ended[number] = ended
         self._watcher.ended(ended)
-
-    def _keep(self, number: int, outcome: Outcome) -> None:
-        """Puts the files of a trial into its folder, all of them or none."""
-        whole, part = (self._folder / f"{dot}{number:04d}" for dot in ("", "."))
-        for path in (whole, part):
-            shutil.rmtree(path, ignore_errors=True)
-        for name, text in outcome.files.items():
-            (part / name).parent.mkdir(parents=True, exist_ok=True)
-            write_text(part / name, text)
-        if outcome.files:
-            part.rename(whole)
 
 
 @final

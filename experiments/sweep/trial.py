@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import shutil
 import statistics
 import tempfile
 import time
@@ -18,6 +19,7 @@ import dbjax
 from dbjax.runtime.base import Node, Runtime
 from dbjax.trace import Row
 from dbjax.workdir import Workdir
+from dbjax.workdir.files import write_text
 from experiments import build
 
 Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
@@ -62,6 +64,17 @@ class Outcome:
     @property
     def value(self) -> float:
         return statistics.fmean(self.values)
+
+    def leave(self, folder: Path) -> None:
+        """Puts the files into a folder, all of them or none."""
+        part = folder.with_name(f".{folder.name}")
+        for path in (folder, part):
+            shutil.rmtree(path, ignore_errors=True)
+        for name, text in self.files.items():
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            write_text(part / name, text)
+        if self.files:
+            part.rename(folder)
 
 
 def run_trial(job: Job, look: Look) -> Outcome:

@@ -42,3 +42,21 @@ def test_cards_are_busy_while_bytes_pass():
 
 def test_cards_that_take_no_time_are_not_told_of():
     assert busy(1.0, float("inf")) == {}
+
+
+def test_each_peer_has_a_card_of_its_own_where_there_are_enough():
+    """Two replicas, two cards at the shard: neither waits for the other."""
+    shard = Machine(bandwidth_bytes_per_s=100.0, cards=2)
+    machine = Machine(bandwidth_bytes_per_s=100.0)
+    machines = VirtualRuntime(Cluster(machine=machine, machines={"shard/*": shard}))
+    store = machines.serve("shard/0", Store)
+    for r in range(2):
+        machines.spawn(f"replica/{r}", pusher, store)
+    assert machines.run() == pytest.approx(2.0)  # with one card it takes 4 s
+    assert machines.cards_busy_s()["shard receives"] == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("cards", [0, 1.5])
+def test_a_machine_has_whole_cards(cards):
+    with pytest.raises(ValueError, match=f"cards={cards}"):
+        Machine(cards=cards)

@@ -1,4 +1,4 @@
-"""A machine of the virtual cluster: its two cards, its speed, its random durations."""
+"""A machine of the virtual cluster: its cards, its speed, its random durations."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @final
 class Card:
-    """One of the network cards of a replica that is cut over several machines."""
+    """One of the network cards of a node that has several."""
 
     def __init__(self, name: str, machine: Machine) -> None:
         self.name, self.machine = name, machine
@@ -42,8 +42,8 @@ class VirtualNode:
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
         self.egress_busy_s = self.ingress_busy_s = 0.0  # in all, up to those moments
         machines = runtime.cluster.replica_machines if name.startswith("replica/") else 1
-        # Of a replica that is cut over several machines; any other node is its own card.
-        self.cards = [Card(name, self.machine) for _ in range(machines)] if machines > 1 else []
+        cards = machines * self.machine.cards  # a node that has one is its own card
+        self.cards = [Card(name, self.machine) for _ in range(cards)] if cards > 1 else []
         self._card_of: dict[str, Card] = {}
 
     @functools.cached_property

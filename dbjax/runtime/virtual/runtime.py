@@ -220,8 +220,8 @@ class VirtualRuntime:
         """Delivers over two cards, each one transfer at a time and in order.
 
         The sender's card is busy first; `latency_s` later the receiver's, as soon as it
-        is free. Both for size / bandwidth, of the slower card: they work at once. A replica
-        that is cut over several machines has a card on each.
+        is free. Both for size / bandwidth, of the slower card: they work at once. Between two
+        nodes it is always the same two cards, so that messages keep their order.
         """
         if source is target:
             self.at(self.now_s, deliver, message)

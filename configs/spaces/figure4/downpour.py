@@ -1,0 +1,16 @@
+"""Downpour with a fixed rate: rate, warm start, fetches that overlap with computing.
+
+python -m experiments.sweep --config=configs/figure4/downpour.py \
+    --space=configs/spaces/figure4/downpour.py --workdir=runs/sweeps/figure4/downpour --jobs=2
+"""
+
+from configs._figure4 import PRUNER as PRUNER
+from configs._figure4 import SAMPLER as SAMPLER
+from configs._figure4 import TRIALS as TRIALS
+from experiments.sweep.space import choice, integers, log_uniform
+
+SPACE = {
+    "rule.learning_rate": log_uniform(0.005, 1.0),
+    "options.warm_start_updates": integers(0, 80, step=20),
+    "options.overlap": choice(False, True),
+}

@@ -1,0 +1,17 @@
+"""Downpour + Adagrad, 20 and 200 replicas: rate, what its sum begins with, warm start, overlap.
+
+python -m experiments.sweep --config=configs/figure4/downpour_adagrad.py \
+    --space=configs/spaces/figure4/downpour_adagrad.py --workdir=runs/sweeps/figure4/adagrad --jobs=2
+"""
+
+from configs._figure4 import PRUNER as PRUNER
+from configs._figure4 import SAMPLER as SAMPLER
+from configs._figure4 import TRIALS as TRIALS
+from experiments.sweep.space import choice, integers, log_uniform
+
+SPACE = {
+    "rule.gamma": log_uniform(1e-3, 1e-1),
+    "rule.initial_accumulator": log_uniform(1e-8, 1e-2),
+    "options.warm_start_updates": integers(0, 80, step=20),
+    "options.overlap": choice(False, True),
+}

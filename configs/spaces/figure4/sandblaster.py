@@ -1,0 +1,16 @@
+"""Sandblaster L-BFGS: history, the first step, sub-sampled batches.
+
+python -m experiments.sweep --config=configs/figure4/sandblaster.py \
+    --space=configs/spaces/figure4/sandblaster.py --workdir=runs/sweeps/figure4/sandblaster --jobs=2
+"""
+
+from configs._figure4 import PRUNER as PRUNER
+from configs._figure4 import SAMPLER as SAMPLER
+from configs._figure4 import TRIALS as TRIALS
+from experiments.sweep.space import choice, log_integers, log_uniform
+
+SPACE = {
+    "rule.memory": log_integers(3, 30),
+    "rule.first_step": log_uniform(0.1, 10.0),
+    "options.sample": choice(0.1, 0.25, 0.5, 1.0),
+}

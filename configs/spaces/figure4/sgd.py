@@ -1,0 +1,14 @@
+"""SGD [1], and GPU [1]: the rate.
+
+python -m experiments.sweep --config=configs/figure4/sgd.py \
+    --space=configs/spaces/figure4/sgd.py --workdir=runs/sweeps/figure4/sgd --jobs=2
+"""
+
+from configs._figure4 import PRUNER as PRUNER
+from configs._figure4 import SAMPLER as SAMPLER
+from configs._figure4 import TRIALS as TRIALS
+from experiments.sweep.space import log_uniform
+
+SPACE = {
+    "rule.learning_rate": log_uniform(0.05, 5.0),
+}

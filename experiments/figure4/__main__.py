@@ -1,0 +1,88 @@
+"""Figure 4: accuracy against time of six methods on speech frames, on the cluster of 2012.
+
+python -m experiments.figure4 [--size=smoke|laptop|full] [--seeds=3] [--jobs=N] [--workdir=DIR]
+
+Runs every method with every seed, several at once, in virtual time: that of the paper's network of
+42 million parameters on the cluster that Figure 3 fits, while gradients are those of a smaller
+one. Writes figure4.csv, figure4.png and claims.md. The same command again goes on where it was
+interrupted.
+
+  --size=laptop  as in results/figure4: half an hour on two cores
+  --size=smoke   fewer replicas, a tiny network: two minutes
+  --size=full    a larger network, ten times as long
+  --jobs=N       runs at once, each on one core (as many as there are cores)
+  --runs=DIR     where the runs lie, which figure5 shares (runs/figures/SIZE)
+  --tune         first tunes every method, with the same number of trials, by spaces in
+                 configs/spaces/figure4; the winners go to configs/figure4/tuned.json
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import rich.console
+
+from dbjax.interrupts import exit_code
+from dbjax.workdir.files import prepare, write_text
+from experiments import plots
+from experiments.claims import markdown, table
+from experiments.command_line import command
+from experiments.csv_text import csv_text
+from experiments.figure4.methods import METHODS, replicas_of, seeded
+from experiments.figure4.options import Options, options
+from experiments.figure4.picture import figure
+from experiments.figure4.results import Runs, claims, order, rows, stated
+from experiments.figure4.tuning import tune
+from experiments.runs import run_all
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = options([a for a in arguments if a != "--tune"], "figure4")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    if "--tune" in arguments:
+        interrupted = tune(chosen.size, chosen.runs / "tuning", chosen.jobs)
+        if interrupted:
+            print("interrupted: the same command goes on", file=sys.stderr)
+            return exit_code(interrupted)
+    write(measured(chosen), chosen)
+    return 0
+
+
+def measured(chosen: Options) -> Runs:
+    """All methods with all seeds; the longest runs begin first."""
+    configs = {}
+    for key, method in reversed(METHODS.items()):
+        config = method.config(chosen.size)
+        for seed in range(1, chosen.seeds + 1):
+            configs[f"{key}_{replicas_of(config)}/seed_{seed}"] = key, seeded(config, seed)
+    runs = run_all(
+        {name: config for name, (_, config) in configs.items()}, chosen.runs, chosen.jobs, "figure4"
+    )
+    return {
+        key: [runs[name] for name, (mine, _) in configs.items() if mine == key] for key in METHODS
+    }
+
+
+def write(runs: Runs, chosen: Options) -> None:
+    """All that follows from the runs."""
+    workdir = prepare(chosen.workdir)
+    said = claims(runs)
+    measure = f"time to {stated(runs):.1%}, what SGD [1] has at the end"
+    write_text(workdir / "figure4.csv", csv_text(rows(runs)))
+    write_text(
+        workdir / "claims.md",
+        f"{markdown(said, measure)}\nThe soonest first: {order(runs)}.\n\n{chosen.caption}.\n",
+    )
+    plots.save(figure(runs, chosen.caption), workdir / "figure4.png")
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table(said, measure, "Figure 4"))
+    console.print(f"picture: {workdir / 'figure4.png'}\nnumbers: {workdir / 'figure4.csv'}")
+
+
+if __name__ == "__main__":
+    command(main)

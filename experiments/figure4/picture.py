@@ -1,0 +1,71 @@
+"""The picture: accuracy on a part of the training set and on the hold-out set, against time."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.figure4.methods import METHODS
+from experiments.figure4.results import Runs, label, stated
+from experiments.plots import STYLE
+
+_PANELS = {"train_accuracy": "part of the training set", "test_accuracy": "hold-out set"}
+
+
+def figure(runs: Runs, caption: str) -> Figure:
+    """A panel for each set; lines are medians over seeds, bands from the lowest to the highest."""
+    with matplotlib.style.context(STYLE):
+        drawn = Figure(figsize=(11, 5.4))
+        panels = drawn.subplots(1, len(_PANELS), sharey=True)
+        for axes, (field, title) in zip(panels, _PANELS.items(), strict=True):
+            _panel(axes, runs, field)
+            axes.set_title(title, fontsize=10)
+        panels[0].set_ylabel("accuracy (%)")
+        panels[-1].axhline(100 * stated(runs), color="0.5", linestyle=":", linewidth=1)
+        panels[-1].annotate(
+            "SGD [1] at the end",
+            (0.99, 100 * stated(runs)),
+            xycoords=("axes fraction", "data"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            fontsize=8,
+            color="0.4",
+            ha="right",
+        )
+        panels[-1].legend(loc="lower right", fontsize=8)
+        drawn.supxlabel(caption, fontsize=8, color="0.4")
+        return drawn
+
+
+def _panel(axes: Axes, runs: Runs, field: str) -> None:
+    for key, mine in runs.items():
+        method = METHODS[key]
+        time_s = [row["time_s"] for row in mine[0].rows]
+        percent = 100 * np.array([[row[field] for row in run.rows] for run in mine])
+        axes.plot(
+            time_s,
+            np.median(percent, axis=0),
+            method.line,
+            color=method.colour,
+            label=label(key, mine),
+        )
+        axes.fill_between(
+            time_s, percent.min(0), percent.max(0), color=method.colour, alpha=0.15, linewidth=0
+        )
+    axes.set_xlim(0, max(run.end_s for mine in runs.values() for run in mine))
+    axes.set_xlabel("time (virtual seconds)")
+    hours = axes.secondary_xaxis("top", functions=(_to_hours, _to_seconds))
+    hours.set_xlabel("virtual hours", fontsize=8)
+    hours.tick_params(labelsize=8)
+
+
+def _to_hours(seconds: Any) -> Any:
+    return seconds / 3600
+
+
+def _to_seconds(hours: Any) -> Any:
+    return hours * 3600

@@ -1,0 +1,44 @@
+"""Tunes every method by a sweep of the same number of trials, and keeps the winners."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from configs._figure4 import TUNED
+from dbjax.workdir.files import write_json
+from experiments.figure4.methods import METHODS
+from experiments.sweep.run import sweep
+from experiments.sweep.space import load_space
+
+
+def tune(size: str, workdir: Path, jobs: int) -> str | None:
+    """Writes configs/figure4/tuned.json, method by method.
+
+    Returns:
+      The signal that has interrupted it; the same call goes on.
+    """
+    for key, method in METHODS.items():
+        space = load_space(f"configs/spaces/figure4/{method.space}.py")
+        neutral = {name: values.grid[0] for name, values in space.space.items()}
+        config = space.set_in(method.config(size), neutral)  # the same whatever was found before
+        found = sweep(config, space, workdir / key, jobs=jobs, label=f"{key}:{size}")
+        if found.interrupted:
+            return found.interrupted
+        if found.best is None or found.best_row is None:
+            raise ValueError(f"{key}: no trial was complete; see {workdir / key}")
+        _keep(size, key, {name: _field(found.best, name) for name in space.space}, found.value)
+    return None
+
+
+def _field(config: Any, name: str) -> Any:
+    for part in name.split("."):
+        config = config[part]
+    return config
+
+
+def _keep(size: str, key: str, fields: dict[str, Any], accuracy: float) -> None:
+    sizes = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    sizes.setdefault(size, {})[key] = {"fields": fields, "test_accuracy": accuracy}
+    write_json(TUNED, sizes)
