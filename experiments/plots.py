@@ -17,11 +17,12 @@ from dbjax.workdir.chrome_trace import merged, node_order
 STYLE = Path(__file__).with_name("dbjax.mplstyle")
 METHODS = {  # name, but for the number of machines in brackets -> colour, marker
     "SGD": ("#444444", "o"),
+    "GPU": ("#009e73", "*"),
     "Downpour": ("#0072b2", "s"),
     "Downpour + Adagrad": ("#d55e00", "^"),
     "Sandblaster L-BFGS": ("#cc79a7", "v"),
 }
-_OTHER = ("#009e73", "D")
+_OTHER = ("#56b4e9", "D")
 KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "#009e73"}
 
 

@@ -28,7 +28,7 @@ from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json, write_text
 from experiments import plots
-from experiments.claims import Claim, markdown
+from experiments.claims import Claim, leave, markdown
 from experiments.claims import table as claims_table
 from experiments.command_line import command, parse
 from experiments.csv_text import csv_text
@@ -69,7 +69,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
     write_text(workdir / "figure3.csv", csv_text(table))
     write_json(workdir / "cluster.json", _fields(cluster))
-    write_text(workdir / "claims.md", _markdown(said, cluster, batch_size))
+    leave(workdir, _markdown(said, cluster, batch_size))
     titles = {
         "google_2012": "cluster of 2012, fitted to the speech curve",
         "h100_2023": "one H100 a machine, 400 Gb/s",

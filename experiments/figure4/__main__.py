@@ -26,15 +26,15 @@ import rich.console
 from dbjax.interrupts import exit_code
 from dbjax.workdir.files import prepare, write_text
 from experiments import plots
-from experiments.claims import markdown, table
+from experiments.claims import leave, markdown, table
 from experiments.command_line import command
 from experiments.csv_text import csv_text
-from experiments.figure4.methods import METHODS, replicas_of, seeded
+from experiments.figure4.methods import METHODS
 from experiments.figure4.options import Options, options
 from experiments.figure4.picture import figure
 from experiments.figure4.results import Runs, claims, order, rows, stated
+from experiments.figure4.seeds import run_seeds
 from experiments.figure4.tuning import tune
-from experiments.runs import run_all
 
 
 def main(arguments: list[str]) -> int:
@@ -49,23 +49,9 @@ def main(arguments: list[str]) -> int:
         if interrupted:
             print("interrupted: the same command goes on", file=sys.stderr)
             return exit_code(interrupted)
-    write(measured(chosen), chosen)
+    configs = {key: (key, method.config(chosen.size)) for key, method in METHODS.items()}
+    write(run_seeds(configs, chosen, "figure4"), chosen)
     return 0
-
-
-def measured(chosen: Options) -> Runs:
-    """All methods with all seeds; the longest runs begin first."""
-    configs = {}
-    for key, method in reversed(METHODS.items()):
-        config = method.config(chosen.size)
-        for seed in range(1, chosen.seeds + 1):
-            configs[f"{key}_{replicas_of(config)}/seed_{seed}"] = key, seeded(config, seed)
-    runs = run_all(
-        {name: config for name, (_, config) in configs.items()}, chosen.runs, chosen.jobs, "figure4"
-    )
-    return {
-        key: [runs[name] for name, (mine, _) in configs.items() if mine == key] for key in METHODS
-    }
 
 
 def write(runs: Runs, chosen: Options) -> None:
@@ -74,8 +60,8 @@ def write(runs: Runs, chosen: Options) -> None:
     said = claims(runs)
     measure = f"time to {stated(runs):.1%}, what SGD [1] has at the end"
     write_text(workdir / "figure4.csv", csv_text(rows(runs)))
-    write_text(
-        workdir / "claims.md",
+    leave(
+        workdir,
         f"{markdown(said, measure)}\nThe soonest first: {order(runs)}.\n\n{chosen.caption}.\n",
     )
     plots.save(figure(runs, chosen.caption), workdir / "figure4.png")

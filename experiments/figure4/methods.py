@@ -1,4 +1,4 @@
-"""The curves of Figures 4 and 5: their names, their looks, their machines, their seeds."""
+"""The curves of Figures 4 and 5: their names, their looks, their machines."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ class Method:
     Attributes:
       key: of its config in configs/figure4.
       space: of what is tuned of it, in configs/spaces/figure4.
-      name, colour, line: in pictures.
+      name: in pictures, where `plots.METHODS` gives it a colour.
+      line: likewise.
     """
 
     key: str
     space: str
     name: str
-    colour: str
     line: str = "-"
 
     def config(self, size: str) -> ml_collections.ConfigDict:
@@ -45,22 +45,15 @@ class Method:
 METHODS = {
     method.key: method
     for method in (
-        Method("sgd", "sgd", "SGD", "#444444"),
-        Method("gpu", "sgd", "GPU", "#009e73"),
-        Method("downpour", "downpour", "Downpour", "#0072b2"),
-        Method("downpour_adagrad", "downpour_adagrad", "Downpour + Adagrad", "#d55e00", "--"),
-        Method("downpour_adagrad_200", "downpour_adagrad", "Downpour + Adagrad", "#d55e00"),
-        Method("sandblaster", "sandblaster", "Sandblaster L-BFGS", "#cc79a7"),
+        Method("sgd", "sgd", "SGD"),
+        Method("gpu", "sgd", "GPU"),
+        Method("downpour", "downpour", "Downpour"),
+        Method("downpour_adagrad", "downpour_adagrad", "Downpour + Adagrad", "--"),
+        Method("downpour_adagrad_200", "downpour_adagrad", "Downpour + Adagrad"),
+        Method("sandblaster", "sandblaster", "Sandblaster L-BFGS"),
     )
 }
 
 
 def replicas_of(config: ml_collections.ConfigDict) -> int:
     return int(config.options.replicas)
-
-
-def seeded(config: ml_collections.ConfigDict, seed: int) -> ml_collections.ConfigDict:
-    """With its own initial parameters, order of the data, and delays; none is that of tuning."""
-    found = config.copy_and_resolve_references()
-    found.seed, found.data_seed, found.cluster.seed = seed, 100 + seed, 200 + seed
-    return found

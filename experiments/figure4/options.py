@@ -33,6 +33,10 @@ class Options:
     runs: Path
 
     @property
+    def seed_numbers(self) -> range:
+        return range(1, 1 + self.seeds)
+
+    @property
     def caption(self) -> str:
         """What is modelled, and what is computed."""
         frames, states, width, until_s, _ = SIZES[self.size]

@@ -9,16 +9,16 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from experiments import plots
 from experiments.figure4.methods import METHODS
 from experiments.figure4.results import Runs, label, stated
-from experiments.plots import STYLE
 
 _PANELS = {"train_accuracy": "part of the training set", "test_accuracy": "hold-out set"}
 
 
 def figure(runs: Runs, caption: str) -> Figure:
     """A panel for each set; lines are medians over seeds, bands from the lowest to the highest."""
-    with matplotlib.style.context(STYLE):
+    with matplotlib.style.context(plots.STYLE):
         drawn = Figure(figsize=(11, 5.4))
         panels = drawn.subplots(1, len(_PANELS), sharey=True)
         for axes, (field, title) in zip(panels, _PANELS.items(), strict=True):
@@ -44,17 +44,18 @@ def figure(runs: Runs, caption: str) -> Figure:
 def _panel(axes: Axes, runs: Runs, field: str) -> None:
     for key, mine in runs.items():
         method = METHODS[key]
+        colour = plots.METHODS[method.name][0]
         time_s = [row["time_s"] for row in mine[0].rows]
         percent = 100 * np.array([[row[field] for row in run.rows] for run in mine])
         axes.plot(
             time_s,
             np.median(percent, axis=0),
             method.line,
-            color=method.colour,
+            color=colour,
             label=label(key, mine),
         )
         axes.fill_between(
-            time_s, percent.min(0), percent.max(0), color=method.colour, alpha=0.15, linewidth=0
+            time_s, percent.min(0), percent.max(0), color=colour, alpha=0.15, linewidth=0
         )
     axes.set_xlim(0, max(run.end_s for mine in runs.values() for run in mine))
     axes.set_xlabel("time (virtual seconds)")

@@ -1,7 +1,7 @@
 """Downpour + Adagrad, 20 and 200 replicas: rate, what its sum begins with, warm start, overlap.
 
 python -m experiments.sweep --config=configs/figure4/downpour_adagrad.py \
-    --space=configs/spaces/figure4/downpour_adagrad.py --workdir=runs/sweeps/figure4/adagrad --jobs=2
+    --space=configs/spaces/figure4/downpour_adagrad.py --workdir=runs/sweeps/adagrad --jobs=2
 """
 
 from configs._figure4 import PRUNER as PRUNER

@@ -1,0 +1,66 @@
+"""Figure 5: time to a hold-out accuracy against machines and cores, on the cluster of 2012.
+
+python -m experiments.figure5 [--size=smoke|laptop|full] [--seeds=3] [--jobs=N] [--workdir=DIR]
+
+Runs three methods with four numbers of replicas each, and the GPU, to the accuracy that SGD [1]
+has at the end of Figure 4. Writes figure5.csv, figure5.png and claims.md. What figure4 has run
+already is not run again; the same command again goes on where it was interrupted.
+
+  --size=laptop  as in results/figure5: under an hour on two cores
+  --size=smoke   fewer replicas, a tiny network: a minute
+  --size=full    a larger network, ten times as long
+  --jobs=N       runs at once, each on one core (as many as there are cores)
+  --runs=DIR     where the runs lie, which figure4 shares (runs/figures/SIZE)
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Sequence
+
+import rich.console
+
+from configs._figure4 import SIZES
+from dbjax.workdir.files import prepare, write_text
+from experiments import plots
+from experiments.claims import leave, markdown, table
+from experiments.command_line import command
+from experiments.csv_text import csv_text
+from experiments.figure4.options import Options, options
+from experiments.figure4.results import stated
+from experiments.figure4.seeds import run_seeds
+from experiments.figure5.picture import figure
+from experiments.figure5.points import Point, configs, points, rows
+from experiments.figure5.results import claims
+
+
+def main(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print((__doc__ or "").strip())
+        return 0
+    chosen = options(arguments, "figure5")
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    runs = run_seeds(configs(chosen.size), chosen, "figure5")
+    accuracy = stated({"sgd": runs["sgd", 1]})
+    write(points(runs, accuracy), accuracy, chosen)
+    return 0
+
+
+def write(found: Sequence[Point], accuracy: float, chosen: Options) -> None:
+    """All that follows from the points."""
+    workdir = prepare(chosen.workdir)
+    deadline_s = SIZES[chosen.size][3]
+    said = claims(found, deadline_s)
+    measure = f"time to {accuracy:.1%} on the hold-out set"
+    write_text(workdir / "figure5.csv", csv_text(rows(found, accuracy, deadline_s)))
+    leave(workdir, f"{markdown(said, measure)}\n{chosen.caption}.\n")
+    plots.save(figure(found, accuracy, deadline_s, chosen.caption), workdir / "figure5.png")
+    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
+    console.print(table(said, measure, "Figure 5"))
+    console.print(f"picture: {workdir / 'figure5.png'}\nnumbers: {workdir / 'figure5.csv'}")
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,105 @@
+"""The points of Figure 5: four numbers of replicas for each method, and the GPU."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ml_collections
+
+from configs._figure4 import with_replicas
+from experiments.figure4.methods import CORES, METHODS, Method, replicas_of
+from experiments.figure4.results import times
+from experiments.report.read import Run
+
+_CURVES = ("downpour", "downpour_adagrad", "sandblaster")
+REPLICAS = {  # four configurations of each
+    "smoke": ((1, 2, 4, 8), (2, 4, 8, 12), (5, 10, 20, 40)),
+    "laptop": ((5, 10, 20, 50), (20, 50, 100, 200), (250, 500, 1_000, 2_000)),
+}
+REPLICAS["full"] = REPLICAS["laptop"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """One configuration of one method.
+
+    Attributes:
+      curve: what it belongs to, a key of `METHODS`.
+      machines: of all replicas, and of the parameter server.
+      times_s: to the accuracy, of each seed; infinite: a missed deadline.
+    """
+
+    curve: str
+    replicas: int
+    machines: int
+    times_s: tuple[float, ...]
+
+    @property
+    def method(self) -> Method:
+        return METHODS[self.curve]
+
+    @property
+    def cores(self) -> int:
+        """At most."""
+        return CORES * self.machines
+
+    @property
+    def time_s(self) -> float:
+        """The median over seeds."""
+        return statistics.median(self.times_s)
+
+
+def configs(size: str) -> dict[tuple[str, int], tuple[str, ml_collections.ConfigDict]]:
+    """(curve, replicas) -> key of the method that was tuned, and its config.
+
+    A number of replicas that was not tuned takes what was found for the nearest one of its method.
+    """
+    found = {}
+    for key in ("gpu", "sgd"):
+        found[key, 1] = key, METHODS[key].config(size)
+    for curve, counts in zip(_CURVES, REPLICAS[size], strict=True):
+        tuned = {
+            key: method.config(size)
+            for key, method in METHODS.items()
+            if method.name == METHODS[curve].name
+        }
+        for count in counts:
+            key = min(tuned, key=lambda k: _ratio(replicas_of(tuned[k]), count))
+            config = tuned[key].copy_and_resolve_references()
+            with_replicas(config, count)
+            found[curve, count] = key, config
+    return found
+
+
+def _ratio(one: int, other: int) -> float:
+    return max(one, other) / min(one, other)
+
+
+def points(runs: Mapping[tuple[str, int], Sequence[Run]], accuracy: float) -> list[Point]:
+    """When each configuration reaches an accuracy."""
+    return [
+        Point(curve, replicas, METHODS[curve].machines(replicas), tuple(times(mine, accuracy)))
+        for (curve, replicas), mine in runs.items()
+        if curve != "sgd"
+    ]
+
+
+def rows(found: Sequence[Point], accuracy: float, deadline_s: float) -> list[dict[str, Any]]:
+    """One for each seed of each configuration."""
+    return [
+        {
+            "method": point.method.name,
+            "replicas": point.replicas,
+            "machines": point.machines,
+            "cores": point.cores,
+            "seed": seed,
+            "hold_out_accuracy": accuracy,
+            "time_s": time_s,
+            "deadline_s": deadline_s,
+        }
+        for point in found
+        for seed, time_s in enumerate(point.times_s, start=1)
+    ]

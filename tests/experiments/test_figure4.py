@@ -1,0 +1,208 @@
+"""Figures 4 and 5 at their smallest, end to end; what they say of runs that are made up."""
+
+import csv
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from configs._figure4 import GPU_STEP_S, SIZES, step_s
+from dbjax.models import PAPER
+from dbjax.parallel.speedup import predicted
+from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
+from experiments import runs as many
+from experiments.command_line import load_config
+from experiments.figure3.networks import compiled
+from experiments.figure4 import __main__ as figure4
+from experiments.figure4.methods import METHODS
+from experiments.figure4.results import claims
+from experiments.figure5 import __main__ as figure5
+from experiments.figure5.points import REPLICAS, Point, configs
+from experiments.figure5.results import claims as claims_of_points
+from experiments.report.read import Run, Spans
+from tests.processes import FAST
+
+
+@pytest.fixture(autouse=True, scope="module")
+def quick(tmp_path_factory):
+    """Workers compile little, and once."""
+    cache = tmp_path_factory.getbasetemp() / "compiled"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XLA_FLAGS", FAST)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
+        patch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+        yield
+
+
+@pytest.fixture(scope="module")
+def smoke(tmp_path_factory):
+    """What both commands leave, one seed each."""
+    folder = tmp_path_factory.mktemp("figures")
+    given = ["--size=smoke", "--seeds=1", "--jobs=2", f"--runs={folder}/runs"]
+    assert figure4.main([*given, f"--workdir={folder}/figure4"]) == 0
+    assert figure5.main([*given, f"--workdir={folder}/figure5"]) == 0
+    return folder
+
+
+def table(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_figure_4_leaves_its_table_its_picture_and_its_claims(smoke):
+    rows = table(smoke / "figure4/figure4.csv")
+    assert len({row["method"] for row in rows}) == len(METHODS)
+    assert len(rows) == len(METHODS) * (1 + SIZES["smoke"][4])
+    assert max(float(row["time_s"]) for row in rows) == SIZES["smoke"][3]
+    assert (smoke / "figure4/figure4.png").stat().st_size > 20_000
+    assert "what SGD [1] has at the end" in (smoke / "figure4/claims.md").read_text()
+
+
+def test_figure_5_goes_by_the_same_runs(smoke):
+    rows = table(smoke / "figure5/figure5.csv")
+    assert len(rows) == 1 + sum(map(len, REPLICAS["smoke"]))
+    found = {(row["method"], row["replicas"]): row for row in rows}
+    assert found["Downpour", "4"]["machines"] == "64"  # 4 x 8, and as many for the parameters
+    assert found["GPU", "1"]["machines"] == "1"
+    assert (smoke / "figure5/figure5.png").stat().st_size > 20_000
+
+
+def test_what_is_there_is_not_run_again(smoke, monkeypatch):
+    def nobody(*_):
+        raise AssertionError("a worker was started")
+
+    monkeypatch.setattr(many, "Process", nobody)
+    given = ["--size=smoke", "--seeds=1", f"--runs={smoke}/runs"]
+    assert figure4.main([*given, f"--workdir={smoke}/again"]) == 0
+    assert table(smoke / "again/figure4.csv") == table(smoke / "figure4/figure4.csv")
+    config = load_config("configs/figure4/sgd.py:smoke")
+    with pytest.raises(AssertionError, match="started"):  # another seed is another run
+        many.run_all({"sgd_1/seed_1": config}, smoke / "runs", 1, "other")
+
+
+def test_a_run_that_fails_is_named(tmp_path):
+    config = load_config("configs/quickstart.py:smoke")
+    config.options.shards = 10_000
+    with pytest.raises(ValueError, match=r"mine: .*shards"):
+        many.run_all({"mine": config}, tmp_path, 1, "one")
+
+
+def test_interrupted_it_goes_on(tmp_path):
+    """SIGINT once the first run lies there: exit code 130, and that run is kept as it is."""
+    import signal
+    import time
+
+    runs = tmp_path / "runs"
+    command = [
+        sys.executable, "-m", "experiments.figure4", "--size=smoke", "--seeds=1", "--jobs=1",
+        f"--runs={runs}", f"--workdir={tmp_path / 'out'}",
+    ]  # fmt: skip
+    begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    while not (found := list(runs.glob("*/seed_1/summary.json"))):
+        assert begun.poll() is None
+        time.sleep(0.05)
+    begun.send_signal(signal.SIGINT)
+    _, said = begun.communicate()
+    assert begun.returncode == 130, said
+    assert "Traceback" not in said
+    before = {path: path.stat().st_mtime_ns for path in found}
+    assert subprocess.run(command, check=False, capture_output=True).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in found} == before
+    assert len(list(runs.glob("*/seed_1/summary.json"))) == len(METHODS)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_config_can_be_built(size):
+    for name, (key, config) in configs(size).items():
+        assert key in METHODS, name
+        assert config.cluster.size_scale > 1  # the clock is that of a larger network
+    ten = configs("laptop")["downpour", 10][1]
+    assert ten.cluster.machines["shard/*"].cards == ten.options.replicas == 10
+
+
+def test_the_clock_is_that_of_the_compiled_programs():
+    """In a process of its own, for its eight devices."""
+    program = (
+        "import jax; jax.config.update('jax_num_cpu_devices', 8)\n"
+        "from tests.experiments.test_figure4 import _times\n"
+        "_times()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False,
+        env=os.environ | {"XLA_FLAGS": FAST, "PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    eight, gpu = json.loads(done.stdout)
+    for examples, time_s in eight.items():
+        assert step_s(int(examples)) == pytest.approx(time_s, rel=0.02)
+    assert pytest.approx(gpu, rel=0.01) == GPU_STEP_S
+
+
+def _times():
+    eight = {n: predicted(compiled(PAPER, 8, n), GOOGLE_2012).upper_s for n in (25, 50, 100, 500)}
+    board = dataclasses.replace(GOOGLE_2012, machine=GPU_2012)
+    print(json.dumps([eight, predicted(compiled(PAPER, 1, 100), board).upper_s]))
+
+
+def made_up(replicas, accuracies, rule):
+    """A run with an evaluation each second."""
+    rows = [{"time_s": float(t), "test_accuracy": a} for t, a in enumerate(accuracies)]
+    config = {"options": {"replicas": replicas}, "rule": rule, "seed": 1}
+    nothing = Spans((), (), *[()] * 4)
+    return Run("", Path(), "virtual", "finished", config, {}, rows, [], {}, nothing)
+
+
+def test_verdicts_follow_the_seeds():
+    """SGD ends at 0.4 after 4 s; of two seeds Downpour is there sooner in one only."""
+    sgd, fixed, adagrad = {"name": "sgd"}, {"learning_rate": 0.1}, {"gamma": 1.0}
+    slow = made_up(1, [0, 0.1, 0.2, 0.3, 0.4], sgd)
+    quick = made_up(20, [0, 0.4, 0.5, 0.5, 0.5], fixed)
+    never = made_up(20, [0, 0.1, 0.1, 0.1, 0.1], fixed)
+    runs = {
+        "sgd": [slow, slow],
+        "gpu": [slow, slow],
+        "downpour": [quick, never],
+        "downpour_adagrad": [made_up(20, [0, 0.2, 0.4, 0.4, 0.4], adagrad)] * 2,
+        "downpour_adagrad_200": [made_up(200, [0, 0.5, 0.5, 0.5, 0.5], adagrad)] * 2,
+        "sandblaster": [never, never],
+    }
+    verdicts = {claim.paper: claim.verdict for claim in claims(runs)}
+    assert verdicts["Downpour [20] is clearly faster than SGD [1]"] == "holds in part"
+    assert verdicts["Sandblaster [2000] is considerably faster"] == "does not hold here"
+    assert verdicts["Downpour + Adagrad [200] is the fastest of all"] == "holds"
+    assert verdicts["with enough CPUs Sandblaster beats the GPU"] == "does not hold here"
+    three = next(v for sentence, v in verdicts.items() if "3 times sooner" in sentence)
+    assert three == "does not hold here"  # it is 2 times
+
+
+def test_budgets_and_deadlines():
+    def point(curve, replicas, *times_s):
+        return Point(curve, replicas, METHODS[curve].machines(replicas), times_s)
+
+    points = [
+        point("downpour", 5, 50.0, math.inf, math.inf),
+        point("downpour", 10, math.inf, math.inf, math.inf),
+        point("downpour_adagrad", 5, 30.0, 31.0, 32.0),
+        point("downpour_adagrad", 10, 20.0, 21.0, 22.0),
+        point("sandblaster", 100, 40.0, 41.0, 42.0),
+        point("sandblaster", 200, 10.0, 11.0, 12.0),
+        point("gpu", 1, 1.0, 1.0, 1.0),
+    ]
+    best, misses, extreme = claims_of_points(points, 60.0)
+    assert best.verdict == "holds in part"  # all budgets but the largest
+    assert misses.verdict == "holds"
+    assert misses.ours.startswith("5 of 6 runs")
+    assert extreme.verdict == "holds"
+
+
+@pytest.mark.parametrize("main", [figure4.main, figure5.main])
+def test_mistakes_are_named(main):
+    with pytest.raises(ValueError, match="no --size=smok; nearest: 'smoke'"):
+        main(["--size=smok"])
+    with pytest.raises(ValueError, match="--seeds=0 must be"):
+        main(["--seeds=0"])
+    assert main(["--help"]) == 0
