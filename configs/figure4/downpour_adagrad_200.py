@@ -12,5 +12,5 @@ from configs.figure4.downpour_adagrad import adagrad
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = adagrad(variant, 12 if variant == "smoke" else 200)
-    config.options.warm_start_updates = 40
+    config.options.warm_start_updates = 20
     return tuned(config, "downpour_adagrad_200", variant)

@@ -114,7 +114,7 @@ class Plan:
         return optuna.samplers.RandomSampler(seed=seed)
 
     def _pruner(self) -> optuna.pruners.BasePruner:
-        least = max(1, self.config.evaluations // 10)
+        least = max(1, round(self.space.prune_from * self.config.evaluations))
         if self.space.pruner == "median":
             return optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=least)
         if self.space.pruner == "halving":

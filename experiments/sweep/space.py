@@ -98,8 +98,9 @@ class Space:
       space: field of the config -> its values.
       sampler: "grid", "random" or "tpe".
       pruner: "median" ends a run that is below the median of earlier trials at the same time
-        on the run's clock, "halving" one that is not among their best third at a tenth, three
-        and nine tenths of the time; or "none".
+        on the run's clock, "halving" one that is not among their best third, first at
+        `prune_from` and then each time it is three times as old; or "none".
+      prune_from: share of a run's time before which it is not pruned, whatever warms up in it.
       trials: how many; None: all points of a grid, else 20.
       seeds: runs a trial with other data orders and initial parameters; the mean counts.
       cluster_seeds: and with other delays, each of them for each of `seeds`.
@@ -110,6 +111,7 @@ class Space:
     space: Mapping[str, Values]
     sampler: str = "random"
     pruner: str = "none"
+    prune_from: float = 0.1
     trials: int | None = None
     seeds: int = 1
     cluster_seeds: int = 1
@@ -126,6 +128,8 @@ class Space:
             if getattr(self, kind) not in known:
                 name = getattr(self, kind)
                 raise ValueError(f"no {kind} {name!r}{nearest(name, known)}")
+        if not 0 < self.prune_from < 1:
+            raise ValueError(f"prune_from={self.prune_from!r} must be between 0 and 1")
         require_at_least_one(trials=self.count, seeds=self.seeds, cluster_seeds=self.cluster_seeds)
         if self.sampler == "grid" and self.count > self.points:
             raise ValueError(f"trials={self.trials}, but the grid has {self.points} points")

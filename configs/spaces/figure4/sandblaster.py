@@ -4,6 +4,7 @@ python -m experiments.sweep --config=configs/figure4/sandblaster.py \
     --space=configs/spaces/figure4/sandblaster.py --workdir=runs/sweeps/figure4/sandblaster --jobs=2
 """
 
+from configs._figure4 import PRUNE_FROM as PRUNE_FROM
 from configs._figure4 import PRUNER as PRUNER
 from configs._figure4 import SAMPLER as SAMPLER
 from configs._figure4 import TRIALS as TRIALS
