@@ -136,6 +136,7 @@ def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     """Loads the data and makes the network."""
+    require_arguments(**config.model)  # before data is made
     data = dict(config.data)
     splits = load(data.pop("name"), data_dir=config.data_dir, **data)
     model = dict(config.model)

@@ -79,6 +79,7 @@ MISTAKES = [
     ([QUICKSTART, "--config.data.name=fashion_mnst"], "nearest: 'fashion_mnist'"),
     ([QUICKSTART, "--config.data.num_example=9"], "nearest: 'num_examples'"),
     ([QUICKSTART, "--config.model.name=mpl"], "no model 'mpl'; nearest: 'mlp'"),
+    ([QUICKSTART, "--config.model.classes=3"], "model 'softmax' has no 'classes'"),
     ([QUICKSTART, "--config.cluster.machine.law=gauss"], "one of constant, lognormal"),
 ]  # fmt: skip
 
