@@ -29,7 +29,7 @@ def run_seeds(
     }
     first = sorted(configs, key=lambda name: -replicas_of(configs[name][1]))
     seeded_configs = {
-        folder: seeded(configs[name][1], seed)
+        folder: seeded(chosen.changed(configs[name][1]), seed)
         for name in first
         for folder, seed in zip(folders[name], chosen.seed_numbers, strict=True)
     }

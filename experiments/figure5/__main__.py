@@ -1,6 +1,7 @@
 """Figure 5: time to a hold-out accuracy against machines and cores, on the cluster of 2012.
 
 python -m experiments.figure5 [--size=smoke|laptop|full] [--seeds=3] [--jobs=N] [--workdir=DIR]
+    [--config.FIELD=VALUE ...]
 
 Runs three methods with four numbers of replicas each, and the GPU, to the accuracy that SGD [1]
 has at the end of Figure 4. Writes figure5.csv, figure5.png and claims.md. What figure4 has run
@@ -11,6 +12,8 @@ already is not run again; the same command again goes on where it was interrupte
   --size=full    a larger network, ten times as long
   --jobs=N       runs at once, each on one core (as many as there are cores)
   --runs=DIR     where the runs lie, which figure4 shares (runs/figures/SIZE)
+  --config.FIELD=VALUE  of every method, to see what a result depends on; --workdir and --runs
+                 must be given
 """
 
 from __future__ import annotations
@@ -18,16 +21,16 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import rich.console
 
-from configs._figure4 import SIZES
 from dbjax.workdir.files import prepare, write_text
 from experiments import plots
 from experiments.claims import leave, markdown, table
 from experiments.command_line import command
 from experiments.csv_text import csv_text
-from experiments.figure4.options import Options, options
+from experiments.figure4.options import options
 from experiments.figure4.results import stated
 from experiments.figure4.seeds import run_seeds
 from experiments.figure5.picture import figure
@@ -42,21 +45,25 @@ def main(arguments: list[str]) -> int:
     chosen = options(arguments, "figure5")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dbjax").setLevel(logging.INFO)
-    runs = run_seeds(configs(chosen.size), chosen, "figure5")
+    drawn = configs(chosen.size)
+    config = chosen.changed(drawn["sgd", 1][1])
+    runs = run_seeds(drawn, chosen, "figure5")
     accuracy = stated({"sgd": runs["sgd", 1]})
-    write(points(runs, accuracy), accuracy, chosen)
+    found = points(runs, accuracy)
+    write(found, accuracy, config.until_s, chosen.caption(config), chosen.workdir)
     return 0
 
 
-def write(found: Sequence[Point], accuracy: float, chosen: Options) -> None:
+def write(
+    found: Sequence[Point], accuracy: float, deadline_s: float, caption: str, workdir: Path
+) -> None:
     """All that follows from the points."""
-    workdir = prepare(chosen.workdir)
-    deadline_s = SIZES[chosen.size][3]
+    prepare(workdir)
     said = claims(found, deadline_s)
     measure = f"time to {accuracy:.1%} on the hold-out set"
     write_text(workdir / "figure5.csv", csv_text(rows(found, accuracy, deadline_s)))
-    leave(workdir, f"{markdown(said, measure)}\n{chosen.caption}.\n")
-    plots.save(figure(found, accuracy, deadline_s, chosen.caption), workdir / "figure5.png")
+    leave(workdir, f"{markdown(said, measure)}\n{caption}.\n")
+    plots.save(figure(found, accuracy, deadline_s, caption), workdir / "figure5.png")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     console.print(table(said, measure, "Figure 5"))
     console.print(f"picture: {workdir / 'figure5.png'}\nnumbers: {workdir / 'figure5.csv'}")

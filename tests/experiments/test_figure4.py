@@ -205,4 +205,13 @@ def test_mistakes_are_named(main):
         main(["--size=smok"])
     with pytest.raises(ValueError, match="--seeds=0 must be"):
         main(["--seeds=0"])
+    with pytest.raises(ValueError, match="of their own"):  # else they overwrite the figure's
+        main(["--config.until_s=1"])
     assert main(["--help"]) == 0
+
+
+def test_what_is_changed_is_changed_in_every_run(tmp_path):
+    given = ["--size=smoke", "--seeds=1", f"--runs={tmp_path}/runs", f"--workdir={tmp_path}/out"]
+    assert figure4.main([*given, "--config.until_s=1", "--config.evaluate_examples=50"]) == 0
+    assert max(float(row["time_s"]) for row in table(tmp_path / "out/figure4.csv")) == 1.0
+    assert "until_s=1" in (tmp_path / "out/claims.md").read_text()
