@@ -25,7 +25,7 @@ VARIANTS = tuple(SIZES)
 DEFAULT = "laptop"
 TUNED = Path(__file__).with_name("figure4") / "tuned.json"
 # What each method may spend on tuning. Runs are compared when warm starts are over.
-SAMPLER, PRUNER, PRUNE_FROM, TRIALS = "random", "halving", 0.3, 10
+SAMPLER, PRUNER, PRUNE_FROM, TRIALS = "tpe", "halving", 0.3, 16
 BATCH = 100  # as in Figure 3; the paper does not give it
 MACHINES = 8  # of a replica
 SHARDS = 4  # each network card stands for those of two machines
