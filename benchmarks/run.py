@@ -36,6 +36,7 @@ PARTS: dict[str, dict[str, str]] = {
     "on_ray": KEEP_FREED_SMALL,
     "on_ray_paper": KEEP_FREED_MEMORY,
     "sweep": {},
+    "figure4": {"NPROC": "1", "OMP_NUM_THREADS": "1"},
 }
 
 

@@ -24,11 +24,15 @@ class Claim:
     verdict: Verdict
 
 
-def verdict(seeds: Sequence[bool]) -> Verdict:
-    """Of one comparison in each seed: in part where some agree."""
-    if all(seeds):
+def verdict(agrees: Sequence[float]) -> Verdict:
+    """Of several comparisons, one a seed where there are seeds.
+
+    Args:
+      agrees: of each: 1 if it agrees with the sentence, 0 if not; between them, in part.
+    """
+    if min(agrees) == 1:
         return "holds"
-    return "holds in part" if any(seeds) else "does not hold here"
+    return "holds in part" if max(agrees) > 0 else "does not hold here"
 
 
 def markdown(claims: Sequence[Claim], measured: str) -> str:
@@ -49,7 +53,7 @@ def table(claims: Sequence[Claim], measured: str, title: str) -> rich.table.Tabl
 def leave(workdir: Path, text: str) -> None:
     """Writes claims.md; where the workdir lies in results/, also the page that has them all."""
     write_text(workdir / "claims.md", text)
-    if workdir.parent == RESULTS:
+    if workdir.resolve().parent == RESULTS.resolve():
         write_text(RESULTS / "README.md", _page(sorted(RESULTS.glob("*/claims.md"))))
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +18,6 @@ from dbjax.workdir.files import plain
 from dbjax.workdir.origin import versions
 from experiments.progress import bar
 from experiments.report.read import Run, read
-from experiments.saved import CONFIG
 from experiments.sweep.pool import Pool, Process
 from experiments.sweep.trial import Job, Outcome
 
@@ -38,7 +36,7 @@ def run_all(
       configs: by the folder in `workdir` that each is left in. They begin in this order.
 
     Raises:
-      ValueError: a run failed; says which and how. What has ended before is kept.
+      ValueError: runs failed; says which and how. The others have ended and are kept.
       KeyboardInterrupt: the same call goes on.
     """
     require_at_least_one(jobs=jobs)
@@ -51,54 +49,60 @@ def run_all(
 def _run(
     configs: Mapping[str, ml_collections.ConfigDict], workdir: Path, jobs: int, label: str
 ) -> None:
-    waiting = {k: c for k, c in enumerate(configs.values()) if not _is_there(workdir, k, configs)}
-    names = list(configs)
+    left = [name for name, config in configs.items() if not _is_there(workdir / name, config)]
+    waiting = dict(enumerate(left))
+    shares = dict.fromkeys(waiting, 0.0)  # of each run that has not ended
+    errors: list[str] = []
     start = functools.partial(Process, workdir / "workers.log")
-    with noted() as interrupted, Pool(start, jobs) as pool, _progress(label, len(names)) as tell:
-        tell(len(names) - len(waiting), "")
-        shares = dict.fromkeys(waiting, 0.0)  # of each run that is not there yet
+    with noted() as interrupted, Pool(start, jobs) as pool, _progress(label, len(configs)) as tell:
+        tell(len(configs) - len(shares), 0.0, "")
         while shares and not interrupted.by:
             while waiting and pool.free:
                 number = next(iter(waiting))
-                pool.give(number, Job(waiting.pop(number), _METRIC, 1, 1, prunes=False))
+                pool.give(number, Job(configs[waiting.pop(number)], _METRIC, 1, 1, prunes=False))
             for number, said in pool.said(_POLL_S):
+                name = left[number]
                 if isinstance(said, Outcome):
                     if said.error:
-                        raise ValueError(f"{names[number]}: {said.error}")
-                    said.leave(workdir / names[number])
+                        errors.append(f"{name}: {said.error}")
+                    else:
+                        said.leave(workdir / name)
                     del shares[number]
                 else:
-                    shares[number] = said[0] / configs[names[number]].evaluations
-                tell(len(names) - len(shares) + sum(shares.values()), names[number])
-    if interrupted.by:
+                    shares[number] = said[0] / configs[name].evaluations
+                tell(len(configs) - len(shares), sum(shares.values()), name)
+    if shares:
         raise KeyboardInterrupt(interrupted.by)
+    if errors:
+        raise ValueError("; ".join(errors))
 
 
-def _is_there(workdir: Path, number: int, configs: Mapping[str, ml_collections.ConfigDict]) -> bool:
-    """Whether the folder holds what running that config again would give."""
-    name, config = list(configs.items())[number]
-    folder = workdir / name
+def _is_there(folder: Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether a folder holds what running that config again would give."""
     if not (folder / SUMMARY).exists():
         return False
-    about = json.loads((folder / CONFIG).read_text())
-    same = about["config"] == plain(config.to_dict(), infinity="inf")
-    return bool(same and about["versions"] == versions())
+    run = read(folder, folder.name)
+    same = run.config == plain(config.to_dict(), infinity="inf")
+    return same and run.state == "finished" and run.about["versions"] == versions()
 
 
 @contextlib.contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[float, str], None]]:
-    """A bar on a terminal, else a line of log for each run that has ended."""
+def _progress(label: str, total: int) -> Iterator[Callable[[int, float, str], None]]:
+    """A bar on a terminal, else a line of log for each run that has ended.
+
+    It is told how many have ended, what the others have done together, and whose turn it was.
+    """
     if not sys.stderr.isatty():
         last = 0
 
-        def log(done: float, name: str) -> None:
+        def log(ended: int, share: float, name: str) -> None:
             nonlocal last
-            if int(done) > last:
-                last = int(done)
-                logging.getLogger("dbjax").info("%s: %d of %d runs %s", label, last, total, name)
+            if ended > last:
+                last = ended
+                logging.getLogger("dbjax").info("%s: %d of %d runs %s", label, ended, total, name)
 
         yield log
         return
     with bar("{task.completed:.1f} of {task.total} runs") as drawn:
         task = drawn.add_task(label, total=total, state="")
-        yield lambda done, name: drawn.update(task, completed=done, state=name)
+        yield lambda ended, share, name: drawn.update(task, completed=ended + share, state=name)

@@ -8,7 +8,7 @@ import ml_collections
 from configs._figure4 import SHARDS, figure4, step_s, tuned
 from configs._figure4 import VARIANTS as VARIANTS
 
-PORTION = 50  # examples: of all data at laptop size, three portions for each replica
+PORTION = 50  # examples: of the laptop size's 270,000, up to three portions for each replica
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

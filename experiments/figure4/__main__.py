@@ -10,7 +10,10 @@ interrupted.
 
   --size=laptop  as in results/figure4: half an hour on two cores
   --size=smoke   fewer replicas, a tiny network: two minutes
-  --size=full    a larger network, ten times as long
+  --size=full    a larger network, twenty times as long: a day
+  --size=laptop_fast_network    as laptop, on a network ten times faster
+  --size=laptop_small_batches   as laptop, in mini-batches of 10
+  --methods=     some of sgd,gpu,downpour,downpour_adagrad,downpour_adagrad_200,sandblaster
   --jobs=N       runs at once, each on one core (as many as there are cores)
   --runs=DIR     where the runs lie, which figure5 shares (runs/figures/SIZE)
   --config.FIELD=VALUE  of every method, to see what a result depends on; --workdir and --runs
@@ -36,8 +39,9 @@ from experiments.csv_text import csv_text
 from experiments.figure4.methods import METHODS
 from experiments.figure4.options import options
 from experiments.figure4.picture import figure
-from experiments.figure4.results import Runs, claims, order, rows, stated
+from experiments.figure4.results import Runs, order, provenance, rows, stated
 from experiments.figure4.seeds import run_seeds
+from experiments.figure4.sentences import claims
 from experiments.figure4.tuning import tune
 
 
@@ -45,15 +49,17 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
-    chosen = options([a for a in arguments if a != "--tune"], "figure4")
+    chosen = options([a for a in arguments if a != "--tune"], "figure4", "methods")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dbjax").setLevel(logging.INFO)
     if "--tune" in arguments:
-        interrupted = tune(chosen.size, chosen.runs / "tuning", chosen.jobs)
+        if chosen.changes:
+            raise ValueError("--tune goes without --config.FIELD=VALUE: it tunes what configs/ say")
+        interrupted = tune(chosen.size, chosen.methods, chosen.runs / "tuning", chosen.jobs)
         if interrupted:
             print("interrupted: the same command goes on", file=sys.stderr)
             return exit_code(interrupted)
-    configs = {key: (key, method.config(chosen.size)) for key, method in METHODS.items()}
+    configs = {key: (key, METHODS[key].config(chosen.size)) for key in chosen.methods}
     caption = chosen.caption(chosen.changed(configs["sgd"][1]))
     write(run_seeds(configs, chosen, "figure4"), caption, chosen.workdir)
     return 0
@@ -63,11 +69,11 @@ def write(runs: Runs, caption: str, workdir: Path) -> None:
     """All that follows from the runs."""
     prepare(workdir)
     said = claims(runs)
-    measure = f"time to {stated(runs):.1%}, what SGD [1] has at the end"
+    measure = f"time to what SGD [1] of the same seed has at the end ({stated(runs):.1%})"
     write_text(workdir / "figure4.csv", csv_text(rows(runs)))
     leave(
         workdir,
-        f"{markdown(said, measure)}\nThe soonest first: {order(runs)}.\n\n{caption}.\n",
+        f"{markdown(said, measure)}\n{order(runs)}\n\n{caption}; {provenance(runs)}.\n",
     )
     plots.save(figure(runs, caption), workdir / "figure4.png")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)

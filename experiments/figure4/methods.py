@@ -6,7 +6,7 @@ import dataclasses
 
 import ml_collections
 
-from configs._figure4 import MACHINES
+from configs._figure4 import MACHINES, servers
 from experiments.command_line import load_config
 
 CORES = 20  # of a machine, at most (section 5)
@@ -39,7 +39,7 @@ class Method:
         """Of all replicas, and of the parameter server if there is one."""
         if self.key == "gpu":
             return 1
-        return MACHINES * replicas * (1 if self.key == "sgd" else 2)
+        return MACHINES * replicas + (0 if self.key == "sgd" else servers(replicas))
 
 
 METHODS = {

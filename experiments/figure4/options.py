@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 from pathlib import Path
 
 import ml_collections
 
-from configs._figure4 import BATCH, DEFAULT, SIZES
+from configs._figure4 import DEFAULT, SIZES, TUNED
 from dbjax.arguments import nearest
 from dbjax.models import PAPER, SpeechConfig
 from experiments.command_line import override, parse
+from experiments.figure4.methods import METHODS
 
+# Fields that other fields of a config of Figure 4 follow from.
+_DERIVED = ("batch_size", "model.", "data.num_states", "cluster.compute_s", "cluster.machine")
 _NUMBERS = {"seeds": 3, "jobs": os.cpu_count() or 1}
 
 
@@ -24,12 +28,14 @@ class Options:
       size: of `SIZES`.
       seeds: runs of each method, with seeds 1, 2, ...
       jobs: runs at once.
+      methods: keys of `METHODS`.
       workdir: for the table and the picture.
       runs: for the runs, which both figures share.
       changes: fields of every method's config and their values, above what was tuned.
     """
 
     size: str
+    methods: tuple[str, ...]
     seeds: int
     jobs: int
     workdir: Path
@@ -49,42 +55,70 @@ class Options:
 
     def caption(self, config: ml_collections.ConfigDict) -> str:
         """What is modelled, and what is computed; of any method's config."""
-        arithmetic = SpeechConfig(width=config.model.width, states=config.data.num_states)
+        size, computed = SIZES[self.size], parameters(config)
+        network = f"{size.network:g} times the network of" if size.network != 1 else ""
         changes = "".join(f"; {path}={value}" for path, value in self.changes)
         return (
-            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters, "
-            f"mini-batches of {BATCH}, on the cluster fitted to Figure 3, for "
-            f"{config.until_s:g} s; arithmetic: a network of {arithmetic.parameters / 1e6:.2g} M\n"
-            f"{config.data.num_frames:,} frames, {config.data.num_states} states; median of "
-            f"{self.seeds} seeds, from the lowest to the highest; every method tuned by the same "
-            f"number of trials{changes}"
-        )
+            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network} "
+            f"the cluster fitted to Figure 3, mini-batches of {config.batch_size}, "
+            f"{config.until_s:g} s; arithmetic: a network of {computed / 1e6:.2g} M\n"
+            f"{config.data.num_frames:,} frames, {config.data.num_states} states; accuracy on "
+            f"{config.evaluate_examples:,} of them; median of {self.seeds} seeds, from the lowest "
+            f"to the highest{changes}\n{tuning(self.size)}"
+        ).replace("  ", " ")
 
 
-def options(arguments: list[str], figure: str) -> Options:
-    """Reads the command line of a figure.
+def parameters(config: ml_collections.ConfigDict) -> int:
+    """Of the network whose gradients are computed."""
+    return SpeechConfig(width=config.model.width, states=config.data.num_states).parameters
+
+
+def tuning(size: str) -> str:
+    """How the methods were tuned, in words."""
+    sizes = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    if not sizes:
+        return "not tuned"
+    here = size if size in sizes else DEFAULT
+    (trials,) = {found["trials"] for found in sizes[here].values()}
+    said = f"each method tuned by {trials} trials, for hold-out accuracy at the end"
+    return said if here == size else f"{said}, at size {here}"
+
+
+def options(arguments: list[str], figure: str, *more: str) -> Options:
+    """Reads the command line of a figure; `more` are flags that only this one knows.
 
     Raises:
       ValueError: anything is not understood.
     """
     pairs = [a.removeprefix("--config.").split("=", 1) for a in arguments if _changes(a)]
     changes = tuple((path, value) for path, value in pairs)
-    chosen = parse([a for a in arguments if not _changes(a)], ("size", "runs", *_NUMBERS))
+    chosen = parse([a for a in arguments if not _changes(a)], ("size", "runs", *more, *_NUMBERS))
     given = chosen.options
     size = given.get("size", DEFAULT)
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
+    for path, _ in changes:
+        if path.startswith(_DERIVED):
+            raise ValueError(f"--config.{path}: the clock depends on it; see configs/_figure4.py")
     if changes and (chosen.workdir is None or "runs" not in given):
         raise ValueError("with --config.FIELD=VALUE give a --workdir and --runs of their own")
+    methods = tuple(given["methods"].split(",")) if "methods" in given else tuple(METHODS)
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"--methods: no {method!r}{nearest(method, METHODS)}")
+    if "sgd" not in methods:
+        raise ValueError("--methods: 'sgd' must be among them: others are held against it")
     numbers = dict(_NUMBERS)
     for name in _NUMBERS:
         if name in given:
             if not given[name].isdecimal() or not int(given[name]):
                 raise ValueError(f"--{name}={given[name]} must be an integer of at least 1")
             numbers[name] = int(given[name])
-    folder = Path(chosen.workdir or f"results/{figure}")
+    where = f"results/{figure}" if size == DEFAULT else f"runs/{figure}/{size}"
     runs = Path(given.get("runs", f"runs/figures/{size}"))
-    return Options(size, workdir=folder, runs=runs, changes=changes, **numbers)
+    return Options(
+        size, methods, **numbers, workdir=Path(chosen.workdir or where), runs=runs, changes=changes
+    )
 
 
 def _changes(argument: str) -> bool:

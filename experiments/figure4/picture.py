@@ -45,8 +45,8 @@ def _panel(axes: Axes, runs: Runs, field: str) -> None:
     for key, mine in runs.items():
         method = METHODS[key]
         colour = plots.METHODS[method.name][0]
-        time_s = [row["time_s"] for row in mine[0].rows]
-        percent = 100 * np.array([[row[field] for row in run.rows] for run in mine])
+        time_s = [row["time_s"] for row in max((run.rows for run in mine), key=len)]
+        percent = 100 * np.array([_held([row[field] for row in run.rows], time_s) for run in mine])
         axes.plot(
             time_s,
             np.median(percent, axis=0),
@@ -62,6 +62,11 @@ def _panel(axes: Axes, runs: Runs, field: str) -> None:
     hours = axes.secondary_xaxis("top", functions=(_to_hours, _to_seconds))
     hours.set_xlabel("virtual hours", fontsize=8)
     hours.tick_params(labelsize=8)
+
+
+def _held(values: list[float], time_s: list[float]) -> list[float]:
+    """The last value stays where a run ended early."""
+    return values + values[-1:] * (len(time_s) - len(values))
 
 
 def _to_hours(seconds: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Rows of Figure 4, times to an accuracy, and the paper's sentences beside them."""
+"""Rows of Figure 4, times to an accuracy, the order of the methods."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ml_collections
+
+from dbjax.models import PAPER
 from experiments.accuracy import time_to
-from experiments.claims import Claim, verdict
 from experiments.figure4.methods import METHODS
+from experiments.figure4.options import parameters
 from experiments.report.read import Run
 
 Runs = Mapping[str, Sequence[Run]]  # of each method, by its key: one for each seed
@@ -29,6 +32,8 @@ def rows(runs: Runs) -> list[dict[str, Any]]:
             "seed": run.config["seed"],
             "time_s": row["time_s"],
             "time_h": row["time_s"] / 3600,
+            "clock_of_parameters": PAPER.parameters,
+            "computed_parameters": parameters(ml_collections.ConfigDict(run.config)),
             "updates": row["updates"],
             "examples": row["examples"],
             "train_accuracy": row["train_accuracy"],
@@ -49,59 +54,41 @@ def stated(runs: Runs) -> float:
     return statistics.fmean(map(final, runs["sgd"]))
 
 
-def times(runs: Sequence[Run], accuracy: float) -> list[float]:
-    """When each seed first has that accuracy, s; infinite: never."""
-    return [time_to(run.rows, accuracy) for run in runs]
-
-
-def claims(runs: Runs) -> list[Claim]:
-    """What section 5 says of Figure 4, at the accuracy that SGD [1] has at the end."""
-    accuracy = stated(runs)
-    found = {key: times(mine, accuracy) for key, mine in runs.items()}
-
-    def sooner(sentence: str, quick: str, *slow: str, by: float = 1.0) -> Claim:
-        ours = "; ".join(f"{label(k, runs[k])} {seconds(found[k])}" for k in (quick, *slow))
-        pairs = [pair for k in slow for pair in zip(found[quick], found[k], strict=True)]
-        return Claim(sentence, ours, verdict([by * q < s for q, s in pairs]))
-
-    fastest = "downpour_adagrad_200"
-    return [
-        sooner("Downpour [20] is clearly faster than SGD [1]", "downpour", "sgd"),
-        sooner("with Adagrad [20], modestly faster again", "downpour_adagrad", "downpour"),
-        sooner("Sandblaster [2000] is considerably faster", "sandblaster", "downpour_adagrad"),
-        sooner(
-            "Downpour + Adagrad [200] is the fastest of all",
-            fastest,
-            *(key for key in found if key not in (fastest, "gpu")),
-        ),
-        sooner("with enough CPUs Sandblaster beats the GPU", "sandblaster", "gpu"),
-        sooner("with enough CPUs Downpour + Adagrad [200] beats the GPU", fastest, "gpu"),
-        _rates(runs),
-        sooner(
-            "(our aim, not the paper's) Downpour + Adagrad [20] is 3 times sooner than SGD [1]",
-            "downpour_adagrad",
-            "sgd",
-            by=3.0,
-        ),
-    ]
+def times(runs: Runs) -> dict[str, list[float]]:
+    """When each run first has what SGD [1] of its seed has at the end, s; infinite: never."""
+    targets = [final(run) for run in runs["sgd"]]
+    return {
+        key: [time_to(run.rows, target) for run, target in zip(mine, targets, strict=True)]
+        for key, mine in runs.items()
+    }
 
 
 def order(runs: Runs) -> str:
-    """The methods by time to SGD's accuracy, the soonest first."""
-    accuracy = stated(runs)
-    middle = {key: statistics.median(times(mine, accuracy)) for key, mine in runs.items()}
-    return ", ".join(label(key, runs[key]) for key in sorted(middle, key=lambda k: middle[k]))
-
-
-def _rates(runs: Runs) -> Claim:
-    """Section 4.1."""
-    gamma = runs["downpour_adagrad"][0].config["rule"]["gamma"]
-    rate = runs["downpour"][0].config["rule"]["learning_rate"]
-    return Claim(
-        "gamma of Adagrad is larger, perhaps by an order of magnitude, than the best fixed rate",
-        f"gamma {gamma:.3g}, rate {rate:.3g}: {gamma / rate:.2g} times",
-        verdict([gamma > rate]),
+    """The methods by time to SGD's accuracy, the soonest first; by accuracy at the end."""
+    found = times(runs)
+    last = {key: statistics.median(map(final, mine)) for key, mine in runs.items()}
+    sooner = ", ".join(f"{label(key, runs[key])} {seconds(found[key])}" for key in by_time(found))
+    better = ", ".join(
+        f"{label(key, runs[key])} {last[key]:.1%}" for key in sorted(last, key=lambda k: -last[k])
     )
+    return f"The soonest first: {sooner}.\n\nThe best at the end first: {better}."
+
+
+def by_time(found: Mapping[str, Sequence[float]]) -> list[str]:
+    return sorted(found, key=lambda key: (statistics.median(found[key]), min(found[key])))
+
+
+def provenance(runs: Runs) -> str:
+    """Which runs ended before their time, and of which commits all are."""
+    end_s = max(run.end_s for mine in runs.values() for run in mine)
+    ended = [
+        f"{label(key, mine)} of seed {run.config['seed']} ended at {run.end_s:.1f} s"
+        for key, mine in runs.items()
+        for run in mine
+        if run.end_s < end_s
+    ]
+    commits = sorted({str(run.about["commit"]) for mine in runs.values() for run in mine})
+    return "; ".join([*ended, f"runs of commit {', '.join(commits)}"])
 
 
 def seconds(times_s: Sequence[float]) -> str:

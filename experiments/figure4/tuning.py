@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from experiments.sweep.run import sweep
 from experiments.sweep.space import load_space
 
 
-def tune(size: str, workdir: Path, jobs: int) -> str | None:
+def tune(size: str, methods: Sequence[str], workdir: Path, jobs: int) -> str | None:
     """Writes configs/figure4/tuned.json, method by method.
 
     Returns:
       The signal that has interrupted it; the same call goes on.
     """
-    for key, method in METHODS.items():
+    for key in methods:
+        method = METHODS[key]
         space = load_space(f"configs/spaces/figure4/{method.space}.py")
         neutral = {name: values.grid[0] for name, values in space.space.items()}
         config = space.set_in(method.config(size), neutral)  # the same whatever was found before
@@ -28,7 +30,8 @@ def tune(size: str, workdir: Path, jobs: int) -> str | None:
             return found.interrupted
         if found.best is None or found.best_row is None:
             raise ValueError(f"{key}: no trial was complete; see {workdir / key}")
-        _keep(size, key, {name: _field(found.best, name) for name in space.space}, found.value)
+        fields = {name: _field(found.best, name) for name in space.space}
+        _keep(size, key, {"fields": fields, "test_accuracy": found.value, "trials": space.count})
     return None
 
 
@@ -38,7 +41,7 @@ def _field(config: Any, name: str) -> Any:
     return config
 
 
-def _keep(size: str, key: str, fields: dict[str, Any], accuracy: float) -> None:
+def _keep(size: str, key: str, winner: dict[str, Any]) -> None:
     sizes = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
-    sizes.setdefault(size, {})[key] = {"fields": fields, "test_accuracy": accuracy}
+    sizes.setdefault(size, {})[key] = winner
     write_json(TUNED, sizes)

@@ -21,8 +21,8 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
+import ml_collections
 import rich.console
 
 from dbjax.workdir.files import prepare, write_text
@@ -30,7 +30,7 @@ from experiments import plots
 from experiments.claims import leave, markdown, table
 from experiments.command_line import command
 from experiments.csv_text import csv_text
-from experiments.figure4.options import options
+from experiments.figure4.options import Options, options, parameters
 from experiments.figure4.results import stated
 from experiments.figure4.seeds import run_seeds
 from experiments.figure5.picture import figure
@@ -49,19 +49,19 @@ def main(arguments: list[str]) -> int:
     config = chosen.changed(drawn["sgd", 1][1])
     runs = run_seeds(drawn, chosen, "figure5")
     accuracy = stated({"sgd": runs["sgd", 1]})
-    found = points(runs, accuracy)
-    write(found, accuracy, config.until_s, chosen.caption(config), chosen.workdir)
+    write(points(runs, accuracy), accuracy, config, chosen)
     return 0
 
 
 def write(
-    found: Sequence[Point], accuracy: float, deadline_s: float, caption: str, workdir: Path
+    found: Sequence[Point], accuracy: float, config: ml_collections.ConfigDict, chosen: Options
 ) -> None:
-    """All that follows from the points."""
-    prepare(workdir)
+    """All that follows from the points, and the config of SGD [1]."""
+    workdir, deadline_s, computed = prepare(chosen.workdir), config.until_s, parameters(config)
+    caption = f"{chosen.caption(config)}, Downpour at 20, with Adagrad at 20 and 200 replicas"
     said = claims(found, deadline_s)
     measure = f"time to {accuracy:.1%} on the hold-out set"
-    write_text(workdir / "figure5.csv", csv_text(rows(found, accuracy, deadline_s)))
+    write_text(workdir / "figure5.csv", csv_text(rows(found, accuracy, deadline_s, computed)))
     leave(workdir, f"{markdown(said, measure)}\n{caption}.\n")
     plots.save(figure(found, accuracy, deadline_s, caption), workdir / "figure5.png")
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)

@@ -9,17 +9,17 @@ from typing import Any
 
 import ml_collections
 
-from configs._figure4 import with_replicas
+from configs._figure4 import DEFAULT, with_replicas
+from dbjax.models import PAPER
+from experiments.accuracy import time_to
 from experiments.figure4.methods import CORES, METHODS, Method, replicas_of
-from experiments.figure4.results import times
 from experiments.report.read import Run
 
 _CURVES = ("downpour", "downpour_adagrad", "sandblaster")
 REPLICAS = {  # four configurations of each
-    "smoke": ((1, 2, 4, 8), (2, 4, 8, 12), (5, 10, 20, 40)),
-    "laptop": ((5, 10, 20, 50), (20, 50, 100, 200), (250, 500, 1_000, 2_000)),
+    "smoke": ((1, 2, 4, 12), (1, 2, 4, 12), (5, 10, 20, 40)),
+    "laptop": ((5, 20, 50, 200), (5, 20, 50, 200), (94, 250, 1_000, 2_000)),  # 94: 30,000 cores
 }
-REPLICAS["full"] = REPLICAS["laptop"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ def configs(size: str) -> dict[tuple[str, int], tuple[str, ml_collections.Config
     found = {}
     for key in ("gpu", "sgd"):
         found[key, 1] = key, METHODS[key].config(size)
-    for curve, counts in zip(_CURVES, REPLICAS[size], strict=True):
+    for curve, counts in zip(_CURVES, REPLICAS.get(size, REPLICAS[DEFAULT]), strict=True):
         tuned = {
             key: method.config(size)
             for key, method in METHODS.items()
@@ -81,13 +81,20 @@ def _ratio(one: int, other: int) -> float:
 def points(runs: Mapping[tuple[str, int], Sequence[Run]], accuracy: float) -> list[Point]:
     """When each configuration reaches an accuracy."""
     return [
-        Point(curve, replicas, METHODS[curve].machines(replicas), tuple(times(mine, accuracy)))
+        Point(
+            curve,
+            replicas,
+            METHODS[curve].machines(replicas),
+            tuple(time_to(run.rows, accuracy) for run in mine),
+        )
         for (curve, replicas), mine in runs.items()
         if curve != "sgd"
     ]
 
 
-def rows(found: Sequence[Point], accuracy: float, deadline_s: float) -> list[dict[str, Any]]:
+def rows(
+    found: Sequence[Point], accuracy: float, deadline_s: float, computed: int
+) -> list[dict[str, Any]]:
     """One for each seed of each configuration."""
     return [
         {
@@ -95,6 +102,8 @@ def rows(found: Sequence[Point], accuracy: float, deadline_s: float) -> list[dic
             "replicas": point.replicas,
             "machines": point.machines,
             "cores": point.cores,
+            "clock_of_parameters": PAPER.parameters,
+            "computed_parameters": computed,
             "seed": seed,
             "hold_out_accuracy": accuracy,
             "time_s": time_s,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
@@ -30,12 +31,26 @@ def serve(connection: Connection) -> None:
         connection.send(run_trial(job, look))
 
 
-def _end_with_the_driver() -> None:
+def _served(connection: Connection) -> None:
+    try:
+        serve(connection)
+    except Exception:
+        logging.exception("worker")
+    os._exit(1)
+
+
+def _main(connection: Connection) -> None:
+    """Serves beside the main thread, which alone hears signals: they are for the driver.
+
+    A run that ended by one would be taken for whole. The process ends with its driver.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    threading.Thread(target=_served, args=(connection,), daemon=True).start()
     os.read(0, 1)
     os._exit(1)
 
 
 if __name__ == "__main__":
     logging.basicConfig(format="%(asctime)s %(process)d %(message)s")
-    threading.Thread(target=_end_with_the_driver, daemon=True).start()
-    serve(Connection(int(sys.argv[1])))
+    _main(Connection(int(sys.argv[1])))

@@ -5,22 +5,37 @@ import dataclasses
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from configs._figure4 import GPU_STEP_S, SIZES, step_s
+from configs._figure4 import (
+    BYTES,
+    GPU_STEP_S,
+    JITTER,
+    MACHINES,
+    SHARDS,
+    SIZES,
+    servers,
+    step_s,
+    transfer_s,
+)
 from dbjax.models import PAPER
-from dbjax.parallel.speedup import predicted
+from dbjax.parallel.speedup import phased_step, predicted
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
+from experiments import build
 from experiments import runs as many
 from experiments.command_line import load_config
 from experiments.figure3.networks import compiled
 from experiments.figure4 import __main__ as figure4
 from experiments.figure4.methods import METHODS
-from experiments.figure4.results import claims
+from experiments.figure4.picture import figure
+from experiments.figure4.sentences import claims
 from experiments.figure5 import __main__ as figure5
 from experiments.figure5.points import REPLICAS, Point, configs
 from experiments.figure5.results import claims as claims_of_points
@@ -56,10 +71,10 @@ def table(path):
 def test_figure_4_leaves_its_table_its_picture_and_its_claims(smoke):
     rows = table(smoke / "figure4/figure4.csv")
     assert len({row["method"] for row in rows}) == len(METHODS)
-    assert len(rows) == len(METHODS) * (1 + SIZES["smoke"][4])
-    assert max(float(row["time_s"]) for row in rows) == SIZES["smoke"][3]
+    assert len(rows) == len(METHODS) * (1 + SIZES["smoke"].evaluations)
+    assert max(float(row["time_s"]) for row in rows) == SIZES["smoke"].until_s
     assert (smoke / "figure4/figure4.png").stat().st_size > 20_000
-    assert "what SGD [1] has at the end" in (smoke / "figure4/claims.md").read_text()
+    assert "what SGD [1] of the same seed has at the end" in (smoke / "figure4/claims.md").read_text()
 
 
 def test_figure_5_goes_by_the_same_runs(smoke):
@@ -93,17 +108,16 @@ def test_a_run_that_fails_is_named(tmp_path):
 
 def test_interrupted_it_goes_on(tmp_path):
     """SIGINT once the first run lies there: exit code 130, and that run is kept as it is."""
-    import signal
-    import time
-
     runs = tmp_path / "runs"
     command = [
         sys.executable, "-m", "experiments.figure4", "--size=smoke", "--seeds=1", "--jobs=1",
         f"--runs={runs}", f"--workdir={tmp_path / 'out'}",
     ]  # fmt: skip
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    deadline = time.monotonic() + 120
     while not (found := list(runs.glob("*/seed_1/summary.json"))):
         assert begun.poll() is None
+        assert time.monotonic() < deadline
         time.sleep(0.05)
     begun.send_signal(signal.SIGINT)
     _, said = begun.communicate()
@@ -117,11 +131,30 @@ def test_interrupted_it_goes_on(tmp_path):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_config_can_be_built(size):
-    for name, (key, config) in configs(size).items():
-        assert key in METHODS, name
-        assert config.cluster.size_scale > 1  # the clock is that of a larger network
-    ten = configs("laptop")["downpour", 10][1]
-    assert ten.cluster.machines["shard/*"].cards == ten.options.replicas == 10
+    for (curve, replicas), (_, config) in configs(size).items():
+        build.require_sound(config)
+        assert config.options.replicas == replicas
+        cluster = build.cluster(config)
+        if curve in ("gpu", "sgd"):
+            continue
+        # all of the paper's parameters, in four pieces, each over a card of its own
+        shard, machine = cluster.machine_of("shard/0"), cluster.machine
+        assert (shard.cards, machine.cards) == (replicas, SHARDS)
+        piece_s = BYTES / SHARDS / machine.bandwidth_bytes_per_s
+        assert piece_s == pytest.approx(transfer_s(replicas))
+
+
+def test_a_wider_server_would_not_be_quicker():
+    """Of 2,000 replicas; of 20 it would be, but is no wider than they are."""
+    best = servers(2_000)
+    card, message_s = GOOGLE_2012.machine.bandwidth_bytes_per_s, GOOGLE_2012.message_s
+
+    def fetch_s(width):
+        return 2_000 * BYTES / (width * card) + width / MACHINES * message_s
+
+    assert fetch_s(best) == pytest.approx(transfer_s(2_000))
+    assert fetch_s(best) < min(fetch_s(0.9 * best), fetch_s(1.1 * best))
+    assert servers(20) == 160
 
 
 def test_the_clock_is_that_of_the_compiled_programs():
@@ -136,47 +169,79 @@ def test_the_clock_is_that_of_the_compiled_programs():
         env=os.environ | {"XLA_FLAGS": FAST, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    eight, gpu = json.loads(done.stdout)
+    eight, jitter, gpu = json.loads(done.stdout)
     for examples, time_s in eight.items():
         assert step_s(int(examples)) == pytest.approx(time_s, rel=0.02)
+    assert pytest.approx(jitter, rel=0.1) == JITTER
     assert pytest.approx(gpu, rel=0.01) == GPU_STEP_S
 
 
 def _times():
     eight = {n: predicted(compiled(PAPER, 8, n), GOOGLE_2012).upper_s for n in (25, 50, 100, 500)}
+    step, random = phased_step(compiled(PAPER, 8, 100)), np.random.default_rng(0)
+    drawn = [step.draw_s(GOOGLE_2012.machine, GOOGLE_2012, random) for _ in range(2_000)]
     board = dataclasses.replace(GOOGLE_2012, machine=GPU_2012)
-    print(json.dumps([eight, predicted(compiled(PAPER, 1, 100), board).upper_s]))
+    jitter = float(np.std(np.log(drawn)))
+    print(json.dumps([eight, jitter, predicted(compiled(PAPER, 1, 100), board).upper_s]))
 
 
 def made_up(replicas, accuracies, rule):
     """A run with an evaluation each second."""
-    rows = [{"time_s": float(t), "test_accuracy": a} for t, a in enumerate(accuracies)]
+    rows = [
+        {"time_s": float(t), "train_accuracy": a, "test_accuracy": a}
+        for t, a in enumerate(accuracies)
+    ]
     config = {"options": {"replicas": replicas}, "rule": rule, "seed": 1}
     nothing = Spans((), (), *[()] * 4)
     return Run("", Path(), "virtual", "finished", config, {}, rows, [], {}, nothing)
 
 
+SGD, FIXED, ADAGRAD = {"name": "sgd"}, {"learning_rate": 0.1}, {"gamma": 1.0}
+
+
 def test_verdicts_follow_the_seeds():
     """SGD ends at 0.4 after 4 s; of two seeds Downpour is there sooner in one only."""
-    sgd, fixed, adagrad = {"name": "sgd"}, {"learning_rate": 0.1}, {"gamma": 1.0}
-    slow = made_up(1, [0, 0.1, 0.2, 0.3, 0.4], sgd)
-    quick = made_up(20, [0, 0.4, 0.5, 0.5, 0.5], fixed)
-    never = made_up(20, [0, 0.1, 0.1, 0.1, 0.1], fixed)
+    slow = made_up(1, [0, 0.1, 0.2, 0.3, 0.4], SGD)
+    quick = made_up(20, [0, 0.4, 0.5, 0.5, 0.5], FIXED)
+    never = made_up(20, [0, 0.1, 0.1, 0.1, 0.1], FIXED)
     runs = {
         "sgd": [slow, slow],
         "gpu": [slow, slow],
         "downpour": [quick, never],
-        "downpour_adagrad": [made_up(20, [0, 0.2, 0.4, 0.4, 0.4], adagrad)] * 2,
-        "downpour_adagrad_200": [made_up(200, [0, 0.5, 0.5, 0.5, 0.5], adagrad)] * 2,
+        "downpour_adagrad": [made_up(20, [0, 0.2, 0.4, 0.4, 0.4], ADAGRAD)] * 2,
+        "downpour_adagrad_200": [made_up(200, [0, 0.5, 0.5, 0.5, 0.5], ADAGRAD)] * 2,
         "sandblaster": [never, never],
     }
-    verdicts = {claim.paper: claim.verdict for claim in claims(runs)}
+    verdicts = {claim.paper.split(" (taken")[0]: claim.verdict for claim in claims(runs)}
     assert verdicts["Downpour [20] is clearly faster than SGD [1]"] == "holds in part"
     assert verdicts["Sandblaster [2000] is considerably faster"] == "does not hold here"
     assert verdicts["Downpour + Adagrad [200] is the fastest of all"] == "holds"
     assert verdicts["with enough CPUs Sandblaster beats the GPU"] == "does not hold here"
-    three = next(v for sentence, v in verdicts.items() if "3 times sooner" in sentence)
-    assert three == "does not hold here"  # it is 2 times
+    three = next(v for sentence, v in verdicts.items() if "our aim" in sentence)
+    assert three == "holds in part"  # it is 2 times
+
+
+def test_a_target_is_that_of_the_seed():
+    """A seed in which SGD ends low is no easy win: the other method has its own target there."""
+    low, high = made_up(1, [0, 0.1, 0.3], SGD), made_up(1, [0, 0.3, 0.5], SGD)
+    late = made_up(20, [0, 0.1, 0.31], ADAGRAD)
+    aim = next(
+        claim for claim in claims({"sgd": [low, high], "downpour_adagrad": [late, late]})
+        if "our aim" in claim.paper
+    )  # fmt: skip
+    assert aim.verdict == "holds in part"  # 1.05 times, and never
+    assert aim.ours.endswith("1.1, never times")
+
+
+def test_a_run_that_ends_early_keeps_its_last_accuracy():
+    short = made_up(2_000, [0, 0.2], SGD)
+    whole = made_up(2_000, [0, 0.1, 0.3], SGD)
+    drawn = figure({"sgd": [whole, whole, whole], "sandblaster": [short, whole, whole]}, "")
+    (line,) = [
+        line for line in drawn.axes[1].lines if line.get_label() == "Sandblaster L-BFGS [2000]"
+    ]
+    assert list(line.get_ydata()) == pytest.approx([0, 10, 30])
+    assert list(line.get_xdata()) == [0, 1, 2]
 
 
 def test_budgets_and_deadlines():
@@ -188,7 +253,7 @@ def test_budgets_and_deadlines():
         point("downpour", 10, math.inf, math.inf, math.inf),
         point("downpour_adagrad", 5, 30.0, 31.0, 32.0),
         point("downpour_adagrad", 10, 20.0, 21.0, 22.0),
-        point("sandblaster", 100, 40.0, 41.0, 42.0),
+        point("sandblaster", 94, 40.0, 41.0, 42.0),
         point("sandblaster", 200, 10.0, 11.0, 12.0),
         point("gpu", 1, 1.0, 1.0, 1.0),
     ]
@@ -196,7 +261,7 @@ def test_budgets_and_deadlines():
     assert best.verdict == "holds in part"  # all budgets but the largest
     assert misses.verdict == "holds"
     assert misses.ours.startswith("5 of 6 runs")
-    assert extreme.verdict == "holds"
+    assert extreme.verdict == "holds in part"  # with the most cores, not with 30,000
 
 
 @pytest.mark.parametrize("main", [figure4.main, figure5.main])
@@ -207,6 +272,8 @@ def test_mistakes_are_named(main):
         main(["--seeds=0"])
     with pytest.raises(ValueError, match="of their own"):  # else they overwrite the figure's
         main(["--config.until_s=1"])
+    with pytest.raises(ValueError, match="the clock depends on it"):
+        main(["--config.batch_size=1", "--workdir=x", "--runs=y"])
     assert main(["--help"]) == 0
 
 
