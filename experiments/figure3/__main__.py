@@ -1,11 +1,11 @@
 """Figure 3: speed-up of one replica cut over machines, from compiled programs.
 
-python -m experiments.figure3 [--size=smoke|full] [--batch-size=100] [--workdir=results/figure3]
+python -m experiments.figure3 [--size=smoke|full] [--batch-size=100] [--workdir=DIR]
 
 Compiles the speech network and the three image networks for 1 to 128 devices (none of them
 needed, nothing allocated), reads FLOPs, messages and bytes off the programs, fits the cluster
 of 2012 to the paper's speech curve, and predicts the others. Writes figure3.csv, figure3.png,
-claims.md and cluster.json.
+claims.md and cluster.json, into results/figure3 unless another workdir is given.
 
   --size=full    four networks, 1 to 128 machines: some minutes
   --size=smoke   speech and the smallest image network, fewer counts: under a minute
@@ -26,18 +26,14 @@ import rich.progress
 from dbjax.arguments import nearest
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
-from dbjax.workdir.files import prepare, write_json, write_text
-from experiments import plots
-from experiments.claims import Claim, leave, markdown
-from experiments.claims import table as claims_table
+from dbjax.workdir.files import prepare, write_json
+from experiments import figures
 from experiments.command_line import command, parse
-from experiments.csv_text import csv_text
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
 from experiments.figure3.results import by_machines, claims, rows, under_other_assumptions
 
-_MEASURED = "from compiled programs"
 SIZES = {
     "full": (tuple(CONFIGS), (1, 2, 4, 8, 16, 32, 64, 81, 128)),
     "smoke": ((SPEECH, VISION_80M), (1, 4, 8, 16, 81)),
@@ -53,7 +49,8 @@ def main(arguments: list[str]) -> int:
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
     batch_size = _positive(chosen.options.get("batch-size", "100"))
-    workdir = prepare(chosen.workdir or "results/figure3")
+    default = "results/figure3" if size == "full" else f"runs/figure3/{size}"
+    workdir = prepare(chosen.workdir or default)
     networks, machines = SIZES[size]
     jax.config.update("jax_num_cpu_devices", max(machines))
     with _progress(len(networks) * len(machines)) as done:
@@ -67,9 +64,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     cluster = calibrated(by_machines(found, SPEECH), GOOGLE_2012)
     table = rows(found, {"google_2012": cluster, "h100_2023": H100_2023})
     said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
-    write_text(workdir / "figure3.csv", csv_text(table))
     write_json(workdir / "cluster.json", _fields(cluster))
-    leave(workdir, _markdown(said, cluster, batch_size))
     titles = {
         "google_2012": "cluster of 2012, fitted to the speech curve",
         "h100_2023": "one H100 a machine, 400 Gb/s",
@@ -79,10 +74,15 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
         "overlaps, the slowest machine counts; shaded: up to perfect overlap\n"
         "right: memory traffic is that of programs compiled for a CPU"
     )
-    plots.save(figure(table, titles, caption), workdir / "figure3.png")
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(claims_table(said, _MEASURED, "Figure 3"))
-    console.print(f"picture: {workdir / 'figure3.png'}\nnumbers: {workdir / 'figure3.csv'}")
+    figures.leave(
+        "figure3",
+        workdir,
+        rows=table,
+        picture=figure(table, titles, caption),
+        claims=said,
+        measured="from compiled programs",
+        notes=_notes(cluster, batch_size),
+    )
 
 
 def _positive(text: str) -> int:
@@ -117,16 +117,15 @@ def _fields(cluster: Cluster) -> dict[str, Any]:
     }
 
 
-def _markdown(said: Sequence[Claim], cluster: Cluster, batch_size: int) -> str:
+def _notes(cluster: Cluster, batch_size: int) -> str:
     machine = cluster.machine
     return (
-        f"{markdown(said, _MEASURED)}\n"
         f"Mini-batches of {batch_size}. Fitted to the speech curve: "
         f"{machine.flops_per_s / 1e9:.3g} GFLOP/s a machine, "
         f"{1e3 * cluster.message_s:.3g} ms a message. Assumed: cards of "
         f"{8 * machine.bandwidth_bytes_per_s / 1e9:.3g} Gb/s, latency "
         f"{1e6 * cluster.latency_s:.3g} us, log-normal variation of sigma {machine.sigma:g}; "
-        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew.\n"
+        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew."
     )
 
 

@@ -28,14 +28,10 @@ import logging
 import sys
 from pathlib import Path
 
-import rich.console
-
 from dbjax.interrupts import exit_code
-from dbjax.workdir.files import prepare, write_text
-from experiments import plots
-from experiments.claims import leave, markdown, table
+from dbjax.workdir.files import prepare
+from experiments import figures
 from experiments.command_line import command
-from experiments.csv_text import csv_text
 from experiments.figure4.methods import METHODS
 from experiments.figure4.options import options
 from experiments.figure4.picture import figure
@@ -67,18 +63,15 @@ def main(arguments: list[str]) -> int:
 
 def write(runs: Runs, caption: str, workdir: Path) -> None:
     """All that follows from the runs."""
-    prepare(workdir)
-    said = claims(runs)
-    measure = f"time to what SGD [1] of the same seed has at the end ({stated(runs):.1%})"
-    write_text(workdir / "figure4.csv", csv_text(rows(runs)))
-    leave(
-        workdir,
-        f"{markdown(said, measure)}\n{order(runs)}\n\n{caption}; {provenance(runs)}.\n",
+    figures.leave(
+        "figure4",
+        prepare(workdir),
+        rows=rows(runs),
+        picture=figure(runs, caption),
+        claims=claims(runs),
+        measured=f"time to what SGD [1] of the same seed has at the end ({stated(runs):.1%})",
+        notes=f"{order(runs)}\n\n{caption}; {provenance(runs)}.",
     )
-    plots.save(figure(runs, caption), workdir / "figure4.png")
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table(said, measure, "Figure 4"))
-    console.print(f"picture: {workdir / 'figure4.png'}\nnumbers: {workdir / 'figure4.csv'}")
 
 
 if __name__ == "__main__":

@@ -19,17 +19,13 @@ already is not run again; the same command again goes on where it was interrupte
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Sequence
 
 import ml_collections
-import rich.console
 
-from dbjax.workdir.files import prepare, write_text
-from experiments import plots
-from experiments.claims import leave, markdown, table
+from dbjax.workdir.files import prepare
+from experiments import figures
 from experiments.command_line import command
-from experiments.csv_text import csv_text
 from experiments.figure4.options import Options, options, parameters
 from experiments.figure4.results import stated
 from experiments.figure4.seeds import run_seeds
@@ -59,14 +55,15 @@ def write(
     """All that follows from the points, and the config of SGD [1]."""
     workdir, deadline_s, computed = prepare(chosen.workdir), config.until_s, parameters(config)
     caption = f"{chosen.caption(config)}, Downpour at 20, with Adagrad at 20 and 200 replicas"
-    said = claims(found, deadline_s)
-    measure = f"time to {accuracy:.1%} on the hold-out set"
-    write_text(workdir / "figure5.csv", csv_text(rows(found, accuracy, deadline_s, computed)))
-    leave(workdir, f"{markdown(said, measure)}\n{caption}.\n")
-    plots.save(figure(found, accuracy, deadline_s, caption), workdir / "figure5.png")
-    console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
-    console.print(table(said, measure, "Figure 5"))
-    console.print(f"picture: {workdir / 'figure5.png'}\nnumbers: {workdir / 'figure5.csv'}")
+    figures.leave(
+        "figure5",
+        workdir,
+        rows=rows(found, accuracy, deadline_s, computed),
+        picture=figure(found, accuracy, deadline_s, caption),
+        claims=claims(found, deadline_s),
+        measured=f"time to {accuracy:.1%} on the hold-out set, what SGD [1] has at the end",
+        notes=f"{caption}.",
+    )
 
 
 if __name__ == "__main__":

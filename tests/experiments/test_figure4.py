@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from configs._figure4 import (
     BYTES,
@@ -28,8 +29,9 @@ from configs._figure4 import (
 from dbjax.models import PAPER
 from dbjax.parallel.speedup import phased_step, predicted
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
-from experiments import build
+from experiments import build, figures
 from experiments import runs as many
+from experiments.claims import Claim
 from experiments.command_line import load_config
 from experiments.figure3.networks import compiled
 from experiments.figure4 import __main__ as figure4
@@ -74,7 +76,9 @@ def test_figure_4_leaves_its_table_its_picture_and_its_claims(smoke):
     assert len(rows) == len(METHODS) * (1 + SIZES["smoke"].evaluations)
     assert max(float(row["time_s"]) for row in rows) == SIZES["smoke"].until_s
     assert (smoke / "figure4/figure4.png").stat().st_size > 20_000
-    assert "what SGD [1] of the same seed has at the end" in (smoke / "figure4/claims.md").read_text()
+    assert (
+        "what SGD [1] of the same seed has at the end" in (smoke / "figure4/claims.md").read_text()
+    )
 
 
 def test_figure_5_goes_by_the_same_runs(smoke):
@@ -282,3 +286,25 @@ def test_what_is_changed_is_changed_in_every_run(tmp_path):
     assert figure4.main([*given, "--config.until_s=1", "--config.evaluate_examples=50"]) == 0
     assert max(float(row["time_s"]) for row in table(tmp_path / "out/figure4.csv")) == 1.0
     assert "until_s=1" in (tmp_path / "out/claims.md").read_text()
+
+
+def test_the_page_in_results_has_every_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = [Claim("a sentence", "a measure", "holds")]
+    for name in ("figure3", "figure4"):
+        folder = Path("results") / name
+        folder.mkdir(parents=True)
+        figures.leave(
+            name, folder.resolve(), rows=[{"x": 1.0}], picture=Figure(), claims=said,
+            measured="here", notes="nothing",
+        )  # fmt: skip
+    page = Path("results/README.md").read_text()
+    assert page.index("## Figure 3") < page.index("## Figure 4")
+    assert page.count("| a sentence | a measure | holds |") == 2
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    figures.leave(
+        "figure5", elsewhere, rows=[{"x": 1.0}], picture=Figure(), claims=said, measured="here",
+        notes="nothing",
+    )  # fmt: skip
+    assert "Figure 5" not in Path("results/README.md").read_text()

@@ -1,6 +1,8 @@
 """Sweeps: the same trials however often they are killed and however many jobs there are."""
 
 import csv
+import dataclasses
+import functools
 import json
 import signal
 import subprocess
@@ -10,12 +12,15 @@ from pathlib import Path
 
 import optuna
 import pytest
-from optuna.trial import TrialState
+from optuna.trial import TrialState, create_trial
 
 from experiments.command_line import load_config
 from experiments.sweep import __main__ as command
+from experiments.sweep.plan import Plan
+from experiments.sweep.pool import Pool, Process
 from experiments.sweep.run import sweep
 from experiments.sweep.space import Space, choice, load_space, log_uniform, uniform
+from experiments.sweep.trial import Job, Outcome
 from tests.processes import FAST
 
 SPACE = str(Path(__file__).with_name("small_space.py"))
@@ -259,3 +264,46 @@ def test_workers_on_ray_give_the_same_trials(tmp_path):
     for on in ("processes", "ray"):
         assert command.main(arguments(tmp_path / on, *given, f"--on={on}")) == 0
     assert trials(tmp_path / "ray") == trials(tmp_path / "processes")
+
+
+def test_nothing_is_pruned_before_its_time():
+    """Of the evaluations of a run; a run that warms up slowly is not compared before."""
+    config = load_config("configs/quickstart.py:smoke")
+    config.until_s, config.evaluations = 10.0, 20
+    space = Space({"rule.learning_rate": log_uniform(0.01, 0.1)}, pruner="median")
+    good = create_trial(
+        params={"rule.learning_rate": 0.05},
+        distributions=space.distributions,
+        value=0.9,
+        intermediate_values=dict.fromkeys(range(1, 21), 0.9),
+    )
+
+    def first_look(**chosen):
+        """The first evaluation after which a bad trial is told to stop."""
+        bad = Plan(config, dataclasses.replace(space, **chosen)).asked(5, [good] * 5)
+        for k in range(1, 21):
+            bad.report(0.1, k)
+            if bad.should_prune():
+                return k
+        return None
+
+    assert first_look() == 2
+    assert first_look(prune_from=0.3) == 6
+    with pytest.raises(ValueError, match=r"prune_from=1\.5"):
+        dataclasses.replace(space, prune_from=1.5)
+
+
+def test_a_signal_to_all_processes_cuts_no_trial_short(tmp_path):
+    """SIGTERM to a worker alone does nothing: its driver says when it ends."""
+    pool = Pool(functools.partial(Process, tmp_path / "log"), 1)
+    config = load_config("configs/quickstart.py:smoke")
+    config.evaluations = 50
+    with pool:
+        pool.give(0, Job(config, "test_accuracy", 1, 1, prunes=False))
+        said = pool.said(60)
+        ((worker, _),) = pool._busy.values()
+        worker._process.send_signal(signal.SIGTERM)
+        while not isinstance(said[0][1], Outcome):
+            said = pool.said(60)
+    assert said[0][1].error == ""
+    assert json.loads(said[0][1].files["summary.json"])["interrupted"] is None
