@@ -12,7 +12,7 @@ interrupted.
   --size=smoke   fewer replicas, a tiny network: two minutes
   --size=full    a larger network, twenty times as long: a day
   --size=laptop_fast_network    as laptop, on a network ten times faster
-  --size=laptop_small_batches   as laptop, in mini-batches of 10
+  --size=laptop_small_batches   as laptop, with gradients of 10 examples: ten times the noise
   --methods=     some of sgd,gpu,downpour,downpour_adagrad,downpour_adagrad_200,sandblaster
   --jobs=N       runs at once, each on one core (as many as there are cores)
   --runs=DIR     where the runs lie, which figure5 shares (runs/figures/SIZE)

@@ -60,8 +60,8 @@ class Options:
         changes = "".join(f"; {path}={value}" for path, value in self.changes)
         return (
             f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network} "
-            f"the cluster fitted to Figure 3, mini-batches of {config.batch_size}, "
-            f"{config.until_s:g} s; arithmetic: a network of {computed / 1e6:.2g} M\n"
+            f"the cluster fitted to Figure 3, mini-batches of 100, {config.until_s:g} s; "
+            f"arithmetic: a network of {computed / 1e6:.2g} M, mini-batches of {size.batch}\n"
             f"{config.data.num_frames:,} frames, {config.data.num_states} states; accuracy on "
             f"{config.evaluate_examples:,} of them; median of {self.seeds} seeds, from the lowest "
             f"to the highest{changes}\n{tuning(self.size)}"
