@@ -28,13 +28,12 @@ def figure(runs: Runs, caption: str) -> Figure:
         panels[-1].axhline(100 * stated(runs), color="0.5", linestyle=":", linewidth=1)
         panels[-1].annotate(
             "SGD [1] at the end",
-            (0.99, 100 * stated(runs)),
+            (0.01, 100 * stated(runs)),
             xycoords=("axes fraction", "data"),
             xytext=(0, 3),
             textcoords="offset points",
             fontsize=8,
             color="0.4",
-            ha="right",
         )
         panels[-1].legend(loc="lower right", fontsize=8)
         drawn.supxlabel(caption, fontsize=8, color="0.4")

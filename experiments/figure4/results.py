@@ -87,8 +87,13 @@ def provenance(runs: Runs) -> str:
         for run in mine
         if run.end_s < end_s
     ]
-    commits = sorted({str(run.about["commit"]) for mine in runs.values() for run in mine})
+    commits = sorted({_short(run.about["commit"]) for mine in runs.values() for run in mine})
     return "; ".join([*ended, f"runs of commit {', '.join(commits)}"])
+
+
+def _short(commit: str | None) -> str:
+    """A plus at the end says that files were changed after it."""
+    return f"{commit[:10]}{commit[40:]}" if commit else "unknown"
 
 
 def seconds(times_s: Sequence[float]) -> str:
