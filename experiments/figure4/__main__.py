@@ -8,8 +8,8 @@ Runs every method with every seed, several at once, in virtual time: that of the
 one. Writes figure4.csv, figure4.png and claims.md. The same command again goes on where it was
 interrupted.
 
-  --size=laptop  as in results/figure4: half an hour on two cores
-  --size=smoke   fewer replicas, a tiny network: two minutes
+  --size=laptop  as in results/figure4: a quarter of an hour on two cores
+  --size=smoke   fewer replicas, a tiny network: a minute
   --size=full    a larger network, twenty times as long: a day
   --size=laptop_fast_network    as laptop, on a network ten times faster
   --size=laptop_small_batches   as laptop, with gradients of 10 examples: ten times the noise

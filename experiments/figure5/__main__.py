@@ -7,7 +7,7 @@ Runs three methods with four numbers of replicas each, and the GPU, to the accur
 has at the end of Figure 4. Writes figure5.csv, figure5.png and claims.md. What figure4 has run
 already is not run again; the same command again goes on where it was interrupted.
 
-  --size=laptop  as in results/figure5: under an hour on two cores
+  --size=laptop  as in results/figure5: ten minutes on two cores, once figure4 has run
   --size=smoke   fewer replicas, a tiny network: a minute
   --size=full    a larger network, ten times as long
   --jobs=N       runs at once, each on one core (as many as there are cores)
