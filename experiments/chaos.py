@@ -2,6 +2,8 @@
 
 python -m experiments.chaos --config=configs/NAME.py[:smoke] --runtime=ray|virtual \
     --kill-every=5s --for=120s [--backups=1] [--workdir=DIR] [--config.FIELD=VALUE ...]
+
+Without these flags: ray, 5s, 60s, one backup, runs/chaos.
 """
 
 from __future__ import annotations
@@ -106,7 +108,10 @@ def main(arguments: list[str]) -> int:
     every_s = seconds(options.get("kill-every", "5s"), "kill-every")
     for_s = seconds(options.get("for", "60s"), "for")
     backups, seed = int(options.get("backups", "1")), int(options.get("seed", "0"))
-    config = configured(chosen.config, options.get("runtime", "ray"), for_s, backups)
+    runtime = options.get("runtime", "ray")
+    if runtime not in ("ray", "virtual"):
+        raise ValueError(f"--runtime={runtime} must be ray or virtual: threads cannot be killed")
+    config = configured(chosen.config, runtime, for_s, backups)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dbjax").setLevel(logging.INFO)
     workdir = Path(chosen.workdir or "runs/chaos")

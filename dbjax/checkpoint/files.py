@@ -45,9 +45,11 @@ class Checkpoints:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
         self._full, self._anew = False, anew  # the disk was, the last time
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=True)
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
+            # cleaned in a thread, which fails loudly where the process soon ends: only if need be
+            left = any("tmp" in path.name for path in self._directory.iterdir())
+            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=left)
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise ValueError(f"{str(directory)!r} cannot be used: {error.strerror}") from error

@@ -8,7 +8,7 @@ of 2012 to the paper's speech curve, and predicts the others. Writes figure3.csv
 claims.md and cluster.json, into results/figure3 unless another workdir is given.
 
   --size=full    four networks, 1 to 128 machines: some minutes
-  --size=smoke   speech and the smallest image network, fewer counts: under a minute
+  --size=smoke   speech and the smallest image network, fewer counts: one to three minutes
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections import namedtuple
 
 import pytest
@@ -85,3 +87,12 @@ def test_a_config_of_another_version_is_named(tmp_path, capsys):
     path.write_text("{")
     with pytest.raises(ValueError, match="is not what a run leaves"):
         saved(tmp_path)
+
+
+def test_a_mistake_found_late_is_one_line_too(tmp_path):
+    """In a process of its own: what threads say when it ends counts as well."""
+    command = [sys.executable, "-m", "experiments.run", f"--config={QUICKSTART}",
+               f"--workdir={tmp_path}", "--config.runtime=thread"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr == "error: runtime='thread' is neither 'virtual' nor 'threads' nor 'ray'\n"

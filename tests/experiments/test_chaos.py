@@ -84,3 +84,10 @@ def test_mistakes_are_one_line(given, text, capsys, monkeypatch):
         command(lambda _: chaos.main(arguments))
     assert ended.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def test_threads_are_refused_before_anything_is_trained(tmp_path):
+    given = ["--config=configs/digits_downpour.py:smoke", "--runtime=threads", "--for=5s"]
+    with pytest.raises(ValueError, match="threads cannot be killed"):
+        chaos.main([*given, f"--workdir={tmp_path / 'never'}"])
+    assert not (tmp_path / "never").exists()
