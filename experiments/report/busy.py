@@ -60,15 +60,16 @@ def nodes(run: Run) -> list[Busy]:
 
 def _of(name: str, prefix: str, chosen: Numbers, run: Run) -> Busy | None:
     spans, (begin_s, end_s) = run.spans, extent(run)
-    members = [
-        i
-        for i, node in enumerate(spans.nodes)
-        if node.startswith(prefix) and not node.endswith("/backup")
-    ]
+    members: dict[str, list[int]] = {}  # a shard, and the copy that takes its place
+    for i, node in enumerate(spans.nodes):
+        if node.startswith(prefix):
+            members.setdefault(node.removesuffix("/backup"), []).append(i)
     if not members or not end_s > begin_s:
         return None
     edges_s = np.linspace(begin_s, end_s, BINS + 1)
-    until_s = np.array([busy_until(spans, chosen & (spans.node == i), edges_s) for i in members])
+    until_s = np.array(
+        [busy_until(spans, chosen & np.isin(spans.node, i), edges_s) for i in members.values()]
+    )
     over_time = np.diff(until_s, axis=1).mean(axis=0) / (edges_s[1] - edges_s[0])
     middles_s = (edges_s[1:] + edges_s[:-1]) / 2
     shares = (until_s[:, -1] - until_s[:, 0]) / (end_s - begin_s)

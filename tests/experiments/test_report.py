@@ -38,6 +38,16 @@ def test_busy_shares_are_those_of_the_spans(tmp_path):
     assert replicas.over_time[busy.BINS * 6 // 10] == 0.0  # at 12 s both wait
 
 
+def test_a_copy_that_takes_over_works_for_its_shard(tmp_path):
+    """Before, it only follows: that is no work. After, what it applies is the shard's."""
+    after = [
+        ("shard/0/backup", "follow", 0.0, 6.0),
+        ("shard/0/backup", "apply", 10.0, 14.0),
+    ]
+    _, shards = busy.nodes(read_one(tmp_path, spans=[*SPANS, *after]))
+    assert shards.shares == pytest.approx(((3 + 4) / 20,))
+
+
 def test_busy_shares_end_where_spans_were_dropped(tmp_path):
     run = read_one(tmp_path, spans=SPANS, dropped=3)
     assert busy.extent(run) == (0.0, 15.0)
