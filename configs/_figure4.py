@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import ml_collections
 
@@ -31,7 +32,8 @@ class Size:
       evaluations: of each run.
       batch: examples whose gradient is computed for a mini-batch; the clock is that of 100, what
         Figure 3 is fitted with.
-      network: how many times faster than cards of 1 Gb/s and their messages it is.
+      network: how many times faster than cards of 1 Gb/s and their messages it is; gradients are
+        read from a server's memory as much faster.
     """
 
     frames: int
@@ -159,13 +161,18 @@ def on_a_gpu(config: ml_collections.ConfigDict) -> None:
     config.cluster.machine.sigma = GPU_2012.sigma
 
 
+def winners() -> dict[str, dict[str, Any]]:
+    """Size -> method -> what `experiments.figure4 --tune` has found."""
+    found: dict[str, dict[str, Any]] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    return found
+
+
 def tuned(
     config: ml_collections.ConfigDict, method: str, variant: str
 ) -> ml_collections.ConfigDict:
-    """With what `experiments.figure4 --tune` has found for that size, else for `laptop`."""
-    if TUNED.is_file():
-        sizes = json.loads(TUNED.read_text())
-        found = sizes.get(variant or DEFAULT, sizes.get(DEFAULT, {})).get(method)
-        if found is not None:
-            config.update_from_flattened_dict(found["fields"])
+    """With the winners of that size, else of `laptop`."""
+    sizes = winners()
+    found = sizes.get(variant or DEFAULT, sizes.get(DEFAULT, {})).get(method)
+    if found is not None:
+        config.update_from_flattened_dict(found["fields"])
     return config

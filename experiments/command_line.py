@@ -8,7 +8,7 @@ import importlib.util
 import math
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +116,18 @@ def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
     module = importlib.util.module_from_spec(loaded)
     loaded.loader.exec_module(module)
     return module
+
+
+def at_least_one(options: Mapping[str, str], name: str, default: int) -> int:
+    """The number of a flag of the command itself.
+
+    Raises:
+      ValueError: it is none, or below 1.
+    """
+    text = options.get(name, str(default))
+    if not text.isdecimal() or not int(text):
+        raise ValueError(f"--{name}={text} must be an integer of at least 1")
+    return int(text)
 
 
 def available(folder: Path = CONFIGS) -> list[str]:

@@ -28,7 +28,7 @@ from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json
 from experiments import figures
-from experiments.command_line import command, parse
+from experiments.command_line import at_least_one, command, parse
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
@@ -48,7 +48,7 @@ def main(arguments: list[str]) -> int:
     size = chosen.options.get("size", "full")
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
-    batch_size = _positive(chosen.options.get("batch-size", "100"))
+    batch_size = at_least_one(chosen.options, "batch-size", 100)
     default = "results/figure3" if size == "full" else f"runs/figure3/{size}"
     workdir = prepare(chosen.workdir or default)
     networks, machines = SIZES[size]
@@ -83,12 +83,6 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
         measured="from compiled programs",
         notes=_notes(cluster, batch_size),
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"--batch-size={text} must be an integer of at least 1")
-    return int(text)
 
 
 @contextlib.contextmanager

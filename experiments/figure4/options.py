@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from pathlib import Path
 
 import ml_collections
 
-from configs._figure4 import DEFAULT, SIZES, TUNED
+from configs._figure4 import DEFAULT, SIZES, winners
 from dbjax.arguments import nearest
 from dbjax.models import PAPER, SpeechConfig
-from experiments.command_line import override, parse
+from experiments.command_line import at_least_one, override, parse
 from experiments.figure4.methods import METHODS
 
 # Fields that other fields of a config of Figure 4 follow from.
@@ -56,16 +55,16 @@ class Options:
     def caption(self, config: ml_collections.ConfigDict) -> str:
         """What is modelled, and what is computed; of any method's config."""
         size, computed = SIZES[self.size], parameters(config)
-        network = f"{size.network:g} times the network of" if size.network != 1 else ""
+        network = f"{size.network:g} times the network of " if size.network != 1 else ""
         changes = "".join(f"; {path}={value}" for path, value in self.changes)
         return (
-            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network} "
+            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network}"
             f"the cluster fitted to Figure 3, mini-batches of 100, {config.until_s:g} s; "
             f"arithmetic: a network of {computed / 1e6:.2g} M, mini-batches of {size.batch}\n"
             f"{config.data.num_frames:,} frames, {config.data.num_states} states; accuracy on "
             f"{config.evaluate_examples:,} of them; median of {self.seeds} seeds, from the lowest "
             f"to the highest{changes}\n{tuning(self.size)}"
-        ).replace("  ", " ")
+        )
 
 
 def parameters(config: ml_collections.ConfigDict) -> int:
@@ -75,7 +74,7 @@ def parameters(config: ml_collections.ConfigDict) -> int:
 
 def tuning(size: str) -> str:
     """How the methods were tuned, in words."""
-    sizes = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    sizes = winners()
     if not sizes:
         return "not tuned"
     here = size if size in sizes else DEFAULT
@@ -108,12 +107,7 @@ def options(arguments: list[str], figure: str, *more: str) -> Options:
             raise ValueError(f"--methods: no {method!r}{nearest(method, METHODS)}")
     if "sgd" not in methods:
         raise ValueError("--methods: 'sgd' must be among them: others are held against it")
-    numbers = dict(_NUMBERS)
-    for name in _NUMBERS:
-        if name in given:
-            if not given[name].isdecimal() or not int(given[name]):
-                raise ValueError(f"--{name}={given[name]} must be an integer of at least 1")
-            numbers[name] = int(given[name])
+    numbers = {name: at_least_one(given, name, default) for name, default in _NUMBERS.items()}
     where = f"results/{figure}" if size == DEFAULT else f"runs/{figure}/{size}"
     runs = Path(given.get("runs", f"runs/figures/{size}"))
     return Options(

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from configs._figure4 import TUNED
+from configs._figure4 import TUNED, winners
 from dbjax.workdir.files import write_json
 from experiments.figure4.methods import METHODS
+from experiments.resume import flat
 from experiments.sweep.run import sweep
 from experiments.sweep.space import load_space
 
@@ -30,18 +30,13 @@ def tune(size: str, methods: Sequence[str], workdir: Path, jobs: int) -> str | N
             return found.interrupted
         if found.best is None or found.best_row is None:
             raise ValueError(f"{key}: no trial was complete; see {workdir / key}")
-        fields = {name: _field(found.best, name) for name in space.space}
+        best = flat(found.best.to_dict())
+        fields = {name: best[name] for name in space.space}
         _keep(size, key, {"fields": fields, "test_accuracy": found.value, "trials": space.count})
     return None
 
 
-def _field(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = config[part]
-    return config
-
-
 def _keep(size: str, key: str, winner: dict[str, Any]) -> None:
-    sizes = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
+    sizes = winners()
     sizes.setdefault(size, {})[key] = winner
     write_json(TUNED, sizes)
