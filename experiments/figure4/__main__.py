@@ -10,7 +10,7 @@ interrupted.
 
   --size=laptop  as in results/figure4: a quarter of an hour on two cores
   --size=smoke   fewer replicas, a tiny network: a minute
-  --size=full    a larger network, twenty times as long: a day
+  --size=full    10 times the parameters, 20 times as long; never run so far
   --size=laptop_fast_network    as laptop, on a network ten times faster
   --size=laptop_small_batches   as laptop, with gradients of 10 examples: ten times the noise
   --methods=     some of sgd,gpu,downpour,downpour_adagrad,downpour_adagrad_200,sandblaster

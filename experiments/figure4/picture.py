@@ -27,13 +27,12 @@ def figure(runs: Runs, caption: str) -> Figure:
         panels[0].set_ylabel("accuracy (%)")
         panels[-1].axhline(100 * stated(runs), color="0.5", linestyle=":", linewidth=1)
         panels[-1].annotate(
-            "SGD [1] at the end",
-            (0.01, 100 * stated(runs)),
+            "SGD [1]\nat the end",
+            (1.01, 100 * stated(runs)),
             xycoords=("axes fraction", "data"),
-            xytext=(0, 3),
-            textcoords="offset points",
             fontsize=8,
             color="0.4",
+            va="center",
         )
         panels[-1].legend(loc="lower right", fontsize=8)
         drawn.supxlabel(caption, fontsize=8, color="0.4")

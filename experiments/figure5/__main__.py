@@ -9,7 +9,7 @@ already is not run again; the same command again goes on where it was interrupte
 
   --size=laptop  as in results/figure5: ten minutes on two cores, once figure4 has run
   --size=smoke   fewer replicas, a tiny network: a minute
-  --size=full    a larger network, ten times as long
+  --size=full    10 times the parameters, 20 times as long; never run so far
   --jobs=N       runs at once, each on one core (as many as there are cores)
   --runs=DIR     where the runs lie, which figure4 shares (runs/figures/SIZE)
   --config.FIELD=VALUE  of every method, to see what a result depends on; --workdir and --runs

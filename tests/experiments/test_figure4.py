@@ -37,7 +37,7 @@ from experiments.figure3.networks import compiled
 from experiments.figure4 import __main__ as figure4
 from experiments.figure4.methods import METHODS
 from experiments.figure4.picture import figure
-from experiments.figure4.sentences import claims
+from experiments.figure4.sentences import Sooner, claims
 from experiments.figure5 import __main__ as figure5
 from experiments.figure5.points import REPLICAS, Point, configs
 from experiments.figure5.results import claims as claims_of_points
@@ -223,6 +223,21 @@ def test_verdicts_follow_the_seeds():
     assert verdicts["with enough CPUs Sandblaster beats the GPU"] == "does not hold here"
     three = next(v for sentence, v in verdicts.items() if "our aim" in sentence)
     assert three == "holds in part"  # it is 2 times
+
+
+def test_nobody_knows_how_much_sooner_than_never():
+    """More than 2 times is at least 1.5, and may not be at most 2.5."""
+    never = made_up(20, [0, 0.1, 0.1, 0.1, 0.1], FIXED)
+    quick = made_up(20, [0, 0.2, 0.4, 0.4, 0.4], ADAGRAD)
+    sgd = made_up(1, [0, 0.1, 0.2, 0.3, 0.4], SGD)
+    modestly = next(
+        claim for claim in claims({"sgd": [sgd], "downpour": [never], "downpour_adagrad": [quick]})
+        if "modestly" in claim.paper
+    )  # fmt: skip
+    assert modestly.ours.endswith(": more than 2 times")
+    assert modestly.verdict == "holds in part"
+    clearly = Sooner("", "", "", 1.5)
+    assert clearly.agrees(2.0, more=True) == clearly.agrees(2.0, more=False) == 1.0
 
 
 def test_a_target_is_that_of_the_seed():
