@@ -21,16 +21,16 @@ from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
 from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
-from dbjax.runtime.virtual.links import Links, require_nodes
+from dbjax.runtime.virtual.links import require_nodes
 from dbjax.runtime.virtual.lives import Lives, require_lives
 from dbjax.runtime.virtual.mains import Main
-from dbjax.runtime.virtual.node import Card, VirtualNode
+from dbjax.runtime.virtual.network import Network
+from dbjax.runtime.virtual.node import VirtualNode
 from dbjax.runtime.virtual.service import Service
 from dbjax.runtime.virtual.turns import Turns
 from dbjax.trace import Trace
 
 Event = tuple[float, int, Callable[[Any], object], Any]
-Arrival = tuple[Card | VirtualNode, float, Callable[[Any], object], Any]
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 
 
@@ -81,8 +81,7 @@ class VirtualRuntime:
         self._mains: list[Main] = []
         self._observers: list[Main] = []
         self._lives: dict[str, Lives] = {}
-        special = self.cluster.outages or self.cluster.links
-        self._links = Links(self) if special else None
+        self.network = Network(self)
         self.services: dict[str, Service] = {}
         self.saved: dict[str, Any] = {}
         self.running = 0  # mains that have not ended
@@ -165,8 +164,7 @@ class VirtualRuntime:
 
     def run(self, until_s: float = math.inf) -> float:
         require_lives(self.cluster, self._lives)
-        if self._links is not None:
-            require_nodes(self.cluster, self._nodes)
+        require_nodes(self.cluster, self._nodes)
         try:
             with rare_garbage_collection():
                 return self._run(until_s)
@@ -208,46 +206,6 @@ class VirtualRuntime:
         """Schedules `do(argument)`; ties go to what was scheduled first."""
         heap = self._unnoticed if unnoticed else self._events
         heapq.heappush(heap, (time_s, next(self._order), do, argument))
-
-    def send(
-        self,
-        source: VirtualNode,
-        target: VirtualNode,
-        size: int,
-        deliver: Callable[[Any], object],
-        message: Any,
-    ) -> None:
-        """Delivers over two cards, each one transfer at a time and in order.
-
-        The sender's card is busy first; `latency_s` later the receiver's, as soon as it
-        is free. Both for size / bandwidth, of the slower card: they work at once. Between two
-        nodes it is always the same two cards, so that messages keep their order.
-        """
-        if source is target:
-            self.at(self.now_s, deliver, message)
-            return
-        sender = source.card_to(target) if source.cards else source
-        receiver = target.card_to(source) if target.cards else target
-        bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
-        wire_s = size * self.cluster.size_scale / bandwidth
-        begin_s = max(self.now_s, sender.egress_free_s)
-        sender.egress_free_s = begin_s + wire_s
-        sender.egress_busy_s += wire_s
-        arrival = (receiver, wire_s, deliver, message)
-        if self._links is None:
-            self.at(begin_s + self.cluster.latency_s, self._receive, arrival)
-        else:
-            self._links.send(source.name, target.name, begin_s, self._receive, arrival)
-
-    def _receive(self, arrival: Arrival) -> None:
-        target, wire_s, deliver, message = arrival
-        free_s = target.ingress_free_s
-        if wire_s == 0 and free_s < self.now_s:
-            deliver(message)
-        else:  # at equal times too what came before is delivered first: it is in the heap
-            end_s = target.ingress_free_s = max(self.now_s, free_s) + wire_s
-            target.ingress_busy_s += wire_s
-            self.at(end_s, deliver, message)
 
     def caller(self, node: VirtualNode, label: str) -> Caller:
         """Something with code of its own, on a node."""

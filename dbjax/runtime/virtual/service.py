@@ -85,7 +85,7 @@ class Service:
         if call.source.observer:
             self._answer_observer(call)
         else:
-            runtime.send(call.source, self.node, call.size, self._arrive, call)
+            runtime.network.send(call.source, self.node, call.size, self._arrive, call)
         return future
 
     def up(self) -> Future[None]:
@@ -120,7 +120,7 @@ class Service:
             if hope.source.observer:
                 hope.future.set_result(None)
             else:
-                self.runtime.send(self.node, hope.source, 0, self._settle, (hope, None))
+                self.runtime.network.send(self.node, hope.source, 0, self._settle, (hope, None))
 
     def revive(self) -> None:
         """After the run: if it is dead, as it would come back."""
@@ -133,7 +133,7 @@ class Service:
     def _refuse(self, call: _Call) -> None:
         """What a caller sees of a broken connection."""
         error = NodeDied(f"{self.name} died before it answered {call.method}")
-        self.runtime.send(self.node, call.source, 0, self._settle, (call, error))
+        self.runtime.network.send(self.node, call.source, 0, self._settle, (call, error))
 
     def _answer_observer(self, call: _Call) -> None:
         """At once, out of turn, outside the model: evaluation must not perturb a run."""
@@ -257,12 +257,12 @@ class Service:
             if call.source.observer:
                 call.future.set_error(failure)
             else:
-                runtime.send(self.node, call.source, 0, self._settle, (call, failure))
+                runtime.network.send(self.node, call.source, 0, self._settle, (call, failure))
         elif call.source.observer:
             call.future.set_result(value)
         else:
             size = 0 if value is None else size_bytes(value)
-            runtime.send(self.node, call.source, size, self._settle, (call, value))
+            runtime.network.send(self.node, call.source, size, self._settle, (call, value))
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
