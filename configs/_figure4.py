@@ -167,12 +167,17 @@ def winners() -> dict[str, dict[str, Any]]:
     return found
 
 
+def tuned_at(method: str, size: str) -> str | None:
+    """At which size a method was tuned: at that, else at `laptop`; None: it was not."""
+    sizes = winners()
+    return next((here for here in (size, DEFAULT) if method in sizes.get(here, {})), None)
+
+
 def tuned(
     config: ml_collections.ConfigDict, method: str, variant: str
 ) -> ml_collections.ConfigDict:
-    """With the winners of that size, else of `laptop`."""
-    sizes = winners()
-    found = sizes.get(variant or DEFAULT, sizes.get(DEFAULT, {})).get(method)
-    if found is not None:
-        config.update_from_flattened_dict(found["fields"])
+    """With the method's winner, if it was tuned."""
+    size = tuned_at(method, variant or DEFAULT)
+    if size is not None:
+        config.update_from_flattened_dict(winners()[size][method]["fields"])
     return config

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import ml_collections
 
-from configs._figure4 import DEFAULT, SIZES, winners
+from configs._figure4 import DEFAULT, SIZES, tuned_at, winners
 from dbjax.arguments import nearest
 from dbjax.models import PAPER, SpeechConfig
 from experiments.command_line import at_least_one, override, parse
@@ -63,7 +64,7 @@ class Options:
             f"arithmetic: a network of {computed / 1e6:.2g} M, mini-batches of {size.batch}\n"
             f"{config.data.num_frames:,} frames, {config.data.num_states} states; accuracy on "
             f"{config.evaluate_examples:,} of them; median of {self.seeds} seeds, from the lowest "
-            f"to the highest{changes}\n{tuning(self.size)}"
+            f"to the highest{changes}\n{tuning(self.size, self.methods)}"
         )
 
 
@@ -72,15 +73,23 @@ def parameters(config: ml_collections.ConfigDict) -> int:
     return SpeechConfig(width=config.model.width, states=config.data.num_states).parameters
 
 
-def tuning(size: str) -> str:
+def tuning(size: str, methods: Sequence[str]) -> str:
     """How the methods were tuned, in words."""
-    sizes = winners()
-    if not sizes:
+    ways: dict[str, list[str]] = {}
+    for method in methods:
+        ways.setdefault(_tuning(size, method), []).append(method)
+    if len(ways) == 1:
+        return f"each method {next(iter(ways))}"
+    return "; ".join(f"{', '.join(some)}: {said}" for said, some in ways.items())
+
+
+def _tuning(size: str, method: str) -> str:
+    at = tuned_at(method, size)
+    if at is None:
         return "not tuned"
-    here = size if size in sizes else DEFAULT
-    (trials,) = {found["trials"] for found in sizes[here].values()}
-    said = f"each method tuned by {trials} trials, for hold-out accuracy at the end"
-    return said if here == size else f"{said}, at size {here}"
+    trials = winners()[at][method]["trials"]
+    said = f"tuned by {trials} trials, for hold-out accuracy at the end"
+    return said if at == size else f"{said}, at size {at}"
 
 
 def options(arguments: list[str], figure: str, *more: str) -> Options:

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from configs import _figure4 as assumed
 from configs._figure4 import (
     BYTES,
     GPU_STEP_S,
@@ -35,8 +37,11 @@ from experiments.claims import Claim
 from experiments.command_line import load_config
 from experiments.figure3.networks import compiled
 from experiments.figure4 import __main__ as figure4
+from experiments.figure4 import tuning
 from experiments.figure4.methods import METHODS
+from experiments.figure4.options import tuning as words_of_tuning
 from experiments.figure4.picture import figure
+from experiments.figure4.seeds import seeded
 from experiments.figure4.sentences import Sooner, claims
 from experiments.figure5 import __main__ as figure5
 from experiments.figure5.points import REPLICAS, Point, configs
@@ -103,6 +108,44 @@ def test_what_is_there_is_not_run_again(smoke, monkeypatch):
         many.run_all({"sgd_1/seed_1": config}, smoke / "runs", 1, "other")
 
 
+def test_a_run_that_was_cut_short_is_run_again(smoke, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(smoke / "runs/sgd_1/seed_1", runs / "mine")
+    path = runs / "mine/summary.json"
+    summary = json.loads(path.read_text())
+    config = seeded(load_config("configs/figure4/sgd.py:smoke"), 1)
+    before = path.stat().st_mtime_ns
+    assert many.run_all({"mine": config}, runs, 1, "one")["mine"].state == "finished"
+    assert path.stat().st_mtime_ns == before
+    path.write_text(json.dumps(summary | {"interrupted": "SIGTERM"}))
+    assert many.run_all({"mine": config}, runs, 1, "one")["mine"].state == "finished"
+    assert json.loads(path.read_text())["params_sha256"] == summary["params_sha256"]
+
+
+def test_winners_of_the_tuning_are_what_is_run(tmp_path, monkeypatch):
+    """Two trials of SGD; what another size and another method had stays."""
+    tuned = tmp_path / "tuned.json"
+    other = {"laptop": {"gpu": {"fields": {"rule.learning_rate": 0.3}, "trials": 2}}}
+    tuned.write_text(json.dumps(other))
+    for module in (assumed, tuning):
+        monkeypatch.setattr(module, "TUNED", tuned)
+    monkeypatch.setattr(assumed, "TRIALS", 2)
+    untuned = METHODS["sgd"].config("smoke").rule.learning_rate
+    assert tuning.tune("smoke", ["sgd"], tmp_path / "sweeps", 2) is None
+    found = json.loads(tuned.read_text())
+    assert found["laptop"] == other["laptop"]
+    rate = found["smoke"]["sgd"]["fields"]["rule.learning_rate"]
+    assert found["smoke"]["sgd"]["trials"] == 2
+    assert METHODS["sgd"].config("smoke").rule.learning_rate == rate != untuned
+    assert METHODS["gpu"].config("smoke").rule.learning_rate == 0.3  # not tuned there: laptop's
+    said = words_of_tuning("smoke", ["sgd", "gpu", "downpour"])
+    assert said.startswith("sgd: tuned by 2 trials")
+    assert "gpu: tuned by 2 trials, for hold-out accuracy at the end, at size laptop" in said
+    assert said.endswith("downpour: not tuned")
+    assert tuning.tune("smoke", ["sgd"], tmp_path / "sweeps", 2) is None  # is there already
+    assert json.loads(tuned.read_text()) == found
+
+
 def test_a_run_that_fails_is_named(tmp_path):
     config = load_config("configs/quickstart.py:smoke")
     config.options.shards = 10_000
@@ -146,6 +189,10 @@ def test_every_config_can_be_built(size):
         assert (shard.cards, machine.cards) == (replicas, SHARDS)
         piece_s = BYTES / SHARDS / machine.bandwidth_bytes_per_s
         assert piece_s == pytest.approx(transfer_s(replicas))
+        read_s = (
+            BYTES / SHARDS / cluster.memory_bandwidth_bytes_per_s
+        )  # by all of a shard's machines
+        assert read_s == pytest.approx(BYTES / (5e9 * servers(replicas)))
 
 
 def test_a_wider_server_would_not_be_quicker():
