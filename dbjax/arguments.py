@@ -9,11 +9,18 @@ import typing
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, Literal
 
+_CLOSE = 0.45  # of `difflib`: learning_rate for rate, but not warm_start_s for steps_per_s
+_LISTED = 12
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """How an error ends that names the nearest of the right names."""
-    close = difflib.get_close_matches(name, list(known), 1, 0.0)
-    return f"; nearest: {close[0]!r}" if close else "; there are none"
+    """How an error ends that names the nearest of the right names, or, if none is near, all."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, 1, _CLOSE)
+    if close:
+        return f"; nearest: {close[0]!r}"
+    more = ", ..." if len(known) > _LISTED else ""
+    return f"; there are: {', '.join(known[:_LISTED])}{more}" if known else "; there are none"
 
 
 def require_known(place: str, given: Mapping[str, Any], hints: Mapping[str, Any]) -> None:

@@ -7,8 +7,10 @@ goes on. Work that must end therefore takes a note, and looks at it.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any, final
@@ -55,3 +57,42 @@ def noted(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted]:
         yield interrupted
     finally:
         restore()
+
+
+_AGAIN_S = 0.05
+
+
+@contextlib.contextmanager
+def heard() -> Iterator[None]:
+    """Ctrl-C in the block ends it with KeyboardInterrupt, wherever Python raises that.
+
+    Where it is forgotten it is raised again a moment later; where C code has made another error of
+    it, such as that of an import, that one is replaced. Outside the main thread: nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came = False
+
+    def interrupt(*_: Any) -> None:
+        nonlocal came
+        came = True
+        raise KeyboardInterrupt
+
+    def ignored(error: sys.UnraisableHookArgs) -> None:
+        if error.exc_type is KeyboardInterrupt:
+            threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
+        else:
+            said_before(error)
+
+    said_before, sys.unraisablehook = sys.unraisablehook, ignored
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    except Exception as error:
+        if came:
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        signal.signal(signal.SIGINT, before)
+        sys.unraisablehook = said_before

@@ -46,6 +46,10 @@ class Task:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
+        if self.batch_size > len(self.examples):
+            raise ValueError(
+                f"Task.batch_size={self.batch_size} is more than the {len(self.examples)} examples"
+            )
 
     @property
     def examples(self) -> Examples:

@@ -1,1 +1,17 @@
 """Commands: run one experiment, compare methods, draw."""
+
+import os
+import signal
+import sys
+from typing import Any
+
+
+def _end(number: int, _: Any) -> None:
+    print("interrupted", file=sys.stderr)
+    os._exit(128 + number)
+
+
+# Of a command (`python -m`) that is still importing its libraries: there is nothing to clean up,
+# and a KeyboardInterrupt would be a traceback, or be swallowed in a callback of C.
+if sys.argv[0] == "-m":
+    signal.signal(signal.SIGINT, _end)

@@ -80,7 +80,14 @@ def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def _rules() -> list[str]:
-    return [*dir(dbjax.optim), *(name for name in dir(optax) if name.islower())]
+    """What makes a rule, as far as its signature says."""
+    return [
+        name
+        for library in (dbjax.optim, optax)
+        for name, make in inspect.getmembers(library, inspect.isfunction)
+        if "GradientTransformation" in str(inspect.signature(make).return_annotation)
+        and not name.startswith("_")
+    ]
 
 
 def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:

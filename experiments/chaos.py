@@ -1,9 +1,9 @@
-"""Trains twice, once undisturbed and once while nodes are killed, and compares.
+r"""Trains twice, once undisturbed and once while nodes are killed, and compares.
 
 python -m experiments.chaos --config=configs/NAME.py[:smoke] --runtime=ray|virtual \
-    --kill-every=5s --for=120s [--backups=1] [--workdir=DIR] [--config.FIELD=VALUE ...]
+    --workdir=DIR --kill-every=5s --for=120s [--backups=1] [--seed=0] [--config.FIELD=VALUE ...]
 
-Without these flags: ray, 5s, 60s, one backup, runs/chaos.
+Without these flags: ray, 5s, 60s, one backup.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import rich.table
 import dbjax
 from dbjax.chaos import Chaos, Kill, kills
 from dbjax.interrupts import exit_code
-from experiments.command_line import command, parse
+from experiments.command_line import command, integer, parse
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
@@ -102,19 +102,19 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = parse(arguments, _OPTIONS)
-    if chosen.config is None:
-        raise ValueError("needs --config=FILE; --help says more")
+    if chosen.config is None or chosen.workdir is None:
+        raise ValueError("needs --config=FILE and --workdir=DIR; --help says more")
     options = chosen.options
     every_s = seconds(options.get("kill-every", "5s"), "kill-every")
     for_s = seconds(options.get("for", "60s"), "for")
-    backups, seed = int(options.get("backups", "1")), int(options.get("seed", "0"))
+    backups, seed = integer(options, "backups", 1, least=0), integer(options, "seed", 0, least=0)
     runtime = options.get("runtime", "ray")
     if runtime not in ("ray", "virtual"):
         raise ValueError(f"--runtime={runtime} must be ray or virtual: threads cannot be killed")
     config = configured(chosen.config, runtime, for_s, backups)
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dbjax").setLevel(logging.INFO)
-    workdir = Path(chosen.workdir or "runs/chaos")
+    workdir = Path(chosen.workdir)
     calm = run_config(config, workdir / "undisturbed", "undisturbed")
     if calm.summary["interrupted"]:
         return exit_code(calm.summary["interrupted"])

@@ -15,7 +15,7 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import describe, fits, nearest
-from dbjax.interrupts import exit_code
+from dbjax.interrupts import exit_code, heard
 from experiments.defaults import defaults
 
 CONFIGS = Path("configs")
@@ -68,6 +68,8 @@ def parse(arguments: list[str], options: tuple[str, ...] = ()) -> Arguments:
             overrides.append((name.removeprefix("config."), value))
         elif name in known:
             given[name] = value
+        elif name in defaults():
+            raise ValueError(f"no flag --{name}; a field of a config is --config.{argument[2:]}")
         else:
             raise ValueError(f"no flag --{name}{_flag(name, known)}")
     config = load_config(given["config"]) if "config" in given else None
@@ -81,7 +83,7 @@ def parse(arguments: list[str], options: tuple[str, ...] = ()) -> Arguments:
 
 
 def _flag(name: str, known: tuple[str, ...]) -> str:
-    return nearest(name, known).replace("'", "--", 1).replace("'", "")
+    return nearest(f"--{name}", [f"--{flag}" for flag in known]).replace("'", "")
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
@@ -118,15 +120,15 @@ def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
     return module
 
 
-def at_least_one(options: Mapping[str, str], name: str, default: int) -> int:
+def integer(options: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
     """The number of a flag of the command itself.
 
     Raises:
-      ValueError: it is none, or below 1.
+      ValueError: it is none, or below `least`.
     """
     text = options.get(name, str(default))
-    if not text.isdecimal() or not int(text):
-        raise ValueError(f"--{name}={text} must be an integer of at least 1")
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f"--{name}={text} must be an integer of at least {least}")
     return int(text)
 
 
@@ -210,7 +212,9 @@ def command(main: Callable[[list[str]], int]) -> None:
     Ctrl-C is 130, SIGTERM 143.
     """
     try:
-        sys.exit(main(sys.argv[1:]))
+        with heard():
+            code = main(sys.argv[1:])
+        sys.exit(code)
     except ValueError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)

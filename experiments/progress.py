@@ -37,6 +37,28 @@ def describe(row: Row) -> str:
 
 
 @contextlib.contextmanager
+def counted(label: str, total: int, what: str) -> Iterator[Callable[[int, str, float], None]]:
+    """A bar on a terminal, else a line of log whenever one more of `total` is done.
+
+    It is told how many are done, what was seen last, and what the others have done together.
+    """
+    if sys.stderr.isatty():
+        with bar(f"{{task.completed:.1f}} of {{task.total}} {what}") as drawn:
+            task = drawn.add_task(label, total=total, state="")
+            yield lambda done, last, part: drawn.update(task, completed=done + part, state=last)
+        return
+    logged = 0
+
+    def log(done: int, last: str, part: float) -> None:
+        nonlocal logged
+        if done > logged:
+            logged = done
+            logging.getLogger("dbjax").info("%s: %d of %d %s, %s", label, done, total, what, last)
+
+    yield log
+
+
+@contextlib.contextmanager
 def bar(done: str) -> Iterator[rich.progress.Progress]:
     """A live line on the terminal: what is done, in the words of `done`, and the task's `state`."""
     columns = (

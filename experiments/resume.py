@@ -7,7 +7,7 @@ import json
 import logging
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,8 +61,8 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
     """The run's checkpoints, and what there is to go on from.
 
     Raises:
-      ValueError: an interrupted run of another config lies in the workdir, or none of its
-        checkpoints can be read.
+      ValueError: a run of another config lies in the workdir, or none of the checkpoints of one
+        that would be gone on with can be read.
     """
     directory = Path(workdir) / _CHECKPOINTS
     goes_on, keep = _goes_on(Path(workdir), config), config.checkpoint.keep
@@ -88,26 +88,29 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
 def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     """Whether the run that lies there is gone on with.
 
-    One that was interrupted is, and one that ended and is given more time; another that ended
-    makes room.
+    One that was interrupted is, and one that ended and is given more time. The same once more
+    takes its place.
 
     Raises:
-      ValueError: one that was interrupted is of another config.
+      ValueError: the run that lies there is of another config, and would be lost.
     """
-    if not (workdir / CONFIG).exists() or not (workdir / _CHECKPOINTS).exists():
+    if not (workdir / CONFIG).exists():
         return False
     last = json.loads((workdir / CONFIG).read_text())["config"]
     have, want = flat(last), flat(plain(config.to_dict(), infinity="inf"))
-    interrupted, differs = _was_interrupted(workdir, last), _difference(have, want)
-    if interrupted and differs:
+    interrupted, checkpoints = _was_interrupted(workdir, last), (workdir / _CHECKPOINTS).exists()
+    if interrupted and not checkpoints:
+        _LOG.info("begins anew: what was interrupted in %s had no checkpoint yet", workdir)
+        return False
+    more = interrupted or _is_longer(have, want)
+    if differs := _difference(have, want, _MAY_DIFFER if more else frozenset()):
         raise ValueError(
-            f"workdir {str(workdir)!r} holds an interrupted run with {differs}: give another "
-            "--workdir, or delete that one"
+            f"workdir {str(workdir)!r} holds {'an interrupted' if interrupted else 'a finished'} "
+            f"run with {differs}: give another --workdir, or delete that one"
         )
-    longer = _is_longer(have, want)
-    if longer and differs:
-        _LOG.info("begins anew: the run in %s had %s", workdir, differs)
-    return interrupted or (longer and not differs)
+    if not more or not checkpoints:
+        _LOG.info("runs again what has ended in %s", workdir)
+    return more and checkpoints
 
 
 def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
@@ -129,9 +132,11 @@ def _limit(value: Any) -> float:
     return math.inf if value is None else float(value)
 
 
-def _difference(have: dict[str, Any], want: dict[str, Any]) -> str | None:
+def _difference(
+    have: dict[str, Any], want: dict[str, Any], may_differ: Collection[str]
+) -> str | None:
     """The first field that may not differ, and does."""
-    for name in sorted({*have, *want} - _MAY_DIFFER):
+    for name in sorted({*have, *want}.difference(may_differ)):
         of_machines = name.startswith("ray.") or (
             name.startswith("cluster.") and want["runtime"] != "virtual"
         )

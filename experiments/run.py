@@ -76,11 +76,18 @@ def _run(
     return result
 
 
+def title(config: ml_collections.ConfigDict) -> str:
+    """As pictures name it, such as Downpour + Adagrad [20]."""
+    name = plots.ALGORITHMS.get(config.algorithm, config.algorithm)
+    adagrad = " + Adagrad" if "adagrad" in config.rule.get("name", "") else ""
+    return f"{name}{adagrad} [{getattr(build.algorithm(config), 'replicas', 1)}]"
+
+
 def table(summary: Row) -> rich.table.Table:
     """The summary's numbers."""
     drawn = rich.table.Table("", "", show_header=False)
     for name, value in summary.items():
-        if name in ("node", "config", "versions", "params_sha256"):
+        if name in ("node", "config", "versions", "params_sha256") or value is None:
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number(item)}" for key, item in value.items())
@@ -136,7 +143,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("needs --config=FILE and --workdir=DIR; --help lists the configs")
     logging.basicConfig(format="%(message)s")
     logging.getLogger("dbjax").setLevel(logging.INFO)
-    result = run_config(chosen.config, chosen.workdir, chosen.config.algorithm)
+    result = run_config(chosen.config, chosen.workdir, title(chosen.config))
     console = rich.console.Console()
     console.print(table(result.summary))
     console.print(

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import logging
-import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import ml_collections
@@ -16,7 +13,7 @@ from dbjax.interrupts import noted
 from dbjax.workdir import SUMMARY, alone_in, prepare
 from dbjax.workdir.files import plain
 from dbjax.workdir.origin import versions
-from experiments.progress import bar
+from experiments.progress import counted
 from experiments.report.read import Run, read
 from experiments.sweep.pool import Pool, Process
 from experiments.sweep.trial import Job, Outcome
@@ -54,8 +51,12 @@ def _run(
     shares = dict.fromkeys(waiting, 0.0)  # of each run that has not ended
     errors: list[str] = []
     start = functools.partial(Process, workdir / "workers.log")
-    with noted() as interrupted, Pool(start, jobs) as pool, _progress(label, len(configs)) as tell:
-        tell(len(configs) - len(shares), 0.0, "")
+    with (
+        noted() as interrupted,
+        Pool(start, jobs) as pool,
+        counted(label, len(configs), "runs") as tell,
+    ):
+        tell(len(configs) - len(shares), "those that were there", 0.0)
         while shares and not interrupted.by:
             while waiting and pool.free:
                 number = next(iter(waiting))
@@ -70,7 +71,7 @@ def _run(
                     del shares[number]
                 else:
                     shares[number] = said[0] / configs[name].evaluations
-                tell(len(configs) - len(shares), sum(shares.values()), name)
+                tell(len(configs) - len(shares), name, sum(shares.values()))
     if shares:
         raise KeyboardInterrupt(interrupted.by)
     if errors:
@@ -84,25 +85,3 @@ def _is_there(folder: Path, config: ml_collections.ConfigDict) -> bool:
     run = read(folder, folder.name)
     same = run.config == plain(config.to_dict(), infinity="inf")
     return same and run.state == "finished" and run.about["versions"] == versions()
-
-
-@contextlib.contextmanager
-def _progress(label: str, total: int) -> Iterator[Callable[[int, float, str], None]]:
-    """A bar on a terminal, else a line of log for each run that has ended.
-
-    It is told how many have ended, what the others have done together, and whose turn it was.
-    """
-    if not sys.stderr.isatty():
-        last = 0
-
-        def log(ended: int, share: float, name: str) -> None:
-            nonlocal last
-            if ended > last:
-                last = ended
-                logging.getLogger("dbjax").info("%s: %d of %d runs %s", label, ended, total, name)
-
-        yield log
-        return
-    with bar("{task.completed:.1f} of {task.total} runs") as drawn:
-        task = drawn.add_task(label, total=total, state="")
-        yield lambda ended, share, name: drawn.update(task, completed=ended + share, state=name)

@@ -13,26 +13,24 @@ claims.md and cluster.json, into results/figure3 unless another workdir is given
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import rich.console
-import rich.progress
 
 from dbjax.arguments import nearest
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json
 from experiments import figures
-from experiments.command_line import at_least_one, command, parse
+from experiments.command_line import command, integer, parse
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
 from experiments.figure3.results import by_machines, claims, rows, under_other_assumptions
+from experiments.progress import counted
 
 SIZES = {
     "full": (tuple(CONFIGS), (1, 2, 4, 8, 16, 32, 64, 81, 128)),
@@ -48,13 +46,15 @@ def main(arguments: list[str]) -> int:
     size = chosen.options.get("size", "full")
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
-    batch_size = at_least_one(chosen.options, "batch-size", 100)
+    batch_size = integer(chosen.options, "batch-size", 100)
     default = "results/figure3" if size == "full" else f"runs/figure3/{size}"
     workdir = prepare(chosen.workdir or default)
     networks, machines = SIZES[size]
     jax.config.update("jax_num_cpu_devices", max(machines))
-    with _progress(len(networks) * len(machines)) as done:
-        found = points(networks, machines, batch_size, done)
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
+    with counted("figure3", len(networks) * len(machines), "programs compiled") as tell:
+        found = points(networks, machines, batch_size, tell)
     write(found, batch_size, workdir)
     return 0
 
@@ -83,18 +83,6 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
         measured="from compiled programs",
         notes=_notes(cluster, batch_size),
     )
-
-
-@contextlib.contextmanager
-def _progress(total: int) -> Iterator[Callable[[str], None]]:
-    """A bar on a terminal."""
-    if not sys.stderr.isatty():
-        yield lambda label: None
-        return
-    console = rich.console.Console(stderr=True)
-    with rich.progress.Progress(console=console, transient=True) as bar:
-        task = bar.add_task("compiling", total=total)
-        yield lambda label: bar.update(task, advance=1, description=f"compiled {label}")
 
 
 def _fields(cluster: Cluster) -> dict[str, Any]:

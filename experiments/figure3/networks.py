@@ -54,15 +54,15 @@ def points(
     networks: Sequence[str],
     machines: Sequence[int],
     batch_size: int,
-    done: Callable[[str], None] = lambda label: None,
+    tell: Callable[[int, str, float], None] = lambda done, last, part: None,
 ) -> list[Point]:
-    """Compiles each network on each number of machines; tells `done` of each."""
-    found = []
+    """Compiles each network on each number of machines; tells how many, and the last one."""
+    found: list[Point] = []
     for network in networks:
         config = CONFIGS[network]
         params = jax.eval_shape(lambda config=config: functional.init(config, 0))
         size = sum(leaf.size for leaf in jax.tree.leaves(params))
         for count in machines:
             found.append(Point(network, size, count, compiled(config, count, batch_size)))
-            done(f"{network} on {count}")
+            tell(len(found), f"{network} on {count}", 0.0)
     return found

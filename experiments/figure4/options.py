@@ -12,7 +12,7 @@ import ml_collections
 from configs._figure4 import DEFAULT, SIZES, tuned_at, winners
 from dbjax.arguments import nearest
 from dbjax.models import PAPER, SpeechConfig
-from experiments.command_line import at_least_one, override, parse
+from experiments.command_line import integer, override, parse
 from experiments.figure4.methods import METHODS
 
 # Fields that other fields of a config of Figure 4 follow from.
@@ -116,7 +116,7 @@ def options(arguments: list[str], figure: str, *more: str) -> Options:
             raise ValueError(f"--methods: no {method!r}{nearest(method, METHODS)}")
     if "sgd" not in methods:
         raise ValueError("--methods: 'sgd' must be among them: others are held against it")
-    numbers = {name: at_least_one(given, name, default) for name, default in _NUMBERS.items()}
+    numbers = {name: integer(given, name, default) for name, default in _NUMBERS.items()}
     where = f"results/{figure}" if size == DEFAULT else f"runs/{figure}/{size}"
     runs = Path(given.get("runs", f"runs/figures/{size}"))
     return Options(

@@ -1,4 +1,4 @@
-"""Tries values of fields of a config, and says which are best.
+r"""Tries values of fields of a config, and says which are best.
 
 python -m experiments.sweep --config=configs/NAME.py[:smoke] --space=configs/spaces/NAME.py \
     --workdir=DIR [--trials=N] [--jobs=J] [--config.FIELD=VALUE ...]
@@ -26,12 +26,12 @@ from typing import Any
 import rich.console
 
 from dbjax.interrupts import exit_code
-from experiments.command_line import available, command, parse
+from experiments.command_line import available, command, integer, parse
 from experiments.sweep.results import errors, table
 from experiments.sweep.run import sweep
 from experiments.sweep.space import SPACES, load_space
 
-_NUMBERS = ("trials", "jobs", "seeds", "cluster-seeds", "seed")
+_NUMBERS = {"trials": 1, "jobs": 1, "seeds": 1, "cluster-seeds": 1, "seed": 0}  # and the least
 _NAMES = ("sampler", "pruner", "metric")
 
 
@@ -44,7 +44,11 @@ def main(arguments: list[str]) -> int:
     if chosen.config is None or chosen.workdir is None or "space" not in options:
         raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
     on = options.get("on", "processes")
-    given: dict[str, Any] = {name: _number(options, name) for name in _NUMBERS if name in options}
+    given: dict[str, Any] = {
+        name: integer(options, name, least, least)
+        for name, least in _NUMBERS.items()
+        if name in options
+    }
     given |= {name: options[name] for name in _NAMES if name in options}
     given = {name.replace("-", "_"): value for name, value in given.items()}
     jobs = given.pop("jobs", 1)
@@ -72,13 +76,6 @@ def main(arguments: list[str]) -> int:
         soft_wrap=True,
     )
     return 0
-
-
-def _number(options: dict[str, str], name: str) -> int:
-    text = options[name]
-    if not text.isdecimal():
-        raise ValueError(f"--{name}={text} must be an integer")
-    return int(text)
 
 
 if __name__ == "__main__":

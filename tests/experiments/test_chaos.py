@@ -79,7 +79,11 @@ def test_nobody_can_be_killed_in_threads():
      ([], "--config")],
 )  # fmt: skip
 def test_mistakes_are_one_line(given, text, capsys, monkeypatch):
-    arguments = given if not given or given[0].startswith("--config") else [ARGUMENTS[0], *given]
+    arguments = (
+        given
+        if not given or given[0].startswith("--config")
+        else [ARGUMENTS[0], "--workdir=x", *given]
+    )
     with pytest.raises(SystemExit) as ended:
         command(lambda _: chaos.main(arguments))
     assert ended.value.code == 2

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -46,23 +47,29 @@ def files(workdir):
 @pytest.mark.parametrize("more", [[], ["--config.event_log=true"], ["--config.checkpoint.keep=0"]])
 def test_a_mistake_costs_nothing_of_what_was_there(mistake, more, workdir, capsys):
     before = files(workdir)
-    assert refused(capsys, workdir, mistake, *more).startswith("error: ")
+    said = refused(capsys, workdir, mistake, *more)
+    assert said.startswith("error: ")
+    assert "finished run" not in said
     assert files(workdir) == before
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
+    """What was killed before its first checkpoint, which any other may take the place of."""
     path = tmp_path_factory.mktemp("runs") / "short"
-    ran(path, *SHORT)
+    ran(path, *SHORT, "--config.checkpoint.keep=0")
+    (path / "summary.json").unlink()
     return path
 
 
 def test_a_run_that_begins_makes_away_with_what_was_there(tmp_path):
-    ran(tmp_path, *SHORT, "--config.checkpoint.every_s=0.2")
-    ran(tmp_path, *SHORT, "--config.options.n_fetch=2")
-    assert len(list((tmp_path / "checkpoints").glob("[0-9]*"))) == 1
-    ran(tmp_path, *SHORT, "--config.checkpoint.keep=0")
-    assert not (tmp_path / "checkpoints").exists()
+    often = [*SHORT, "--config.checkpoint.every_s=0.2", "--config.checkpoint.keep=2"]
+    ran(tmp_path, *often)
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
+    ran(tmp_path, *often)
+    after = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").iterdir()}
+    assert before.keys() == after.keys()
+    assert all(after[name] > before[name] for name in before)
 
 
 def test_a_second_process_is_told_of_the_first(tmp_path, capsys):
@@ -124,16 +131,46 @@ def test_one_that_ended_and_is_given_more_steps_goes_on(tmp_path, caplog):
     assert again["time_s"] > short["time_s"]
 
 
-def test_one_that_ended_and_is_given_no_more_time_begins_anew(tmp_path, caplog):
+def test_the_same_once_more_runs_again(tmp_path, caplog):
     first = ran(tmp_path, *LONG)
     assert ran(tmp_path, *LONG) == first
-    assert ran(tmp_path, *SHORT)[0]["time_s"] == 1.0
+    assert f"runs again what has ended in {tmp_path}" in caplog.text
     assert "taken up" not in caplog.text
 
 
-def test_one_that_ended_and_is_given_something_else_too_says_what(tmp_path, caplog):
+@pytest.mark.parametrize(("more", "said"), [
+    (SHORT, "evaluations=10, here it is 5"),
+    ([*LONG, "--config.until_s=1.0"], "until_s=2.0, here it is 1.0"),
+    ([*LONG, "--config.until_s=3.0", "--config.batch_size=16"], "batch_size=32, here it is 16"),
+    ([*LONG, "--config.options.shards=2"], "options.shards=3, here it is 2"),
+    ([*LONG, "--config.checkpoint.keep=0"], "checkpoint.keep=3, here it is 0"),
+])  # fmt: skip
+def test_one_that_ended_is_not_lost_to_another(tmp_path, finished, capsys, more, said):
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    before = files(tmp_path)
+    assert refused(capsys, tmp_path, *more) == (
+        f"error: workdir {str(tmp_path)!r} holds a finished run with {said}: give another "
+        "--workdir, or delete that one"
+    )
+    assert files(tmp_path) == before
+
+
+def test_one_without_checkpoints_is_not_lost_to_another_either(tmp_path, capsys):
+    ran(tmp_path, *SHORT, "--config.checkpoint.keep=0")
+    assert "holds a finished run with" in refused(capsys, tmp_path, *SHORT)
+
+
+def test_one_that_was_killed_before_its_first_checkpoint_says_that_it_begins_anew(
+    tmp_path, finished, caplog
+):
+    """A config, and no summary or checkpoint."""
+    (tmp_path / "config.json").write_text((finished / "config.json").read_text())
     ran(tmp_path, *SHORT)
-    ran(tmp_path, *LONG, "--config.batch_size=16")
-    assert "begins anew" in caplog.text
-    assert "batch_size=32, here it is 16" in caplog.text
-    assert "taken up" not in caplog.text
+    assert f"begins anew: what was interrupted in {tmp_path} had no checkpoint yet" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "long"
+    ran(path, *LONG)
+    return path

@@ -1,0 +1,73 @@
+"""Ctrl-C ends a command wherever it comes."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from dbjax.interrupts import heard
+
+
+def interrupt_self(*_):
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def wait(_):
+    time.sleep(30)
+    pytest.fail("nothing was heard")
+
+
+def test_ctrl_c_is_keyboard_interrupt_and_all_is_as_before_afterwards():
+    before = signal.getsignal(signal.SIGINT), sys.unraisablehook
+    with pytest.raises(KeyboardInterrupt), heard():
+        wait(interrupt_self())
+    assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
+
+
+def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
+    """What JAX's callback does to one that comes while it runs."""
+
+    def callback(phase, _):
+        if not came:
+            came.append(phase)
+            interrupt_self()
+            for _ in range(1_000):  # bytecode, in which Python raises
+                pass
+
+    came = []
+    gc.callbacks.append(callback)
+    try:
+        with pytest.raises(KeyboardInterrupt), heard():
+            wait(gc.collect())
+    finally:
+        gc.callbacks.remove(callback)
+    assert came == ["start"]
+
+
+def test_one_that_an_import_makes_another_error_of_is_one_all_the_same():
+    def import_something():
+        try:
+            wait(interrupt_self())
+        except KeyboardInterrupt as interrupted:
+            raise ImportError("initialization failed") from interrupted
+
+    with pytest.raises(KeyboardInterrupt), heard():
+        import_something()
+
+
+def test_errors_of_their_own_stay_what_they_are():
+    with pytest.raises(ValueError, match="a mistake"), heard():
+        raise ValueError("a mistake")
+
+
+def test_a_command_that_is_still_importing_ends_with_130_and_one_word():
+    imports = "import signal, os; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(30)"
+    script = f"import sys; sys.argv = ['-m']; import experiments; {imports}"
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (ended.returncode, ended.stderr) == (130, "interrupted\n")
