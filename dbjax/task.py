@@ -7,6 +7,10 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from dbjax.data.examples import Arrays, Examples
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
@@ -16,7 +20,7 @@ from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
 from dbjax.store.sharded import Sharded
 from dbjax.trace import Row
-from dbjax.types import LossFn, Metrics, Params, Slices
+from dbjax.types import Batch, LossFn, Metrics, Params, Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +64,12 @@ class Task:
     def batches(self, replica: int, replicas: int) -> Stream:
         """The mini-batches of one of `replicas` replicas, from its own part of the data."""
         return Stream(self.examples, self.batch_size, self.seed, replica, replicas)
+
+    @functools.cached_property
+    def batch(self) -> Batch:
+        """Shapes and types of a mini-batch."""
+        first = self.examples.gather(np.arange(self.batch_size))
+        return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first))
 
     @functools.cached_property
     def portions(self) -> Portions:

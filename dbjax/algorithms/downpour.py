@@ -175,7 +175,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             f"replica/{r}",
             late_client if r else client,
             store,
-            store.gradient_of(task.loss, r),
+            store.gradient_of(task.loss, task.batch, r),
             task.batches(r, config.replicas),
             config,
         )

@@ -100,6 +100,8 @@ class SynchronousShard:
         replicas: int,
     ) -> None:
         self._shard = Shard(node, params, rule)
+        if replicas > 1:
+            _mean.lower([params] * replicas).compile()  # before anybody pushes
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
         self._steps = 0
@@ -267,7 +269,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             f"replica/{r}",
             client,
             store,
-            store.gradient_of(task.loss, r),
+            store.gradient_of(task.loss, task.batch, r),
             task.batches(r, config.replicas),
             config,
             runtime.mortal,

@@ -33,7 +33,16 @@ on serving, the reply leaves when the future is settled).
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeVar, overload
+from typing import (
+    Any,
+    Concatenate,
+    Literal,
+    ParamSpec,
+    Protocol,
+    TypeVar,
+    overload,
+    runtime_checkable,
+)
 
 import numpy as np
 
@@ -62,6 +71,16 @@ def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) ->
 
     names = "; ".join(f"{name} waits for {label(future)}" for name, future in waits.items())
     return f"at {time_s:g} s nothing can happen any more, but {names}"
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """An argument of a main or a service that has work to do before the run begins: to compile.
+
+    Where time is real it is asked to, in the process that uses it, before the clock starts.
+    """
+
+    def prepare(self) -> None: ...
 
 
 class Handle(Protocol[S_co]):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import jax
@@ -23,7 +23,6 @@ from dbjax.types import Batch, Params, Slices
 
 Blocks = dict[str, jax.Array]  # a device's part of every parameter, padded; by the parameter's path
 Pieces = dict[str, jax.Array]  # by the piece's name
-GradientFn = Callable[[Slices, Batch], tuple[jax.Array, Slices]]
 
 
 class Held(NamedTuple):

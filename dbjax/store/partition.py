@@ -105,7 +105,7 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
 
 def slice_nbytes(slice_: Slice) -> int:
     """How many bytes a slice holds."""
-    return sum(value.nbytes for value in slice_.values())
+    return sum(value.size * value.dtype.itemsize for value in slice_.values())
 
 
 @functools.lru_cache(maxsize=32)

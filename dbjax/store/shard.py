@@ -98,14 +98,20 @@ class ServerRule:
     """A rule as shards apply it, compiled once for all of them.
 
     Attributes:
+      rule: as it was given.
       init: slice -> state.
       apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
         finite changes nothing but the count of what was refused. Nothing is donated:
         snapshots refer to the old values.
     """
 
+    rule: optax.GradientTransformation
     init: Callable[[Slice], ServerState]
-    apply: Callable[[Slice, ServerState, Slice, int], tuple[Slice, ServerState]]
+    apply: jax.stages.Wrapped
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is compiled anew."""
+        return server_rule, (self.rule,)
 
 
 @functools.lru_cache(maxsize=16)
@@ -129,7 +135,7 @@ def server_rule(rule: optax.GradientTransformation) -> ServerRule:
         refused = jnp.where(finite, 0, jnp.stack([1, examples])).astype(jnp.int32)
         return params, ServerState(rule_state, state.refused + refused)
 
-    return ServerRule(init, apply)
+    return ServerRule(rule, init, apply)
 
 
 def _zero_if_finite(values: jax.Array) -> jax.Array:
@@ -151,6 +157,7 @@ class Shard:
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
         self._node, self._rule = node, rule
         self._state = rule.init(params)
+        rule.apply.lower(params, self._state, params, 1).compile()  # before anybody pushes
         self._nbytes = slice_nbytes(params)
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
@@ -12,10 +11,11 @@ import jax
 from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
 from dbjax.store.chain import serve_chain
-from dbjax.store.devices import GradientFn, Gradients
+from dbjax.store.devices import Gradients, shapes_of
+from dbjax.store.gradient import Gradient
 from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
 from dbjax.store.shard import Snapshot
-from dbjax.types import LossFn, Params, Slices
+from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
 T = TypeVar("T")
@@ -37,16 +37,21 @@ class Fetched:
 
 @final
 class Sharded(Generic[S]):
-    """Services of class S, each holding one slice (of `nbytes`), addressed as one."""
+    """Services of class S, each holding one slice (of `nbytes`), addressed as one.
+
+    Args:
+      like: shapes and types of the slices.
+    """
 
     def __init__(
         self,
         shards: Sequence[Handle[S]],
         cuts: Partition,
-        nbytes: Sequence[int] = (),
+        like: Slices = (),
         gradients: Gradients | None = None,
     ) -> None:
-        self.shards, self.partition, self.nbytes = tuple(shards), cuts, tuple(nbytes)
+        self.shards, self.partition, self.like = tuple(shards), cuts, like
+        self.nbytes = tuple(map(slice_nbytes, like))
         self.gradients = gradients  # of replicas that are cut over devices
 
     @classmethod
@@ -84,7 +89,7 @@ class Sharded(Generic[S]):
             serve_chain(runtime, f"{name}/{i}", backups, make, slice_, *args)
             for i, slice_ in enumerate(slices)
         ]
-        return cls(handles, cuts, list(map(slice_nbytes, slices)), gradients)
+        return cls(handles, cuts, shapes_of(slices), gradients)
 
     def each(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -108,16 +113,13 @@ class Sharded(Generic[S]):
         """Sends each shard its own message; the replies are the new slices."""
         return all_of(self._scatter(method, messages), _fetched)
 
-    def gradient_of(self, loss: LossFn, replica: int = 0) -> GradientFn:
-        """Compiles (slices, batch) -> (loss, slices of its gradient), for one of the replicas.
+    def gradient_of(self, loss: LossFn, batch: Batch, replica: int = 0) -> Gradient:
+        """The gradient of a replica's mini-batches, all of which are like `batch`.
 
-        Cut leaves are joined, and their gradients cut, inside the compiled program:
-        what travels are the shards' own arrays. A replica that is cut over devices runs on
-        its own ones, and the loss is the cut's.
+        A replica that is cut over devices runs on its own ones, and the loss is the cut's.
         """
-        if self.gradients:
-            return self.gradients.of(replica)
-        return _value_and_grad(loss, self.partition)
+        on_devices = self.gradients.of(replica) if self.gradients else None
+        return Gradient(loss, self.partition, self.like, batch, on_devices)
 
     def replica_devices(self) -> dict[str, int] | None:
         """How many devices a replica is cut over, and what each fetches from how many shards."""
@@ -136,13 +138,3 @@ def initial(params: Params | Callable[[], Params]) -> Params:
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:
     return Fetched(tuple(s.params for s in snapshots), tuple(s.version for s in snapshots))
-
-
-@functools.lru_cache(maxsize=16)
-def _value_and_grad(loss: LossFn, cuts: Partition) -> GradientFn:
-    @jax.jit
-    def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
-        value, gradient = jax.value_and_grad(loss)(cuts.join(slices), batch)
-        return value, cuts.split(gradient)
-
-    return value_and_grad

@@ -111,6 +111,7 @@ class GradientSums:
       size_of: portions -> how many examples.
       together: portions that are computed in one program at most, where they are put off.
       on_devices: the gradient of a replica that is cut over devices; None: it is not.
+      like: shapes and types of the slices.
     """
 
     def __init__(
@@ -121,12 +122,23 @@ class GradientSums:
         size_of: Callable[[tuple[int, ...]], int],
         together: int = 1,
         on_devices: PartitionedGradient | None = None,
+        *,
+        like: Slices,
     ) -> None:
+        self._made_of = (loss, partition, gather, size_of, together, on_devices)
         self._gather, self._size_of, self._together = gather, size_of, together
         self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
         self._of_slices = _Weighted(on_devices) if on_devices else _compiled(loss, partition)
         self._of_whole = _compiled(loss, None)
-        self._partition = partition
+        self._partition, self._like = partition, like
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is compiled anew."""
+        return functools.partial(GradientSums, like=self._like), self._made_of
+
+    def prepare(self) -> None:
+        """Compiles what replicas compute."""
+        self.lower(self._like, (0,), 1).compile()
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:
         """Each example counts 1 / total."""

@@ -2,6 +2,7 @@
 
 import os
 import threading
+import time
 
 from dbjax.runtime import Future
 
@@ -73,3 +74,14 @@ class Counter:
 
     def restore(self, state, checkpoint=False):
         self.counted, self.last = state
+
+
+class Slow:
+    """An argument that has work to do before the clock starts."""
+
+    def __init__(self):
+        self.prepared = 0
+
+    def prepare(self):
+        time.sleep(1)
+        self.prepared += 1

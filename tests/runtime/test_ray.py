@@ -16,7 +16,7 @@ from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
 from tests import test_conformance as conformance
 from tests.runtime import lost_error
-from tests.runtime.services import Log, Middle
+from tests.runtime.services import Log, Middle, Slow
 
 pytest.importorskip("ray", reason="dbjax[ray] is not installed")
 from dbjax.runtime.ray.codec import pack, unpack
@@ -69,6 +69,17 @@ def test_the_rules(runtime):
     assert row["node"] == "main"
     assert row["loss"] == 1.0
     assert {"slow", "say"} <= {span.kind for span in runtime._trace.spans if span.node == "main"}
+
+
+def test_what_is_given_to_a_main_is_prepared_there_before_the_clock_starts(runtime):
+    async def main(node, slow):
+        return slow.prepared, node.now()
+
+    ended = runtime.spawn("main", main, Slow())
+    runtime.run(until_s=30.0)
+    prepared, now_s = ended.result()
+    assert prepared == 1
+    assert now_s < 1
 
 
 async def _draws(node):

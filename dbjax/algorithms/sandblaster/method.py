@@ -184,7 +184,13 @@ def _gradients(
     """What each replica computes portions with: all the same, or each on devices of its own."""
     together = max(1, _TOGETHER // task.batch_size)
     of = functools.partial(
-        GradientSums, task.loss, store.partition, data.gather, data.size_of, together
+        GradientSums,
+        task.loss,
+        store.partition,
+        data.gather,
+        data.size_of,
+        together,
+        like=store.like,
     )
     if store.gradients:
         return [of(store.gradients.of(r)) for r in range(replicas)]

@@ -32,7 +32,7 @@ _OWN = {
 }  # fmt: skip
 # Whose instances hold nothing but what can be found again: data, compiled programs, files.
 _STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel",
-              "dbjax.store.devices")  # fmt: skip
+              "dbjax.store.devices", "dbjax.store.gradient")  # fmt: skip
 # Attributes that hold nothing that has a name: see `Names`.
 MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
 

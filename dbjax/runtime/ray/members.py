@@ -68,6 +68,10 @@ class Members:
         """Names of those that are not there, or not ready."""
         return [name for name, member in self._members.items() if not member.ready]
 
+    def silent(self) -> list[str]:
+        """Names of those that are not there; the others may be compiling, however long."""
+        return [name for name, member in self._members.items() if member.wire is None]
+
     def over(self) -> bool:
         """Whether all mains have ended, or an error was lost."""
         ends = [m.end for m in self._members.values() if m.end is not None]

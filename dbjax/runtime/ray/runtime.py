@@ -189,10 +189,11 @@ class RayRuntime:
 
     def _await_ready(self, members: Members, what: str, given_up: Callable[[], bool]) -> None:
         begin_s = time.monotonic()
-        while (missing := members.missing()) and not given_up():
-            if time.monotonic() - begin_s > _START_S:
+        while members.missing() and not given_up():
+            silent = members.silent()
+            if silent and time.monotonic() - begin_s > _START_S:
                 raise RuntimeError(
-                    f"after {_START_S:g} s these have not {what}: {', '.join(missing)}"
+                    f"after {_START_S:g} s these have not {what}: {', '.join(silent)}"
                 )
             self._take_event(members, _POLL_S)
 

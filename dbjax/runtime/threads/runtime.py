@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
-from dbjax.runtime.base import Future, describe_deadlock
+from dbjax.runtime.base import Future, Prepares, describe_deadlock
 from dbjax.runtime.callers import DRIVER, Caller, calling_as, current, of_service
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.observed import Recorded, Unrecorded
@@ -59,6 +59,7 @@ class ThreadsRuntime:
         self.computing: set[ThreadNode] = set()  # nodes that have computed something
         self.serving: set[Service] = set()  # those whose turn is a caller's
         self._wakes = 0
+        self._given: list[Any] = []  # to services and mains
         self.services: dict[str, Any] = {}
         self.saved: dict[str, Any] = {}
 
@@ -67,6 +68,7 @@ class ThreadsRuntime:
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         caller = self._caller(ThreadNode(self, name), of_service(name))
+        self._given += (*args, *kwargs.values())
         with calling_as(caller):
             service = make(caller.node, *args, **kwargs)
         self.services[name] = Service(self, name, service, caller)
@@ -74,6 +76,7 @@ class ThreadsRuntime:
 
     def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
+        self._given += (*args, *kwargs.values())
         caller = self._caller(ThreadNode(self, name), name)
         thread = threading.Thread(
             target=lambda: self.drive(caller, main(caller.node, *args, **kwargs), future, True),
@@ -137,6 +140,8 @@ class ThreadsRuntime:
         return several or (self.trace is not None and self.trace.max_spans > 0)
 
     def run(self, until_s: float = math.inf) -> float:
+        self._stopping.clear()
+        self.prepare()
         self.start()
         deadlock = self._join_mains(until_s)
         end_s = self.now_s()
@@ -145,9 +150,15 @@ class ThreadsRuntime:
             raise deadlock
         return min(end_s, until_s)
 
+    def prepare(self) -> None:
+        """Has done what can be done before the clock starts (`Prepares`)."""
+        given, self._given = self._given, []
+        for thing in {id(thing): thing for thing in given}.values():
+            if isinstance(thing, Prepares) and not self._stopping.is_set():
+                thing.prepare()
+
     def start(self, now_s: float = 0.0) -> None:
         """Starts all threads; it is `now_s` by the run's clock."""
-        self._stopping.clear()
         self._begin_s = time.perf_counter() - now_s
         for thread in (*self._mains, *self._observers):
             thread.start()

@@ -1,0 +1,62 @@
+"""The gradient of a replica's mini-batches, of parameters that are cut across shards."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, final
+
+import jax
+
+from dbjax.store.devices import PartitionedGradient
+from dbjax.store.partition import Partition
+from dbjax.types import Batch, LossFn, Slices
+
+
+@final
+class Gradient:
+    """(slices, batch) -> (loss, slices of its gradient), compiled once for equal partitions.
+
+    Cut leaves are joined, and their gradients cut, inside the compiled program: what travels are
+    the shards' own arrays.
+
+    Args:
+      slices: their shapes and types, and those of a batch.
+      on_devices: of a replica that is cut over devices; None: it is not.
+    """
+
+    def __init__(
+        self,
+        loss: LossFn,
+        cuts: Partition,
+        slices: Slices,
+        batch: Batch,
+        on_devices: PartitionedGradient | None,
+    ) -> None:
+        self._made_of = (loss, cuts, slices, batch, on_devices)
+        self._compute = on_devices or _compiled(loss, cuts)
+        self._slices, self._batch = slices, batch
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """In another process it is compiled anew."""
+        return Gradient, self._made_of
+
+    def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
+        found: tuple[jax.Array, Slices] = self._compute(slices, batch)
+        return found
+
+    def lower(self, slices: Slices, batch: Batch) -> jax.stages.Lowered:
+        """The program of `__call__`."""
+        return self._compute.lower(slices, batch)
+
+    def prepare(self) -> None:
+        self.lower(self._slices, self._batch).compile()
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled(loss: LossFn, cuts: Partition) -> jax.stages.Wrapped:
+    @jax.jit
+    def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
+        value, gradient = jax.value_and_grad(loss)(cuts.join(slices), batch)
+        return value, cuts.split(gradient)
+
+    return value_and_grad
