@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from collections.abc import Callable
 from typing import Any
 
 Row = dict[str, Any]
+_LATEST = 256  # rows whose values may still be computed, as jax does meanwhile
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -35,14 +37,27 @@ class Trace:
     dropped_spans: int = 0
     listeners: list[Callable[[Row], None]] = dataclasses.field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self._latest: collections.deque[Row] = collections.deque()
+
     def record(self, node: str, time_s: float, values: Row) -> None:
         row = {"time_s": time_s, "node": node, **values}
         self.rows.append(row)
         for listen in self.listeners:
             listen(row)
+        self._latest.append(row)
+        if len(self._latest) > _LATEST:
+            _make_plain(self._latest.popleft())
 
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
         if len(self.spans) < self.max_spans:
             self.spans.append(Span(node, kind, start_s, end_s))
         else:
             self.dropped_spans += 1
+
+
+def _make_plain(row: Row) -> None:
+    """Scalars of jax become Python's numbers: an array for each takes kilobytes."""
+    for name, value in row.items():
+        if getattr(value, "ndim", None) == 0:
+            row[name] = value.item()
