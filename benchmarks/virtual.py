@@ -49,7 +49,7 @@ def arithmetic(network: Network) -> Any:
     """The same gather, gradient and updates of the shards, in a plain loop."""
     task = network.task
     store = Sharded.serve(VirtualRuntime(), Shard, task.params, SHARDS, server_rule(RULE))
-    gradient_fn, rule = store.gradient_of(task.loss, task.batch), server_rule(RULE)
+    (gradient_fn,), rule = store.gradients_of(task.loss, task.batch, 1), server_rule(RULE)
     cut = jax.jit(store.partition.split)(task.params)
     held = [(slice_, rule.init(slice_)) for slice_ in cut]
     batches = [task.batches(r, REPLICAS) for r in range(REPLICAS)]

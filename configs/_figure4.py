@@ -52,6 +52,8 @@ SIZES = {
     "full": Size(1_200_000, 512, 512, 4_000.0, 400),
     "laptop_fast_network": dataclasses.replace(_LAPTOP, network=10.0),
     "laptop_small_batches": dataclasses.replace(_LAPTOP, batch=10),
+    "laptop_fast_small": dataclasses.replace(_LAPTOP, network=10.0, batch=10),
+    "laptop_long": dataclasses.replace(_LAPTOP, until_s=2_000.0, evaluations=200),
 }
 VARIANTS = tuple(SIZES)
 DEFAULT = "laptop"

@@ -7,7 +7,6 @@ goes on. Work that must end therefore takes a note, and looks at it.
 
 from __future__ import annotations
 
-import _thread
 import contextlib
 import signal
 import sys
@@ -67,12 +66,15 @@ def heard() -> Iterator[None]:
     """Ctrl-C in the block ends it with KeyboardInterrupt, wherever Python raises that.
 
     Where it is forgotten it is raised again a moment later; where C code has made another error of
-    it, such as that of an import, that one is replaced. Outside the main thread: nothing.
+    it, such as that of an import, that one is replaced. Outside the main thread, or where SIGINT
+    is ignored: nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    before = signal.getsignal(signal.SIGINT)
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or before is signal.SIG_IGN:
         yield
         return
-    came = False
+    came, again = False, threading.Timer(_AGAIN_S, _interrupt_main)
 
     def interrupt(*_: Any) -> None:
         nonlocal came
@@ -80,13 +82,16 @@ def heard() -> Iterator[None]:
         raise KeyboardInterrupt
 
     def ignored(error: sys.UnraisableHookArgs) -> None:
+        nonlocal again
         if error.exc_type is KeyboardInterrupt:
-            threading.Timer(_AGAIN_S, _thread.interrupt_main).start()
+            again = threading.Timer(_AGAIN_S, _interrupt_main)
+            again.daemon = True
+            again.start()
         else:
             said_before(error)
 
     said_before, sys.unraisablehook = sys.unraisablehook, ignored
-    before = signal.signal(signal.SIGINT, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
     try:
         yield
     except Exception as error:
@@ -94,5 +99,11 @@ def heard() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        again.cancel()
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = said_before
+
+
+def _interrupt_main() -> None:
+    """As Ctrl-C does, also where the main thread waits."""
+    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -50,10 +50,6 @@ class Task:
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
-        if self.batch_size > len(self.examples):
-            raise ValueError(
-                f"Task.batch_size={self.batch_size} is more than the {len(self.examples)} examples"
-            )
 
     @property
     def examples(self) -> Examples:
@@ -68,7 +64,7 @@ class Task:
     @functools.cached_property
     def batch(self) -> Batch:
         """Shapes and types of a mini-batch."""
-        first = self.examples.gather(np.arange(self.batch_size))
+        first = self.examples.gather(np.zeros(self.batch_size, np.int64))
         return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first))
 
     @functools.cached_property

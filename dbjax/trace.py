@@ -7,6 +7,10 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 Row = dict[str, Any]
 _LATEST = 256  # rows whose values may still be computed, as jax does meanwhile
 
@@ -23,10 +27,11 @@ class Span:
 
 @dataclasses.dataclass
 class Trace:
-    """Collects rows and spans; append-only, so any thread may add to it.
+    """Collects rows and spans; any thread may add to it.
 
     Attributes:
-      rows: metrics, each with "time_s" and "node" beside its own values.
+      rows: metrics, each with "time_s" and "node" beside its own values. Scalars that jax may
+        still be computing become numbers a few hundred rows later.
       spans: at most `max_spans` of them; `dropped_spans` counts the rest.
       listeners: called with every row as it comes.
     """
@@ -59,5 +64,9 @@ class Trace:
 def _make_plain(row: Row) -> None:
     """Scalars of jax become Python's numbers: an array for each takes kilobytes."""
     for name, value in row.items():
-        if getattr(value, "ndim", None) == 0:
+        if (
+            getattr(value, "ndim", None) == 0
+            and jnp.issubdtype(value.dtype, np.number)
+            and not (isinstance(value, jax.Array) and value.is_deleted())
+        ):
             row[name] = value.item()

@@ -7,11 +7,11 @@ from typing import Any
 
 
 def _end(number: int, _: Any) -> None:
-    print("interrupted", file=sys.stderr)
+    os.write(2, b"interrupted\n")
     os._exit(128 + number)
 
 
 # Of a command (`python -m`) that is still importing its libraries: there is nothing to clean up,
 # and a KeyboardInterrupt would be a traceback, or be swallowed in a callback of C.
-if sys.argv[0] == "-m":
+if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)

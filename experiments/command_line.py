@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import difflib
 import importlib.util
 import math
 import sys
@@ -16,7 +17,7 @@ import ml_collections
 
 from dbjax.arguments import describe, fits, nearest
 from dbjax.interrupts import exit_code, heard
-from experiments.defaults import defaults
+from experiments.defaults import defaults, flat
 
 CONFIGS = Path("configs")
 OPEN = {  # group of arguments -> the field that says whose
@@ -68,8 +69,6 @@ def parse(arguments: list[str], options: tuple[str, ...] = ()) -> Arguments:
             overrides.append((name.removeprefix("config."), value))
         elif name in known:
             given[name] = value
-        elif name in defaults():
-            raise ValueError(f"no flag --{name}; a field of a config is --config.{argument[2:]}")
         else:
             raise ValueError(f"no flag --{name}{_flag(name, known)}")
     config = load_config(given["config"]) if "config" in given else None
@@ -83,7 +82,11 @@ def parse(arguments: list[str], options: tuple[str, ...] = ()) -> Arguments:
 
 
 def _flag(name: str, known: tuple[str, ...]) -> str:
-    return nearest(f"--{name}", [f"--{flag}" for flag in known]).replace("'", "")
+    """How an error ends that names the nearest flag, or field of a config."""
+    names = {field: f"--config.{field}" for field in flat(defaults().to_dict())}
+    names |= {flag: f"--{flag}" for flag in known}
+    close = difflib.get_close_matches(name, names, 1)
+    return f"; nearest: {names[close[0]]}" if close else nearest("", [f"--{k}" for k in known])
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:

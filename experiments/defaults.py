@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import ml_collections
 from ml_collections import config_dict
 
@@ -81,3 +83,12 @@ def _cluster() -> ml_collections.ConfigDict:
             "links": (),
         }
     )
+
+
+def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Fields by their whole names, such as cluster.machine.speed."""
+    found: dict[str, Any] = {}
+    for name, value in config.items():
+        inner = isinstance(value, dict)
+        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
+    return found

@@ -22,7 +22,8 @@ METHODS = {  # name, but for the number of machines in brackets -> colour, marke
     "Downpour + Adagrad": ("#d55e00", "^"),
     "Sandblaster L-BFGS": ("#cc79a7", "v"),
 }
-ALGORITHMS = {"sgd": "SGD", "downpour": "Downpour", "sandblaster": "Sandblaster L-BFGS"}
+ALGORITHMS = {"sgd": "SGD", "downpour": "Downpour", "sandblaster": "Sandblaster"}
+RULES = {"lbfgs": " L-BFGS", "downpour_adagrad": " + Adagrad", "adagrad": " + Adagrad"}
 _OTHER = ("#56b4e9", "D")
 KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "#009e73"}
 

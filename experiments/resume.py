@@ -17,6 +17,7 @@ from dbjax.checkpoint import Checkpoints, Content
 from dbjax.trace import Row
 from dbjax.workdir import SUMMARY, is_left
 from dbjax.workdir.files import plain
+from experiments.defaults import flat
 from experiments.saved import CONFIG
 
 _CHECKPOINTS = "checkpoints"
@@ -98,19 +99,22 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
         return False
     last = json.loads((workdir / CONFIG).read_text())["config"]
     have, want = flat(last), flat(plain(config.to_dict(), infinity="inf"))
-    interrupted, checkpoints = _was_interrupted(workdir, last), (workdir / _CHECKPOINTS).exists()
-    if interrupted and not checkpoints:
-        _LOG.info("begins anew: what was interrupted in %s had no checkpoint yet", workdir)
-        return False
-    more = interrupted or _is_longer(have, want)
+    interrupted = _was_interrupted(workdir, last)
+    if not any((workdir / _CHECKPOINTS).glob("[0-9]*")):
+        if interrupted:
+            _LOG.info("begins anew: what was interrupted in %s left no checkpoint", workdir)
+            return False
+        more = False
+    else:
+        more = interrupted or _is_longer(have, want)
     if differs := _difference(have, want, _MAY_DIFFER if more else frozenset()):
         raise ValueError(
             f"workdir {str(workdir)!r} holds {'an interrupted' if interrupted else 'a finished'} "
             f"run with {differs}: give another --workdir, or delete that one"
         )
-    if not more or not checkpoints:
+    if not more:
         _LOG.info("runs again what has ended in %s", workdir)
-    return more and checkpoints
+    return more
 
 
 def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
@@ -143,12 +147,3 @@ def _difference(
         if not of_machines and have.get(name) != want.get(name):
             return f"{name}={have.get(name)}, here it is {want.get(name)}"
     return None
-
-
-def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by their whole names, such as cluster.machine.speed."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        inner = isinstance(value, dict)
-        found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
-    return found

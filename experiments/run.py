@@ -79,8 +79,8 @@ def _run(
 def title(config: ml_collections.ConfigDict) -> str:
     """As pictures name it, such as Downpour + Adagrad [20]."""
     name = plots.ALGORITHMS.get(config.algorithm, config.algorithm)
-    adagrad = " + Adagrad" if "adagrad" in config.rule.get("name", "") else ""
-    return f"{name}{adagrad} [{getattr(build.algorithm(config), 'replicas', 1)}]"
+    rule = plots.RULES.get(config.rule.name, "")
+    return f"{name}{rule} [{build.algorithm(config).replicas}]"
 
 
 def table(summary: Row) -> rich.table.Table:

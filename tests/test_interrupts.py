@@ -38,7 +38,7 @@ def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
             for _ in range(1_000):  # bytecode, in which Python raises
                 pass
 
-    came = []
+    came, begin_s = [], time.monotonic()
     gc.callbacks.append(callback)
     try:
         with pytest.raises(KeyboardInterrupt), heard():
@@ -46,6 +46,7 @@ def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
     finally:
         gc.callbacks.remove(callback)
     assert came == ["start"]
+    assert time.monotonic() - begin_s < 10  # and not when the sleep is over
 
 
 def test_one_that_an_import_makes_another_error_of_is_one_all_the_same():

@@ -170,16 +170,17 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         backups=config.shard_backups,
         cut=task.cut,
     )
+    gradients = store.gradients_of(task.loss, task.batch, config.replicas)
     mains = [
         runtime.spawn(
             f"replica/{r}",
             late_client if r else client,
             store,
-            store.gradient_of(task.loss, task.batch, r),
+            gradient,
             task.batches(r, config.replicas),
             config,
         )
-        for r in range(config.replicas)
+        for r, gradient in enumerate(gradients)
     ]
     return Program(
         store,

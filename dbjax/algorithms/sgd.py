@@ -264,17 +264,18 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         backups=config.shard_backups,
         cut=task.cut,
     )
+    gradients = store.gradients_of(task.loss, task.batch, config.replicas)
     mains = [
         runtime.spawn(
             f"replica/{r}",
             client,
             store,
-            store.gradient_of(task.loss, task.batch, r),
+            gradient,
             task.batches(r, config.replicas),
             config,
             runtime.mortal,
         )
-        for r in range(config.replicas)
+        for r, gradient in enumerate(gradients)
     ]
 
     def acknowledged(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -74,13 +74,13 @@ def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) ->
 
 
 @runtime_checkable
-class Prepares(Protocol):
-    """An argument of a main or a service that has work to do before the run begins: to compile.
+class CompilesAhead(Protocol):
+    """An argument of a main or a service that can be compiled before it is used.
 
-    Where time is real it is asked to, in the process that uses it, before the clock starts.
+    Where time is real, it is, in the process that uses it, before the clock starts.
     """
 
-    def prepare(self) -> None: ...
+    def compile_ahead(self) -> None: ...
 
 
 class Handle(Protocol[S_co]):

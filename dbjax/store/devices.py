@@ -80,6 +80,25 @@ class PartitionedGradient:
             jax.block_until_ready(loss)
         return jax.device_put(loss.addressable_data(0), home), self.pushed(gradient, home)
 
+    def compile_ahead(self, slices: Slices, batch: Batch) -> None:
+        """The program of all devices, and what each does before and after it."""
+        self.lower(slices, batch).compile()
+        parts = zip(self.held, self._place, self._take, self._devices, strict=True)
+        for pieces, place, take, device in parts:
+            on = SingleDeviceSharding(device)
+
+            def like(shape: Any, dtype: Any, on: Any = on) -> jax.ShapeDtypeStruct:
+                return jax.ShapeDtypeStruct(shape, dtype, sharding=on)
+
+            of_shards = {p.name: slices[p.shard][p.name] for p in pieces}
+            place.lower({n: like(p.shape, p.dtype) for n, p in of_shards.items()}).compile()
+            leaves = jax.tree_util.tree_leaves_with_path(self._abstract)
+            blocks = {
+                name_of(path): like(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
+                for path, leaf in leaves
+            }
+            take.lower(blocks).compile()
+
     def fetched(self, slices: Slices) -> Params:
         """The padded parameters on the mesh: to each device its own pieces are sent."""
         blocks = [

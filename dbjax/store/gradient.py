@@ -34,7 +34,6 @@ class Gradient:
     ) -> None:
         self._made_of = (loss, cuts, slices, batch, on_devices)
         self._compute = on_devices or _compiled(loss, cuts)
-        self._slices, self._batch = slices, batch
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is compiled anew."""
@@ -48,8 +47,13 @@ class Gradient:
         """The program of `__call__`."""
         return self._compute.lower(slices, batch)
 
-    def prepare(self) -> None:
-        self.lower(self._slices, self._batch).compile()
+    def compile_ahead(self) -> None:
+        """For such slices and batches."""
+        _, _, slices, batch, on_devices = self._made_of
+        if on_devices:
+            on_devices.compile_ahead(slices, batch)
+        else:
+            self.lower(slices, batch).compile()
 
 
 @functools.lru_cache(maxsize=16)

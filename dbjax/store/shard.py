@@ -118,7 +118,8 @@ class ServerRule:
 def server_rule(rule: optax.GradientTransformation) -> ServerRule:
     """Compiles a rule for shards."""
 
-    @jax.jit
+    # Unused values say where: a state lies where its slice does, from the first push on.
+    @functools.partial(jax.jit, keep_unused=True)
     def init(params: Slice) -> ServerState:
         return ServerState(rule.init(params), jnp.zeros(2, jnp.int32))
 

@@ -47,7 +47,7 @@ class Sharded(Generic[S]):
         self,
         shards: Sequence[Handle[S]],
         cuts: Partition,
-        like: Slices = (),
+        like: Slices,
         gradients: Gradients | None = None,
     ) -> None:
         self.shards, self.partition, self.like = tuple(shards), cuts, like
@@ -80,6 +80,8 @@ class Sharded(Generic[S]):
         params = initial(params)
         cuts = partition(params, shards, Layout(cut, params) if cut else None)
         slices = compiled_split(cuts)(params)
+        if cut:  # as what devices push is: rules are compiled for such arrays
+            slices = jax.tree.map(lambda piece: jax.device_put(piece, piece.sharding), slices)
         gradients = Gradients(cut, params, cuts) if cut else None
         del params  # of leaves that are cut the slices are copies
         if runtime.resumed is not None:
@@ -113,13 +115,18 @@ class Sharded(Generic[S]):
         """Sends each shard its own message; the replies are the new slices."""
         return all_of(self._scatter(method, messages), _fetched)
 
-    def gradient_of(self, loss: LossFn, batch: Batch, replica: int = 0) -> Gradient:
-        """The gradient of a replica's mini-batches, all of which are like `batch`.
+    def gradients_of(self, loss: LossFn, batch: Batch, replicas: int) -> list[Gradient]:
+        """For each replica the gradient of its mini-batches, all of which are like `batch`.
 
-        A replica that is cut over devices runs on its own ones, and the loss is the cut's.
+        Replicas that are cut over devices run on their own ones, and the loss is the cut's. Those
+        on the same devices have the same one.
         """
-        on_devices = self.gradients.of(replica) if self.gradients else None
-        return Gradient(loss, self.partition, self.like, batch, on_devices)
+        devices = [self.gradients.of(r) if self.gradients else None for r in range(replicas)]
+        made = {
+            on: Gradient(loss, self.partition, self.like, batch, on)
+            for on in dict.fromkeys(devices)
+        }
+        return [made[on] for on in devices]
 
     def replica_devices(self) -> dict[str, int] | None:
         """How many devices a replica is cut over, and what each fetches from how many shards."""

@@ -110,8 +110,8 @@ class GradientSums:
       gather: portions -> their examples, one after another.
       size_of: portions -> how many examples.
       together: portions that are computed in one program at most, where they are put off.
+      like: shapes and types of the slices, to compile ahead.
       on_devices: the gradient of a replica that is cut over devices; None: it is not.
-      like: shapes and types of the slices.
     """
 
     def __init__(
@@ -121,11 +121,10 @@ class GradientSums:
         gather: Callable[[tuple[int, ...]], Batch],
         size_of: Callable[[tuple[int, ...]], int],
         together: int = 1,
+        like: Slices = (),
         on_devices: PartitionedGradient | None = None,
-        *,
-        like: Slices,
     ) -> None:
-        self._made_of = (loss, partition, gather, size_of, together, on_devices)
+        self._made_of = (loss, partition, gather, size_of, together, like, on_devices)
         self._gather, self._size_of, self._together = gather, size_of, together
         self._latest: list[tuple[Slices, tuple[int, ...], Sum]] = []
         self._of_slices = _Weighted(on_devices) if on_devices else _compiled(loss, partition)
@@ -134,10 +133,10 @@ class GradientSums:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is compiled anew."""
-        return functools.partial(GradientSums, like=self._like), self._made_of
+        return GradientSums, self._made_of
 
-    def prepare(self) -> None:
-        """Compiles what replicas compute."""
+    def compile_ahead(self) -> None:
+        """What replicas compute of a whole portion."""
         self.lower(self._like, (0,), 1).compile()
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> Sum:

@@ -13,6 +13,8 @@ interrupted.
   --size=full    10 times the parameters, 20 times as long; never run so far
   --size=laptop_fast_network    as laptop, on a network ten times faster
   --size=laptop_small_batches   as laptop, with gradients of 10 examples: ten times the noise
+  --size=laptop_fast_small      both
+  --size=laptop_long            as laptop, for ten times as long
   --methods=     some of sgd,gpu,downpour,downpour_adagrad,downpour_adagrad_200,sandblaster
   --jobs=N       runs at once, each on one core (as many as there are cores)
   --runs=DIR     where the runs lie, which figure5 shares (runs/figures/SIZE)

@@ -8,8 +8,8 @@ from typing import Any
 
 from configs._figure4 import TUNED, winners
 from dbjax.workdir.files import write_json
+from experiments.defaults import flat
 from experiments.figure4.methods import METHODS
-from experiments.resume import flat
 from experiments.sweep.run import sweep
 from experiments.sweep.space import load_space
 

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from dbjax.workdir.files import plain
-from experiments.defaults import defaults
+from experiments.defaults import defaults, flat
 from experiments.report.read import Run
-from experiments.resume import flat
 
 
 def configuration(runs: Sequence[Run]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
     on = options.get("on", "processes")
     given: dict[str, Any] = {
-        name: integer(options, name, least, least)
+        name: integer(options, name, default=least, least=least)
         for name, least in _NUMBERS.items()
         if name in options
     }

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dbjax.arguments import nearest
 from dbjax.workdir.files import plain
-from experiments.resume import flat
+from experiments.defaults import flat
 from experiments.sweep.space import Space, require_fits
 from experiments.sweep.trial import Job
 

@@ -52,7 +52,9 @@ MISTAKES = [
     (["--config=configs/quickstart.py:smok"], "has no variant 'smok'; nearest: 'smoke'"),
     ([QUICKSTART, "--wrkdir=x"], "no flag --wrkdir; nearest: --workdir"),
     ([QUICKSTART, "--bla=x"], "no flag --bla; there are: --config, --workdir"),
-    ([QUICKSTART, "--runtime=ray"], "a field of a config is --config.runtime=ray"),
+    ([QUICKSTART, "--runtime=ray"], "no flag --runtime; nearest: --config.runtime"),
+    ([QUICKSTART, "--until=3"], "no flag --until; nearest: --config.until_s"),
+    ([QUICKSTART, "--cluster.latency_s=3"], "nearest: --config.cluster.latency_s"),
     ([QUICKSTART, "workdir"], "is not of the form --name=value"),
     (["--config.until_s=3"], "needs --config=FILE"),
     ([QUICKSTART, "--config.untl_s=3"], "no field 'untl_s'; nearest: 'until_s'"),
@@ -61,7 +63,7 @@ MISTAKES = [
     ([QUICKSTART, "--config.cluster.latency=3"], "nearest: 'latency_s'"),
     ([QUICKSTART, "--config.batch_size=many"], "must be int, as 32 is"),
     ([QUICKSTART, "--config.batch_size=None"], "must be int, as 32 is"),
-    ([QUICKSTART, "--config.batch_size=9999"], "batch_size=9999 is more than the"),
+    ([QUICKSTART, "--config.batch_size=9999"], "batch_size=9999 is more than all"),
     ([QUICKSTART, "--config.batch_size=0"], "batch_size=0 must be at least 1"),
     ([QUICKSTART, "--config.until_s=-1"], "until_s=-1.0 must be above 0"),
     ([QUICKSTART, "--config.evaluations=0"], "evaluations=0 must be at least 1"),
@@ -73,7 +75,7 @@ MISTAKES = [
     ([QUICKSTART, "--config.options.replicas=9999"], "cannot be dealt to replicas=9999"),
     ([QUICKSTART, "--config.options.shards=99"], "shards=99 is too many"),
     ([QUICKSTART, "--config.rule.name=sgdd"], "no rule 'sgdd'; nearest: 'sgd'"),
-    ([QUICKSTART, "--config.rule.name=zzz"], "no rule 'zzz'; there are: downpour_adagrad, lbfgs"),
+    ([QUICKSTART, "--config.rule.name=zzz"], "no rule 'zzz'; there are: downpour_adagrad, ada"),
     ([QUICKSTART, "--config.rule.rate=1"], "nearest: 'learning_rate'"),
     ([QUICKSTART, "--config.rule.name=safe_norm", "--config.rule.x=0.0",
       "--config.rule.min_norm=0.0"], "is no rule"),
@@ -98,6 +100,17 @@ def test_a_mistake_is_one_line_and_exit_code_2(arguments, text, tmp_path, monkey
     assert end.value.code == 2
     assert text in said
     assert len(said.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("file", "fields", "title"), [
+    ("speech_downpour_adagrad", [], "Downpour + Adagrad [20]"),
+    ("speech_sgd", [], "SGD [1]"),
+    ("quickstart", ["--config.options.replicas=3"], "Downpour [3]"),
+    ("digits_sandblaster", ["--config.rule.name=conjugate_gradients"], "Sandblaster [8]"),
+    ("speech_sandblaster", [], "Sandblaster L-BFGS [200]"),
+])  # fmt: skip
+def test_pictures_name_a_run(file, fields, title):
+    assert run.title(parse([f"--config=configs/{file}.py", *fields]).config) == title
 
 
 def test_an_unwritable_workdir_is_named(tmp_path):

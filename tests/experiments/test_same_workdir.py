@@ -157,16 +157,18 @@ def test_one_that_ended_is_not_lost_to_another(tmp_path, finished, capsys, more,
 
 def test_one_without_checkpoints_is_not_lost_to_another_either(tmp_path, capsys):
     ran(tmp_path, *SHORT, "--config.checkpoint.keep=0")
-    assert "holds a finished run with" in refused(capsys, tmp_path, *SHORT)
+    for more in (SHORT, [*LONG, "--config.checkpoint.keep=0", "--config.options.shards=2"]):
+        assert "holds a finished run with" in refused(capsys, tmp_path, *more)
 
 
 def test_one_that_was_killed_before_its_first_checkpoint_says_that_it_begins_anew(
     tmp_path, finished, caplog
 ):
-    """A config, and no summary or checkpoint."""
+    """A config, no summary, and an empty directory of checkpoints."""
     (tmp_path / "config.json").write_text((finished / "config.json").read_text())
+    (tmp_path / "checkpoints").mkdir()
     ran(tmp_path, *SHORT)
-    assert f"begins anew: what was interrupted in {tmp_path} had no checkpoint yet" in caplog.text
+    assert f"begins anew: what was interrupted in {tmp_path} left no checkpoint" in caplog.text
 
 
 @pytest.fixture(scope="module")

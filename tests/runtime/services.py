@@ -77,11 +77,11 @@ class Counter:
 
 
 class Slow:
-    """An argument that has work to do before the clock starts."""
+    """An argument that takes its time to compile."""
 
     def __init__(self):
-        self.prepared = 0
+        self.compiled = 0
 
-    def prepare(self):
+    def compile_ahead(self):
         time.sleep(1)
-        self.prepared += 1
+        self.compiled += 1

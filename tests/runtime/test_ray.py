@@ -71,14 +71,14 @@ def test_the_rules(runtime):
     assert {"slow", "say"} <= {span.kind for span in runtime._trace.spans if span.node == "main"}
 
 
-def test_what_is_given_to_a_main_is_prepared_there_before_the_clock_starts(runtime):
+def test_what_is_given_to_a_main_is_compiled_there_before_the_clock_starts(runtime):
     async def main(node, slow):
-        return slow.prepared, node.now()
+        return slow.compiled, node.now()
 
     ended = runtime.spawn("main", main, Slow())
     runtime.run(until_s=30.0)
-    prepared, now_s = ended.result()
-    assert prepared == 1
+    compiled, now_s = ended.result()
+    assert compiled == 1
     assert now_s < 1
 
 

@@ -5,6 +5,7 @@ A process of its own: the number of devices is settled when the backend starts.
 
 import dataclasses
 import json
+import threading
 from unittest import mock
 
 import jax
@@ -92,6 +93,22 @@ def all_moved(task, cut):
     }
 
 
+def compile_in_threads(task, cut):
+    """Names of the threads that compile something while two replicas train."""
+    names = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            names.append(threading.current_thread().name)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    config = downpour.Config(optax.sgd(0.125), replicas=2, shards=3, steps=3)
+    dbjax.run(dataclasses.replace(task, cut=cut), config, runtime="threads")
+    jax.monitoring.unregister_event_duration_listener(listen)
+    return sorted(set(names))
+
+
 def main():
     jax.config.update("jax_num_cpu_devices", 8)
     jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -126,6 +143,7 @@ def main():
     found["times as fast over four cards"] = whole_s / cut_s
     backwards = jax.devices()[::-1]
     found["kept order"] = list(cut.mesh(backwards).devices.flat) == backwards[:4]
+    found["compile"] = compile_in_threads(task, cut)
     print(json.dumps(found | {"moved": all_moved(task, cut)}))
 
 

@@ -44,6 +44,11 @@ def test_sandblaster_with_replicas_of_four_devices(runs, order, runtime):
     assert runs[f"sandblaster, {order}, {runtime}"] < 10 * TOLERANCE
 
 
+def test_replicas_compile_nothing_after_the_clock_has_started(runs):
+    assert "MainThread" in runs["compile"]
+    assert [name for name in runs["compile"] if name.startswith("replica/")] == []
+
+
 def test_a_mesh_keeps_the_order_of_its_devices(runs):
     """Pieces are sent by it; `jax.make_mesh` may choose another."""
     assert runs["kept order"]

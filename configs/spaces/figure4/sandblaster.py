@@ -11,7 +11,7 @@ from configs._figure4 import TRIALS as TRIALS
 from experiments.sweep.space import choice, log_integers, log_uniform
 
 SPACE = {
-    "rule.memory": log_integers(3, 30),
+    "rule.memory": log_integers(3, 100),
     "rule.first_step": log_uniform(0.1, 10.0),
-    "options.sample": choice(0.1, 0.25, 0.5, 1.0),
+    "options.sample": choice(0.025, 0.05, 0.1, 0.25, 0.5, 1.0),
 }

@@ -190,7 +190,7 @@ def _gradients(
         data.gather,
         data.size_of,
         together,
-        like=store.like,
+        store.like,
     )
     if store.gradients:
         return [of(store.gradients.of(r)) for r in range(replicas)]

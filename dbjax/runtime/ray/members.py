@@ -8,6 +8,7 @@ import os
 import queue
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
@@ -32,6 +33,7 @@ class _Member:
     life: int = -1  # how often it has come back
     wire: Wire | None = None  # None: it is not there, or not yet
     address: Address | None = None
+    gone_s: float = dataclasses.field(default_factory=time.monotonic)  # since when it is not there
     ready: bool = False
     stopped: bool = False
 
@@ -68,9 +70,10 @@ class Members:
         """Names of those that are not there, or not ready."""
         return [name for name, member in self._members.items() if not member.ready]
 
-    def silent(self) -> list[str]:
-        """Names of those that are not there; the others may be compiling, however long."""
-        return [name for name, member in self._members.items() if member.wire is None]
+    def silent(self, for_s: float) -> list[str]:
+        """Names of those that have not been there so long; others may compile for longer."""
+        now_s = time.monotonic()
+        return [n for n, m in self._members.items() if m.wire is None and now_s - m.gone_s > for_s]
 
     def over(self) -> bool:
         """Whether all mains have ended, or an error was lost."""
@@ -158,7 +161,7 @@ class Members:
         member.wire, member.address = wire, address
         member.ready, member.stopped = False, self._ending  # then it is not started
         self._by_wire[wire] = member
-        with_main = member.end is not None and not member.end.done()
+        with_main = member.end is not None and not member.end.done() and not self._ending
         life, returned = self._engine.incarnation + member.life, member.life > 0
         about = (with_main, self._directory(), self._saved(name))
         wire.send(("begin", 0, life, returned, *about))
@@ -201,6 +204,7 @@ class Members:
 
     def _died(self, member: _Member) -> None:
         wire, member.wire, member.ready = member.wire, None, False
+        member.gone_s = time.monotonic()
         address, member.address = member.address, None
         if wire is not None:
             del self._by_wire[wire]

@@ -128,7 +128,7 @@ class Process:
             function, args, kwargs = main
             ended = self._engine.spawn(name, function, *args, **kwargs)
             ended.on_done(functools.partial(self._ended, ended))
-        self._engine.prepare()
+        self._engine.compile_ahead()
         self._driver.send(("ready", 0))
 
     def _go(self, now_s: float, directory: dict[str, Address | None]) -> None:

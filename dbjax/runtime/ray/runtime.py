@@ -35,6 +35,7 @@ from dbjax.trace import Trace
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1
 _START_S = 120.0  # for all processes to come up: each imports JAX
+_SAID_S = 60.0
 _STOP_S = 5.0  # after an interrupt, for all to come to the end of what they compute
 _LOG = logging.getLogger(__name__)
 _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
@@ -188,13 +189,15 @@ class RayRuntime:
             raise KeyboardInterrupt
 
     def _await_ready(self, members: Members, what: str, given_up: Callable[[], bool]) -> None:
-        begin_s = time.monotonic()
-        while members.missing() and not given_up():
-            silent = members.silent()
-            if silent and time.monotonic() - begin_s > _START_S:
+        said_s = time.monotonic()
+        while (missing := members.missing()) and not given_up():
+            if silent := members.silent(_START_S):
                 raise RuntimeError(
                     f"after {_START_S:g} s these have not {what}: {', '.join(silent)}"
                 )
+            if time.monotonic() - said_s > _SAID_S:
+                said_s = time.monotonic()
+                _LOG.warning("not ready yet, they may be compiling: %s", ", ".join(missing))
             self._take_event(members, _POLL_S)
 
     def _await_stop(self, members: Members) -> None:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
-from dbjax.runtime.base import Future, Prepares, describe_deadlock
+from dbjax.runtime.base import CompilesAhead, Future, describe_deadlock
 from dbjax.runtime.callers import DRIVER, Caller, calling_as, current, of_service
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.observed import Recorded, Unrecorded
@@ -141,7 +141,7 @@ class ThreadsRuntime:
 
     def run(self, until_s: float = math.inf) -> float:
         self._stopping.clear()
-        self.prepare()
+        self.compile_ahead()
         self.start()
         deadlock = self._join_mains(until_s)
         end_s = self.now_s()
@@ -150,12 +150,12 @@ class ThreadsRuntime:
             raise deadlock
         return min(end_s, until_s)
 
-    def prepare(self) -> None:
-        """Has done what can be done before the clock starts (`Prepares`)."""
+    def compile_ahead(self) -> None:
+        """What services and mains were given, before the clock starts (`CompilesAhead`)."""
         given, self._given = self._given, []
         for thing in {id(thing): thing for thing in given}.values():
-            if isinstance(thing, Prepares) and not self._stopping.is_set():
-                thing.prepare()
+            if isinstance(thing, CompilesAhead) and not self._stopping.is_set():
+                thing.compile_ahead()
 
     def start(self, now_s: float = 0.0) -> None:
         """Starts all threads; it is `now_s` by the run's clock."""
