@@ -67,9 +67,9 @@ def test_chaos_spares_the_last_copy():
 
 
 def test_nobody_can_be_killed_in_threads():
+    endless = dataclasses.replace(METHODS["downpour [4]"], steps=None)
     with pytest.raises(ValueError, match="use virtual or ray"):
-        dbjax.run(TASK, METHODS["downpour [4]"], runtime="threads",
-                  beside=Chaos(0.01), until_s=5.0)  # fmt: skip
+        dbjax.run(TASK, endless, runtime="threads", beside=Chaos(0.01), until_s=5.0)
 
 
 @pytest.mark.parametrize(
