@@ -12,6 +12,14 @@ import pytest
 from dbjax.interrupts import heard
 
 
+@pytest.fixture(autouse=True)
+def not_ignored():
+    """Whoever runs tests in the background of a shell ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def interrupt_self(*_):
     os.kill(os.getpid(), signal.SIGINT)
 
@@ -69,8 +77,14 @@ def test_errors_of_their_own_stay_what_they_are():
 
 
 def test_a_command_that_is_still_importing_ends_with_130_and_one_word():
-    imports = "import signal, os; os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(30)"
-    script = f"import sys; sys.argv = ['-m']; import experiments; {imports}"
+    script = """
+import os, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.argv = ["-m"]
+import experiments
+os.kill(os.getpid(), signal.SIGINT)
+time.sleep(30)
+"""
     ended = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )

@@ -215,7 +215,7 @@ def test_a_bad_space_is_one_line_before_anything_starts(change, text, tmp_path):
         (["--pruner=medien"], "no pruner 'medien'; nearest: 'median'"),
         (["--metric=acuracy"], "no metric 'acuracy'; nearest: 'test_accuracy'"),
         (["--on=rai"], "no on=rai; nearest: 'ray'"),
-        (["--jobs=0"], "jobs=0 must be at least 1"),
+        (["--jobs=0"], "jobs=0 must be an integer of at least 1"),
         (["--trials=many"], "--trials=many must be an integer"),
         (["--sampler=grid", "--trials=41"], "trials=41, but the grid has 40 points"),
         (["--space=configs/spaces/speech.py"], "no space file .* nearest: 'configs/spaces/speech"),
