@@ -89,12 +89,23 @@ class PhasedStep:
         return total_s
 
 
-@functools.lru_cache(maxsize=256)
 def slowest_factor(machine: Machine, machines: int) -> float:
     """The mean of the largest of the factors by which `machines` computations vary.
 
     With P the distribution of one factor, the integral of 1 - P(x)^machines over x > 0.
     """
+    varies = Machine(
+        law=machine.law,
+        sigma=machine.sigma,
+        straggle_probability=machine.straggle_probability,
+        straggle_factor=machine.straggle_factor,
+    )
+    return _slowest_factor(varies, machines)
+
+
+@functools.lru_cache(maxsize=256)
+def _slowest_factor(machine: Machine, machines: int) -> float:
+    """Of a machine without speeds: whoever fits these asks thousands of times for the same."""
     chance, factor = machine.straggle_probability, machine.straggle_factor
     if machines == 1:
         return 1 + chance * (factor - 1)  # every law has mean 1
