@@ -7,8 +7,8 @@ needed, nothing allocated), reads FLOPs, messages and bytes off the programs, fi
 of 2012 to the paper's speech curve, and predicts the others. Writes figure3.csv, figure3.png,
 claims.md and cluster.json, into results/figure3 unless another workdir is given.
 
-  --size=full    four networks, 1 to 128 machines: some minutes
-  --size=smoke   speech and the smallest image network, fewer counts: one to three minutes
+  --size=full    four networks, 1 to 128 machines: two minutes
+  --size=smoke   speech and the smallest image network, fewer counts: half a minute
 """
 
 from __future__ import annotations
