@@ -14,6 +14,8 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
+_AGAIN_S = 0.05  # after which a Ctrl-C that was forgotten comes again
+
 
 @final
 class Interrupted:
@@ -56,9 +58,6 @@ def noted(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted]:
         yield interrupted
     finally:
         restore()
-
-
-_AGAIN_S = 0.05
 
 
 @contextlib.contextmanager

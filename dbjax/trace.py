@@ -65,8 +65,9 @@ def _make_plain(row: Row) -> None:
     """Scalars of jax become Python's numbers: an array for each takes kilobytes."""
     for name, value in row.items():
         if (
-            getattr(value, "ndim", None) == 0
+            isinstance(value, jax.Array)
+            and value.ndim == 0
             and jnp.issubdtype(value.dtype, np.number)
-            and not (isinstance(value, jax.Array) and value.is_deleted())
+            and not value.is_deleted()
         ):
             row[name] = value.item()

@@ -8,7 +8,6 @@ Without these flags: ray, 5s, 60s, one backup.
 
 from __future__ import annotations
 
-import logging
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,7 +19,7 @@ import rich.table
 import dbjax
 from dbjax.chaos import Chaos, Kill, kills
 from dbjax.interrupts import exit_code
-from experiments.command_line import command, integer, parse
+from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
@@ -112,8 +111,7 @@ def main(arguments: list[str]) -> int:
     if runtime not in ("ray", "virtual"):
         raise ValueError(f"--runtime={runtime} must be ray or virtual: threads cannot be killed")
     config = configured(chosen.config, runtime, for_s, backups)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     workdir = Path(chosen.workdir)
     calm = run_config(config, workdir / "undisturbed", "undisturbed")
     if calm.summary["interrupted"]:

@@ -6,6 +6,7 @@ import ast
 import dataclasses
 import difflib
 import importlib.util
+import logging
 import math
 import sys
 import types
@@ -207,6 +208,12 @@ def _value(text: str, before: Any, path: str) -> Any:
             f"--config.{path}={text} must be {describe(type(before))}, as {before!r} is{also}"
         )
     return float(value) if isinstance(before, float) else value
+
+
+def log_to_terminal() -> None:
+    """What the library says of a run, without times or levels."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("dbjax").setLevel(logging.INFO)
 
 
 def command(main: Callable[[list[str]], int]) -> None:

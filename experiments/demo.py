@@ -5,7 +5,6 @@ python -m experiments.demo --workdir=DIR [--methods=sgd,adagrad,downpour] [--var
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from dbjax.arguments import nearest
 from dbjax.interrupts import exit_code
 from experiments import plots
 from experiments.accuracy import time_to
-from experiments.command_line import command, load_config, parse
+from experiments.command_line import command, load_config, log_to_terminal, parse
 from experiments.run import run_config
 
 METHODS = {  # flag -> (name in figures, config)
@@ -90,8 +89,7 @@ def main(arguments: list[str]) -> int:
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"no method {method!r}{nearest(method, METHODS)}")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     results: dict[str, dbjax.Result] = {}
     variant = chosen.options.get("variant", "")
     for method in methods:

@@ -6,7 +6,6 @@ python -m experiments.run --config=configs/NAME.py[:smoke] --workdir=DIR --confi
 from __future__ import annotations
 
 import ast
-import logging
 from pathlib import Path
 
 import ml_collections
@@ -19,7 +18,8 @@ from dbjax.launch import Beside
 from dbjax.trace import Row
 from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots
-from experiments.command_line import HINTS, available, command, load_config, parse
+from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse
+from experiments.defaults import flat
 from experiments.progress import progress
 from experiments.resume import checkpoints_of
 
@@ -116,20 +116,12 @@ def help_text(config: ml_collections.ConfigDict | None) -> str:
         lines += ["", "--help with --config=FILE also lists its fields"]
     else:
         lines += ["", "fields of this config:"]
-        for name, value in _fields(config):
+        for name, value in sorted(flat(config.to_dict()).items()):
             hint = f"   ({HINTS[name]})" if name in HINTS else ""
             lines.append(f"  --config.{name}={value}{hint}")
         lines += ["", "options, rule, data and model take any argument of what they name;"]
         lines += ["naming another drops the arguments of the one before."]
     return "\n".join(lines)
-
-
-def _fields(config: ml_collections.ConfigDict, prefix: str = "") -> list[tuple[str, object]]:
-    found: list[tuple[str, object]] = []
-    for name, value in config.items():
-        inner = isinstance(value, ml_collections.ConfigDict)
-        found += _fields(value, f"{prefix}{name}.") if inner else [(prefix + name, value)]
-    return found
 
 
 def main(arguments: list[str]) -> int:
@@ -141,8 +133,7 @@ def main(arguments: list[str]) -> int:
     chosen = parse(arguments)
     if chosen.config is None or chosen.workdir is None:
         raise ValueError("needs --config=FILE and --workdir=DIR; --help lists the configs")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     result = run_config(chosen.config, chosen.workdir, title(chosen.config))
     console = rich.console.Console()
     console.print(table(result.summary))

@@ -120,8 +120,8 @@ class GradientSums:
         partition: Partition,
         gather: Callable[[tuple[int, ...]], Batch],
         size_of: Callable[[tuple[int, ...]], int],
-        together: int = 1,
-        like: Slices = (),
+        together: int,
+        like: Slices,
         on_devices: PartitionedGradient | None = None,
     ) -> None:
         self._made_of = (loss, partition, gather, size_of, together, like, on_devices)

@@ -13,7 +13,6 @@ claims.md and cluster.json, into results/figure3 unless another workdir is given
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from dbjax.workdir.files import prepare, write_json
 from experiments import figures
-from experiments.command_line import command, integer, parse
+from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
@@ -51,8 +50,7 @@ def main(arguments: list[str]) -> int:
     workdir = prepare(chosen.workdir or default)
     networks, machines = SIZES[size]
     jax.config.update("jax_num_cpu_devices", max(machines))
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     with counted("figure3", len(networks) * len(machines), "programs compiled") as tell:
         found = points(networks, machines, batch_size, tell)
     write(found, batch_size, workdir)

@@ -26,14 +26,13 @@ interrupted.
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 
 from dbjax.interrupts import exit_code
 from dbjax.workdir.files import prepare
 from experiments import figures
-from experiments.command_line import command
+from experiments.command_line import command, log_to_terminal
 from experiments.figure4.methods import METHODS
 from experiments.figure4.options import options
 from experiments.figure4.picture import figure
@@ -48,8 +47,7 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = options([a for a in arguments if a != "--tune"], "figure4", "methods")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     if "--tune" in arguments:
         if chosen.changes:
             raise ValueError("--tune goes without --config.FIELD=VALUE: it tunes what configs/ say")

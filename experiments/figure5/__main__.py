@@ -18,14 +18,13 @@ already is not run again; the same command again goes on where it was interrupte
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import ml_collections
 
 from dbjax.workdir.files import prepare
 from experiments import figures
-from experiments.command_line import command
+from experiments.command_line import command, log_to_terminal
 from experiments.figure4.options import Options, options, parameters
 from experiments.figure4.results import stated
 from experiments.figure4.seeds import run_seeds
@@ -39,8 +38,7 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = options(arguments, "figure5")
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     drawn = configs(chosen.size)
     config = chosen.changed(drawn["sgd", 1][1])
     runs = run_seeds(drawn, chosen, "figure5")

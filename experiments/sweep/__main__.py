@@ -18,7 +18,6 @@ The same command again goes on where it was interrupted; with more --trials, to 
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from typing import Any
 import rich.console
 
 from dbjax.interrupts import exit_code
-from experiments.command_line import available, command, integer, parse
+from experiments.command_line import available, command, integer, log_to_terminal, parse
 from experiments.sweep.results import errors, table
 from experiments.sweep.run import sweep
 from experiments.sweep.space import SPACES, load_space
@@ -53,8 +52,7 @@ def main(arguments: list[str]) -> int:
     given = {name.replace("-", "_"): value for name, value in given.items()}
     jobs = given.pop("jobs", 1)
     space = load_space(options["space"], **given)
-    logging.basicConfig(format="%(message)s")
-    logging.getLogger("dbjax").setLevel(logging.INFO)
+    log_to_terminal()
     label = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
     result = sweep(chosen.config, space, chosen.workdir, jobs=jobs, on=on, label=label)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)

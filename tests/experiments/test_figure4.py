@@ -35,6 +35,7 @@ from experiments import build, figures
 from experiments import runs as many
 from experiments.claims import Claim
 from experiments.command_line import load_config
+from experiments.defaults import flat
 from experiments.figure3.networks import compiled
 from experiments.figure4 import __main__ as figure4
 from experiments.figure4 import tuning
@@ -47,6 +48,7 @@ from experiments.figure5 import __main__ as figure5
 from experiments.figure5.points import REPLICAS, Point, configs
 from experiments.figure5.results import claims as claims_of_points
 from experiments.report.read import Run, Spans
+from experiments.sweep.space import load_space
 from tests.processes import FAST
 
 
@@ -193,6 +195,24 @@ def test_every_config_can_be_built(size):
             BYTES / SHARDS / cluster.memory_bandwidth_bytes_per_s
         )  # by all of a shard's machines
         assert read_s == pytest.approx(BYTES / (5e9 * servers(replicas)))
+
+
+NETWORK = {"cluster.size_scale": 0.1}
+SMALL = {"batch_size": 0.1}
+LONG = {"until_s": 10.0, "evaluations": 2.0}
+
+
+@pytest.mark.parametrize(("size", "times"), [
+    ("laptop_fast_network", NETWORK), ("laptop_small_batches", SMALL),
+    ("laptop_fast_small", NETWORK | SMALL), ("laptop_long", LONG),
+])  # fmt: skip
+def test_an_assumption_changes_what_it_says_and_what_is_tuned(size, times):
+    method = METHODS["downpour_adagrad"]
+    tuned = load_space(f"configs/spaces/figure4/{method.space}.py").space
+    laptop, changed = (flat(method.config(name).to_dict()) for name in ("laptop", size))
+    differ = {name for name in laptop if laptop[name] != changed[name]} - set(tuned)
+    assert laptop.keys() == changed.keys()
+    assert {name: changed[name] / laptop[name] for name in differ} == pytest.approx(times)
 
 
 def test_a_wider_server_would_not_be_quicker():

@@ -35,7 +35,7 @@ from dbjax.trace import Trace
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1
 _START_S = 120.0  # for all processes to come up: each imports JAX
-_SAID_S = 60.0
+_SAID_S = 60.0  # how often those are named who are waited for meanwhile
 _STOP_S = 5.0  # after an interrupt, for all to come to the end of what they compute
 _LOG = logging.getLogger(__name__)
 _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
