@@ -15,9 +15,8 @@ import optax
 
 from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
-from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime, ready
-from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups, server_rule
+from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
 from dbjax.task import Program, Task
 
 
@@ -102,7 +101,7 @@ async def client(
     config: Config,
 ) -> None:
     """Algorithm 1.1: DOWNPOURSGDCLIENT, of one replica."""
-    local = LocalRule(config.local_rule or config.rule)
+    local = LocalRule(config.local_rule or config.rule, store.partition)
     accrued = Accrued()
     params: Fetched | None = None
     fetching: Future[Fetched] | None = None
@@ -158,17 +157,14 @@ async def late_client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
-    if config.shards > 1:
-        require_elementwise(config.rule)
-    rule = server_rule(config.rule)
     store = Sharded.serve(
         runtime,
         Shard,
         task.params,
         config.shards,
-        rule,
         backups=config.shard_backups,
         cut=task.cut,
+        rule=config.rule,
     )
     gradients = store.gradients_of(task.loss, task.batch, config.replicas)
     mains = [

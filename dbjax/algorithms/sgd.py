@@ -16,7 +16,6 @@ import optax
 
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
-from dbjax.optim.elementwise import require_elementwise
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
     Accrued,
@@ -28,7 +27,6 @@ from dbjax.store import (
     ShardState,
     Snapshot,
     require_backups,
-    server_rule,
 )
 from dbjax.task import Program, Task
 from dbjax.types import Slice
@@ -251,18 +249,16 @@ async def client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas; a single replica and its parameters share a machine."""
-    if config.shards > 1:
-        require_elementwise(config.rule)
     store = Sharded.serve(
         runtime,
         SynchronousShard,
         task.params,
         config.shards,
-        server_rule(config.rule),
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
         backups=config.shard_backups,
         cut=task.cut,
+        rule=config.rule,
     )
     gradients = store.gradients_of(task.loss, task.batch, config.replicas)
     mains = [

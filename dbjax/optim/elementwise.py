@@ -2,110 +2,222 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.extend.core import ClosedJaxpr
 
-# Gradients of every size: a norm may be clipped only where it is large.
-_MAGNITUDES = tuple(10.0**exponent for exponent in range(-6, 13, 2))
+from dbjax.optim.dependence import MIXED, UNIFORM, Dependence, Reads, either
+
+_REMEDY = "use shards=1, or a rule that treats every parameter by itself"
+# Larger than any limit of a rule that depends on size, such as a factored one: nothing is computed.
+_SHAPES = {"kernel": (1 << 15, 1 << 14), "bias": (1 << 15,), "filters": (3, 3, 512, 1024)}
 
 
-def require_elementwise(rule: optax.GradientTransformation, dtype: Any = jnp.float32) -> None:
+def require_elementwise(
+    rule: optax.GradientTransformation,
+    dtype: Any = jnp.float32,
+    *,
+    params: Any = None,
+    slices: Sequence[Any] | None = None,
+) -> None:
     """Returns if the rule does the same on slices of the parameters as on the whole.
 
-    Found out by trying: updates of a small pytree, whole and cut as `dbjax.store` cuts it
-    (along an axis, so that a matrix stays a matrix), at gradients of many magnitudes and
-    one that is not finite, are compared. A rule that looks at other elements only beyond
-    what is tried passes: a norm clipped above 1e13, a factored one above 132 rows.
+    The rule's `init` and `update` are traced, on the whole and on slices, and the programs are
+    read: every element of an update may depend on the same element of the gradients, of the
+    parameters and of earlier ones, and on numbers such as a count; and it must be computed in the
+    same way on a slice. Nothing is run and no tolerance is needed, so sizes do not matter.
 
     Args:
       rule: is given gradient, state and parameters, as a shard does.
-      dtype: of parameters and gradients.
+      dtype: of parameters and gradients, where no `params` are given.
+      params: a pytree of arrays, or of their shapes and types. None: some large ones; a rule
+        with a mask or labels that are trees needs those that it is made for.
+      slices: pytrees like `params` that shards would hold, where a leaf is cut, or is
+        `optax.MaskedNode` if it is absent; None: two, each with half of the leaves cut in halves.
 
     Raises:
       ValueError: the rule is not elementwise (a global norm, a layer's norm, noise drawn
-        for a shape), or cannot be run that way (needs the loss); names the transform.
+        for a shape, factored moments), or cannot be run that way (needs the loss); names the
+        transform.
     """
+    params = _sample(dtype) if params is None else _shapes(params)
+    slices = _halves(params) if slices is None else [_shapes(tree) for tree in slices]
+    require_server_rule(rule, params)
+    reason = _fault(rule, params, slices)
+    if reason:
+        name = _culprit(rule, lambda part: _runs(part, params) and _fault(part, params, slices))
+        raise ValueError(f"{name} {reason}; {_REMEDY}")
+
+
+def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None:
+    """Returns if the rule can be run on a shard that holds all of the parameters.
+
+    Raises:
+      ValueError: it cannot: it needs the loss, or its mask does not fit; names the transform.
+    """
+    try:
+        _trace(rule, params)
+    except Exception as error:  # whatever the rule raises
+        raise ValueError(
+            f"{_culprit(rule, lambda part: not _runs(part, params))} cannot run on a shard, where "
+            "a rule is given gradient, state and parameters, nothing else: "
+            f"{_first_line(error)}; use a rule that needs no more, and whose mask or labels fit "
+            "the parameters"
+        ) from error
+
+
+class _Traced(NamedTuple):
+    """A rule's programs on one tree, and the paths of what they take and return."""
+
+    params: list[str]
+    state: list[str]
+    init: ClosedJaxpr
+    update: ClosedJaxpr
+
+
+class _Found(NamedTuple):
+    """What the numbers that a rule computes depend on; each dict by path."""
+
+    start: dict[str, Reads]  # the state at first
+    updates: dict[str, Reads]
+    state: dict[str, Reads]
+
+
+def _trace(rule: optax.GradientTransformation, params: Any) -> _Traced:
+    def update(gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        updates, state = rule.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state
+
+    init, state = jax.make_jaxpr(rule.init, return_shape=True)(params)
+    updating, (new, after) = jax.make_jaxpr(update, return_shape=True)(params, state, params)
+    for name, got, expected in (("updates", new, params), ("state", after, state)):
+        if _structure(got) != _structure(expected):
+            raise TypeError(f"its update changes the structure of the {name}")
+    return _Traced(_paths(params), _paths(state), init, updating)
+
+
+def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> str:
+    """What is wrong with a rule on slices; "" if nothing is."""
+    reading = Dependence()
+    numbers = {path: number for number, path in enumerate(_paths(params))}
+    whole = _read(_trace(rule, params), numbers, reading)
+    if any(r.what not in (UNIFORM, numbers[path]) for path, r in whole.updates.items()):
+        return "is not elementwise: a shard would apply it to its own slice only"
+    for tree in slices:
+        try:
+            found = _read(_trace(rule, tree), numbers, reading)
+        except Exception as error:  # whatever a mask or label function raises
+            return (
+                "fails on a shard, where leaves that the shard does not hold are "
+                f"optax.MaskedNode, which has no leaves: {_first_line(error)}"
+            )
+        if not _alike(found, whole):
+            return "does something else on a slice than on the whole: it depends on shapes"
+    return ""
+
+
+def _read(traced: _Traced, numbers: dict[str, int], reading: Dependence) -> _Found:
+    """What a rule's updates and its state depend on, after any number of updates."""
+
+    def given(kind: str) -> list[Reads]:
+        return [Reads(numbers[path], reading.expression(kind, path)) for path in traced.params]
+
+    start = reading.of(traced.init, given("parameter"))
+    kept = [one.what for one in start]
+    while True:
+        state = [
+            Reads(what, reading.expression("state", path))
+            for what, path in zip(kept, traced.state, strict=True)
+        ]
+        results = reading.of(traced.update, [*given("gradient"), *state, *given("parameter")])
+        updates, after = results[: len(traced.params)], results[len(traced.params) :]
+        grown = [either(a, b.what) for a, b in zip(kept, after, strict=True)]
+        if grown == kept:
+            break
+        kept = grown
+    return _Found(
+        dict(zip(traced.state, start, strict=True)),
+        dict(zip(traced.params, updates, strict=True)),
+        dict(zip(traced.state, after, strict=True)),
+    )
+
+
+def _alike(part: _Found, whole: _Found) -> bool:
+    """Whether a slice's numbers are computed as the whole's are, but for those nobody uses."""
+    pairs = [
+        (found, expected.get(path))
+        for of_part, expected in zip(part, whole, strict=True)
+        for path, found in of_part.items()
+    ]
+    return all(
+        b is not None and (b.what == MIXED or a.expression == b.expression) for a, b in pairs
+    )
+
+
+def _sample(dtype: Any) -> Any:
     dtype = np.dtype(dtype)
     if not jnp.issubdtype(dtype, jnp.floating):
         raise ValueError(f"require_elementwise: dtype={dtype} must be a floating-point type")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"require_elementwise: dtype={dtype} needs jax_enable_x64")
+    return {"layer": {n: jax.ShapeDtypeStruct(shape, dtype) for n, shape in _SHAPES.items()}}
+
+
+def _halves(params: Any) -> list[Any]:
+    """Two slices: the leaves that one has are absent from the other."""
+    structure, halves = _structure(params), [_half(leaf) for leaf in jax.tree.leaves(params)]
+    absent = optax.MaskedNode()
+    return [
+        structure.unflatten([half if i % 2 == s else absent for i, half in enumerate(halves)])
+        for s in range(2)
+    ]
+
+
+def _half(leaf: Any) -> jax.ShapeDtypeStruct:
+    shape = list(leaf.shape)
+    if shape:
+        axis = int(np.argmax(shape))
+        shape[axis] -= shape[axis] // 2
+    return jax.ShapeDtypeStruct(tuple(shape), leaf.dtype)
+
+
+def _shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+
+def _paths(tree: Any) -> list[str]:
+    return [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+def _structure(tree: Any) -> Any:
+    return jax.tree.structure(tree)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".split("\n", 1)[0]
+
+
+def _runs(rule: optax.GradientTransformation, params: Any) -> bool:
     try:
-        elementwise = _same_on_slices(rule, dtype)
-    except Exception as error:  # whatever the rule raises
-        raise ValueError(
-            f"{_name(rule)} cannot run on a shard, where a rule is given gradient, state and "
-            f"slices in flat dicts, nothing else: {error}"
-        ) from error
-    if not elementwise:
-        raise ValueError(
-            f"{_culprit(rule, dtype)} is not elementwise: a shard would apply it to its own "
-            "slice only; use shards=1, or a rule that treats every parameter by itself"
-        )
-
-
-@functools.lru_cache(maxsize=32)
-def _same_on_slices(rule: optax.GradientTransformation, dtype: np.dtype[Any]) -> bool:
-    """Compiles one update of the whole and of the slices, and runs it over all magnitudes."""
-
-    @jax.jit
-    def update(gradient: Any, states: list[Any], params: Any) -> tuple[Any, Any, list[Any], Any]:
-        gradients, slices = (gradient, *_cut(gradient)), (params, *_cut(params))
-        done = [rule.update(g, s, p) for g, s, p in zip(gradients, states, slices, strict=True)]
-        (whole, *apart), states = [u for u, _ in done], [s for _, s in done]
-        return _cut(whole), apart, states, optax.apply_updates(params, whole)
-
-    random = np.random.default_rng(0)
-    sizes = [_draw(random, magnitude, dtype) for magnitude in (*_MAGNITUDES, *_MAGNITUDES)]
-    broken = _draw(random, 1.0, dtype)
-    broken["layer"]["bias"] = broken["layer"]["bias"].at[4].set(jnp.nan)
-    growing, shrinking = sizes[: len(_MAGNITUDES)], sizes[: len(_MAGNITUDES) - 1 : -1]
-    for gradients in (growing, [*shrinking, broken]):
-        params = _draw(random, 1.0, dtype)
-        states = [rule.init(tree) for tree in (params, *_cut(params))]
-        for gradient in gradients:
-            whole, apart, states, params = update(gradient, states, params)
-            if not _close(whole, apart, dtype):
-                return False
+        _trace(rule, params)
+    except Exception:  # whatever the rule raises
+        return False
     return True
 
 
-def _draw(random: np.random.Generator, magnitude: float, dtype: np.dtype[Any]) -> Any:
-    shapes = {"kernel": (132, 130), "bias": (7,)}
-    drawn = {name: magnitude * random.normal(size=shape) for name, shape in shapes.items()}
-    return {"layer": {name: jnp.asarray(values, dtype) for name, values in drawn.items()}}
-
-
-def _cut(tree: Any) -> list[dict[str, jax.Array]]:
-    """Two slices, in flat dicts; with more of them compiling takes longer, and shows no more."""
-    kernel, bias = tree["layer"]["kernel"], tree["layer"]["bias"]
-    return [{"layer/kernel[40:132]": kernel[40:, 1:]}, {"layer/bias[3:7]": bias[3:]}]
-
-
-def _close(whole: Any, apart: Any, dtype: np.dtype[Any]) -> bool:
-    """Equal but for rounding: compiled code may fuse loops of other lengths differently."""
-    rtol = 64 * float(jnp.finfo(dtype).eps)
-    pairs = zip(jax.tree.leaves(whole), jax.tree.leaves(apart), strict=True)
-    doubles = ((np.asarray(a, np.float64), np.asarray(b, np.float64)) for a, b in pairs)
-    return all(np.allclose(a, b, rtol=rtol, atol=0, equal_nan=True) for a, b in doubles)
-
-
-def _culprit(rule: optax.GradientTransformation, dtype: np.dtype[Any]) -> str:
-    """The name of the innermost rule that is not elementwise."""
+def _culprit(
+    rule: optax.GradientTransformation, at_fault: Callable[[optax.GradientTransformation], object]
+) -> str:
+    """The name of the innermost rule that is at fault."""
     for part in _parts(rule):
-        try:
-            refused = not _same_on_slices(part, dtype)
-        except Exception:  # a part may need what the whole provides
-            continue
-        if refused:
-            return _culprit(part, dtype)
+        if at_fault(part):
+            return _culprit(part, at_fault)
     return _name(rule)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import itertools
@@ -10,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import optax
 
 from dbjax.parallel.cut import Layout, Region, name_of
 from dbjax.store.regions import Block, joined, numbers_in, whole
@@ -62,6 +64,70 @@ class Partition:
                 region = piece.region or whole(values.shape)
                 found.setdefault(piece.leaf, []).append((region, values))
         return self.treedef.unflatten([joined(found[leaf]) for leaf in sorted(found)])
+
+    def trees_of(self, slice_: Slice) -> tuple[Params, ...]:
+        """A slice as rules see it: pytrees with the structure and the paths of the parameters.
+
+        Leaves that the shard does not hold are `optax.MaskedNode`, which is how optax leaves
+        leaves out. A leaf keeps its path when it is cut. A shard may hold several blocks of one
+        leaf, where replicas are partitioned over devices; it then has one tree for each. A single
+        shard has one tree, which is whole.
+        """
+        if len(self.shards) == 1:
+            return (self.join([slice_]),)
+        count = 1 + max(self._places[name][0] for name in slice_)
+        trees = [[optax.MaskedNode()] * self.treedef.num_leaves for _ in range(count)]
+        for name, values in slice_.items():
+            number, leaf = self._places[name]
+            trees[number][leaf] = values
+        return tuple(map(self.treedef.unflatten, trees))
+
+    def slice_from(self, trees: Sequence[Params], like: Slice) -> Slice:
+        """The inverse of `trees_of`; `like` has the names of the slice's pieces."""
+        if len(self.shards) == 1:
+            return self.split(trees[0])[0]
+        leaves = [self.treedef.flatten_up_to(tree) for tree in trees]
+        places = {name: self._places[name] for name in like}
+        return {name: leaves[number][leaf] for name, (number, leaf) in places.items()}
+
+    def every_shape(self, slices: Slices) -> list[Params]:
+        """A few pytrees like the parameters, with every shape that a leaf has on some shard.
+
+        A leaf is absent where no shape of it is left. The last tree is the first shard's.
+        """
+        found: list[dict[tuple[int, ...], Any]] = [{} for _ in range(self.treedef.num_leaves)]
+        for slice_ in slices:
+            for name, values in slice_.items():
+                found[self._places[name][1]].setdefault(values.shape, values)
+        columns = [list(shapes.values()) for shapes in found]
+        rows = itertools.zip_longest(*columns, fillvalue=optax.MaskedNode())
+        return [*map(self.treedef.unflatten, rows), *self.trees_of(slices[0])[:1]]
+
+    def held(self) -> list[list[dict[int, Piece]]]:
+        """For each shard the trees of `trees_of`, as the pieces that they hold by leaf."""
+        if len(self.shards) == 1:
+            leaves = {piece.leaf: piece.name for piece in self.shards[0]}
+            return [[{leaf: Piece(name, leaf) for leaf, name in leaves.items()}]]
+        found: list[list[dict[int, Piece]]] = []
+        for pieces in self.shards:
+            trees: list[dict[int, Piece]] = []
+            for piece in pieces:
+                number, leaf = self._places[piece.name]
+                trees.extend({} for _ in range(number + 1 - len(trees)))
+                trees[number][leaf] = piece
+            found.append(trees)
+        return found
+
+    @functools.cached_property
+    def _places(self) -> dict[str, tuple[int, int]]:
+        """For each piece's name the number of its tree, in `trees_of`, and its leaf."""
+        places = {}
+        for pieces in self.shards:
+            held = collections.Counter[int]()
+            for piece in pieces:
+                places[piece.name] = held[piece.leaf], piece.leaf
+                held[piece.leaf] += 1
+        return places
 
 
 def partition(params: Params, shards: int, layout: Layout | None = None) -> Partition:

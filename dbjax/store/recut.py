@@ -5,22 +5,30 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
+import optax
 
 from dbjax.store.delays import Delays
-from dbjax.store.partition import Partition, compiled_join, compiled_split, slice_nbytes
+from dbjax.store.partition import Partition, Piece, compiled_join, compiled_split, slice_nbytes
+from dbjax.store.regions import joined
+from dbjax.store.regions import whole as full
 from dbjax.store.shard import Counts, ServerState, ShardState, Snapshot
 from dbjax.store.vectors import Finished, VectorState
 from dbjax.types import Slice
 
 
-class Cuts(Protocol):
+@dataclasses.dataclass(frozen=True)
+class Cuts:
     """From slices as they were to slices as they shall be."""
 
-    def __call__(self, slices: Sequence[Slice]) -> Sequence[Slice]: ...
+    old: Partition
+    new: Partition
+
+    def __call__(self, slices: Sequence[Slice]) -> Sequence[Slice]:
+        return compiled_split(self.new)(compiled_join(self.old)(tuple(slices)))
 
 
 def recut(states: Sequence[Any], old: Partition, new: Partition) -> list[Any]:
@@ -31,11 +39,7 @@ def recut(states: Sequence[Any], old: Partition, new: Partition) -> list[Any]:
     """
     if old.shards == new.shards:
         return list(states)
-
-    def cuts(slices: Sequence[Slice]) -> Sequence[Slice]:
-        return compiled_split(new)(compiled_join(old)(tuple(slices)))
-
-    return _recut(list(states), cuts, len(new.shards))
+    return _recut(list(states), Cuts(old, new), len(new.shards))
 
 
 @functools.singledispatch
@@ -61,7 +65,7 @@ def _of_shards(first: ShardState, states: list[Any], cuts: Cuts, shards: int) ->
     ahead = max(states, key=lambda s: s.snapshot.version)
     version = ahead.snapshot.version
     slices = cuts([s.snapshot.params for s in states])
-    rules = _rules([s.rule.rule for s in states], [s.snapshot.params for s in states], cuts, shards)
+    rules = _rules([s.rule.rule for s in states], [s.snapshot.params for s in states], cuts)
     sequences: dict[str, int] = {}
     earlier: collections.Counter[int] = collections.Counter()
     for state in states:
@@ -97,19 +101,81 @@ def _of_vectors(first: VectorState, states: list[Any], cuts: Cuts, shards: int) 
     ]
 
 
-def _rules(rules: list[Any], params: list[Slice], cuts: Cuts, shards: int) -> list[Any]:
-    """States of the server rule: what is like the slice is cut as it is, the rest is shared."""
+def _rules(
+    rules: Sequence[tuple[Any, ...]], params: Sequence[Slice], cuts: Cuts
+) -> list[tuple[Any, ...]]:
+    """States of the server rule, for each new shard one for each of its trees.
 
-    def is_slice(one: Any) -> bool:
-        return isinstance(one, dict) and any(one.keys() == slice_.keys() for slice_ in params)
+    What a state has of each element of a leaf is cut as the leaf is. Anything else, such as a
+    count, is given to all; a shard leaves out what its rule does not keep (`Shard.restore`).
 
-    flat = [jax.tree.flatten(rule, is_leaf=is_slice) for rule in rules]
-    structure = flat[0][1]
+    Raises:
+      ValueError: the state is not built like the parameters.
+    """
+    whole = jax.eval_shape(cuts.old.join, params)
+    leaves = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(whole)]
+    flat = [_flat(state) for of_shard in rules for state in of_shard]
+    paths, structure = [path for path, _ in flat[0][0]], flat[0][1]
+    if any(other != structure for _, other in flat):
+        raise ValueError("the server rule's state cannot be resharded: use the shards of before")
+    old = [tree for of_shard in cuts.old.held() for tree in of_shard]
     columns = [
-        cuts(values) if is_slice(values[0]) else [values[0]] * shards
-        for values in zip(*(leaves for leaves, _ in flat), strict=True)
+        _column(leaves, path, list(zip(old, values, strict=True)))
+        for path, *values in zip(paths, *([v for _, v in found] for found, _ in flat), strict=True)
     ]
-    return [jax.tree.unflatten(structure, [column[i] for column in columns]) for i in range(shards)]
+    return [
+        tuple(structure.unflatten([column(tree) for column in columns]) for tree in of_shard)
+        for of_shard in cuts.new.held()
+    ]
+
+
+def _flat(state: Any) -> tuple[list[tuple[Any, Any]], Any]:
+    found: tuple[list[tuple[Any, Any]], Any] = jax.tree_util.tree_flatten_with_path(
+        state, is_leaf=_is_absent
+    )
+    return found
+
+
+def _is_absent(value: Any) -> bool:
+    return isinstance(value, optax.MaskedNode)
+
+
+Held = dict[int, Piece]  # of a tree of a shard: leaf -> the piece of it that is there
+
+
+def _column(
+    leaves: Sequence[tuple[Any, tuple[int, ...]]], path: Any, values: Sequence[tuple[Held, Any]]
+) -> Callable[[Held], Any]:
+    """One value of a rule's states, for a tree that holds other pieces."""
+    kept = [(tree, value) for tree, value in values if not _is_absent(value)]
+    if not kept:
+        return lambda tree: optax.MaskedNode()
+    leaf = _leaf_of(leaves, path)
+    shape = leaves[leaf][1] if leaf is not None else ()
+    if (
+        leaf is None
+        or not shape
+        or not all(_is_like(value, tree, leaf, shape) for tree, value in kept)
+    ):
+        return lambda tree: kept[0][1]
+    number = leaf
+    blocks = [(tree[number].region or full(shape), value) for tree, value in kept]
+    array = joined(blocks)
+    return lambda tree: tree[number].of(array) if number in tree else optax.MaskedNode()
+
+
+def _leaf_of(leaves: Sequence[tuple[Any, tuple[int, ...]]], path: Any) -> int | None:
+    """The leaf of the parameters whose path is the end of this one, the longest."""
+    found = [
+        (len(end), i) for i, (end, _) in enumerate(leaves) if path[len(path) - len(end) :] == end
+    ]
+    return max(found)[1] if found else None
+
+
+def _is_like(value: Any, tree: Held, leaf: int, shape: tuple[int, ...]) -> bool:
+    """Whether a value has an element for each of the piece of that leaf."""
+    region = tree[leaf].region or full(shape) if leaf in tree else ()
+    return bool(region) and value.shape == tuple(stop - start for start, stop in region)
 
 
 def _total(counts: list[Counts], ahead: Counts) -> Counts:

@@ -13,7 +13,7 @@ import optax
 
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.delays import Delays
-from dbjax.store.partition import slice_nbytes
+from dbjax.store.partition import Partition, slice_nbytes
 from dbjax.types import Slice
 
 
@@ -85,11 +85,11 @@ class ServerState(NamedTuple):
     """What a shard keeps beside its slice.
 
     Attributes:
-      rule: state of the server rule.
+      rule: states of the server rule, one for each tree of the slice (`Partition.trees_of`).
       refused: int32 [2]: pushes refused, and their examples.
     """
 
-    rule: Any
+    rule: tuple[Any, ...]
     refused: jax.Array
 
 
@@ -98,7 +98,8 @@ class ServerRule:
     """A rule as shards apply it, compiled once for all of them.
 
     Attributes:
-      rule: as it was given.
+      rule: as it was given; it sees pytrees like the parameters (`Partition.trees_of`).
+      cuts: which shard holds what; None: slices themselves are what the rule sees.
       init: slice -> state.
       apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
         finite changes nothing but the count of what was refused. Nothing is donated:
@@ -106,37 +107,45 @@ class ServerRule:
     """
 
     rule: optax.GradientTransformation
+    cuts: Partition | None
     init: Callable[[Slice], ServerState]
     apply: jax.stages.Wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is compiled anew."""
-        return server_rule, (self.rule,)
+        return server_rule, (self.rule, self.cuts)
 
 
 @functools.lru_cache(maxsize=16)
-def server_rule(rule: optax.GradientTransformation) -> ServerRule:
-    """Compiles a rule for shards."""
+def server_rule(rule: optax.GradientTransformation, cuts: Partition | None = None) -> ServerRule:
+    """Compiles a rule for the shards of a partition."""
+
+    def trees_of(slice_: Slice) -> tuple[Any, ...]:
+        return cuts.trees_of(slice_) if cuts else (slice_,)
 
     # Unused values say where: a state lies where its slice does, from the first push on.
     @functools.partial(jax.jit, keep_unused=True)
     def init(params: Slice) -> ServerState:
-        return ServerState(rule.init(params), jnp.zeros(2, jnp.int32))
+        states = tuple(rule.init(tree) for tree in trees_of(params))
+        return ServerState(states, jnp.zeros(2, jnp.int32))
 
     @jax.jit
     def apply(
         params: Slice, state: ServerState, gradient: Slice, examples: int
     ) -> tuple[Slice, ServerState]:
         finite = jnp.isfinite(sum(map(_zero_if_finite, jax.tree.leaves(gradient))))
-        updates, rule_state = rule.update(gradient, state.rule, params)
-        new = (optax.apply_updates(params, updates), rule_state)
-        params, rule_state = jax.tree.map(
-            lambda n, o: jnp.where(finite, n, o), new, (params, state.rule)
+        trees = trees_of(params)
+        parts = zip(trees_of(gradient), state.rule, trees, strict=True)
+        made = [rule.update(*part) for part in parts]
+        new = [optax.apply_updates(t, u) for t, (u, _) in zip(trees, made, strict=True)]
+        updated = (cuts.slice_from(new, params) if cuts else new[0]), tuple(s for _, s in made)
+        params, rule_states = jax.tree.map(
+            lambda n, o: jnp.where(finite, n, o), updated, (params, state.rule)
         )
         refused = jnp.where(finite, 0, jnp.stack([1, examples])).astype(jnp.int32)
-        return params, ServerState(rule_state, state.refused + refused)
+        return params, ServerState(rule_states, state.refused + refused)
 
-    return ServerRule(rule, init, apply)
+    return ServerRule(rule, cuts, init, apply)
 
 
 def _zero_if_finite(values: jax.Array) -> jax.Array:
@@ -206,8 +215,12 @@ class Shard:
 
         Args:
           checkpoint: the state is of an earlier time: replicas may know versions that are lost.
+
+        Raises:
+          ValueError: the state is of another server rule.
         """
-        self._snapshot, self._state = state.snapshot, state.rule
+        rule_states = _kept(self._state.rule, state.rule.rule)
+        self._snapshot, self._state = state.snapshot, state.rule._replace(rule=rule_states)
         self._sequences = dict(state.sequences)
         self._counts, self.delays = dataclasses.replace(state.counts), state.delays.copy()
         self.delays.restored |= checkpoint
@@ -265,6 +278,27 @@ class Shard:
     def _has_reached(self, version: int) -> bool:
         forgetful = self.delays.restored and self._node.returned
         return forgetful or self._snapshot.version + self._counts.lost >= version
+
+
+def _kept(own: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The states of a rule that are given, without what this shard's rule does not keep.
+
+    After resharding a state may have values for leaves that the shard does not hold.
+    """
+
+    def is_absent(value: Any) -> bool:
+        return isinstance(value, optax.MaskedNode)
+
+    structures: list[Any] = [jax.tree.structure(tree, is_leaf=is_absent) for tree in (own, given)]
+    if structures[0] != structures[1]:
+        raise ValueError(
+            "the state of the server rule is that of another rule: resume with the rule of the run"
+        )
+    leaves, values = (jax.tree.leaves(tree, is_leaf=is_absent) for tree in (own, given))
+    pairs = zip(leaves, values, strict=True)
+    kept = [mine if is_absent(mine) else value for mine, value in pairs]
+    states: tuple[Any, ...] = structures[0].unflatten(kept)
+    return states
 
 
 def _check_like(push: Push, params: Slice) -> None:

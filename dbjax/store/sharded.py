@@ -7,14 +7,16 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
 import jax
+import optax
 
+from dbjax.optim.elementwise import require_elementwise, require_server_rule
 from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
 from dbjax.store.chain import serve_chain
 from dbjax.store.devices import Gradients, shapes_of
 from dbjax.store.gradient import Gradient
 from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
-from dbjax.store.shard import Snapshot
+from dbjax.store.shard import ServerRule, Snapshot, server_rule
 from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
@@ -66,6 +68,7 @@ class Sharded(Generic[S]):
         name: str = "shard",
         backups: int = 0,
         cut: Cut | None = None,
+        rule: optax.GradientTransformation | None = None,
     ) -> Sharded[S]:
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
 
@@ -76,6 +79,10 @@ class Sharded(Generic[S]):
           backups: of every shard, 0 or 1.
           params: initial values, or a function that makes them: then only the shards keep them.
           cut: how each replica is cut over devices; slices follow it. None: it is not.
+          rule: of shards that apply gradients: `make(node, slice, server_rule, *args)`.
+
+        Raises:
+          ValueError: the rule cannot run on these slices (`optim.require_elementwise`).
         """
         params = initial(params)
         cuts = partition(params, shards, Layout(cut, params) if cut else None)
@@ -83,6 +90,8 @@ class Sharded(Generic[S]):
         if cut:  # as what devices push is: rules are compiled for such arrays
             slices = jax.tree.map(lambda piece: jax.device_put(piece, piece.sharding), slices)
         gradients = Gradients(cut, params, cuts) if cut else None
+        if rule is not None:
+            args = (_checked(rule, cuts, shapes_of(params), shapes_of(slices)), *args)
         del params  # of leaves that are cut the slices are copies
         if runtime.resumed is not None:
             states = enumerate(runtime.resumed(cuts))
@@ -135,6 +144,17 @@ class Sharded(Generic[S]):
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
+
+
+def _checked(
+    rule: optax.GradientTransformation, cuts: Partition, params: Params, slices: Slices
+) -> ServerRule:
+    """The rule for these shards, if it does the same on their slices as on the whole."""
+    if len(slices) > 1:
+        require_elementwise(rule, params=params, slices=cuts.every_shape(slices))
+    else:
+        require_server_rule(rule, params)
+    return server_rule(rule, cuts)
 
 
 def initial(params: Params | Callable[[], Params]) -> Params:
