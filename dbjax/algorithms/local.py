@@ -11,6 +11,7 @@ import jax
 import optax
 
 from dbjax.store import Fetched, Partition
+from dbjax.store.rule_trees import trees_for
 from dbjax.types import Slices
 
 
@@ -18,17 +19,15 @@ from dbjax.types import Slices
 def _compiled(
     rule: optax.GradientTransformation, cuts: Partition
 ) -> tuple[Callable[[Slices], Any], Callable[..., tuple[Slices, Any]]]:
-    """The rule's `init` and its step, on the whole parameters."""
+    """The rule's `init` and its step."""
 
     @jax.jit
     def init(slices: Slices) -> Any:
-        return rule.init(cuts.join(slices))
+        return trees_for(rule, cuts, slices).init(rule, slices)
 
     @jax.jit
-    def apply(slices: Slices, state: Any, gradient: Slices) -> tuple[Slices, Any]:
-        params = cuts.join(slices)
-        updates, state = rule.update(cuts.join(gradient), state, params)
-        return cuts.split(optax.apply_updates(params, updates)), state
+    def apply(slices: Slices, states: Any, gradient: Slices) -> tuple[Slices, Any]:
+        return trees_for(rule, cuts, slices).update(rule, slices, states, gradient)
 
     return init, apply
 
@@ -37,7 +36,7 @@ def _compiled(
 class LocalRule:
     """Applies an optax rule to fetched parameters, with a state of the replica's own.
 
-    The replica has all parameters, so the rule sees them whole, and need not be elementwise.
+    A replica has all of the parameters, so its rule need not be elementwise.
 
     Attributes:
       state: of the rule; None before the first step.

@@ -55,6 +55,12 @@ def require_elementwise(
         raise ValueError(f"{name} {reason}; {_REMEDY}")
 
 
+def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> bool:
+    """Whether `require_elementwise` would return."""
+    params, slices = _shapes(params), [_shapes(tree) for tree in slices]
+    return _runs(rule, params) and not _fault(rule, params, slices)
+
+
 def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None:
     """Returns if the rule can be run on a shard that holds all of the parameters.
 

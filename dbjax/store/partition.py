@@ -66,17 +66,14 @@ class Partition:
         return self.treedef.unflatten([joined(found[leaf]) for leaf in sorted(found)])
 
     def trees_of(self, slice_: Slice) -> tuple[Params, ...]:
-        """A slice as rules see it: pytrees with the structure and the paths of the parameters.
+        """A slice as pytrees with the structure and the paths of the parameters.
 
         Leaves that the shard does not hold are `optax.MaskedNode`, which is how optax leaves
         leaves out. A leaf keeps its path when it is cut. A shard may hold several blocks of one
-        leaf, where replicas are partitioned over devices; it then has one tree for each. A single
-        shard has one tree, which is whole.
+        leaf, where replicas are partitioned over devices; it then has one tree for each.
         """
-        if len(self.shards) == 1:
-            return (self.join([slice_]),)
-        count = 1 + max(self._places[name][0] for name in slice_)
-        trees = [[optax.MaskedNode()] * self.treedef.num_leaves for _ in range(count)]
+        absent = optax.MaskedNode()
+        trees = [[absent] * self.treedef.num_leaves for _ in range(self.tree_count(slice_))]
         for name, values in slice_.items():
             number, leaf = self._places[name]
             trees[number][leaf] = values
@@ -84,11 +81,13 @@ class Partition:
 
     def slice_from(self, trees: Sequence[Params], like: Slice) -> Slice:
         """The inverse of `trees_of`; `like` has the names of the slice's pieces."""
-        if len(self.shards) == 1:
-            return self.split(trees[0])[0]
         leaves = [self.treedef.flatten_up_to(tree) for tree in trees]
         places = {name: self._places[name] for name in like}
         return {name: leaves[number][leaf] for name, (number, leaf) in places.items()}
+
+    def tree_count(self, slice_: Slice) -> int:
+        """How many trees a slice has."""
+        return 1 + max(self._places[name][0] for name in slice_)
 
     def every_shape(self, slices: Slices) -> list[Params]:
         """A few pytrees like the parameters, with every shape that a leaf has on some shard.
@@ -103,20 +102,14 @@ class Partition:
         rows = itertools.zip_longest(*columns, fillvalue=optax.MaskedNode())
         return [*map(self.treedef.unflatten, rows), *self.trees_of(slices[0])[:1]]
 
-    def held(self) -> list[list[dict[int, Piece]]]:
-        """For each shard the trees of `trees_of`, as the pieces that they hold by leaf."""
-        if len(self.shards) == 1:
-            leaves = {piece.leaf: piece.name for piece in self.shards[0]}
-            return [[{leaf: Piece(name, leaf) for leaf, name in leaves.items()}]]
-        found: list[list[dict[int, Piece]]] = []
-        for pieces in self.shards:
-            trees: list[dict[int, Piece]] = []
-            for piece in pieces:
-                number, leaf = self._places[piece.name]
-                trees.extend({} for _ in range(number + 1 - len(trees)))
-                trees[number][leaf] = piece
-            found.append(trees)
-        return found
+    def held(self, shard: int) -> list[dict[int, Piece]]:
+        """The trees of a shard's slice, as the pieces that they hold by leaf."""
+        trees: list[dict[int, Piece]] = []
+        for piece in self.shards[shard]:
+            number, leaf = self._places[piece.name]
+            trees.extend({} for _ in range(number + 1 - len(trees)))
+            trees[number][leaf] = piece
+        return trees
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[int, int]]:

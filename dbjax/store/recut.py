@@ -118,14 +118,16 @@ def _rules(
     paths, structure = [path for path, _ in flat[0][0]], flat[0][1]
     if any(other != structure for _, other in flat):
         raise ValueError("the server rule's state cannot be resharded: use the shards of before")
-    old = [tree for of_shard in cuts.old.held() for tree in of_shard]
+    old = [tree for shard in range(len(rules)) for tree in cuts.old.held(shard)]
+    if len(old) != len(flat):  # a single shard whose rule saw whole leaves, and still does
+        return list(rules)
     columns = [
         _column(leaves, path, list(zip(old, values, strict=True)))
         for path, *values in zip(paths, *([v for _, v in found] for found, _ in flat), strict=True)
     ]
     return [
         tuple(structure.unflatten([column(tree) for column in columns]) for tree in of_shard)
-        for of_shard in cuts.new.held()
+        for of_shard in map(cuts.new.held, range(len(cuts.new.shards)))
     ]
 
 

@@ -13,7 +13,8 @@ import optax
 
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.delays import Delays
-from dbjax.store.partition import Partition, slice_nbytes
+from dbjax.store.partition import slice_nbytes
+from dbjax.store.rule_trees import RuleTrees
 from dbjax.types import Slice
 
 
@@ -85,7 +86,7 @@ class ServerState(NamedTuple):
     """What a shard keeps beside its slice.
 
     Attributes:
-      rule: states of the server rule, one for each tree of the slice (`Partition.trees_of`).
+      rule: states of the server rule, one for each tree that it sees (`RuleTrees`).
       refused: int32 [2]: pushes refused, and their examples.
     """
 
@@ -98,8 +99,8 @@ class ServerRule:
     """A rule as shards apply it, compiled once for all of them.
 
     Attributes:
-      rule: as it was given; it sees pytrees like the parameters (`Partition.trees_of`).
-      cuts: which shard holds what; None: slices themselves are what the rule sees.
+      rule: as it was given.
+      trees: the pytrees that it sees; None: the slices themselves.
       init: slice -> state.
       apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
         finite changes nothing but the count of what was refused. Nothing is donated:
@@ -107,45 +108,45 @@ class ServerRule:
     """
 
     rule: optax.GradientTransformation
-    cuts: Partition | None
+    trees: RuleTrees | None
     init: Callable[[Slice], ServerState]
     apply: jax.stages.Wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:
         """In another process it is compiled anew."""
-        return server_rule, (self.rule, self.cuts)
+        return server_rule, (self.rule, self.trees)
 
 
 @functools.lru_cache(maxsize=16)
-def server_rule(rule: optax.GradientTransformation, cuts: Partition | None = None) -> ServerRule:
-    """Compiles a rule for the shards of a partition."""
-
-    def trees_of(slice_: Slice) -> tuple[Any, ...]:
-        return cuts.trees_of(slice_) if cuts else (slice_,)
+def server_rule(rule: optax.GradientTransformation, trees: RuleTrees | None = None) -> ServerRule:
+    """Compiles a rule for shards."""
 
     # Unused values say where: a state lies where its slice does, from the first push on.
     @functools.partial(jax.jit, keep_unused=True)
     def init(params: Slice) -> ServerState:
-        states = tuple(rule.init(tree) for tree in trees_of(params))
+        states = trees.init(rule, (params,)) if trees else (rule.init(params),)
         return ServerState(states, jnp.zeros(2, jnp.int32))
+
+    def update(params: Slice, states: tuple[Any, ...], gradient: Slice) -> Any:
+        if trees:
+            (new,), states = trees.update(rule, (params,), states, (gradient,))
+            return new, states
+        updates, state = rule.update(gradient, states[0], params)
+        return optax.apply_updates(params, updates), (state,)
 
     @jax.jit
     def apply(
         params: Slice, state: ServerState, gradient: Slice, examples: int
     ) -> tuple[Slice, ServerState]:
         finite = jnp.isfinite(sum(map(_zero_if_finite, jax.tree.leaves(gradient))))
-        trees = trees_of(params)
-        parts = zip(trees_of(gradient), state.rule, trees, strict=True)
-        made = [rule.update(*part) for part in parts]
-        new = [optax.apply_updates(t, u) for t, (u, _) in zip(trees, made, strict=True)]
-        updated = (cuts.slice_from(new, params) if cuts else new[0]), tuple(s for _, s in made)
+        new = update(params, state.rule, gradient)
         params, rule_states = jax.tree.map(
-            lambda n, o: jnp.where(finite, n, o), updated, (params, state.rule)
+            lambda n, o: jnp.where(finite, n, o), new, (params, state.rule)
         )
         refused = jnp.where(finite, 0, jnp.stack([1, examples])).astype(jnp.int32)
         return params, ServerState(rule_states, state.refused + refused)
 
-    return ServerRule(rule, cuts, init, apply)
+    return ServerRule(rule, trees, init, apply)
 
 
 def _zero_if_finite(values: jax.Array) -> jax.Array:
@@ -292,7 +293,8 @@ def _kept(own: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
     structures: list[Any] = [jax.tree.structure(tree, is_leaf=is_absent) for tree in (own, given)]
     if structures[0] != structures[1]:
         raise ValueError(
-            "the state of the server rule is that of another rule: resume with the rule of the run"
+            "the state of the server rule is that of another rule, or of another cut over devices: "
+            "resume with those of the run"
         )
     leaves, values = (jax.tree.leaves(tree, is_leaf=is_absent) for tree in (own, given))
     pairs = zip(leaves, values, strict=True)

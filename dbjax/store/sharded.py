@@ -9,14 +9,14 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 import jax
 import optax
 
-from dbjax.optim.elementwise import require_elementwise, require_server_rule
 from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
 from dbjax.store.chain import serve_chain
 from dbjax.store.devices import Gradients, shapes_of
 from dbjax.store.gradient import Gradient
 from dbjax.store.partition import Partition, compiled_split, partition, slice_nbytes
-from dbjax.store.shard import ServerRule, Snapshot, server_rule
+from dbjax.store.rule_trees import server_trees
+from dbjax.store.shard import Snapshot, server_rule
 from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
@@ -91,7 +91,7 @@ class Sharded(Generic[S]):
             slices = jax.tree.map(lambda piece: jax.device_put(piece, piece.sharding), slices)
         gradients = Gradients(cut, params, cuts) if cut else None
         if rule is not None:
-            args = (_checked(rule, cuts, shapes_of(params), shapes_of(slices)), *args)
+            args = (server_rule(rule, server_trees(rule, cuts, slices)), *args)
         del params  # of leaves that are cut the slices are copies
         if runtime.resumed is not None:
             states = enumerate(runtime.resumed(cuts))
@@ -144,17 +144,6 @@ class Sharded(Generic[S]):
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
-
-
-def _checked(
-    rule: optax.GradientTransformation, cuts: Partition, params: Params, slices: Slices
-) -> ServerRule:
-    """The rule for these shards, if it does the same on their slices as on the whole."""
-    if len(slices) > 1:
-        require_elementwise(rule, params=params, slices=cuts.every_shape(slices))
-    else:
-        require_server_rule(rule, params)
-    return server_rule(rule, cuts)
 
 
 def initial(params: Params | Callable[[], Params]) -> Params:
