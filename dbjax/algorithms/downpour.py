@@ -11,12 +11,15 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import optax
 
 from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
+from dbjax.optim.elementwise import require_server_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
+from dbjax.store.sharded import initial
 from dbjax.task import Program, Task
 
 
@@ -157,6 +160,9 @@ async def late_client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
+    if config.local_rule is not None:
+        params = jax.eval_shape(lambda: initial(task.params))
+        require_server_rule(config.local_rule, params)
     store = Sharded.serve(
         runtime,
         Shard,

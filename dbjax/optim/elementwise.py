@@ -62,7 +62,7 @@ def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequ
 
 
 def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None:
-    """Returns if the rule can be run on a shard that holds all of the parameters.
+    """Returns if the rule can be run where it is given gradient, state and all parameters.
 
     Raises:
       ValueError: it cannot: it needs the loss, or its mask does not fit; names the transform.
@@ -71,8 +71,8 @@ def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None
         _trace(rule, params)
     except Exception as error:  # whatever the rule raises
         raise ValueError(
-            f"{_culprit(rule, lambda part: not _runs(part, params))} cannot run on a shard, where "
-            "a rule is given gradient, state and parameters, nothing else: "
+            f"{_culprit(rule, lambda part: not _runs(part, params))} cannot run on a shard or in a "
+            "replica, where a rule is given gradient, state and parameters, nothing else: "
             f"{_first_line(error)}; use a rule that needs no more, and whose mask or labels fit "
             "the parameters"
         ) from error

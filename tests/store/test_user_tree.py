@@ -134,7 +134,7 @@ def public():
 with pytest.MonkeyPatch.context() as patch:
     patch.setattr("warnings.warn", lambda *_, **__: None)  # optax's own, about some factories
     RULES = SELECTIVE | public()
-NEEDS_MORE = "cannot run on a shard, where a rule is given gradient, state and parameters"
+NEEDS_MORE = "cannot run on a shard or in a replica, where a rule is given gradient, state and"
 MIXES = "is not elementwise: a shard would apply it to its own slice only"
 NEED_MORE = """
 lbfgs polyak_sgd scale_by_polyak scale_by_backtracking_linesearch scale_by_zoom_linesearch momo
@@ -334,3 +334,8 @@ def test_a_rule_for_another_tree_is_refused_before_the_run():
     for shards in (1, 2):
         with pytest.raises(ValueError, match="masked cannot run on a shard"):
             trained(downpour.Config(rule, replicas=1, shards=shards, steps=1))
+
+
+def test_a_local_rule_that_needs_the_loss_is_refused_before_the_run():
+    with pytest.raises(ValueError, match="scale_by_polyak cannot run on a shard or in a replica"):
+        trained(downpour.Config(local_rule=optax.polyak_sgd(), replicas=1, shards=1, steps=1))
