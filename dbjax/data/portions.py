@@ -30,7 +30,7 @@ class Portions:
 
     Attributes:
       held_bytes: at most this much is kept; the rest is gathered each time.
-      keyed: whether a portion comes with its loss's key, `fold_in(key(seed), portion)`; then it is
+      keyed: whether a portion comes with the key of its loss, see `Task.takes_key`; then it is
         gathered by itself. The key is the same in every evaluation: so the loss is one function.
     """
 

@@ -27,7 +27,7 @@ class Stream:
     `at` is a pure function of the step: nothing has to be saved to resume or to replay.
 
     Attributes:
-      keyed: whether a batch comes with its loss's key, `fold_in(fold_in(key(seed), replica), step)`.
+      keyed: whether a batch comes with the key of its loss, see `Task.takes_key`.
 
     Raises:
       ValueError: there are fewer examples than replicas.

@@ -46,8 +46,8 @@ def _require_params_of_nnx(nnx: Any, params: Any) -> None:
                     )
             elif isinstance(leaf, nnx.Variable):
                 raise TypeError(
-                    f"{name} is an nnx.{kind}, which no rule may change: give `params` of {_SPLIT}, "
-                    f"{_remedy(nnx, leaf)} (docs/models.md)"
+                    f"{name} is an nnx.{kind}, which no rule may change: give `params` of "
+                    f"{_SPLIT}, {_remedy(nnx, leaf)} (docs/models.md)"
                 )
             elif isinstance(part, nnx.Pytree):
                 raise TypeError(
