@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np
 
-from dbjax.parallel.cut import keys_of
 from dbjax.types import Params
 
 
 def save_params(path: Path, params: Params) -> None:
-    """An Orbax checkpoint, of nested dicts with the keys of the parameters' paths; atomic."""
+    """An Orbax checkpoint; atomic."""
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), _dicts(params), force=True)
+        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params), force=True)
 
 
 def load_params(path: Path, like: Params) -> Params:
@@ -27,22 +23,4 @@ def load_params(path: Path, like: Params) -> Params:
     import orbax.checkpoint as ocp
 
     with ocp.StandardCheckpointer() as checkpointer:
-        found = checkpointer.restore(path.absolute(), _dicts(like))
-    leaves = [functools.reduce(dict.__getitem__, keys, found) for keys, _ in _leaves(like)]
-    return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def _dicts(params: Params) -> dict[str, Any]:
-    """Whatever nodes the parameters are made of, as dicts, which Orbax can hold."""
-    found: dict[str, Any] = {}
-    for (*above, last), leaf in _leaves(params):
-        node = found
-        for key in above:
-            node = node.setdefault(key, {})
-        node[last] = np.asarray(leaf)
-    return found
-
-
-def _leaves(params: Params) -> Iterator[tuple[tuple[str, ...], Any]]:
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        yield keys_of(path), leaf
+        return checkpointer.restore(path.absolute(), jax.tree.map(np.asarray, like))

@@ -189,15 +189,10 @@ class Layout:
 
 
 def name_of(path: Any) -> str:
-    """The path of a leaf, such as `layers/0/kernel`."""
-    return "/".join(keys_of(path))
-
-
-def keys_of(path: Any) -> tuple[str, ...]:
-    """The keys of a leaf's path; that of a variable of NNX is not called its `value`."""
+    """The path of a leaf, such as `layers/0/kernel`; a variable of NNX is not called its `value`."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path) or ("params",)
+    return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 
 def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
