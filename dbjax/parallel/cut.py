@@ -189,7 +189,7 @@ class Layout:
 
 
 def name_of(path: Any) -> str:
-    """The path of a leaf, such as `layers/0/kernel`; a variable of NNX is not called its `value`."""
+    """The path of a leaf, such as `layers/0/kernel`; without the `value` of NNX's variables."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
