@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
@@ -14,13 +15,14 @@ import numpy as np
 from dbjax.data.examples import Arrays, Examples
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
+from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
 from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
-from dbjax.store.sharded import Sharded
+from dbjax.store.sharded import Sharded, is_function
 from dbjax.trace import Row
-from dbjax.types import Batch, LossFn, Metrics, Params, Slices
+from dbjax.types import Batch, Keyed, LossFn, Metrics, Params, Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,13 +32,17 @@ class Task:
     Attributes:
       params: initial parameters, a pytree of arrays; or a function without arguments that
         makes them, so that nobody has to keep them beside the shards.
-      loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit.
+      loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit. With
+        `takes_key` it is (params, batch, key) -> scalar.
       data: training examples: `Examples`, or a pytree of arrays with equal first
         dimension, of which a batch takes the same rows.
       batch_size: examples in a mini-batch, or in a portion of a batch method.
       evaluate: params -> named numbers; called now and then, costs no model time.
-      seed: of the order of the data.
+      seed: of the order of the data, and of the keys.
       cut: how each replica's network is cut over devices, with the same loss; None: it is not.
+      takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
+        mini-batch of a step `fold_in(fold_in(key(seed), replica), step)`, and of a portion of a
+        batch method, in every evaluation, `fold_in(key(seed), portion)`. The same on every runtime.
     """
 
     params: Params | Callable[[], Params]
@@ -46,10 +52,18 @@ class Task:
     evaluate: Callable[[Params], Metrics] | None = None
     seed: int = 0
     cut: Cut | None = None
+    takes_key: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
+        _require_arguments("Task.loss", self.loss, self.takes_key)
+        if self.cut is not None:
+            _require_arguments("Task.cut.loss", self.cut.loss, self.takes_key)
+        if self.takes_key and not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"Task.seed={self.seed} must be in 0 ... 2**32 - 1 for takes_key=True")
+        if not is_function(self.params):
+            require_parameters(self.params)
 
     @property
     def examples(self) -> Examples:
@@ -59,18 +73,47 @@ class Task:
 
     def batches(self, replica: int, replicas: int) -> Stream:
         """The mini-batches of one of `replicas` replicas, from its own part of the data."""
-        return Stream(self.examples, self.batch_size, self.seed, replica, replicas)
+        return Stream(
+            self.examples, self.batch_size, self.seed, replica, replicas, keyed=self.takes_key
+        )
 
     @functools.cached_property
     def batch(self) -> Batch:
         """Shapes and types of a mini-batch."""
         first = self.examples.gather(np.zeros(self.batch_size, np.int64))
+        if self.takes_key:
+            first = Keyed(first, np.zeros(3, np.uint32))
         return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, first))
 
     @functools.cached_property
     def portions(self) -> Portions:
         """All the data in portions of `batch_size` examples, for batch methods."""
-        return Portions(self.examples, self.batch_size, self.seed)
+        return Portions(self.examples, self.batch_size, self.seed, keyed=self.takes_key)
+
+
+def _require_arguments(name: str, loss: LossFn, takes_key: bool) -> None:
+    """Raises TypeError if a loss cannot be called with what it will be given."""
+    try:
+        signature = inspect.signature(loss)
+    except (TypeError, ValueError):  # it is written in C, or is no function
+        return
+    if _takes(signature, 3 if takes_key else 2):
+        return
+    if not takes_key and _takes(signature, 3):
+        raise TypeError(
+            f"{name} takes three arguments, {signature}, and is given params and batch: set "
+            "Task.takes_key=True for a random key as the third one"
+        )
+    given = "(params, batch, key), since takes_key=True" if takes_key else "(params, batch)"
+    raise TypeError(f"{name} takes {signature}: it must take {given}")
+
+
+def _takes(signature: inspect.Signature, count: int) -> bool:
+    try:
+        signature.bind(*[None] * count)
+    except TypeError:
+        return False
+    return True
 
 
 class ParameterShard(Protocol):

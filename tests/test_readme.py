@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 README = Path("README.md").read_text()
+MODELS = Path("docs/models.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
 
@@ -18,7 +20,7 @@ def test_algorithm_1_1_is_printed_as_it_stands():
 
 def test_the_library_examples_run_as_printed(capsys):
     examples = [text for text in PYTHON if "async def" not in text]
-    assert len(examples) == 4
+    assert len(examples) == 5
     names = {}
     said = []
     for example in examples:
@@ -29,7 +31,17 @@ def test_the_library_examples_run_as_printed(capsys):
     assert said[1].startswith(("gradient norm", "relative decrease"))
     assert "'won': " in said[2]
     assert "bytes_per_iteration" in said[2]
-    assert said[3].split() == ["1000000000000.0", "2000000000", "()"]
+    assert said[3].split() == ["Linear", "State", "dict", "list"]
+    assert said[4].split() == ["1000000000000.0", "2000000000", "()"]
+
+
+def test_the_recipes_for_models_run_as_printed(capsys):
+    names = {}
+    for example in re.findall(r"```python\n(.*?)```", MODELS, re.DOTALL):
+        exec(compile(example, "docs/models.md", "exec"), names)
+    *said, dropout, normalised = capsys.readouterr().out.splitlines()
+    assert said == ["['hidden', 'out']", "Net", "['bias', 'kernel']"]
+    assert max(float(dropout), float(normalised)) < 0.8 * np.var(names["y"])  # they learn
 
 
 def test_commands_name_what_there_is():

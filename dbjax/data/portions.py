@@ -14,7 +14,7 @@ import numpy as np
 
 from dbjax.data.examples import Examples
 from dbjax.data.stream import dealt
-from dbjax.types import Batch
+from dbjax.types import Batch, Keyed
 
 _MOST_COMING = 64  # portions that are read ahead and not yet asked for
 
@@ -30,16 +30,20 @@ class Portions:
 
     Attributes:
       held_bytes: at most this much is kept; the rest is gathered each time.
+      keyed: whether a portion comes with the key of its loss, see `Task.takes_key`; then it is
+        gathered by itself. The key is the same in every evaluation: so the loss is one function.
     """
 
     examples: Examples
     portion_size: int
     seed: int = 0
     held_bytes: int = 2**31
+    keyed: bool = False
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what is gathered: it is another process that asks."""
-        return Portions, (self.examples, self.portion_size, self.seed, self.held_bytes)
+        made_of = (self.examples, self.portion_size, self.seed, self.held_bytes, self.keyed)
+        return Portions, made_of
 
     @property
     def count(self) -> int:
@@ -73,7 +77,11 @@ class Portions:
         size = self.portion_size
         order = dealt(len(self.examples), self.seed)
         chosen = [order[portion * size : (portion + 1) * size] for portion in portions]
-        return jax.tree.map(jnp.asarray, self.examples.gather(np.concatenate(chosen)))
+        batch = self.examples.gather(np.concatenate(chosen))
+        if self.keyed:
+            (portion,) = portions
+            batch = Keyed(batch, np.array([self.seed, portion], np.uint32))
+        return jax.tree.map(jnp.asarray, batch)
 
     @functools.cached_property
     def _held(self) -> dict[tuple[int, ...], Batch]:

@@ -10,7 +10,7 @@ from typing import Any, final
 import numpy as np
 
 from dbjax.data.examples import Examples
-from dbjax.types import Batch
+from dbjax.types import Batch, Keyed
 
 Indices = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -26,6 +26,9 @@ class Stream:
 
     `at` is a pure function of the step: nothing has to be saved to resume or to replay.
 
+    Attributes:
+      keyed: whether a batch comes with the key of its loss, see `Task.takes_key`.
+
     Raises:
       ValueError: there are fewer examples than replicas.
     """
@@ -35,6 +38,7 @@ class Stream:
     seed: int = 0
     replica: int = 0
     replicas: int = 1
+    keyed: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.replica < self.replicas:
@@ -51,6 +55,12 @@ class Stream:
 
     def at(self, step: int) -> Batch:
         """The mini-batch of that step."""
+        if not self.keyed:
+            return self._examples_at(step)
+        numbers = np.array([self.seed, self.replica, step], np.uint32)
+        return Keyed(self._examples_at(step), numbers)
+
+    def _examples_at(self, step: int) -> Batch:
         begin, size = step * self.batch_size, len(self.part)
         positions = np.arange(begin, begin + self.batch_size)
         epochs, places = np.divmod(positions, size)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbjax.optim.lbfgs import Lbfgs
+from dbjax.optim.parameters import require_parameters
 from dbjax.optim.space import Command, Losses, Vector, perform
 from dbjax.optim.state import Method, State, Stops
 
@@ -60,8 +61,9 @@ def minimise(
       value_and_grad: instead of jax's, for functions of NumPy arrays.
 
     Raises:
-      TypeError: a parameter is no array of floating-point numbers.
+      TypeError: a parameter is no array of floating-point numbers, or state of a model.
     """
+    require_parameters(params)
     if value_and_grad is None:
         params = jax.tree.map(jnp.asarray, params)
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

@@ -13,16 +13,17 @@ stays so: its gradient is zero.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dbjax.types import Batch, Params
+from dbjax.types import LossFn, Params, loss_of
 
 Rules = tuple[tuple[str, PartitionSpec], ...]  # pattern of a parameter's whole path -> its cut
 Axes = tuple[tuple[str, int], ...]  # of a mesh: names and sizes, the last one varies fastest
@@ -36,12 +37,14 @@ class Cut:
       axes: of the mesh.
       rules: the first whose pattern matches a parameter's path (`layers/0/kernel`) counts.
       loss: (a device's blocks of the parameters, batch) -> mean over the batch, the same on
-        every device; may use collectives over `axes`.
+        every device; may use collectives over `axes`. Where `Task.takes_key`, its third
+        argument is the key, the same on every device: what is drawn for a block alone must fold
+        in `jax.lax.axis_index`.
     """
 
     axes: Axes
     rules: Rules
-    loss: Callable[[Params, Batch], jax.Array]
+    loss: LossFn
 
     def __post_init__(self) -> None:
         sizes = dict(self.axes)
@@ -100,7 +103,7 @@ class Cut:
         specs = self.specs(params)
         return jax.jit(
             jax.shard_map(
-                jax.value_and_grad(self.loss),
+                jax.value_and_grad(functools.partial(loss_of, self.loss)),
                 mesh=mesh,
                 in_specs=(specs, PartitionSpec()),
                 out_specs=(PartitionSpec(), specs),
@@ -186,7 +189,9 @@ class Layout:
 
 
 def name_of(path: Any) -> str:
-    """The path of a leaf, such as `layers/0/kernel`."""
+    """The path of a leaf, such as `layers/0/kernel`; without the `value` of NNX's variables."""
+    if path and path[-1] == jax.tree_util.GetAttrKey("value"):
+        path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 

@@ -9,7 +9,7 @@ import jax
 
 from dbjax.store.devices import PartitionedGradient
 from dbjax.store.partition import Partition
-from dbjax.types import Batch, LossFn, Slices
+from dbjax.types import Batch, LossFn, Slices, loss_of
 
 
 @final
@@ -58,9 +58,11 @@ class Gradient:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(loss: LossFn, cuts: Partition) -> jax.stages.Wrapped:
+    of_batch = jax.value_and_grad(functools.partial(loss_of, loss))
+
     @jax.jit
     def value_and_grad(slices: Slices, batch: Any) -> tuple[jax.Array, Slices]:
-        value, gradient = jax.value_and_grad(loss)(cuts.join(slices), batch)
+        value, gradient = of_batch(cuts.join(slices), batch)
         return value, cuts.split(gradient)
 
     return value_and_grad

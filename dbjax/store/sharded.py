@@ -9,6 +9,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 import jax
 import optax
 
+from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut, Layout
 from dbjax.runtime.base import Future, Handle, Runtime, all_of
 from dbjax.store.chain import serve_chain
@@ -147,9 +148,19 @@ class Sharded(Generic[S]):
 
 
 def initial(params: Params | Callable[[], Params]) -> Params:
-    """The parameters, made now if they are a function. (A pytree may be callable too.)"""
-    is_function = callable(params) and jax.tree_util.all_leaves([params])
-    return params() if is_function else params
+    """The parameters, made now if they are a function.
+
+    Raises:
+      TypeError: something of them is no parameter.
+    """
+    made = params() if is_function(params) else params
+    require_parameters(made)
+    return made
+
+
+def is_function(params: Params | Callable[[], Params]) -> bool:
+    """Whether it makes parameters. (A pytree may be callable too.)"""
+    return callable(params) and jax.tree_util.all_leaves([params])
 
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:

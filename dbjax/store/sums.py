@@ -16,7 +16,7 @@ import numpy as np
 
 from dbjax.store.devices import PartitionedGradient
 from dbjax.store.partition import Partition, compiled_join, compiled_split
-from dbjax.types import Batch, LossFn, Slice, Slices
+from dbjax.types import Batch, LossFn, Slice, Slices, loss_of
 
 
 class Piece(NamedTuple):
@@ -210,7 +210,7 @@ def _compiled(loss: LossFn, partition: Partition | None) -> jax.stages.Wrapped:
     def compute(params: Any, batch: Batch, weight: float) -> Sum:
         def weighted(params: Any) -> jax.Array:
             whole = params if partition is None else partition.join(params)
-            return weight * loss(whole, batch)
+            return weight * loss_of(loss, whole, batch)
 
         return Sum(*jax.value_and_grad(weighted)(params))
 

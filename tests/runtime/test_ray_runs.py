@@ -11,8 +11,10 @@ from dbjax.algorithms import downpour, sandblaster
 from dbjax.chaos import Chaos, kills
 from dbjax.checkpoint import Checkpoints
 from experiments import replay, run
+from tests import test_keys
 from tests.algorithms import logistic
 from tests.test_conformance import TASK
+from tests.test_structures import task as task_of_structure
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
@@ -54,6 +56,31 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
     assert result.summary["time_s"] > 2.0
     whole = dbjax.run(TASK, config)
     assert result.summary["params_sha256"] == whole.summary["params_sha256"]
+
+
+def test_every_mini_batch_has_its_key():
+    result = dbjax.run(
+        test_keys.task(test_keys.drawn), test_keys.CONFIGS["downpour"], runtime="ray"
+    )
+    test_keys.require_recipe(result, replicas=3, steps=12)
+
+
+@pytest.mark.parametrize("name", ["Linen, frozen", "NNX module", "NNX state"])
+def test_parameters_of_other_structures_than_dicts(name):
+    config = downpour.Config(optax.adam(0.01), replicas=1, shards=2, steps=8)
+    virtual, ray = (
+        dbjax.run(task_of_structure(name), config, runtime=runtime)
+        for runtime in ("virtual", "ray")
+    )
+    assert ray.summary["params_sha256"] == virtual.summary["params_sha256"]
+    assert type(ray.params) is type(virtual.params)
+
+
+def test_a_class_that_other_processes_do_not_know_is_refused():
+    """Its module is not imported there, so nobody registers it."""
+    config = downpour.Config(replicas=1, shards=1, steps=1)
+    with pytest.raises(RuntimeError, match=r"Data.*in a module that every process can import"):
+        dbjax.run(task_of_structure("dataclass"), config, runtime="ray")
 
 
 def test_four_replicas_are_replayed_by_command(tmp_path, capsys):

@@ -12,12 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import PartitionSpec as P
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.models import build
 from dbjax.optim import Lbfgs
-from dbjax.parallel.cut import Layout
+from dbjax.parallel.cut import Cut, Layout
 from dbjax.store import devices
 from dbjax.store.devices import PartitionedGradient
 from dbjax.store.partition import partition
@@ -36,6 +37,29 @@ def network_task():
     params = jax.tree.map(lambda p: p.astype(np.float32), params)
     task = dbjax.Task(params, model.loss, (x, y.astype(np.int32)), batch_size=8)
     return task, model.cut(4, None)
+
+
+def keyed_task_and_cut(each_its_own=False):
+    """Dropout of 8 units, of which each of 4 devices has 2: it draws for all and takes its own."""
+    random = np.random.default_rng(0)
+    data = random.normal(size=(96, 6)).astype(np.float32)
+    weights = random.normal(size=(6, 8)).astype(np.float32)
+
+    def kept(key):
+        return jax.random.bernoulli(key, 0.5, (8, 8))
+
+    def loss(params, batch, key):
+        return jnp.mean(kept(key) * jnp.tanh(batch @ params["w"]))
+
+    def block_loss(params, batch, key):
+        device = jax.lax.axis_index("a")
+        if each_its_own:
+            key = jax.random.fold_in(key, device)
+        mine = jax.lax.dynamic_slice_in_dim(kept(key), 2 * device, 2, 1)
+        return jax.lax.pmean(jnp.mean(mine * jnp.tanh(batch @ params["w"])), "a")
+
+    task = dbjax.Task({"w": weights}, loss, data, batch_size=8, takes_key=True)
+    return task, Cut((("a", 4),), (("w", P(None, "a")),), block_loss)
 
 
 def ends_apart(task, cut, config, runtime):
@@ -132,6 +156,9 @@ def main():
             method = sandblaster.Config(Lbfgs(), replicas=2, shards=2, steps=4, order=order)
             name = f"sandblaster, {order}, {runtime}"
             found[name] = ends_apart(task, cut, method, runtime)
+    config = downpour.Config(rule, replicas=2, shards=2, steps=10)
+    found["keyed"] = ends_apart(*keyed_task_and_cut(), config, "virtual")
+    found["keys of their own"] = ends_apart(*keyed_task_and_cut(True), config, "virtual")
     config = downpour.Config(rule, replicas=1, shards=2, steps=20)
     found["downpour, threads"] = ends_apart(task, cut, config, "threads")
     slow = dbjax.Cluster(compute_s=0.0, machine=dbjax.Machine(bandwidth_bytes_per_s=100.0))

@@ -32,6 +32,12 @@ def test_a_cut_with_another_loss_does_not_agree(runs):
     assert runs["another loss"] > 100 * TOLERANCE
 
 
+def test_all_devices_of_a_replica_have_the_same_key(runs):
+    """Masks, and so results, are those of the whole."""
+    assert runs["keyed"] < TOLERANCE
+    assert runs["keys of their own"] > 100 * TOLERANCE
+
+
 @pytest.mark.parametrize("runtime", ["virtual", "threads"])
 def test_synchronous_replicas_of_four_devices(runs, runtime):
     assert runs[f"synchronous, {runtime}"] < TOLERANCE

@@ -182,7 +182,7 @@ def _gradients(
     task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
 ) -> list[Any]:
     """What each replica computes portions with: all the same, or each on devices of its own."""
-    together = max(1, _TOGETHER // task.batch_size)
+    together = 1 if task.takes_key else max(1, _TOGETHER // task.batch_size)
     of = functools.partial(
         GradientSums,
         task.loss,

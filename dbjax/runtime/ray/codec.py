@@ -81,7 +81,11 @@ def unpack_with(body: bytes | memoryview, of_jax: Sequence[bool], hosts: Sequenc
         made = as_jax([hosts[i] for i in chosen])
         for i, array in zip(chosen, made, strict=True):
             arrays[i] = array
-    return _Unpacker(io.BytesIO(body), arrays).load()
+    try:
+        return _Unpacker(io.BytesIO(body), arrays).load()
+    except jax.errors.JaxRuntimeError as error:  # a class of the parameters travelled by value
+        remedy = "define and register it in a module that every process can import"
+        raise RuntimeError(f"{error}: {remedy}") from error
 
 
 def _packed(body: bytes, arrays: Sequence[Any]) -> Packed:
