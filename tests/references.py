@@ -146,3 +146,16 @@ def one_against_all(logits, labels):
         probability = 1 / (1 + np.exp(-logits[b, k]))
         total -= np.log(probability if k == labels[b] else 1 - probability)
     return total / len(logits)
+
+
+def synchronous_loop(task, rate, replicas, steps):
+    """Synchronous SGD: each step follows the mean of the replicas' gradients at one place."""
+    gradient_fn = jax.jit(jax.grad(task.loss))
+    params = {name: np.asarray(value, np.float64) for name, value in task.params.items()}
+    streams = [task.batches(r, replicas) for r in range(replicas)]
+    for step in range(steps):
+        gradients = [gradient_fn(params, stream.at(step)) for stream in streams]
+        for name in params:
+            mean = sum(np.asarray(g[name], np.float64) for g in gradients) / replicas
+            params[name] = params[name] - rate * mean
+    return params
