@@ -96,16 +96,17 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_u
 
 
 def check_delays(reports: Sequence[Report]) -> None:
-    """Asserts the sum-of-delays identity of every shard (proof 6, `store.delays`).
+    """Checks the sum-of-delays identity of every shard (proof 6, `store.delays`).
 
     Raises:
-      RuntimeError: it does not hold, so the versions on some pushes were wrong.
+      RuntimeError: it does not hold, so an update was not booked, or more than once.
     """
     for index, report in enumerate(reports):
         measured, exact = report.delays.balance()
         if measured != exact:
             raise RuntimeError(
-                f"shard/{index}: delays sum to {measured}, not {exact}: versions are wrong"
+                f"shard/{index}: delays sum to {measured}, not {exact}: an update is missing in "
+                "the books, or is there twice"
             )
 
 

@@ -10,8 +10,12 @@ import sys
 FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
-def printed(module):
-    """What a module of the tests prints, as JSON; its warnings are errors."""
+def printed(module, flags=FAST):
+    """What a module of the tests prints, as JSON; its warnings are errors.
+
+    It is run as a module of this checkout: run by its path it would find the dbjax that is
+    installed.
+    """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", module],
         capture_output=True,
@@ -19,7 +23,7 @@ def printed(module):
         check=False,
         timeout=300,
         cwd=pathlib.Path(__file__).parents[1],
-        env=os.environ | {"XLA_FLAGS": FAST},
+        env=os.environ | {"XLA_FLAGS": flags},
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

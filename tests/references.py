@@ -48,6 +48,25 @@ def two_loops(s, y, gradient):
     return -r
 
 
+def pairs_taken(points, gradients, memory, curvature=1e-10, damped=False):
+    """The last `memory` pairs s, y along a path that are fit, oldest first, written out.
+
+    Those of too little curvature are left out, or damped (Powell 1978, with B = |y| / |s| I).
+    """
+    s, y = [], []
+    for i in range(len(points) - 1):
+        si, yi = points[i + 1] - points[i], gradients[i + 1] - gradients[i]
+        if si @ yi <= curvature * (si @ si) and damped:
+            b = np.sqrt(yi @ yi / (si @ si))
+            theta = 0.8 * b * (si @ si) / (b * (si @ si) - si @ yi)
+            yi = theta * yi + (1 - theta) * b * si
+            assert np.isclose(si @ yi, 0.2 * b * (si @ si))
+        if si @ yi > curvature * (si @ si):
+            s.append(si)
+            y.append(yi)
+    return s[-memory:], y[-memory:]
+
+
 def dense_inverse_hessian(s, y, size):
     """Nocedal & Wright 2006, eq. 7.19: updates of the whole matrix."""
     h = np.eye(size) * (s[-1] @ y[-1]) / (y[-1] @ y[-1]) if s else np.eye(size)
@@ -127,3 +146,16 @@ def one_against_all(logits, labels):
         probability = 1 / (1 + np.exp(-logits[b, k]))
         total -= np.log(probability if k == labels[b] else 1 - probability)
     return total / len(logits)
+
+
+def synchronous_loop(task, rate, replicas, steps):
+    """Synchronous SGD: each step follows the mean of the replicas' gradients at one place."""
+    gradient_fn = jax.jit(jax.grad(task.loss))
+    params = {name: np.asarray(value, np.float64) for name, value in task.params.items()}
+    streams = [task.batches(r, replicas) for r in range(replicas)]
+    for step in range(steps):
+        gradients = [gradient_fn(params, stream.at(step)) for stream in streams]
+        for name in params:
+            mean = sum(np.asarray(g[name], np.float64) for g in gradients) / replicas
+            params[name] = params[name] - rate * mean
+    return params

@@ -137,10 +137,15 @@ class Taking:
         return min(report.version for report in reports)
 
     async def _wait(self, node: Node, due_s: float, updates: int) -> None:
-        """Until then, or until there are that many; looks the more often the nearer it is."""
-        step_s, before = 1e-3, await self._updates()
-        while before < updates and node.now() < due_s:
+        """Until then, or until there are that many; looks the more often the nearer it is.
+
+        Next after half the time that the rest should take, but not sooner than after a tenth of
+        an update's time: else the looks would come ever faster before the last one, without end.
+        """
+        begin_s, before, step_s = node.now(), await self._updates(), 1e-3
+        now = before
+        while now < updates and node.now() < due_s:
             await node.sleep(min(step_s, max(0.0, due_s - node.now())))
             now = await self._updates()
-            share = (updates - now) / max(1, now - before) / 2
-            step_s, before = step_s * min(2.0, max(0.1, share)), now
+            each_s = (node.now() - begin_s) / max(1, now - before)
+            step_s = min(2 * step_s, max(0.1, (updates - now) / 2) * each_s)

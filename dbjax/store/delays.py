@@ -1,4 +1,4 @@
-"""Bookkeeping of staleness on one shard, and the identity that it must satisfy.
+"""Bookkeeping of staleness on one shard, and an identity that the books satisfy.
 
 Staleness of a push: updates that the shard applied between serving the parameters that
 the gradient was computed at, and applying it. Between a replica's consecutive pushes,
@@ -9,6 +9,11 @@ fetch (`offset`) or after it (staleness). Summed over replicas, after T applicat
 
 which is (M - 1) T when all M joined at the start. With every fetch served right behind
 the push before it, the offsets are 0 (proof 6).
+
+What the identity shows is that every update was booked once: a push that is applied and not
+booked, or booked twice, breaks it. It does not show that a push names the right version: the
+version that the gradient was computed at cancels between a push's staleness and its offset. Of
+that version the books know only that the replica fetched it (`Delays.applied`).
 """
 
 from __future__ import annotations
@@ -90,7 +95,7 @@ class Delays:
         return sum(known.pushed for known in self._replicas.values())
 
     def balance(self) -> tuple[int, int]:
-        """Both sides of the identity above; equal, or the versions are wrong."""
+        """Both sides of the identity above; they are equal if every update was booked once."""
         total = self.version
         staleness = sum(delay * times for delay, times in self.histogram.items())
         ages = sum(total - known.last for known in self._replicas.values())

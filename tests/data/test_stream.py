@@ -69,3 +69,27 @@ def test_mistakes_are_named():
         Stream(Arrays(np.zeros(2)), 1, replicas=3)
     with pytest.raises(ValueError, match="replica=3 is not one of replicas=3"):
         Stream(Arrays(np.zeros(9)), 1, replica=3, replicas=3)
+
+
+def places(stream, epoch):
+    """The order of an epoch, as places in the replica's part."""
+    size = len(stream.part)
+    chosen = np.concatenate([stream.at(epoch * size + k) for k in range(size)])
+    return [int(np.flatnonzero(stream.part == one)[0]) for one in chosen]
+
+
+def test_every_replica_and_every_epoch_has_an_order_of_its_own():
+    """And none is that in which the data was dealt."""
+    data = Arrays(np.arange(60))
+    streams = [Stream(data, 1, 0, r, 3) for r in range(3)]
+    orders = [places(stream, epoch) for stream in streams for epoch in range(3)]
+    orders += [places(Stream(data, 1, 1, 0, 3), 0), list(range(20))]
+    assert all(sorted(order) == list(range(20)) for order in orders)
+    assert len({tuple(order) for order in orders}) == 11
+
+
+def test_the_data_is_dealt_in_an_order_of_its_own():
+    """One that was not shuffled would give replicas neighbours, such as one class each."""
+    part = Stream(Arrays(np.arange(60)), 1, 0, 0, 3).part
+    assert part.tolist() != list(range(0, 60, 3))
+    assert part.tolist() != Stream(Arrays(np.arange(60)), 1, 1, 0, 3).part.tolist()

@@ -2,14 +2,20 @@
 
 import json
 
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import dbjax
+from dbjax.algorithms import downpour
 from dbjax.runtime.cluster import Machine
+from experiments import build
 from experiments.report import busy, laws, page
 from experiments.report.__main__ import main
 from experiments.report.read import labels, read
 from experiments.report.timeline import TICKS, timeline, with_deaths
+from experiments.saved import saved
 from tests.experiments.runs import ROWS, leave
 
 SPANS = [
@@ -116,6 +122,78 @@ def test_drawn_law_is_geometric_for_exponential_times():
     assert all(abs(drawn.get(k, 0) - exact[k]) < 0.005 for k in range(20))
     other = laws.drawn([Machine(law="lognormal", sigma=0.2)] * 3, 1, 2000.0)
     assert abs(other.get(0, 0) - exact[0]) > 0.1
+
+
+def simulated(speeds, steps, until, seed):
+    """Staleness of pushes: of replicas that each push after `steps` exponential times, event by
+    event."""
+    random = np.random.default_rng(seed)
+    took = [iter(random.exponential(1 / v, (50_000, steps)).sum(1)) for v in speeds]
+    due = [next(times) for times in took]
+    version, fetched, found = 0, [0] * len(speeds), {}
+    while min(due) < until:
+        replica = due.index(min(due))
+        staleness = version - fetched[replica]
+        found[staleness] = found.get(staleness, 0) + 1
+        version += 1
+        fetched[replica] = version
+        due[replica] += next(took[replica])
+    total = sum(found.values())
+    return {k: times / total for k, times in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("speeds", "steps"), [((1.0, 1.0, 1.0), 4), ((1.0, 0.25), 1), ((1.0, 0.5, 0.25), 3)]
+)
+def test_drawn_law_is_that_of_a_simulation(speeds, steps):
+    """20,000 pushes or more, so that a share is right to 4 sqrt(1/4 / 20,000) = 0.014."""
+    machines = [Machine(law="exponential", speed=v) for v in speeds]
+    drawn = laws.drawn(machines, steps, 4000.0)
+    found = simulated(speeds, steps, 20_000 * steps / sum(speeds), seed=1)
+    assert all(abs(drawn.get(k, 0) - found.get(k, 0)) < 0.014 for k in range(40))
+    equal = laws.drawn([Machine(law="exponential")] * len(speeds), 1, 4000.0)
+    assert any(abs(equal.get(k, 0) - found.get(k, 0)) > 0.03 for k in range(40))
+
+
+def test_drawn_law_of_constant_times_by_hand():
+    """Pushes at 1, 2, 3, ... and at 2, 4, 6, ..., where the first comes first at equal times.
+
+    The second has two pushes of the first between its own; the first has one of the second after
+    an even time, and none after an odd one.
+    """
+    shares = laws.drawn([Machine(), Machine(speed=0.5)], 1, 10_000.0)
+    assert shares == pytest.approx({0: 1 / 3, 1: 1 / 3, 2: 1 / 3}, abs=1e-3)  # but for the ends
+    together = laws.drawn([Machine(), Machine(speed=0.5)], 5, 10_000.0)
+    assert together == pytest.approx(shares, abs=2e-3)  # as many times as long
+
+
+@pytest.mark.parametrize(
+    ("options", "machines"),
+    [
+        ({"n_push": 3, "n_fetch": 3}, {}),
+        ({"n_push": 2, "n_fetch": 2}, {"replica/0": {"law": "exponential", "speed": 0.2}}),
+    ],
+)
+def test_a_run_with_n_push_or_unequal_machines_follows_its_law(options, machines, tmp_path):
+    cluster = {"compute_s": 0.01, "machine": {"law": "exponential"}, "machines": machines}
+    given = {"cluster": cluster, "options": {"replicas": 3, "shards": 1, **options}}
+    run = read_one(tmp_path, **given)  # of 20 s
+    shares = laws.law(run).shares
+    task = dbjax.Task(
+        jnp.zeros(1), lambda w, x: jnp.sum(w) + x[0], np.zeros(9, np.float32), batch_size=1
+    )
+    method = downpour.Config(optax.sgd(0.0), **given["options"])
+    found = dbjax.run(task, method, cluster=build.cluster(saved(run.path)), until_s=run.end_s)
+    total = sum(found.staleness_histogram.values())
+
+    def apart(law):
+        keys = {*law, *found.staleness_histogram}
+        measured = found.staleness_histogram
+        return sum(abs(measured.get(k, 0) / total - law.get(k, 0)) for k in keys) / 2
+
+    # 2,000 pushes over some 15 bars: half the sum of their errors is about 0.03
+    assert apart(shares) < 0.06
+    assert apart(laws.geometric(3)) > 0.1
 
 
 def test_a_measured_run_follows_the_law(tmp_path):

@@ -1,7 +1,6 @@
 """L-BFGS as optax transforms, against plain references and against optax's own."""
 
 import functools
-import itertools
 
 import jax
 import jax.flatten_util
@@ -14,7 +13,7 @@ from dbjax.data import load
 from dbjax.optim import lbfgs, scale_by_vector_free_lbfgs
 from dbjax.optim.lbfgs import direction_coefficients
 from dbjax.optim.transform import ZOOM
-from tests.references import dense_inverse_hessian, two_loops
+from tests.references import dense_inverse_hessian, pairs_taken, two_loops
 
 START = {"b": jnp.array(0.7), "w": jnp.array([[-0.9, 1.5, 0.4], [0.3, -1.1, 0.8]])}
 
@@ -52,19 +51,9 @@ def trajectory(transform, loss, params, steps, rate=0.2):
 
 
 def taken(seen, memory, damped=False):
-    """The last `memory` pairs that are fit, written out."""
-    s, y = [], []
-    for (x, g, _), (x_new, g_new, _) in itertools.pairwise(seen):
-        si, yi = x_new - x, g_new - g
-        if si @ yi <= 1e-10 * si @ si and damped:
-            b = np.sqrt(yi @ yi / (si @ si))
-            theta = 0.8 * b * si @ si / (b * si @ si - si @ yi)
-            yi = theta * yi + (1 - theta) * b * si
-            assert si @ yi == pytest.approx(0.2 * b * si @ si)
-        if si @ yi > 1e-10 * si @ si:
-            s.append(si)
-            y.append(yi)
-    return s[-memory:], y[-memory:]
+    """The last `memory` pairs that are fit, of parameters and gradients that were seen."""
+    points, gradients, _ = zip(*seen, strict=True)
+    return pairs_taken(points, gradients, memory, damped=damped)
 
 
 def expected(s, y, gradient):

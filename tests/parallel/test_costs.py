@@ -1,28 +1,21 @@
 """Costs of programs that are known by hand: sizes are all different, so a mix-up shows."""
 
-import json
 import math
-import pathlib
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from dbjax.parallel.costs import Collective, costs, costs_of
+from tests.processes import printed
 
-PROGRAMS = pathlib.Path(__file__).with_name("costs_programs.py")
 EVERYONE = [list(range(8))]
 
 
 @pytest.fixture(scope="module")
 def programs():
     """Costs of programs compiled for 8 devices, in a process that has them."""
-    command = [sys.executable, "-W", "error", str(PROGRAMS)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return printed("tests.parallel.costs_programs", flags="")  # compiled as anybody's
 
 
 def collectives(found):

@@ -25,6 +25,27 @@ def test_a_convolution_counts_taps_on_inputs():
     assert found.flops == 2 * taps * 2 * 3 * 8
 
 
+@pytest.mark.parametrize("of", ["inputs", "kernel"])
+@pytest.mark.parametrize(("strides", "taps"), [(1, (3 * 16 - 2) * (3 * 12 - 2)),
+                                               (2, (3 * 8 - 1) * (3 * 6 - 1)),
+                                               (3, (3 * 6 - 2) * (3 * 4 - 0))])  # fmt: skip
+def test_the_backward_pass_of_a_convolution_has_the_taps_of_the_forward_one(of, strides, taps):
+    """Every product of an input, a weight and an output comes once in each of the three.
+
+    Along 16 with strides of 2 there are 8 outputs; the last one's last tap is on padding. With 3
+    there are 6, and a tap on padding at either end; along 12 there are 4, and none.
+    """
+    x, w = array(2, 16, 12, 3), array(3, 3, 3, 8)
+    y = jax.eval_shape(lambda x, w: convolution(x, w, strides), x, w)
+
+    def backward(x, w, y):
+        if of == "kernel":
+            return jax.vjp(lambda w: convolution(x, w, strides), w)[1](y)
+        return jax.vjp(lambda x: convolution(x, w, strides), x)[1](y)
+
+    assert costs(jax.jit(backward), x, w, y).flops == 2 * taps * 2 * 3 * 8
+
+
 CONVOLUTION_GRADIENT = jax.grad(lambda w, x: convolution(x, w, 2).sum())
 # (program, arguments, what XLA counts and these costs do not)
 AGAINST_XLA = {

@@ -121,3 +121,24 @@ def test_wrong_links_are_refused():
     for special in ({"outages": (Outage("main", "nobody", 1, 2),)}, {"links": (Link("no*", "*"),)}):
         with pytest.raises(ValueError, match="no node is 'no"):
             heard(Cluster(**special), ("a", 0.0))
+
+
+def test_every_way_has_draws_of_its_own():
+    """Message k has 2^k bytes, so that the time a card is busy says which ones came twice."""
+
+    async def main(node, service):
+        replies = [service.call(Listener.hear, np.zeros(2**k, np.uint8)) for k in range(16)]
+        for reply in replies:
+            await reply
+
+    link = Link("*", "*", 0.01, duplicate_probability=0.5)
+    machine = Machine(bandwidth_bytes_per_s=1.0)
+    runtime = VirtualRuntime(Cluster(machine=machine, links=(link,)))
+    for side in ("left", "right"):
+        runtime.spawn(f"from {side}", main, runtime.serve(side, Listener))
+    runtime.run()
+    busy_s = runtime.cards_busy_s()
+    once = 2**16 - 1
+    twice = [round(busy_s[f"{side} receives"]) - once for side in ("left", "right")]
+    assert all(0 < bytes_ < once for bytes_ in twice)
+    assert twice[0] != twice[1]

@@ -40,6 +40,20 @@ def test_split_and_join(shapes, shards):
         assert abs(size - total / shards) <= max(row, widest) + 1e-6
 
 
+def test_slices_are_balanced_by_bytes_where_types_differ():
+    """240 bytes: 40 numbers of 4, and 40 of 2. By numbers the first shard would have 160."""
+    tree = {"a": np.zeros(40, np.float32), "b": np.zeros(40, np.float16)}
+    held = [
+        [np.asarray(v).nbytes for v in jax.tree.leaves(s)] for s in partition(tree, 2).split(tree)
+    ]
+    assert [sum(bytes_) for bytes_ in held] == [120, 120]
+    other = {"a": np.zeros(40, np.float16), "b": np.zeros(40, np.float32)}
+    held = [
+        [np.asarray(v).nbytes for v in jax.tree.leaves(s)] for s in partition(other, 2).split(other)
+    ]
+    assert [sum(bytes_) for bytes_ in held] == [120, 120]
+
+
 def test_leaves_that_are_not_cut_are_passed_on():
     tree = {"a": np.zeros(10), "b": np.zeros(10)}
     slices = partition(tree, 2).split(tree)

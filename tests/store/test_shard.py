@@ -3,6 +3,7 @@
 import dataclasses
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -57,6 +58,26 @@ def test_a_push_that_is_not_finite_changes_nothing(shard, bad):
     shard.push(push(2))  # and the shard goes on
     assert values(shard) != before
     assert shard.report().counts.applied == 2
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("where", ["scalar", "row", "matrix", "empty beside it"])
+def test_a_value_that_is_not_finite_is_found_in_leaves_of_every_rank(where, bad):
+    """In the last place of each; the others are as they were."""
+    shapes = {"scalar": (), "row": (3,), "matrix": (2, 5), "empty": (0, 4)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    shard = Shard(types.SimpleNamespace(name="shard/0"), params, server_rule(RULE))
+    shard.fetch("r")
+    name = where.removesuffix(" beside it")
+    gradient = {key: np.ones(shape, np.float32) for key, shape in shapes.items()}
+    if name != "empty":
+        gradient[name].reshape(-1)[-1] = bad
+    shard.push(push(0, gradient=jax.tree.map(jnp.asarray, gradient)))
+    counts = shard.report().counts
+    refused = int(name != "empty")
+    assert (counts.refused, counts.applied) == (refused, 1 - refused)
+    for key, value in shard.peek().params.items():
+        assert np.array_equal(value, np.full(shapes[key], 1.0 if refused else 0.5))
 
 
 @pytest.mark.parametrize(
