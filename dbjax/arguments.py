@@ -10,8 +10,10 @@ import inspect
 import numbers
 import types
 import typing
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
+
+import numpy as np
 
 _CLOSE = 0.45  # of `difflib`: learning_rate for rate, but not warm_start_s for steps_per_s
 _LISTED = 12
@@ -67,6 +69,27 @@ def require_at_least_one(**values: int) -> None:
     for name, value in values.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+
+
+def require_labels(name: str, labels: Any, classes: int) -> None:
+    """Raises ValueError unless labels are integers in 0 .. classes - 1, one for each example."""
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise ValueError(
+            f"{name}: labels are {labels.dtype}{list(labels.shape)}; they must be integers, one "
+            f"for each example, of {classes} classes"
+        )
+    low, high = (int(labels.min()), int(labels.max())) if labels.size else (0, 0)
+    if low < 0 or high >= classes:
+        remedy = "leave such examples out, or set the number of classes right"
+        if low == 1 and high == classes:
+            remedy = "they count from 1: subtract 1"
+        elif low == -1:
+            remedy = "-1 stands for no label: leave such examples out"
+        raise ValueError(
+            f"{name}: labels go from {low} to {high}, and {classes} classes have the labels 0 to "
+            f"{classes - 1}; {remedy}"
+        )
 
 
 def keyword_hints(function: Callable[..., Any]) -> dict[str, Any]:

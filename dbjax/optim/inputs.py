@@ -52,7 +52,7 @@ def require_floats(params: Vector, name: str = "params") -> None:
     for path, leaf in leaves:
         if not _is_array(leaf):
             raise TypeError(
-                f"{_at(name, path)} is a {type(leaf).__name__}; make it an array of floats: "
+                f"{_at(name, path)} is {outline(leaf)}; make it an array of floats: "
                 f"{_FLOATS}"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
@@ -158,7 +158,7 @@ def _is_real(dtype: Any) -> bool:
 
 def outline(value: Any) -> str:
     """A leaf in words: type and shape of an array, else its class."""
-    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"a {type(value).__name__}"
+    return f"{value.dtype}{list(value.shape)}" if _is_array(value) else f"of type {type(value).__name__}"
 
 
 def _is_array(value: Any) -> bool:
