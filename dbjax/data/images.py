@@ -80,7 +80,10 @@ def scaled(image: Any, side: int) -> Any:
 def tfds_images(
     name: str, data_dir: str, *, flatten: bool = True, side: int | None = None
 ) -> Splits:
-    """Any supervised image classification data set of TFDS, scaled to 0 .. 1.
+    """Any supervised image classification data set of TFDS.
+
+    Integers are divided by the largest one of their type (uint8: 255, int16: 32,767), so that
+    unsigned ones are in 0 .. 1; floats stay as they are. Inputs become float32.
 
     Args:
       flatten: an image is one row of numbers, which networks here take.
@@ -88,7 +91,8 @@ def tfds_images(
         must have one size.
 
     Raises:
-      ValueError: TFDS does not know it, it is not prepared, or it is no classification.
+      ValueError: TFDS does not know it, it is not prepared, or it is no classification of numbers
+        with one label each, from 0 to its number of classes - 1.
     """
     builder = _builder(name, data_dir)
     if not builder.data_path.exists():
@@ -97,8 +101,9 @@ def tfds_images(
             f"`python -m dbjax.data {name} --data-dir={data_dir}` where there is a network"
         )
     keys = builder.info.supervised_keys
-    label = builder.info.features[keys[1]] if keys else None
-    if keys is None or label is None or not hasattr(label, "num_classes"):
+    pair = keys is not None and len(keys) == 2 and all(isinstance(key, str) for key in keys)
+    label = builder.info.features[keys[1]] if pair else None
+    if not getattr(label, "num_classes", None):
         raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
     if not {"train", "test"} <= set(builder.info.splits):
         raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
@@ -153,17 +158,71 @@ def _read(
     builder: Any, split: str, keys: tuple[str, str], flatten: bool, side: int | None
 ) -> Arrays:
     found = list(builder.as_data_source(split))
-    images = [example[keys[0]] for example in found]
-    bytes_ = images[0].dtype == np.uint8
-    if side is not None:
-        images = [scaled(image, side) for image in images]
-    inputs = np.stack(images)
-    if bytes_:
-        inputs = inputs / np.float32(255)
+    where = f"data {builder.name!r}, split {split!r}"
+    if not found:
+        raise ValueError(f"{where} has no examples: prepare it again")
+    images, labels = ([_feature(example, key, where) for example in found] for key in keys)
+    inputs = _inputs(images, side, f"{where}, feature {keys[0]!r}")
     if flatten:
         inputs = inputs.reshape(len(inputs), -1)
-    labels = np.array([example[keys[1]] for example in found])
-    return Arrays(Labelled(inputs.astype(np.float32), labels.astype(np.int32)))
+    return Arrays(Labelled(inputs, _labels(labels, f"{where}, feature {keys[1]!r}")))
+
+
+def _feature(example: Any, key: str, where: str) -> Any:
+    if key not in example:
+        raise ValueError(f"{where}: an example has no {key!r}, only {', '.join(example)}")
+    return example[key]
+
+
+def _inputs(images: list[Any], side: int | None, where: str) -> Any:
+    """[images, ...], float32; see `tfds_images`."""
+    images = [_array(image) for image in images]
+    dtypes, shapes = ({getattr(image, name) for image in images} for name in ("dtype", "shape"))
+    (dtype, *others), shown = dtypes, " and ".join(map(str, sorted(shapes)[:3]))
+    if others or dtype.kind not in "biuf":
+        raise ValueError(
+            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers of "
+            "one type can be loaded; encode others by hand, and give dbjax.Task arrays"
+        )
+    if side is None and len(shapes) > 1:
+        raise ValueError(
+            f"{where} has {len(shapes)} shapes, such as {shown}: give side, the pixels a side to "
+            "scale images to"
+        )
+    if side is not None:
+        if {len(shape) for shape in shapes} != {3} or len({shape[2] for shape in shapes}) > 1:
+            raise ValueError(
+                f"{where} has shapes such as {shown}: side={side} needs images [rows, columns, "
+                "channels] with the same channels; leave it out"
+            )
+        images = [scaled(image, side) for image in images]
+    inputs = np.stack(images)
+    if dtype.kind in "iu":
+        inputs = inputs / np.float32(np.iinfo(dtype).max)
+    return inputs.astype(np.float32)
+
+
+def _labels(labels: list[Any], where: str) -> Any:
+    """[labels], int32."""
+    labels = [_array(label) for label in labels]
+    shapes = {label.shape for label in labels}
+    if shapes != {()}:
+        raise ValueError(
+            f"{where} has labels of shape {' and '.join(map(str, sorted(shapes)[:3]))}: only sets "
+            "with one label for each example can be loaded"
+        )
+    found = np.array(labels)
+    if found.dtype.kind not in "iu":
+        raise ValueError(f"{where} has labels of type {found.dtype}: they must be integers")
+    return found.astype(np.int32)
+
+
+def _array(value: Any) -> Any:
+    """As NumPy has it; of type object where it has rows of different lengths."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(value, object)
 
 
 def _splits(

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
-from dbjax.data.examples import Examples
+import numpy as np
+
+from dbjax.arguments import require_labels
+from dbjax.data.examples import Arrays, Examples, Frames, labels_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,6 +21,10 @@ class Splits:
       num_classes: labels are 0 .. num_classes - 1; or how many numbers a label of a
         regression has.
       input_shape: of one example's inputs.
+
+    Raises:
+      ValueError: integer labels are not 0 .. num_classes - 1. (What is no `Arrays` and no `Frames`
+        is not looked at.)
     """
 
     name: str
@@ -24,3 +32,17 @@ class Splits:
     test: Examples
     num_classes: int
     input_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for split in ("train", "test"):
+            labels = _labels(getattr(self, split))
+            if labels is not None and labels.dtype.kind in "iu":
+                require_labels(f"data {self.name!r}, split {split!r}", labels, self.num_classes)
+
+
+def _labels(examples: Examples) -> Any:
+    """All labels; None where they cannot be had at once."""
+    if isinstance(examples, Frames):
+        return examples.labels
+    labels = labels_in(examples.tree) if isinstance(examples, Arrays) else None
+    return None if labels is None else np.asarray(labels)

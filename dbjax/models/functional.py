@@ -27,6 +27,10 @@ class Config(Protocol):
     @property
     def inputs(self) -> int: ...
 
+    @property
+    def outputs(self) -> int:
+        """Classes, or the numbers that a regression predicts."""
+
     def __hash__(self) -> int: ...
 
     def module(self, rngs: nnx.Rngs) -> Any:
@@ -127,6 +131,7 @@ def cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
     """-log softmax(logits)[label], in nats; mean over the batch."""
+    _require_classes(logits, labels)
     return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
 
 
@@ -136,6 +141,7 @@ def one_against_all(
     """Logistic loss of each class against all others, in nats; sum over classes, mean over the
     batch.
     """
+    _require_classes(logits, labels)
     each = optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
     return jnp.mean(jnp.sum(each, axis=-1))
 
@@ -144,11 +150,16 @@ def squared_error(
     outputs: Float[Array, "*batch outputs"], labels: Float[Array, "*batch outputs"]
 ) -> Float[Array, ""]:
     """Half the squared distance; mean over the batch."""
+    if outputs.shape != labels.shape:  # they would be subtracted all the same, each from each
+        raise ValueError(
+            f"labels of shape {labels.shape} must have that of outputs {outputs.shape}"
+        )
     return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - labels), axis=-1))
 
 
 def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Int[Array, ""]:
     """How many of the batch have their largest logit at the label."""
+    _require_classes(logits, labels)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
 
@@ -156,7 +167,18 @@ def accuracy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
     """The share of the batch, 0 .. 1, with the largest logit at the label."""
+    _require_classes(logits, labels)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
+
+
+def _require_classes(logits: Any, labels: Any) -> None:
+    """Raises ValueError unless there is one integer for each example; values are not known here."""
+    shape, dtype = jnp.shape(labels), jnp.result_type(labels)
+    if shape != logits.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
+        raise ValueError(
+            f"labels are {dtype}{list(shape)}; for logits {list(logits.shape)} they must be "
+            f"integers {list(logits.shape[:-1])}: one class for each example"
+        )
 
 
 def _with_string_keys(tree: Any) -> Any:

@@ -34,6 +34,10 @@ class MlpConfig:
     def sizes(self) -> tuple[int, ...]:
         return (self.inputs, *self.widths, self.classes)
 
+    @property
+    def outputs(self) -> int:
+        return self.classes
+
     def module(self, rngs: nnx.Rngs) -> Mlp:
         return Mlp(self, rngs=rngs)
 

@@ -6,12 +6,12 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import Any, final
 
 import jax
 import jax.numpy as jnp
 
-from dbjax.arguments import keyword_hints, nearest, require_known
+from dbjax.arguments import keyword_hints, nearest, require_known, require_labels
 from dbjax.models import functional
 from dbjax.models.functional import require_sizes
 from dbjax.models.linear import LinearConfig
@@ -135,19 +135,42 @@ def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
 _ERRORS = {LinearConfig: functional.squared_error, VisionConfig: functional.one_against_all}
 
 
+@final
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """(params, batch) -> the loss of a `Model`.
+
+    A loss that knows which labels there are says so in `require_labels`: `dbjax.Task` asks it
+    when it is given data.
+    """
+
+    config: functional.Config
+    l2: float
+
+    def __call__(self, params: Params, batch: Batch) -> jax.Array:
+        inputs, labels = batch
+        error = _ERRORS.get(type(self.config), functional.cross_entropy)
+        value = error(functional.applied(self.config)(params, inputs), labels)
+        if self.l2:
+            value += 0.5 * self.l2 * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
+        return value
+
+    def require_labels(self, labels: Any) -> None:
+        """Raises ValueError unless the network can be trained to predict these labels."""
+        outputs = self.config.outputs
+        if not isinstance(self.config, LinearConfig):
+            require_labels("data", labels, outputs)
+        elif labels.shape[1:] != (outputs,):
+            raise ValueError(
+                f"data: labels of shape {list(labels.shape)} must be [examples, {outputs}] for a "
+                f"regression of {outputs} numbers"
+            )
+
+
 @functools.lru_cache(maxsize=64)
 def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any, Any]:
     """(apply, loss, correct, cut); equal configs share them."""
     apply = functional.applied(config)
-    regression = isinstance(config, LinearConfig)
-    error = _ERRORS.get(type(config), functional.cross_entropy)
-
-    def loss(params: Params, batch: Batch) -> jax.Array:
-        inputs, labels = batch
-        value = error(apply(params, inputs), labels)
-        if l2:
-            value += 0.5 * l2 * sum(jnp.sum(jnp.square(p)) for p in jax.tree.leaves(params))
-        return value
 
     def correct(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch
@@ -157,4 +180,5 @@ def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any, 
     def cut(devices: int, how: str | None) -> Cut:
         return penalised(config.cut(devices, how), l2) if l2 else config.cut(devices, how)
 
-    return apply, loss, None if regression else correct, cut
+    regression = isinstance(config, LinearConfig)
+    return apply, Loss(config, l2), None if regression else correct, cut

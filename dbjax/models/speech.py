@@ -42,6 +42,10 @@ class SpeechConfig:
         """Weights and biases."""
         return sum((below + 1) * above for below, above in itertools.pairwise(self.sizes))
 
+    @property
+    def outputs(self) -> int:
+        return self.states
+
     def module(self, rngs: nnx.Rngs) -> Speech:
         return Speech(self, rngs=rngs)
 

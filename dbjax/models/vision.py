@@ -88,6 +88,10 @@ class VisionConfig:
             valid(last, self.last_pool, self.last_pool),
         )
 
+    @property
+    def outputs(self) -> int:
+        return self.classes
+
     def module(self, rngs: nnx.Rngs) -> Vision:
         return Vision(self, rngs=rngs)
 

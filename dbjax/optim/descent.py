@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from dbjax.optim.inputs import require_number
 from dbjax.optim.search import search_along
 from dbjax.optim.space import Combine, Dots, Space
 from dbjax.optim.state import State, start
-from dbjax.optim.wolfe import Wolfe
+from dbjax.optim.wolfe import Wolfe, require_search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,6 +21,10 @@ class GradientDescent:
 
     first_step: float = 1.0
     wolfe: Wolfe = Wolfe()
+
+    def __post_init__(self) -> None:
+        require_number("GradientDescent.first_step", self.first_step, above=0)
+        require_search("GradientDescent.wolfe", self.wolfe)
 
     async def start(self, space: Space) -> State:
         state, _ = await start(space)
@@ -48,6 +53,10 @@ class ConjugateGradients:
 
     first_step: float = 1.0
     wolfe: Wolfe = Wolfe(curvature=0.1)
+
+    def __post_init__(self) -> None:
+        require_number("ConjugateGradients.first_step", self.first_step, above=0)
+        require_search("ConjugateGradients.wolfe", self.wolfe)
 
     async def start(self, space: Space) -> State:
         state, _ = await start(space)

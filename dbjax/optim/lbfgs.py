@@ -12,10 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from dbjax.optim.inputs import require_bool, require_integer, require_number
 from dbjax.optim.search import search_along
 from dbjax.optim.space import Combine, Command, Dots, Space
 from dbjax.optim.state import State, start
-from dbjax.optim.wolfe import Wolfe
+from dbjax.optim.wolfe import Wolfe, require_search
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -58,10 +59,12 @@ class Lbfgs:
     wolfe: Wolfe = Wolfe()
 
     def __post_init__(self) -> None:
-        if self.memory < 1:
-            raise ValueError(f"Lbfgs.memory={self.memory} must be at least 1")
-        if not self.first_step > 0:
-            raise ValueError(f"Lbfgs.first_step={self.first_step} must be above 0")
+        require_integer("Lbfgs.memory", self.memory, least=1)
+        require_bool("Lbfgs.vector_free", self.vector_free)
+        require_number("Lbfgs.curvature", self.curvature)
+        require_bool("Lbfgs.damped", self.damped)
+        require_number("Lbfgs.first_step", self.first_step, above=0)
+        require_search("Lbfgs.wolfe", self.wolfe)
 
     async def start(self, space: Space) -> State:
         state, square = await start(space, Combine("zero"))

@@ -9,6 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.optim.inputs import (
+    gradient_like,
+    outline,
+    real_scalar,
+    require_finite,
+    require_floats,
+    require_loss,
+)
 from dbjax.optim.lbfgs import Lbfgs
 from dbjax.optim.parameters import require_parameters
 from dbjax.optim.space import Command, Losses, Vector, perform
@@ -35,14 +43,8 @@ class LocalSpace:
 
     async def evaluate(self, sample: int, *commands: Command) -> Losses:
         perform(self.vectors, commands)
-        loss, gradient = self._value_and_grad(self.vectors["params"])
-        self.vectors["gradient"] = jax.tree.map(_kept, gradient)
+        loss, self.vectors["gradient"] = self._value_and_grad(self.vectors["params"])
         return Losses(*[float(loss)] * 3)
-
-
-def _kept(leaf: Any) -> Any:
-    """A gradient that stays as it is: functions of NumPy arrays may use theirs again."""
-    return leaf.copy() if isinstance(leaf, np.ndarray) else leaf
 
 
 def minimise(
@@ -56,25 +58,73 @@ def minimise(
     """Minimises a loss; returns the parameters, and where and why it stopped.
 
     Args:
-      loss: params -> scalar, differentiable by jax.
+      loss: params -> scalar, differentiable by jax; not called, and may be None, with
+        `value_and_grad`.
+      params: a pytree of floating-point arrays, all finite; with jax also of Python's floats.
       method: `Lbfgs()` by default.
-      value_and_grad: instead of jax's, for functions of NumPy arrays.
+      value_and_grad: instead of jax's, for functions of NumPy arrays: params -> (one real number,
+        its gradient). The gradient has the structure and the shapes of the parameters, and is
+        converted to their floating-point types.
 
     Raises:
-      TypeError: a parameter is no array of floating-point numbers, or state of a model.
+      TypeError: a parameter is no array of floating-point numbers, or is state of a model, or an argument is of another
+        type than it must be.
+      ValueError: parameters that are not finite, or nothing at all; or what `loss` or
+        `value_and_grad` returns is not as said above.
     """
+    method, stops = Lbfgs() if method is None else method, Stops() if stops is None else stops
+    _require_arguments(loss, method, stops, value_and_grad)
     require_parameters(params)
     if value_and_grad is None:
+        params = jax.tree.map(_array_of, params)
+    require_floats(params)
+    require_finite(params)
+    if value_and_grad is None:
         params = jax.tree.map(jnp.asarray, params)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        dtype = getattr(leaf, "dtype", type(leaf).__name__)
-        if not hasattr(leaf, "dtype") or not jnp.issubdtype(dtype, jnp.floating):
-            name = f"params{jax.tree_util.keystr(path)}"
-            raise TypeError(f"{name} is {dtype}; make it an array of floats")
-    chosen = value_and_grad or jax.jit(jax.value_and_grad(loss))
+        chosen = _differentiated(loss, params)
+    else:
+        params = jax.tree.map(lambda x: np.asarray(x) if isinstance(x, np.ndarray) else x, params)
+        chosen = _checked(value_and_grad)
     space = LocalSpace(chosen, params)
-    state = _complete(_minimise(space, method or Lbfgs(), stops or Stops()))
+    state = _complete(_minimise(space, method, stops))
     return space.vectors["params"], state
+
+
+def _require_arguments(loss: Any, method: Any, stops: Any, value_and_grad: Any) -> None:
+    if loss is None and value_and_grad is None:
+        raise TypeError("loss=None needs value_and_grad: a function of the parameters")
+    for name, function in (("loss", loss), ("value_and_grad", value_and_grad)):
+        if function is not None and not callable(function):
+            raise TypeError(f"{name}={function!r} must be a function of the parameters")
+    if not isinstance(method, Method) or isinstance(method, type):
+        raise TypeError(f"method={method!r} must be a batch method, such as Lbfgs()")
+    if not isinstance(stops, Stops):
+        raise TypeError(f"stops={stops!r} must be Stops(...)")
+
+
+def _array_of(leaf: Any) -> Any:
+    return jnp.asarray(leaf) if isinstance(leaf, float) else leaf
+
+
+def _differentiated(loss: Callable[[Vector], Any], params: Vector) -> Callable[..., Any]:
+    """Value and gradient by jax, compiled."""
+    require_loss(jax.eval_shape(loss, params))
+    return jax.jit(jax.value_and_grad(loss))
+
+
+def _checked(value_and_grad: Callable[[Vector], Any]) -> Callable[..., Any]:
+    """A function of the user's, whose answers are looked at."""
+
+    def checked(params: Vector) -> tuple[float, Vector]:
+        found = value_and_grad(params)
+        if not isinstance(found, (tuple, list)) or len(found) != 2:
+            raise ValueError(
+                f"value_and_grad returned {outline(found)}; it must return (loss, gradient)"
+            )
+        loss = real_scalar(found[0], "the loss of value_and_grad")
+        return loss, gradient_like(found[1], params, "the gradient of value_and_grad")
+
+    return checked
 
 
 async def _minimise(space: LocalSpace, method: Method, stops: Stops) -> State:

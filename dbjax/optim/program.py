@@ -113,7 +113,8 @@ def _dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> list[A
         wide = ((x, y, np.promote_types(x.dtype, np.float32)) for x, y in leaves)
         return sum(np.sum(np.multiply(x, y, dtype=dtype)) for x, y, dtype in wide)
 
-    return [dot(values[a], values[b]) for a, b in pairs]
+    with np.errstate(over="ignore"):  # infinity says it, here as in jax
+        return [dot(values[a], values[b]) for a, b in pairs]
 
 
 def _fused_dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> Any:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from dbjax.optim.inputs import require_integer, require_number
 from dbjax.optim.space import Command, Dots, Space
 
 
@@ -43,8 +44,8 @@ class Stops:
 
     Attributes:
       gradient_norm: at which the parameters count as stationary.
-      relative_decrease: of the loss in one iteration, below which it counts as converged:
-        decrease / max(|loss|, 1).
+      relative_decrease: of the loss in one iteration, at which it counts as converged:
+        decrease / max(|loss|, 1). Below 0: never.
       iterations: at most; None: any number.
       evaluations: at most; a line search that is under way is finished.
     """
@@ -54,6 +55,12 @@ class Stops:
     iterations: int | None = None
     evaluations: int = 10_000
 
+    def __post_init__(self) -> None:
+        require_number("Stops.gradient_norm", self.gradient_norm, least=0)
+        require_number("Stops.relative_decrease", self.relative_decrease)
+        require_integer("Stops.iterations", self.iterations, least=0, or_none=True)
+        require_integer("Stops.evaluations", self.evaluations, least=1)
+
     def check(self, state: State) -> State:
         """The state, with the reason to stop if there is one."""
         if state.stop:
@@ -61,6 +68,11 @@ class Stops:
         reason = ""
         if not math.isfinite(state.loss):
             reason = f"the loss is {state.loss} at the start"
+        elif not math.isfinite(state.gradient_norm):
+            reason = (
+                f"the gradient's norm is {state.gradient_norm} where the loss is {state.loss:.3g}: "
+                "it is not finite, or its square overflows; scale the loss down"
+            )
         elif state.gradient_norm <= self.gradient_norm:
             reason = f"gradient norm {state.gradient_norm:.3g} <= {self.gradient_norm:g}"
         elif state.decrease <= self.relative_decrease * max(abs(state.loss), 1.0):
@@ -72,6 +84,7 @@ class Stops:
         return dataclasses.replace(state, stop=reason)
 
 
+@runtime_checkable
 class Method(Protocol):
     """A batch method; its settings are its fields."""
 

@@ -11,6 +11,9 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Awaitable, Callable
+from typing import Any
+
+from dbjax.optim.inputs import require_integer, require_number
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -23,6 +26,12 @@ class Trial:
 
     def finite(self) -> bool:
         return math.isfinite(self.loss) and math.isfinite(self.slope)
+
+
+def require_search(name: str, search: Any) -> None:
+    """Raises ValueError unless it is a line search such as `Wolfe()`."""
+    if isinstance(search, type) or not callable(getattr(search, "search", None)):
+        raise ValueError(f"{name}={search!r} must be a line search, such as Wolfe()")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,12 +53,15 @@ class Wolfe:
     largest_growth: float = 10.0
 
     def __post_init__(self) -> None:
+        for name in ("decrease", "curvature"):
+            require_number(f"Wolfe.{name}", getattr(self, name))
         if not 0 < self.decrease < self.curvature < 1:
             raise ValueError(
                 f"Wolfe: needs 0 < decrease={self.decrease} < curvature={self.curvature} < 1"
             )
-        if self.max_trials < 1:
-            raise ValueError(f"Wolfe.max_trials={self.max_trials} must be at least 1")
+        require_number("Wolfe.loss_error", self.loss_error, least=0)
+        require_integer("Wolfe.max_trials", self.max_trials, least=1)
+        require_number("Wolfe.largest_growth", self.largest_growth, above=1)
 
     async def search(
         self, evaluate: Callable[[float], Awaitable[Trial]], start: Trial, first_step: float

@@ -1,0 +1,178 @@
+"""What a user hands in to be optimised, checked where it enters: one line for each mistake."""
+
+from __future__ import annotations
+
+import math
+import numbers
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Vector = Any  # a pytree of arrays
+_FLOATS = "parameters must be floating-point arrays"
+
+
+def require_number(
+    name: str, value: Any, *, least: float = -math.inf, above: float | None = None
+) -> None:
+    """Raises ValueError unless it is a real number of at least `least`, or greater than `above`."""
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not real or not (value >= least if above is None else value > above):
+        bound = f" of at least {least}" if math.isfinite(least) else ""
+        bound = bound if above is None else f" above {above}"
+        raise ValueError(f"{name}={value!r} must be a number{bound}")
+
+
+def require_integer(name: str, value: Any, *, least: int, or_none: bool = False) -> None:
+    """Raises ValueError unless it is an integer of at least `least`, or None where that may be."""
+    if value is None and or_none:
+        return
+    integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    if not integer or value < least:
+        either = ", or None" if or_none else ""
+        raise ValueError(f"{name}={value!r} must be an integer of at least {least}{either}")
+
+
+def require_bool(name: str, value: Any) -> None:
+    """Raises ValueError unless it is True or False."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be True or False")
+
+
+def require_floats(params: Vector, name: str = "params") -> None:
+    """Raises unless this is a pytree of floating-point arrays, or of their shapes and types.
+
+    Raises:
+      TypeError: a leaf is something else; names it, its dtype, and what to do.
+      ValueError: there is nothing in it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    for path, leaf in leaves:
+        if not _is_array(leaf):
+            raise TypeError(
+                f"{_at(name, path)} is {outline(leaf)}; make it an array of floats: {_FLOATS}"
+            )
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            raise TypeError(
+                f"{_at(name, path)} is {leaf.dtype}; make it an array of floats, or keep it out of "
+                f"{name}: {_FLOATS}"
+            )
+    if not any(math.prod(leaf.shape) for _, leaf in leaves):
+        raise ValueError(f"{name}={_outline(params)} holds no numbers: there is nothing to train")
+
+
+def require_finite(params: Vector, name: str = "params") -> None:
+    """Raises ValueError, naming the first leaf that holds a NaN or an infinity."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    finite = [np.isfinite(x).all() if isinstance(x, np.ndarray) else _finite(x) for _, x in leaves]
+    for (path, leaf), good in zip(leaves, finite, strict=True):
+        if not good:
+            bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
+            raise ValueError(
+                f"{_at(name, path)} holds {bad} values that are not finite, of {np.size(leaf)}; "
+                "start from finite parameters"
+            )
+
+
+_finite = jax.jit(lambda leaf: jnp.isfinite(leaf).all())
+
+
+def real_scalar(value: Any, name: str) -> float:
+    """One real number, as a float: of Python, or an array of any shape that holds one number.
+
+    Raises:
+      ValueError: it is something else.
+    """
+    array = _array(value)
+    if array is None or array.size != 1 or not _is_real(array.dtype):
+        raise ValueError(f"{name} is {outline(value)}; it must be one real number")
+    return float(array.reshape(()))
+
+
+def require_loss(found: Any, name: str = "loss") -> None:
+    """Raises ValueError unless shapes and types of what a loss returns are those of a scalar."""
+    if isinstance(found, (tuple, list, dict)) or not _is_array(found):
+        raise ValueError(
+            f"{name} returns {_outline(found)}; it must return one scalar, without anything beside "
+            "it"
+        )
+    if found.shape != ():
+        raise ValueError(
+            f"{name} returns {outline(found)}; it must return a scalar: take jnp.mean(...) over "
+            "the examples"
+        )
+    if not jnp.issubdtype(found.dtype, jnp.floating):
+        raise ValueError(
+            f"{name} returns {found.dtype}; it must return a real floating-point scalar"
+        )
+
+
+def gradient_like(gradient: Any, params: Vector, name: str) -> Vector:
+    """A gradient in new arrays of the parameters' own types; lists of floats are taken as arrays.
+
+    Raises:
+      ValueError: its structure, or the shape of a leaf, is not that of the parameters, or it does
+        not hold floating-point numbers.
+    """
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    try:
+        parts = treedef.flatten_up_to(gradient)
+    except ValueError as error:
+        raise ValueError(
+            f"{name} is {_outline(gradient)}, the parameters are {_outline(params)}: it must have "
+            "their structure"
+        ) from error
+    return treedef.unflatten(
+        [_like(part, leaf, name, path) for part, (path, leaf) in zip(parts, leaves, strict=True)]
+    )
+
+
+def _like(part: Any, leaf: Any, name: str, path: Any) -> Any:
+    array = part if _is_array(part) else _array(part)
+    if array is None or array.shape != leaf.shape:
+        raise ValueError(
+            f"{_at(name, path)} is {outline(part if array is None else array)}, the parameter is "
+            f"{outline(leaf)}: give it the same shape"
+        )
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise ValueError(f"{_at(name, path)} is {outline(array)}; give it floating-point numbers")
+    if isinstance(leaf, jax.Array):
+        return jnp.asarray(array, leaf.dtype)
+    return np.array(array, leaf.dtype)  # a copy: functions of NumPy arrays may use theirs again
+
+
+def _array(value: Any) -> Any:
+    """As NumPy sees it; None where it does not."""
+    try:
+        return np.asarray(value)
+    except (TypeError, ValueError):  # ragged lists, random keys
+        return None
+
+
+def _is_real(dtype: Any) -> bool:
+    return jnp.issubdtype(dtype, jnp.floating) or jnp.issubdtype(dtype, jnp.integer)
+
+
+def outline(value: Any) -> str:
+    """A leaf in words: type and shape of an array, else its class."""
+    return (
+        f"{value.dtype}{list(value.shape)}"
+        if _is_array(value)
+        else f"of type {type(value).__name__}"
+    )
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "dtype") and hasattr(value, "shape")
+
+
+def _outline(tree: Any) -> str:
+    """A pytree in words."""
+    text = " ".join(str(jax.tree.map(outline, tree)).replace("'", "").split())
+    return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+def _at(name: str, path: Any) -> str:
+    return "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
