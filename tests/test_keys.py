@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -188,7 +189,7 @@ def test_a_portion_that_two_samples_share_has_one_key():
         for given in ({}, {"runtime": "threads"}, {"cluster": CLUSTER})
     }
     assert len(digests) == 1
-    portions = Portions(Arrays((X, Y)), 8, SEED, keyed=True)
+    portions = pickle.loads(pickle.dumps(Portions(Arrays((X, Y)), 8, SEED, keyed=True)))
     values = [float(loss_of(drawn, {"w": jnp.zeros(4)}, portions.gather((i,)))) for i in range(8)]
     assert values == [value(i) for i in range(8)]
     assert len(set(values)) == 8
