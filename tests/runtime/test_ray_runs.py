@@ -65,7 +65,7 @@ def test_every_mini_batch_has_its_key():
     test_keys.require_recipe(result, replicas=3, steps=12)
 
 
-@pytest.mark.parametrize("name", ["Linen, frozen", "NNX module", "NNX state"])
+@pytest.mark.parametrize("name", ["mixed", "NNX state"])
 def test_parameters_of_other_structures_than_dicts(name):
     config = downpour.Config(optax.adam(0.01), replicas=1, shards=2, steps=8)
     virtual, ray = (
