@@ -143,6 +143,10 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
     for path, leaf in paths:
         if not hasattr(leaf, "nbytes") or not hasattr(leaf, "shape"):
             raise ValueError(f"params/{name_of(path)} is a {type(leaf).__name__}; make it an array")
+    names = collections.Counter(name_of(path) for path, _ in paths)
+    name, count = names.most_common(1)[0] if names else ("", 0)
+    if count > 1:
+        raise ValueError(f"params/{name} is the path of {count} leaves; give them other keys")
     blocks = _blocks({name_of(path): leaf.shape for path, leaf in paths}, layout)
     width = [leaf.dtype.itemsize for _, leaf in paths]
     sizes = [numbers_in(piece.region) * width[piece.leaf] for piece in blocks]

@@ -71,6 +71,8 @@ def test_bad_parameters_are_refused():
         partition({"a": np.zeros(2)}, 3)
     with pytest.raises(ValueError, match="shards=0"):
         partition({"a": np.zeros(2)}, 0)
+    with pytest.raises(ValueError, match="params/a/b is the path of 2 leaves"):
+        partition({"a/b": np.zeros(2), "a": {"b": np.zeros(2)}}, 1)
     with pytest.raises(ValueError, match="params/a is a float"):
         partition({"a": 1.0}, 1)
 
