@@ -2,8 +2,8 @@
 
 python -m tests.planted_faults [--list] [--only TEXT ...] [--skip-baseline] [--timeout-s N]
 
-A fault is a small replacement of text in one file (`tests/planted_faults_table.py`), with the test
-files that should fail where it is planted. It is no part of the suite. The exit code is 0 if at
+A fault is a small replacement of text in one file (`tests/planted_faults.toml`), with the files of
+tests that should fail where it is planted. This is no part of the suite. The exit code is 0 if at
 least 95 % of the faults are noticed, else 1; 2 if a fault no longer applies, or if those tests fail
 with no fault planted.
 """
@@ -18,14 +18,34 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.planted_faults_table import FAULTS, Fault
-
+TABLE = Path(__file__).with_suffix(".toml")
 LEAST = 0.95  # of all faults
 _LEFT_OUT = (".*", "__pycache__", "*.egg-info", "build", "results", "runs")
+
+
+class Fault(NamedTuple):
+    """A small replacement of text, and the tests that should fail where it is planted."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+def faults() -> list[Fault]:
+    """Those of the table."""
+    table = tomllib.loads(TABLE.read_text())
+    return [
+        Fault(row["name"], file, row["old"], row["new"], tuple(f"tests/{t}" for t in row["tests"]))
+        for file, rows in table.items()
+        for row in rows
+    ]
 
 
 class Verdict(NamedTuple):
@@ -105,16 +125,16 @@ def _first_failure(output: str) -> str | None:
     return found[1] if found else None
 
 
-def run(faults: Sequence[Fault], *, timeout_s: float, baseline: bool) -> int:
+def run(chosen: Sequence[Fault], *, timeout_s: float, baseline: bool) -> int:
     """Plants them one after the other; returns the exit code."""
     verdicts: dict[str, Verdict] = {}
     with tempfile.TemporaryDirectory(prefix="planted-") as folder:
         checkout = Checkout(Path(folder), timeout_s)
-        tests = sorted({test for fault in faults for test in fault.tests})
+        tests = sorted({test for fault in chosen for test in fault.tests})
         if baseline and (failing := checkout.failing(tests)):
             print(f"with no fault planted this fails: {failing}")
             return 2
-        for fault in faults:
+        for fault in chosen:
             verdict = verdicts[fault.name] = checkout.planted(fault)
             print(
                 f"{verdict.kind:18} {fault.name}  [{verdict.took_s:.0f} s: {verdict.said}]",
@@ -134,14 +154,13 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.planted_faults", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--list", action="store_true", help="names the faults, and plants none")
-    parser.add_argument("--only", action="append", default=[], metavar="TEXT",
-                        help="faults that have this in their names; may be given several times")  # fmt: skip
-    parser.add_argument("--skip-baseline", action="store_true",
-                        help="does not run the tests without a fault first")  # fmt: skip
-    parser.add_argument("--timeout-s", type=float, default=900.0, help="of the tests of one fault")
+    add = parser.add_argument
+    add("--list", action="store_true", help="names the faults, and plants none")
+    add("--only", action="append", default=[], metavar="TEXT", help="faults with this in the name")
+    add("--skip-baseline", action="store_true", help="does not run the tests without a fault first")
+    add("--timeout-s", type=float, default=900.0, help="for the tests of one fault")
     given = parser.parse_args(arguments)
-    chosen = [f for f in FAULTS if not given.only or any(text in f.name for text in given.only)]
+    chosen = [f for f in faults() if not given.only or any(text in f.name for text in given.only)]
     if not chosen:
         parser.error(f"no fault has {' or '.join(given.only)} in its name; see --list")
     if given.list:
