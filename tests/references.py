@@ -159,3 +159,22 @@ def synchronous_loop(task, rate, replicas, steps):
             mean = sum(np.asarray(g[name], np.float64) for g in gradients) / replicas
             params[name] = params[name] - rate * mean
     return params
+
+
+def polak_ribiere(value_and_grad, x, steps):
+    """Nocedal & Wright 2006, eq. 5.45 with algorithm 5.4, and steps that are given.
+
+    Returns the path, and the betas; one that is not above 0, or whose direction would rise, is 0.
+    """
+    _, gradient = value_and_grad(x)
+    direction, path, betas = -gradient, [x], []
+    for step in steps:
+        x = x + step * direction
+        _, fresh = value_and_grad(x)
+        beta = max(0.0, fresh @ (fresh - gradient) / (gradient @ gradient))
+        if fresh @ (-fresh + beta * direction) >= 0:
+            beta = 0.0
+        direction, gradient = -fresh + beta * direction, fresh
+        path.append(x)
+        betas.append(beta)
+    return path, betas

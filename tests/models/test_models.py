@@ -38,7 +38,9 @@ def test_forward_as_written_out(config):
     with jax.numpy_rank_promotion("allow"):
         logits = network.apply(network.params, x)
     expected = numpy_forward(jax.tree.map(np.float64, network.params), x.astype(np.float64))
-    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-4)
+    # sums of up to 440 products in float32, in an order of XLA's: sqrt(440) roundings of 6e-8, of
+    # numbers of about 1, and through the layers above, which pass on about as much
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5)
 
 
 def test_loss_is_the_mean_cross_entropy_and_correct_counts():
@@ -47,6 +49,30 @@ def test_loss_is_the_mean_cross_entropy_and_correct_counts():
     with jax.numpy_rank_promotion("allow"):
         assert float(network.loss(network.params, (x, y))) == pytest.approx(np.log(4), rel=1e-6)
         assert int(network.correct(network.params, (x, y))) == int(np.sum(y == 0))
+
+
+def test_a_penalty_is_half_of_l2_times_the_squares():
+    """6 weights of 2 for the input 0: half the error is half of 9, and 24 squares together."""
+    penalised = build("linear", inputs=6, classes=1, seed=0, l2=0.5)
+    params = {"layer": {"kernel": jnp.full((6, 1), 2.0)}}
+    data = (np.zeros((4, 6), np.float32), np.full((4, 1), 3.0, np.float32))
+    assert float(penalised.loss(params, data)) == 9 / 2 + 0.5 * 0.5 * 24
+    plain = build("linear", inputs=6, classes=1, seed=0)
+    assert float(plain.loss(params, data)) == 9 / 2
+
+
+def test_a_network_of_relus_as_written_out_says_at_first_that_all_classes_are_alike():
+    network = build("mlp", inputs=5, classes=3, seed=0, widths=(7,))
+    x, y = batch(5, 3)
+    with jax.numpy_rank_promotion("allow"):
+        assert float(network.loss(network.params, (x, y))) == pytest.approx(np.log(3), rel=1e-6)
+        shifted = jax.tree.map(lambda p: p + 0.1, network.params)
+        logits = network.apply(shifted, x)
+    first, last = (jax.tree.map(np.float64, shifted["layers"][str(i)]) for i in range(2))
+    hidden = np.maximum(0, x @ first["kernel"] + first["bias"])
+    # sums of at most seven products of about 1 in float32
+    np.testing.assert_allclose(logits, hidden @ last["kernel"] + last["bias"], rtol=0, atol=1e-6)
+    assert 1.2 < np.std(network.params["layers"]["0"]["kernel"]) * np.sqrt(5) < 1.7  # He: root 2
 
 
 def test_seeds_differ_and_repeat_and_share_what_is_compiled():

@@ -22,7 +22,8 @@ def positions_first(x):
     return jnp.transpose(x, (1, 2, 3, 0))
 
 
-def close(found, expected, tolerance=1e-4):
+def close(found, expected, tolerance=3e-6):
+    """float32 rounds by 6e-8: sums of some 27 products of up to 5 are right to about 2e-6."""
     np.testing.assert_allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
@@ -59,7 +60,7 @@ def test_the_gradient_of_patches_is_that_of_slices(side, width):
     expected, gradient = jax.jit(value_and_gradient, static_argnums=0)(plain)
     found, written_out = jax.jit(value_and_gradient, static_argnums=0)(lambda x: patches(x, width))
     assert np.array_equal(found, expected)
-    close(written_out, gradient, 1e-5)
+    close(written_out, gradient, 1e-6)  # sums of at most 25, one after another
 
 
 @pytest.mark.parametrize(

@@ -39,9 +39,10 @@ def test_12_vector_free_equals_two_loops_and_the_dense_matrix(pairs):
     gradient = random.normal(size=30)
     basis = np.array([*s, *y, gradient])
     direction = direction_coefficients(basis @ basis.T) @ basis
-    np.testing.assert_allclose(direction, two_loops(s, y, gradient), rtol=1e-9, atol=1e-12)
+    # float64 rounds by 1e-16; sums of 30 products, of a condition of 120 and directions of about 1
+    np.testing.assert_allclose(direction, two_loops(s, y, gradient), rtol=0, atol=1e-13)
     dense = -dense_inverse_hessian(s, y, 30) @ gradient
-    np.testing.assert_allclose(direction, dense, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(direction, dense, rtol=0, atol=1e-13)
     if pairs:
         wrong = two_loops(s[:-1], y[:-1], gradient)
         assert not np.allclose(direction, wrong, rtol=1e-3)
@@ -69,11 +70,12 @@ def test_11_with_exact_steps_on_a_quadratic_it_is_conjugate_gradients(memory):
     for k in (1, 4, 8):
         x, state = minimise(None, np.zeros(12), method, Stops(0.0, -1.0, iterations=k),
                             value_and_grad=value_and_grad)  # fmt: skip
-        np.testing.assert_allclose(x, expected[k], rtol=1e-6, atol=1e-9)
+        # float64, of a condition of 40; orthogonality is lost by about that factor a step
+        np.testing.assert_allclose(x, expected[k], rtol=0, atol=1e-13)
         assert state.iteration == k
     inexact, _ = minimise(None, np.zeros(12), Lbfgs(memory=memory), Stops(0.0, -1.0, iterations=4),
                           value_and_grad=value_and_grad)  # fmt: skip
-    assert not np.allclose(inexact, expected[4], rtol=1e-6)
+    assert not np.allclose(inexact, expected[4], rtol=1e-3)
 
 
 class Always:
@@ -111,8 +113,8 @@ def iterated(method, steps):
 def test_15_pairs_of_negative_curvature_are_left_out_or_damped(damped, vector_free):
     """Each direction is that of the plain two loops on the pairs that should be there.
 
-    In float64, of vectors of length about 1: rounding is 1e-16 times the condition of the pairs'
-    dot products, which is below 1e5 here.
+    In float64: its rounding of 1e-16, times the condition of the pairs' dot products, which damping
+    can bring to 1e4.
     """
     method = Lbfgs(memory=3, damped=damped, vector_free=vector_free, wolfe=Always())
     points, gradients, directions, state = iterated(method, 12)
@@ -123,7 +125,7 @@ def test_15_pairs_of_negative_curvature_are_left_out_or_damped(damped, vector_fr
             for way in (damped, not damped)
         )
         right = two_loops(*pairs, gradients[k])
-        np.testing.assert_allclose(direction, right, rtol=1e-9, atol=1e-11)
+        np.testing.assert_allclose(direction, right, rtol=0, atol=1e-11 * np.abs(right).max())
         otherwise.append(not np.allclose(direction, two_loops(*others, gradients[k]), rtol=1e-3))
     bad = 11 - len(pairs_taken(points[:12], gradients[:12], 99)[0])
     assert 0 < bad < 11  # there were such pairs, and good ones after them
@@ -175,19 +177,20 @@ def quadratic(x):
     return 0.5 * x @ (scales * x), scales * x
 
 
+# (function, start, least curvature at the minimum)
 PROBLEMS = {
-    "logistic regression on digits": (regression, np.zeros(650)),
-    "Rosenbrock 2": (lambda: rosenbrock, np.tile([-1.2, 1.0], 1)),
-    "Rosenbrock 10": (lambda: rosenbrock, np.tile([-1.2, 1.0], 5)),
-    "Rosenbrock 100": (lambda: rosenbrock, np.tile([-1.2, 1.0], 50)),
-    "Rosenbrock 1000": (lambda: rosenbrock, np.tile([-1.2, 1.0], 500)),
-    "quadratic of condition 1e6": (lambda: quadratic, np.ones(100)),
+    "logistic regression on digits": (regression, np.zeros(650), 1e-3),
+    "Rosenbrock 2": (lambda: rosenbrock, np.tile([-1.2, 1.0], 1), 0.39),
+    "Rosenbrock 10": (lambda: rosenbrock, np.tile([-1.2, 1.0], 5), 0.39),
+    "Rosenbrock 100": (lambda: rosenbrock, np.tile([-1.2, 1.0], 50), 0.39),
+    "Rosenbrock 1000": (lambda: rosenbrock, np.tile([-1.2, 1.0], 500), 0.39),
+    "quadratic of condition 1e6": (lambda: quadratic, np.ones(100), 1.0),
 }
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_evaluations_are_within_one_and_a_half_of_scipys(name):
-    make, start = PROBLEMS[name]
+    make, start, curvature = PROBLEMS[name]
     function = make()
     options = {"maxcor": 10, "ftol": 0, "gtol": 1e-6, "maxiter": 20_000, "maxfun": 40_000}
     theirs = scipy.optimize.minimize(function, start, jac=True, method="L-BFGS-B", options=options)
@@ -196,7 +199,8 @@ def test_evaluations_are_within_one_and_a_half_of_scipys(name):
     _, state = minimise(None, start, Lbfgs(), stops, value_and_grad=function)
     assert state.stop.startswith("gradient norm")
     assert state.evaluations <= 1.5 * theirs.nfev
-    assert state.loss == pytest.approx(theirs.fun, rel=1e-6, abs=1e-9)
+    # both lie above the minimum by at most |gradient|^2 / (2 least curvature)
+    assert abs(state.loss - theirs.fun) <= norm**2 / (2 * curvature)
 
 
 def test_agrees_with_optax_and_scipy_on_a_small_speech_network():
@@ -244,7 +248,8 @@ def test_every_method_finds_the_minimum_of_a_jax_pytree(method):
 
     params, state = minimise(loss, jax.tree.map(jnp.zeros_like, target), method, Stops(3e-3, -1))
     assert state.stop.startswith("gradient norm")
-    assert all(jnp.allclose(params[k], target[k], atol=4e-3) for k in target)
+    # |gradient| <= 3e-3, where the curvature is at least 1; and some roundings of 2.4e-7 at 5
+    assert all(jnp.allclose(params[k], target[k], rtol=0, atol=3.01e-3) for k in target)
 
 
 def test_trials_that_are_not_finite_shrink_the_step():
@@ -255,7 +260,7 @@ def test_trials_that_are_not_finite_shrink_the_step():
 
     x, state = minimise(None, np.array([1e-3, 50.0]), Lbfgs(first_step=1e4), Stops(1e-8, -1.0),
                         value_and_grad=barrier)  # fmt: skip
-    np.testing.assert_allclose(x, 1.0, rtol=1e-6)
+    np.testing.assert_allclose(x, 1.0, rtol=1.01e-8)  # |gradient| <= 1e-8, of curvature 1
     assert state.stop.startswith("gradient norm")
 
 
@@ -349,9 +354,10 @@ def test_a_pair_that_is_no_good_costs_no_other(memory):
 def test_minimise_takes_what_people_give_it():
     target = np.array([1.0, 2.0, 3.0])
     x, _ = minimise(lambda p: jnp.sum((p - target) ** 2), np.zeros(3))
-    np.testing.assert_allclose(x, target, rtol=1e-4)
+    # it stops where the gradient is 1e-5 or the loss falls by 1e-9: of curvature 2, 3.2e-5 away
+    np.testing.assert_allclose(x, target, rtol=0, atol=3.2e-5)
     x, _ = minimise(lambda p: (p["a"] - 1.5) ** 2, {"a": 0.0})
-    assert float(x["a"]) == pytest.approx(1.5, rel=1e-4)
+    assert float(x["a"]) == pytest.approx(1.5, abs=3.2e-5)
     buffer = np.zeros(10)
 
     def reused(x):
@@ -386,6 +392,8 @@ def test_commands_do_the_same_on_jax_and_numpy_and_one_by_one(commands):
     ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), start)
     numpy, single = dict(start), dict(start)
     replies = perform(numpy, commands)
+    # float32 rounds by 6e-8; six commands of coefficients up to 2 make numbers of up to 1e3, which
+    # may cancel
     np.testing.assert_allclose(perform(ours, commands), replies, rtol=1e-4, atol=1e-4)
     one_by_one = [reply for command in commands for reply in perform(single, [command])]
     assert one_by_one == replies.tolist()
@@ -437,5 +445,6 @@ def test_pairs_are_of_what_two_samples_share():
         state = _run(method.iterate(space, state))
         if iteration:
             s, y = (space.vectors[f"{kind}{state.memory.slots[-1]}"] for kind in "sy")
-            np.testing.assert_allclose(y, space.shared(iteration - 1) * s, rtol=1e-9)
+            # a difference of two points, which are up to 1e2 times as large: 1e-16 of those
+            np.testing.assert_allclose(y, space.shared(iteration - 1) * s, rtol=1e-13)
             assert not np.allclose(y, 7.0 * s)

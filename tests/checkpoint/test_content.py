@@ -1,0 +1,24 @@
+"""What of a run's rows a checkpoint keeps."""
+
+from dbjax.checkpoint.content import lasting
+
+
+def row(node, **values):
+    return {"node": node, **values}
+
+
+def test_of_single_losses_the_latest_stay_and_each_replicas_last():
+    rows = [
+        row("evaluator", updates=0),
+        row("replica/0", step=0, loss=5.0),
+        row("replica/1", step=0, loss=4.0),  # the last of this one
+        row("shard/0", event="died"),
+        row("replica/0", step=1, loss=3.0),
+        row("replica/0", step=2, loss=2.0),
+        row("coordinator", step=1, loss=9.0),
+        row("replica/0", step=3, loss=1.0),
+    ]
+    kept = lasting(rows, 2)
+    assert list(kept) == [rows[0], rows[2], rows[3], *rows[5:]]
+    assert list(lasting(rows, 100)) == rows
+    assert [r.get("loss") for r in lasting(rows, 0)] == [None, 4.0, None, 9.0, 1.0]
