@@ -20,4 +20,4 @@ from dbjax.runtime.event_log import Script as Script
 from dbjax.task import Task as Task
 from dbjax.trace import Trace as Trace
 
-_refuse_wrong_numbers(_jax.__version__, _jaxlib.__version__)
+_refuse_wrong_numbers(_jax.__version__, _jaxlib.__version__)  # type: ignore[attr-defined]
