@@ -1,7 +1,13 @@
 # make demo   train the paper's speech network, scaled down, on a virtual cluster
 # make test   run the tests        make check   lint, format, types
+# make test PYTHON=python3.13 TESTS=tests/store   with another Python, some of them
 PYTHON ?= python3
-VENV ?= .venv
+# An environment for each Python: .venv for python3, .venv-3.13 for a PYTHON= that is a 3.13.
+ifneq ($(PYTHON),python3)
+VERSION := -$(shell $(PYTHON) -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+endif
+VENV ?= .venv$(VERSION)
+TESTS ?=
 BIN := $(VENV)/bin
 RUNS ?= runs
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
@@ -12,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo --workdir=$(RUNS)/demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TESTS)
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

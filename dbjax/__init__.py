@@ -1,7 +1,11 @@
 """dbjax: asynchronous training in JAX, after "Large Scale Distributed Deep Networks"."""
 
+import jax as _jax
+import jaxlib as _jaxlib
+
 from dbjax.checkpoint import Checkpoints as Checkpoints
 from dbjax.checkpoint import Every as Every
+from dbjax.jax_version import refuse_wrong_numbers as _refuse_wrong_numbers
 from dbjax.launch import Result as Result
 from dbjax.launch import run as run
 from dbjax.replay import Replayed as Replayed
@@ -15,3 +19,5 @@ from dbjax.runtime.event_log import EventLog as EventLog
 from dbjax.runtime.event_log import Script as Script
 from dbjax.task import Task as Task
 from dbjax.trace import Trace as Trace
+
+_refuse_wrong_numbers(_jax.__version__, _jaxlib.__version__)  # type: ignore[attr-defined]

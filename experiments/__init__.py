@@ -15,3 +15,10 @@ def _end(number: int, _: Any) -> None:
 # and a KeyboardInterrupt would be a traceback, or be swallowed in a callback of C.
 if sys.argv[0] == "-m" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, _end)
+
+try:
+    import dbjax  # noqa: F401
+except ImportError as error:  # of a command, one line is enough
+    if sys.argv[0] != "-m":
+        raise
+    sys.exit(str(error))

@@ -36,7 +36,7 @@ HINTS = {
     "cut.host_devices": "that JAX makes of CPUs",
     "event_log": "that experiments.replay does the run again from; none: unless time is virtual",
     "cut.how": "units, alternating, tiles; none: the paper's",
-    "ray.address": "auto, local, HOST:PORT",
+    "ray.address": "local: a cluster for this run only; auto or HOST:PORT: joins one",
     "runtime": "virtual, threads, ray",
 }
 WORDS = {"cluster.compute_s": ("costs",)}  # numbers that may also be one of these

@@ -28,7 +28,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.runtime = "virtual"  # or threads, or ray
     config.ray = ml_collections.ConfigDict(  # fields of dbjax.runtime.ray.RayOptions
         {
-            "address": "auto",  # or local, or HOST:PORT
+            "address": "local",  # or auto, or HOST:PORT
             "cpus": 0.1,  # logical ones, that each process asks for
             "replica_cpus": config_dict.placeholder(float),  # None: as the others
             "replica_gpus": 0.0,

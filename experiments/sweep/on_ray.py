@@ -34,14 +34,12 @@ def actors(config: ml_collections.ConfigDict) -> Iterator[Callable[[], Worker]]:
     """
     if importlib.util.find_spec("ray") is None:
         raise ValueError("on=ray needs Ray: pip install 'dbjax[ray]'")
-    import ray
-
     from dbjax.runtime.ray.placement import Placement
 
     cluster = Placement(RayOptions(address=config.ray.address), ())
     try:
-        host, key = ray.util.get_node_ip_address(), secrets.token_bytes(32)
-        with Listener((host, 0), authkey=key) as listener:
+        key = secrets.token_bytes(32)
+        with Listener((cluster.host(), 0), authkey=key) as listener:
             yield functools.partial(Actor, listener, key)
     finally:
         cluster.close()

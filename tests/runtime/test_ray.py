@@ -14,6 +14,7 @@ from dbjax.replay import replay
 from dbjax.runtime import Future, all_of
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
+from experiments.defaults import defaults
 from tests import test_conformance as conformance
 from tests.runtime import lost_error
 from tests.runtime.services import Log, Middle, Slow
@@ -178,6 +179,12 @@ def test_too_few_cpus_are_said_at_once(cluster):
     with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, the cluster has 4 CPUs"):
         dbjax.run(TASK, config("downpour", replicas=1, shards=1), runtime="ray",
                   ray=RayOptions(cpus=30.0))  # fmt: skip
+
+
+def test_a_run_has_a_cluster_of_its_own_unless_it_says_otherwise():
+    assert RayOptions().address == defaults().ray.address == "local"
+    for address in ("auto", "10.0.0.1:6379"):
+        assert RayOptions(address).address == address
 
 
 def test_bad_options_are_refused(monkeypatch):

@@ -10,6 +10,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sgd
 from dbjax.runtime.ray import RayOptions
+from dbjax.runtime.ray.placement import Placement
 from tests.runtime.services import Log
 from tests.test_conformance import TASK, config
 
@@ -39,6 +40,40 @@ def test_an_address_where_nobody_answers_is_one_line():
     with pytest.raises(ValueError, match=r"no Ray cluster answers at .*127\.0\.0\.1:9"):
         dbjax.run(TASK, config(sgd), runtime="ray", ray=RayOptions("127.0.0.1:9"))
     assert time.monotonic() - begin < 15
+
+
+@contextlib.contextmanager
+def placed(ray, *address):
+    """Where a run with this `ray.address` would be: Ray's cluster, and where processes listen."""
+    placement = Placement(RayOptions(*address), ())
+    try:
+        yield ray.get_runtime_context().gcs_address, placement.host()
+    finally:
+        placement.close()
+
+
+def test_only_who_says_so_joins_a_cluster(by_value, monkeypatch, caplog):
+    from ray.cluster_utils import Cluster
+
+    running = Cluster(True, head_node_args={"num_cpus": 1})
+    monkeypatch.setenv("RAY_ADDRESS", running.address)
+    try:
+        with placed(by_value) as (cluster, host):
+            assert cluster != running.address
+            assert host == "127.0.0.1"
+        for address in ("auto", running.address):
+            with placed(by_value, address) as (cluster, host):
+                assert cluster == running.address
+                assert host == running.address.split(":")[0]
+        assert not caplog.records
+    finally:
+        running.shutdown()
+        monkeypatch.undo()
+    with placed(by_value, "auto") as (cluster, host):
+        assert host == "127.0.0.1"
+    assert [r.message for r in caplog.records] == [
+        "ray.address=auto: no cluster runs here, so one is started for this run only"
+    ]
 
 
 def test_a_replica_is_killed_elsewhere_and_moves_when_its_machine_is_lost(by_value):

@@ -13,8 +13,10 @@ class RayOptions:
     """Where processes are placed, and what each of them asks for.
 
     Attributes:
-      address: "local": a cluster of this machine, for this run only; "HOST:PORT": of a head
-        node; "auto": the cluster that this machine belongs to, or else as "local".
+      address: "local": a cluster of this machine, for this run only; "auto": the cluster that
+        this machine belongs to (or $RAY_ADDRESS names), and with a warning as "local" where
+        there is none; "HOST:PORT": the cluster of that head node. A program that has called
+        `ray.init` itself runs on the cluster it chose.
       cpus: logical CPUs that every process asks for. They limit how many processes are placed
         on a machine, not how many cores one uses: with the default ten fit on a core.
       replica_cpus: of a process named replica/...; None: as the others.
@@ -23,7 +25,7 @@ class RayOptions:
       env: environment variables of every process, as text.
     """
 
-    address: str = "auto"
+    address: str = "local"
     cpus: float = 0.1
     replica_cpus: float | None = None
     replica_gpus: float = 0.0
@@ -32,7 +34,7 @@ class RayOptions:
 
     def __post_init__(self) -> None:
         if self.address not in ("auto", "local") and not _is_host_and_port(self.address):
-            raise ValueError(f"ray.address={self.address!r} is not auto, local or HOST:PORT")
+            raise ValueError(f"ray.address={self.address!r} is not local, auto or HOST:PORT")
         for name in ("cpus", "replica_cpus", "replica_gpus"):
             value = getattr(self, name)
             if value is not None and not value >= 0:

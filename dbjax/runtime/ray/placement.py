@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 import os
 import signal
@@ -20,6 +21,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from dbjax.runtime.ray.codec import pack_code
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.process import LOOPBACK, Node, Process, Settings
+
+_LOG = logging.getLogger(__name__)
 
 
 @final
@@ -129,6 +132,7 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
         with contextlib.suppress(ConnectionError):
             ray.init("auto", **quiet)
             return False
+        _LOG.warning("ray.address=auto: no cluster runs here, so one is started for this run only")
     if options.address in ("auto", "local"):
         there_are = os.cpu_count() or 1
         ray.init(
@@ -143,7 +147,10 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
     try:
         ray.init(options.address, **quiet)
     except (ConnectionError, RuntimeError) as error:
-        raise ValueError(f"ray.address={options.address}: {error}") from error
+        raise ValueError(
+            f"ray.address={options.address}: {error}; if it asks for a token, set "
+            "RAY_AUTH_MODE=token (docs/cluster.md)"
+        ) from error
     return False
 
 
