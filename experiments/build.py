@@ -69,7 +69,7 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
         )
     given = {"rule": rule} if "rule" in typing.get_type_hints(kind) else {"method": method}
     chosen = {name: make(config.rule.to_dict()) for name, make in given.items()}
-    return _make(kind, "options", options | chosen)
+    return _make(kind, "options", options, **chosen)
 
 
 def open_fields(config: ml_collections.ConfigDict) -> list[str]:
@@ -312,15 +312,19 @@ def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
     return tuple(_make(kind, place, dict(entry)) for entry in entries)
 
 
-def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
-    """A dataclass from its fields; those that are dataclasses themselves, or rules, from theirs."""
-    known = typing.get_type_hints(kind)
+def _make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:
+    """A dataclass from its fields; those that are dataclasses themselves, or rules, from theirs.
+
+    Args:
+      others: fields that are what they are to be.
+    """
+    known = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in others}
     made = {name: _made(f"{place}.{name}", known.get(name), v) for name, v in fields.items()}
     require_known(place, made, known)
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.default is parameter.empty and parameter.name not in made:
             raise ValueError(f"{place} needs {parameter.name!r}")
-    return kind(**made)
+    return kind(**made, **others)
 
 
 def _made(place: str, hint: Any, value: Any) -> Any:
@@ -344,6 +348,11 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
         hint = _hint_of(make, name)
         if not fits(value, hint):
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
+    for parameter in parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        if parameter.default is parameter.empty and not variadic:
+            if parameter.name not in arguments:
+                raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
     try:
         return make(**arguments)
     except TypeError as error:

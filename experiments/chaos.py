@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import rich.console
@@ -26,11 +26,11 @@ from experiments.fields import require_effect
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
-_SET = {  # fields, and what sets them
-    "runtime": "--runtime",
-    "until_s": "--for",
-    "options.shard_backups": "--backups",
-    "event_log": "nothing",
+_SET = {  # fields that the command itself sets, and what to give instead
+    "runtime": "give --runtime",
+    "until_s": "give --for",
+    "options.shard_backups": "give --backups",
+    "event_log": "a run whose nodes die cannot be replayed",
 }
 _REPAIR_S = 1.0  # mean, of a virtual machine, unless the config says
 _POINTS = 2.0  # of accuracy that a disturbed run may differ
@@ -66,11 +66,11 @@ def configured(
     return config
 
 
-def require_free(changes: Collection[str]) -> None:
+def require_free(changes: Mapping[str, str]) -> None:
     """Raises ValueError if a field is changed that the command itself sets."""
     for path, instead in _SET.items():
         if path in changes:
-            raise ValueError(f"--config.{path} is set by the command: give {instead} instead")
+            raise ValueError(f"--config.{path}={changes[path]} has no effect: {instead}")
 
 
 def table_of(found: Sequence[Kill]) -> rich.table.Table:

@@ -65,7 +65,7 @@ def parse(
     workdir: bool = True,
     asked: tuple[str, ...] = (),
 ) -> Arguments:
-    """Reads a command line. The order of flags means nothing.
+    """Reads a command line. The order of flags means nothing; of one given twice the last counts.
 
     Args:
       options: flags of the command itself.
@@ -90,8 +90,6 @@ def parse(
             raise ValueError(f"no flag --{name}{said}")
         if not value.strip():
             raise ValueError(f"--{name}= is empty: give it a value, or leave it away")
-        if given.get(name, value) != value:
-            raise ValueError(f"--{name} is given twice, as {given[name]} and as {value}")
         given[name] = value
     changes = {
         name.removeprefix("config."): value

@@ -23,7 +23,8 @@ _COSTS = ("message_s", "machine.flops_per_s", "machine.memory_bandwidth_bytes_pe
 _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...] = (
     ("cluster.", lambda c: c.runtime == "virtual", "runtime=virtual"),
     ("ray.", lambda c: c.runtime == "ray", "runtime=ray"),
-    ("evaluations", lambda c: c.until_s is not None, "until_s"),
+    # Without, a run is evaluated at its beginning and once at its end.
+    ("evaluations", lambda c: c.until_s is not None or c.evaluations == 1, "until_s"),
     ("cut.how", lambda c: c.cut.devices > 1, "cut.devices above 1"),
     *(
         (f"cluster.{name}", lambda c: c.cluster.compute_s == "costs", "cluster.compute_s=costs")
