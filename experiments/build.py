@@ -350,9 +350,9 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
     for parameter in parameters.values():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        if parameter.default is parameter.empty and not variadic:
-            if parameter.name not in arguments:
-                raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
+        needed = parameter.default is parameter.empty and not variadic
+        if needed and parameter.name not in arguments:
+            raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
     try:
         return make(**arguments)
     except TypeError as error:

@@ -86,7 +86,7 @@ def test_a_space_may_choose_a_name_and_what_all_names_take():
 def test_a_space_refuses_what_only_some_names_take():
     for items in itertools.permutations({**RULES, "rule.b1": uniform(0.8, 0.9)}.items()):
         with pytest.raises(
-            ValueError, match="rule 'sgd' has no argument 'b1'.* a space of its own"
+            ValueError, match=r"rule 'sgd' has no argument 'b1'.* a space of its own"
         ):
             Plan(load_config("configs/quickstart.py:smoke"), Space(dict(items)))
 
@@ -135,8 +135,8 @@ def test_what_would_be_ignored_is_refused(given, said):
         build.require_sound(parse([FILE, *(f"--config.{one}" for one in given)]).config)
 
 
-class Handed(Exception):  # noqa: N818, it ends a run before it begins
-    pass
+class Handed(Exception):
+    """Ends a run before it begins."""
 
 
 @pytest.fixture
@@ -259,8 +259,7 @@ def test_every_field_has_an_effect_or_is_refused(file, more, handed):
         try:
             assign(changed, {name: other(config, name, value)})
             build.require_sound(changed)
-        except ValueError as error:
-            assert "\n" not in str(error)
+        except ValueError:
             refused.add(name)
         else:
             assert handed(changed) != before, f"{name} is accepted, and ignored"

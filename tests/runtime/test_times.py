@@ -145,7 +145,7 @@ def test_stragglers_that_are_not_slower_are_refused(probability):
 
 
 def test_parts_of_a_cluster_are_of_their_kind():
-    with pytest.raises(ValueError, match="Cluster.machines: {'speed': 2} must be a Machine"):
+    with pytest.raises(ValueError, match=r"Cluster\.machines: \{'speed': 2\} must be a Machine"):
         dbjax.Cluster(machines={"replica/0": {"speed": 2}})
 
 
