@@ -35,7 +35,7 @@ from dbjax.parallel.cut import Cut
 from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
-from experiments.defaults import require_fields
+from experiments.defaults import require_whole
 
 BATCH_METHODS: dict[str, type[Any]] = {
     "lbfgs": dbjax.optim.Lbfgs,
@@ -144,7 +144,7 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
 
 def require_sound(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if a field is wrong, as far as can be said without data and network."""
-    require_fields(config)
+    require_whole(config)
     _require_numbers(config)
     algorithm(config)
     cluster(config)

@@ -120,7 +120,7 @@ def hints() -> Mapping[str, Any]:
     }
 
 
-def require_fields(config: Any) -> None:
+def require_whole(config: Any) -> None:
     """Raises ValueError unless a config has every field, of its type, and no other."""
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(

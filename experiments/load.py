@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import nearest
-from experiments.defaults import require_fields
+from experiments.defaults import require_whole
 
 CONFIGS = Path("configs")
 
@@ -46,7 +46,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
         raise ValueError(f"config {name!r} has no variant {variant!r}{more}")
     config = _called(get_config, name, (variant,) if takes else ())
     try:
-        require_fields(config)
+        require_whole(config)
     except ValueError as error:
         raise ValueError(f"config {name!r}: {error}") from error
     made: ml_collections.ConfigDict = config
