@@ -55,7 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
             parser.error(f"--only: no part {part!r}; there are {', '.join(PARTS)}")
     if chosen.rounds < 1:
         parser.error(f"--rounds={chosen.rounds} must be at least 1")
-    directory = prepare(chosen.out)
+    try:
+        directory = prepare(chosen.out)
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     for part in chosen.only.split(","):
         command = [
             sys.executable,

@@ -18,6 +18,7 @@ import ml_collections
 from dbjax.models import PAPER, SpeechConfig
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
 from experiments.defaults import defaults
+from experiments.fields import assign
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,5 +182,5 @@ def tuned(
     """With the method's winner, if it was tuned."""
     size = tuned_at(method, variant or DEFAULT)
     if size is not None:
-        config.update_from_flattened_dict(winners()[size][method]["fields"])
+        assign(config, winners()[size][method]["fields"])
     return config

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dbjax.runtime.quantities import require_seed as require_seed
+
 _CLOSE = 0.45  # of `difflib`: learning_rate for rate, but not warm_start_s for steps_per_s
 _LISTED = 12
 _SHOWN = 80
@@ -34,7 +36,7 @@ def require_known(place: str, given: Mapping[str, Any], hints: Mapping[str, Any]
     """Raises ValueError, naming the first that is unknown, or of another type than its hint."""
     for name, value in given.items():
         if name not in hints:
-            raise ValueError(f"{place} has no {name!r}{nearest(name, hints)}")
+            raise ValueError(f"{place} has no {name!r}{nearest(name, hints)} (given: {value!r})")
         if not fits(value, hints[name]):
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hints[name])}")
 

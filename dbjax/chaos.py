@@ -10,6 +10,7 @@ import numpy as np
 
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.quantities import require_positive, require_seed
 from dbjax.store.copy import Copy
 from dbjax.trace import Row
 
@@ -29,6 +30,10 @@ class Chaos:
 
     every_s: float
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive("Chaos.every_s", self.every_s)
+        require_seed("Chaos.seed", self.seed)
 
     async def __call__(self, node: Node, machines: Runtime) -> None:
         random = np.random.default_rng([self.seed, 17])

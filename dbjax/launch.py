@@ -20,6 +20,7 @@ from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.quantities import require_positive, require_seed
 from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
@@ -132,7 +133,8 @@ def run(
         had been given its `until_s` at once; `checkpoint_every` belongs to the program. (Of its
         spans only those from then on are there.)
       beside: a main of one's own, outside of the cluster: `beside(node, runtime)`.
-      seed: of the randomness of algorithms (`Task.seed` and `Cluster.seed` are others).
+      seed: of the randomness of algorithms, and of whatever has no seed of its own: the order of
+        the data (`Task.seed`) and all that the cluster draws (`Cluster.seed`).
       trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
       log: of who served whom in which order, from which `dbjax.replay` does the run again.
       ray: where the processes of the Ray runtime are placed, and what they ask for.
@@ -140,12 +142,9 @@ def run(
     Raises:
       ValueError: nothing would end the run, or an argument does not fit the runtime.
     """
-    if until_s is None and getattr(config, "steps", None) is None:
-        raise ValueError("nothing would end this run: give until_s, or steps in the config")
-    if until_s is not None and not until_s > 0:
-        raise ValueError(f"until_s={until_s} must be above 0")
-    if evaluate_every_s is not None and not evaluate_every_s > 0:
-        raise ValueError(f"evaluate_every_s={evaluate_every_s} must be above 0")
+    _check_times(config, until_s, evaluate_every_s)
+    seed = require_seed("seed", seed)
+    task = task.seeded(seed)
     trace = trace if trace is not None else Trace()
     trace.rows[:0] = resume.rows if resume is not None else ()
     end_s = math.inf if until_s is None else until_s
@@ -164,6 +163,15 @@ def run(
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
+
+
+def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | None) -> None:
+    if until_s is not None:
+        require_positive("until_s", until_s, "; or None, with steps in the config")
+    elif getattr(config, "steps", None) is None:
+        raise ValueError("nothing would end this run: give until_s, or steps in the config")
+    if evaluate_every_s is not None:
+        require_positive("evaluate_every_s", evaluate_every_s, "; or None")
 
 
 def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
@@ -208,6 +216,8 @@ def _placed(
     """The program in its place, from the beginning or from what a checkpoint says of shards."""
     begin_s, again = (resume.time_s, resume.incarnation + 1) if resume else (0.0, 0)
     machines = _runtime(on, begin_s, again, journals)
+    if isinstance(machines, VirtualRuntime):
+        machines.ends_itself = getattr(config, "steps", None) is not None
     algorithm = importlib.import_module(type(config).__module__)
     described = about(jax.eval_shape(lambda: initial(task.params)), config)
     if resume is not None:

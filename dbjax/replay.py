@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from dbjax.errors import ReplayError
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import Script
+from dbjax.runtime.quantities import require_seed
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
@@ -38,8 +39,9 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be done again: {script.no_replay}")
     algorithm = importlib.import_module(type(config).__module__)
+    seed = require_seed("seed", seed)
     machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
-    program: Program = algorithm.program(machines, task, config)
+    program: Program = algorithm.program(machines, task.seeded(seed), config)
     machines.run()
     done, there_are = machines.replayed(), script.count()
     if done != there_are:

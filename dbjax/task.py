@@ -18,6 +18,7 @@ from dbjax.data.stream import Stream
 from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
+from dbjax.runtime.quantities import require_seed
 from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
 from dbjax.store.sharded import Sharded, is_function
@@ -38,7 +39,7 @@ class Task:
         dimension, of which a batch takes the same rows.
       batch_size: examples in a mini-batch, or in a portion of a batch method.
       evaluate: params -> named numbers; called now and then, costs no model time.
-      seed: of the order of the data, and of the keys.
+      seed: of the order of the data, and of the keys; None: that of the run.
       cut: how each replica's network is cut over devices, with the same loss; None: it is not.
       takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
         mini-batch of a step `fold_in(fold_in(key(seed), replica), step)`, and of a portion of a
@@ -50,18 +51,18 @@ class Task:
     data: Examples | Any
     batch_size: int = 32
     evaluate: Callable[[Params], Metrics] | None = None
-    seed: int = 0
+    seed: int | None = None
     cut: Cut | None = None
     takes_key: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
             raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
+        if self.seed is not None:
+            require_seed("Task.seed", self.seed)
         _require_arguments("Task.loss", self.loss, self.takes_key)
         if self.cut is not None:
             _require_arguments("Task.cut.loss", self.cut.loss, self.takes_key)
-        if self.takes_key and not 0 <= self.seed < 1 << 32:
-            raise ValueError(f"Task.seed={self.seed} must be in 0 ... 2**32 - 1 for takes_key=True")
         if not is_function(self.params):
             require_parameters(self.params)
 
@@ -74,7 +75,7 @@ class Task:
     def batches(self, replica: int, replicas: int) -> Stream:
         """The mini-batches of one of `replicas` replicas, from its own part of the data."""
         return Stream(
-            self.examples, self.batch_size, self.seed, replica, replicas, keyed=self.takes_key
+            self.examples, self.batch_size, self.seed or 0, replica, replicas, keyed=self.takes_key
         )
 
     @functools.cached_property
@@ -88,7 +89,19 @@ class Task:
     @functools.cached_property
     def portions(self) -> Portions:
         """All the data in portions of `batch_size` examples, for batch methods."""
-        return Portions(self.examples, self.batch_size, self.seed, keyed=self.takes_key)
+        return Portions(self.examples, self.batch_size, self.seed or 0, keyed=self.takes_key)
+
+    def seeded(self, seed: int) -> Task:
+        """The same task; with that seed, if it has none of its own. One for each seed, kept."""
+        if self.seed is not None:
+            return self
+        if seed not in self._seeded:
+            self._seeded[seed] = dataclasses.replace(self, seed=seed)
+        return self._seeded[seed]
+
+    @functools.cached_property
+    def _seeded(self) -> dict[int, Task]:
+        return {}
 
 
 def _require_arguments(name: str, loss: LossFn, takes_key: bool) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import inspect
 import pkgutil
+import types
 import typing
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,12 +20,22 @@ import optax
 import dbjax
 import dbjax.algorithms
 import dbjax.optim
-from dbjax.arguments import nearest, require_known
-from dbjax.data import Examples, load, require_options
-from dbjax.models import Model, build, require_arguments
+from dbjax.arguments import (
+    describe,
+    fits,
+    nearest,
+    require_at_least_one,
+    require_known,
+    require_seed,
+)
+from dbjax.data import IN_MEMORY, Examples, load, option_hints, require_options
+from dbjax.models import Model, argument_hints, build, require_arguments
+from dbjax.models.model import CONFIGS as MODELS
 from dbjax.parallel.cut import Cut
+from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
+from experiments.defaults import require_whole
 
 BATCH_METHODS: dict[str, type[Any]] = {
     "lbfgs": dbjax.optim.Lbfgs,
@@ -50,10 +61,35 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
         raise ValueError(
             f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}"
         )
-    kind = _module(config.algorithm).Config
+    kind, options = _module(config.algorithm).Config, config.options.to_dict()
+    for name in {"rule", "method"} & set(options):
+        raise ValueError(
+            f"options.{name}={options[name]!r} has no effect: set rule.name, and its arguments "
+            "beside it"
+        )
     given = {"rule": rule} if "rule" in typing.get_type_hints(kind) else {"method": method}
     chosen = {name: make(config.rule.to_dict()) for name, make in given.items()}
-    return _make(kind, "options", config.options.to_dict() | chosen)
+    return _make(kind, "options", options, **chosen)
+
+
+def open_fields(config: ml_collections.ConfigDict) -> list[str]:
+    """Fields that the config may have besides those of `defaults`: arguments of what it names."""
+    model, rule_name = config.model.name, config.rule.name
+    make = BATCH_METHODS.get(rule_name) or _rule(rule_name)
+    known = {
+        "options": _fields(_module(config.algorithm).Config)
+        if config.algorithm in algorithms()
+        else (),
+        "rule": inspect.signature(make).parameters if callable(make) else (),
+        "data": option_hints(config.data.name),
+        "model": argument_hints(model) if model in MODELS else (),
+    }
+    return [f"{group}.{name}" for group, names in known.items() for name in names]
+
+
+def _fields(kind: type[Any]) -> list[str]:
+    """Of an algorithm's Config, but for the rule, which has a group of its own."""
+    return [f.name for f in dataclasses.fields(kind) if f.name not in ("rule", "method")]
 
 
 def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
@@ -61,7 +97,7 @@ def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
     arguments = dict(fields)
     name = arguments.pop("name")
     if name not in BATCH_METHODS:
-        raise ValueError(f"no batch method {name!r}{nearest(name, BATCH_METHODS)}")
+        raise ValueError(f"rule.name: no batch method {name!r}{nearest(name, BATCH_METHODS)}")
     made: dbjax.optim.Method = _make(BATCH_METHODS[name], f"rule {name!r}", arguments)
     return made
 
@@ -70,13 +106,17 @@ def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
     """A server rule by name, of `dbjax.optim` or else of optax, with its arguments."""
     arguments = dict(fields)
     name = arguments.pop("name")
-    make = getattr(dbjax.optim, name, None) or getattr(optax, name, None)
+    make = _rule(name)
     if not callable(make):
         raise ValueError(f"no rule {name!r}{nearest(name, _rules())}")
     made = _call(make, f"rule {name!r}", arguments)
     if not isinstance(made, optax.GradientTransformation):
         raise ValueError(f"{name!r} of optax is no rule{nearest(name, _rules())}")
     return made
+
+
+def _rule(name: str) -> Any:
+    return getattr(dbjax.optim, name, None) or getattr(optax, name, None)
 
 
 def _rules() -> list[str]:
@@ -104,10 +144,42 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
 
 def require_sound(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if a field is wrong, as far as can be said without data and network."""
+    require_whole(config)
+    _require_numbers(config)
     algorithm(config)
     cluster(config)
+    ray_options(config)
     require_options(**config.data)
     require_arguments(**config.model)
+    if config.data_dir is not None and config.data.name in IN_MEMORY:
+        raise ValueError(
+            f"data_dir={config.data_dir!r} has no effect: data {config.data.name!r} is made in "
+            "memory"
+        )
+
+
+def _require_numbers(config: ml_collections.ConfigDict) -> None:
+    for name in ("batch_size", "evaluations", "evaluate_examples"):
+        require_at_least_one(**{name: config[name]})
+    for name, value in (
+        ("max_spans", config.max_spans),
+        ("checkpoint.keep", config.checkpoint.keep),
+    ):
+        if value < 0:
+            raise ValueError(f"{name}={value} must be at least 0")
+    require_at_least_one(**{"cut.devices": config.cut.devices})
+    for name, seed in (("seed", config.seed), ("data_seed", config.data_seed)):
+        if seed is not None:
+            require_seed(name, seed)
+    if config.until_s is not None:
+        require_positive("until_s", config.until_s, "; or none, with options.steps")
+    elif algorithm(config).steps is None:
+        raise ValueError("nothing would end this run: give until_s, or options.steps")
+    _every(config)
+
+
+def _every(config: ml_collections.ConfigDict) -> dbjax.Every:
+    return dbjax.Every(config.checkpoint.every_s, config.checkpoint.every_updates)
 
 
 def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
@@ -125,13 +197,12 @@ def clock(config: ml_collections.ConfigDict) -> str:
 
 def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
     """What `dbjax.run` is told of where and how long."""
-    checkpoint = config.checkpoint
     return {
         "runtime": config.runtime,
         "cluster": cluster(config),
         "until_s": config.until_s,
         "evaluate_every_s": None if config.until_s is None else config.until_s / config.evaluations,
-        "checkpoint_every": dbjax.Every(checkpoint.every_s, checkpoint.every_updates),
+        "checkpoint_every": _every(config),
         "seed": config.seed,
         "ray": ray_options(config),
     }
@@ -194,8 +265,6 @@ def _cut(fields: ml_collections.ConfigDict, network: Model) -> Cut | None:
     Raises:
       ValueError: it cannot be cut that way, or there are too few devices.
     """
-    if fields.devices < 1:
-        raise ValueError(f"cut.devices={fields.devices} must be at least 1")
     if fields.devices == 1 and fields.how is None:
         return None
     cut = network.cut(fields.devices, fields.how)
@@ -214,8 +283,6 @@ def evaluation(
 
     Of a regression the hold-out loss.
     """
-    if examples < 1:
-        raise ValueError(f"evaluate_examples={examples} must be at least 1")
 
     def sample(source: Examples) -> Any:
         count = min(examples, len(source))
@@ -245,28 +312,58 @@ def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
     return tuple(_make(kind, place, dict(entry)) for entry in entries)
 
 
-def _make(kind: type[Any], place: str, fields: Mapping[str, Any]) -> Any:
-    """A dataclass from its fields; those that are dataclasses themselves from theirs."""
-    hints = typing.get_type_hints(kind)
-    require_known(place, fields, hints)
-    made = {
-        name: _make(hints[name], f"{place}.{name}", value)
-        if isinstance(value, Mapping) and dataclasses.is_dataclass(hints[name])
-        else value
-        for name, value in fields.items()
-    }
+def _make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:
+    """A dataclass from its fields; those that are dataclasses themselves, or rules, from theirs.
+
+    Args:
+      others: fields that are what they are to be.
+    """
+    known = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in others}
+    made = {name: _made(f"{place}.{name}", known.get(name), v) for name, v in fields.items()}
+    require_known(place, made, known)
     for parameter in inspect.signature(kind).parameters.values():
         if parameter.default is parameter.empty and parameter.name not in made:
             raise ValueError(f"{place} needs {parameter.name!r}")
-    return kind(**made)
+    return kind(**made, **others)
+
+
+def _made(place: str, hint: Any, value: Any) -> Any:
+    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return _make(hint, place, value)
+    if not {hint, *typing.get_args(hint)}.isdisjoint({optax.GradientTransformation}):
+        if isinstance(value, str):
+            raise ValueError(f"{place}={value!r} is a group of fields: write {place}.name={value}")
+        if isinstance(value, Mapping):
+            return rule(value)
+    return value
 
 
 def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) -> Any:
-    known = list(inspect.signature(make).parameters)
-    for name in arguments:
-        if name not in known:
-            raise ValueError(f"{place} has no argument {name!r}{nearest(name, known)}")
+    parameters = inspect.signature(make).parameters
+    for name, value in arguments.items():
+        if name not in parameters:
+            raise ValueError(
+                f"{place} has no argument {name!r}{nearest(name, parameters)} (given: {value!r})"
+            )
+        hint = _hint_of(make, name)
+        if not fits(value, hint):
+            raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
+    for parameter in parameters.values():
+        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        needed = parameter.default is parameter.empty and not variadic
+        if needed and parameter.name not in arguments:
+            raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
     try:
         return make(**arguments)
     except TypeError as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def _hint_of(make: Callable[..., Any], parameter: str) -> Any:
+    """What an argument may be; anything, where optax names types that it does not import."""
+    annotation = make.__annotations__.get(parameter, Any)
+    alone = types.SimpleNamespace(__annotations__={parameter: annotation})
+    try:
+        return typing.get_type_hints(alone, make.__globals__)[parameter]
+    except NameError:
+        return Any

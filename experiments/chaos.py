@@ -8,9 +8,9 @@ Without these flags: ray, 5s, 60s, one backup.
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 import rich.console
@@ -19,11 +19,20 @@ import rich.table
 import dbjax
 from dbjax.chaos import Chaos, Kill, kills
 from dbjax.interrupts import exit_code
+from dbjax.runtime.quantities import require_positive
+from dbjax.workdir import prepare
 from experiments.command_line import command, integer, log_to_terminal, parse
+from experiments.fields import require_effect
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
-_REPAIR_S = 1.0  # mean, of a virtual machine
+_SET = {  # fields that the command itself sets, and what to give instead
+    "runtime": "give --runtime",
+    "until_s": "give --for",
+    "options.shard_backups": "give --backups",
+    "event_log": "a run whose nodes die cannot be replayed",
+}
+_REPAIR_S = 1.0  # mean, of a virtual machine, unless the config says
 _POINTS = 2.0  # of accuracy that a disturbed run may differ
 
 
@@ -39,8 +48,7 @@ def seconds(text: str, flag: str) -> float:
         found = float(number) * units[unit]
     except ValueError as error:
         raise ValueError(f"--{flag}={text} must be a time, such as 5s or 2m") from error
-    if not found > 0:
-        raise ValueError(f"--{flag}={text} must be above 0")
+    require_positive(f"--{flag}", found)
     return found
 
 
@@ -52,9 +60,17 @@ def configured(
     config.runtime, config.until_s, config.event_log = runtime, for_s, False
     with config.options.unlocked():
         config.options.shard_backups = backups
-    if runtime == "virtual":
-        config.cluster.machine.mean_time_to_repair_s = _REPAIR_S
+    machine = config.cluster.machine
+    if runtime == "virtual" and math.isinf(machine.mean_time_to_repair_s):
+        machine.mean_time_to_repair_s = _REPAIR_S
     return config
+
+
+def require_free(changes: Mapping[str, str]) -> None:
+    """Raises ValueError if a field is changed that the command itself sets."""
+    for path, instead in _SET.items():
+        if path in changes:
+            raise ValueError(f"--config.{path}={changes[path]} has no effect: {instead}")
 
 
 def table_of(found: Sequence[Kill]) -> rich.table.Table:
@@ -101,18 +117,18 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = parse(arguments, _OPTIONS)
-    if chosen.config is None or chosen.workdir is None:
-        raise ValueError("needs --config=FILE and --workdir=DIR; --help says more")
-    options = chosen.options
+    options, (config, folder) = chosen.options, chosen.config_and_workdir()
+    require_free(chosen.changes)
     every_s = seconds(options.get("kill-every", "5s"), "kill-every")
     for_s = seconds(options.get("for", "60s"), "for")
     backups, seed = integer(options, "backups", 1, least=0), integer(options, "seed", 0, least=0)
     runtime = options.get("runtime", "ray")
     if runtime not in ("ray", "virtual"):
         raise ValueError(f"--runtime={runtime} must be ray or virtual: threads cannot be killed")
-    config = configured(chosen.config, runtime, for_s, backups)
+    config = configured(config, runtime, for_s, backups)
+    require_effect(config, chosen.changes)
+    workdir = prepare(folder)
     log_to_terminal()
-    workdir = Path(chosen.workdir)
     calm = run_config(config, workdir / "undisturbed", "undisturbed")
     if calm.summary["interrupted"]:
         return exit_code(calm.summary["interrupted"])

@@ -2,31 +2,21 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import difflib
-import importlib.util
 import logging
-import math
 import sys
-import types
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Literal
 
 import ml_collections
 
-from dbjax.arguments import describe, fits, nearest
 from dbjax.interrupts import exit_code, heard
-from experiments.defaults import defaults, flat
+from experiments.fields import NEAR, assign_texts, known, near
+from experiments.load import CONFIGS as CONFIGS
+from experiments.load import available as available
+from experiments.load import load_config as load_config
 
-CONFIGS = Path("configs")
-OPEN = {  # group of arguments -> the field that says whose
-    "options": "algorithm",
-    "rule": "rule.name",
-    "data": "data.name",
-    "model": "model.name",
-}
 HINTS = {
     "checkpoint.every_s": "of the run's clock; none: not by time",
     "checkpoint.every_updates": "none: not by their number",
@@ -39,89 +29,114 @@ HINTS = {
     "ray.address": "local: a cluster for this run only; auto or HOST:PORT: joins one",
     "runtime": "virtual, threads, ray",
 }
-WORDS = {"cluster.compute_s": ("costs",)}  # numbers that may also be one of these
-_NULLABLE = frozenset(name for name, value in defaults().items() if value is None)
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the command line says; `options` are the flags of the command itself."""
+    """What the command line says.
+
+    Attributes:
+      config: of --config=FILE, with the changes.
+      options: the flags of the command itself.
+      changes: fields of --config.FIELD=VALUE.
+    """
 
     config: ml_collections.ConfigDict | None
     workdir: str | None
     options: dict[str, str]
+    changes: dict[str, str]
+
+    def config_and_workdir(self) -> tuple[ml_collections.ConfigDict, str]:
+        """Of a command that cannot do without.
+
+        Raises:
+          ValueError: one is not given.
+        """
+        if self.config is None or self.workdir is None:
+            raise ValueError("needs --config=FILE and --workdir=DIR; --help says more")
+        return self.config, self.workdir
 
 
-def parse(arguments: list[str], options: tuple[str, ...] = ()) -> Arguments:
-    """Reads a command line.
+def parse(
+    arguments: list[str],
+    options: tuple[str, ...] = (),
+    *,
+    config: Literal["file", "fields", "none"] = "file",
+    workdir: bool = True,
+    asked: tuple[str, ...] = (),
+) -> Arguments:
+    """Reads a command line. The order of flags means nothing; of one given twice the last counts.
+
+    Args:
+      options: flags of the command itself.
+      config: what it takes: --config=FILE and --config.FIELD=VALUE, the fields only, neither.
+      workdir: whether it takes --workdir=DIR.
+      asked: fields that the command asks for, whatever the config says.
 
     Raises:
       ValueError: anything is not understood; names it, and the nearest right thing.
     """
+    own = (*(["config"] if config == "file" else []), *(["workdir"] if workdir else []), *options)
     given: dict[str, str] = {}
-    overrides: list[tuple[str, str]] = []
-    known = ("config", "workdir", *options)
     for argument in arguments:
         flag, equals, value = argument.partition("=")
         name = flag.removeprefix("--")
+        is_field = name.startswith("config.") and config != "none"
         if not flag.startswith("--") or not equals:
-            raise ValueError(f"{argument!r} is not of the form --name=value{_flag(name, known)}")
-        if name.startswith("config."):
-            overrides.append((name.removeprefix("config."), value))
-        elif name in known:
-            given[name] = value
-        else:
-            raise ValueError(f"no flag --{name}{_flag(name, known)}")
-    config = load_config(given["config"]) if "config" in given else None
-    if overrides and config is None:
-        raise ValueError(f"--config.{overrides[0][0]} needs --config=FILE before it")
-    for path, value in overrides:
-        assert config is not None
-        override(config, path, value)
+            said = _nearest(name, value, own, _fields(arguments, config))
+            raise ValueError(f"{argument!r} is not of the form --name=value{said}")
+        if name not in own and not is_field:
+            said = _nearest(name, value, own, _fields(arguments, config))
+            raise ValueError(f"no flag --{name}{said}")
+        if not value.strip():
+            raise ValueError(f"--{name}= is empty: give it a value, or leave it away")
+        given[name] = value
+    changes = {
+        name.removeprefix("config."): value
+        for name, value in given.items()
+        if name.startswith("config.")
+    }
+    file = given.get("config")
+    if changes and config == "file" and file is None:
+        raise ValueError(f"--config.{next(iter(changes))} needs --config=FILE beside it")
     chosen = {name: given[name] for name in options if name in given}
-    return Arguments(config, given.get("workdir"), chosen)
+    loaded = None if file is None else load_config(file)
+    if loaded is not None:
+        assign_texts(loaded, changes, asked)
+    return Arguments(loaded, given.get("workdir"), chosen, changes)
 
 
-def _flag(name: str, known: tuple[str, ...]) -> str:
-    """How an error ends that names the nearest flag, or field of a config."""
-    names = {field: f"--config.{field}" for field in flat(defaults().to_dict())}
-    names |= {flag: f"--{flag}" for flag in known}
-    close = difflib.get_close_matches(name, names, 1)
-    return f"; nearest: {names[close[0]]}" if close else nearest("", [f"--{k}" for k in known])
+def _fields(arguments: list[str], config: str) -> Collection[str]:
+    """What a flag may have meant: fields of the config that is given, if a command takes any."""
+    if config == "none":
+        return ()
+    file = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), None)
+    try:
+        return known(load_config(file) if file and config == "file" else None)
+    except ValueError:  # told when that is all that is wrong
+        return known(None)
 
 
-def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The config of FILE or FILE:VARIANT.
+def _nearest(name: str, value: str, own: Collection[str], fields: Collection[str]) -> str:
+    """How an error ends that names the nearest flag or field; if none is near, the flags."""
+    text = f"={value}" if value else ""
+    meant = near(name, fields)
+    flags = difflib.get_close_matches(name.replace("_", "-"), own, 1, NEAR)
+    exact = any(path.endswith(name.replace("-", "_")) for path in meant)
+    if meant and (exact or not flags):
+        return f"; nearest: {' or '.join(f'--config.{path}{text}' for path in meant[:3])}"
+    if flags:
+        return f"; nearest: --{flags[0]}{text}"
+    return f"; there are: {', '.join(f'--{flag}' for flag in own)}" if own else "; it takes none"
+
+
+def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
+    """Sets one field, to the value that a text stands for.
 
     Raises:
-      ValueError: no such file or variant.
+      ValueError: there is no such field, it cannot have that value, or it has no effect.
     """
-    name, _, variant = spec.partition(":")
-    module = load_module(name, "config", CONFIGS)
-    if not callable(getattr(module, "get_config", None)):
-        raise ValueError(f"{name!r} has no get_config(variant)")
-    if variant not in ("", *module.VARIANTS):
-        raise ValueError(f"{name} has no variant {variant!r}{nearest(variant, module.VARIANTS)}")
-    config: ml_collections.ConfigDict = module.get_config(variant)
-    return config
-
-
-def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
-    """The module of a Python file.
-
-    Raises:
-      ValueError: there is none; names the nearest beside it, or in `folder`.
-    """
-    path = Path(name)
-    if not path.is_file():
-        found = available(path.parent) or available(folder)
-        raise ValueError(f"no {what} file {name!r}{nearest(name, found)}")
-    loaded = importlib.util.spec_from_file_location(path.stem, path)
-    if loaded is None or loaded.loader is None:
-        raise ValueError(f"{name!r} is no Python file")
-    module = importlib.util.module_from_spec(loaded)
-    loaded.loader.exec_module(module)
-    return module
+    assign_texts(config, {path: text})
 
 
 def integer(options: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
@@ -134,80 +149,6 @@ def integer(options: Mapping[str, str], name: str, default: int, least: int = 1)
     if not text.isdecimal() or int(text) < least:
         raise ValueError(f"--{name}={text} must be an integer of at least {least}")
     return int(text)
-
-
-def available(folder: Path = CONFIGS) -> list[str]:
-    """The config files of the repository."""
-    return sorted(str(path) for path in folder.glob("[!_]*.py"))
-
-
-def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
-    """Sets one field, to a value of the type it has.
-
-    A group in `OPEN` holds arguments of what it names, so it takes any field; the library
-    refuses wrong ones. Naming something else drops the arguments of what it named before.
-
-    Raises:
-      ValueError: no such field, or no such value.
-    """
-    *parents, name = path.split(".")
-    place = _group(config, parents, path)
-    new = ".".join(parents) in OPEN and name not in place
-    before = None if new else _field(place, name, path)
-    if isinstance(before, ml_collections.ConfigDict):
-        raise ValueError(f"--config.{path} is a group of fields{nearest('', before)}")
-    value = _value(text, before, path)
-    if value != before:
-        _drop_arguments(config, path)
-    place = _group(config, parents, path)
-    with place.unlocked(), place.ignore_type():
-        place[name] = value
-
-
-def _group(
-    config: ml_collections.ConfigDict, parents: list[str], path: str
-) -> ml_collections.ConfigDict:
-    place = config
-    for parent in parents:
-        place = _field(place, parent, path)
-        if not isinstance(place, ml_collections.ConfigDict):
-            raise ValueError(f"--config.{path}: {parent!r} has no fields")
-    return place
-
-
-def _drop_arguments(config: ml_collections.ConfigDict, path: str) -> None:
-    """What `path` names is about to change: empties the group of its arguments."""
-    for group, named_by in OPEN.items():
-        if path == named_by:
-            with config.unlocked(), config.ignore_type():
-                config[group] = ml_collections.ConfigDict()
-
-
-def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
-    if name not in place:
-        raise ValueError(f"config has no field {path!r}{nearest(name, place)}")
-    return place[name]
-
-
-def _value(text: str, before: Any, path: str) -> Any:
-    """Reads a value like the one before; None only where that is a default."""
-    if (isinstance(before, str) and path not in WORDS) or text in WORDS.get(path, ()):
-        return text
-    try:
-        words: dict[str, Any] = {"true": True, "false": False, "none": None, "inf": math.inf}
-        value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    if before is None or (value is None and path in _NULLABLE):
-        return value
-    if path in WORDS and fits(value, float):
-        return float(value)
-    if not fits(value, type(before)):
-        also = "".join(f", or {word}" for word in WORDS.get(path, ()))
-        raise ValueError(
-            f"--config.{path}={text} must be {describe(type(before))}, as {before!r} is{also}"
-        )
-    return float(value) if isinstance(before, float) else value
 
 
 def log_to_terminal() -> None:

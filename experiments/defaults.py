@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 import ml_collections
 from ml_collections import config_dict
+
+from dbjax.arguments import describe, fits, nearest
+
+OPEN = {  # group of arguments -> the field that says whose; such a group may have any
+    "options": "algorithm",
+    "rule": "rule.name",
+    "data": "data.name",
+    "model": "model.name",
+}
+_FREE = {*OPEN, "cluster.machines"}  # groups that may have any field
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -45,8 +57,8 @@ def defaults() -> ml_collections.ConfigDict:
             "keep": 3,  # of the latest ones; 0: none are written
         }
     )
-    config.seed = 0  # of the initial parameters and of algorithms
-    config.data_seed = 0  # of the order of the data
+    config.seed = 0  # of the initial parameters and of algorithms, and of what has none of its own
+    config.data_seed = config_dict.placeholder(int)  # of the order of the data; None: as seed
     config.max_spans = 100_000  # kept for the timeline
     config.event_log = config_dict.placeholder(bool)  # None: unless time is virtual
     config.cluster = _cluster()
@@ -63,7 +75,7 @@ def _cluster() -> ml_collections.ConfigDict:
             "service_s": 0.0,
             "memory_bandwidth_bytes_per_s": float("inf"),
             "size_scale": 1.0,
-            "seed": 0,
+            "seed": config_dict.placeholder(int),  # of all that is drawn; None: as the run's
             "machine": {
                 "speed": 1.0,
                 "law": "constant",
@@ -92,3 +104,60 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         inner = isinstance(value, dict)
         found |= flat(value, f"{prefix}{name}.") if inner else {prefix + name: value}
     return found
+
+
+@functools.cache
+def hints() -> Mapping[str, Any]:
+    """Fields by their whole names, and what each may be."""
+    config, found = defaults(), {}
+    for name, value in flat(config.to_dict()).items():
+        group, _, last = name.rpartition(".")
+        place = functools.reduce(getattr, filter(None, group.split(".")), config)
+        found[name] = place.get_type(last) if value is not None else place.get_type(last) | None
+    return found | {
+        "checkpoint.every_s": float | None,
+        "cluster.compute_s": float | Literal["costs"],
+    }
+
+
+def require_whole(config: Any) -> None:
+    """Raises ValueError unless a config has every field, of its type, and no other."""
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(
+            f"it is {config!r}, no ml_collections.ConfigDict: begin with "
+            "experiments.defaults.defaults()"
+        )
+    if missing := list(_missing(config, defaults())):
+        raise ValueError(
+            f"the config lacks {', '.join(missing)}: begin with experiments.defaults.defaults(), "
+            "which has every field, and set what differs"
+        )
+    _require_known(config, defaults())
+
+
+def _missing(
+    config: ml_collections.ConfigDict, whole: ml_collections.ConfigDict, prefix: str = ""
+) -> Iterator[str]:
+    for name, value in whole.items():
+        if name not in config:
+            yield prefix + name
+        elif isinstance(value, ml_collections.ConfigDict):
+            if not isinstance(config[name], ml_collections.ConfigDict):
+                raise ValueError(f"{prefix}{name}={config[name]!r} must be a group of fields")
+            yield from _missing(config[name], value, f"{prefix}{name}.")
+
+
+def _require_known(
+    config: ml_collections.ConfigDict, whole: ml_collections.ConfigDict, prefix: str = ""
+) -> None:
+    for name, value in config.items():
+        path = prefix + name
+        hint = hints().get(path)
+        if isinstance(value, ml_collections.ConfigDict) and name in whole:
+            _require_known(value, whole[name], f"{path}.")
+        elif hint is not None and not fits(value, hint):
+            raise ValueError(f"{path}={value!r} must be {describe(hint)}")
+        elif name not in whole and prefix.rstrip(".") not in _FREE:
+            raise ValueError(
+                f"the config has a field {path!r} that is unknown{nearest(name, whole)}"
+            )

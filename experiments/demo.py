@@ -14,6 +14,7 @@ import rich.table
 import dbjax
 from dbjax.arguments import nearest
 from dbjax.interrupts import exit_code
+from dbjax.workdir import prepare
 from experiments import plots
 from experiments.accuracy import time_to
 from experiments.command_line import command, load_config, log_to_terminal, parse
@@ -82,24 +83,23 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
-    chosen = parse(arguments, ("methods", "variant"))
+    chosen = parse(arguments, ("methods", "variant"), config="none")
     if chosen.workdir is None:
         raise ValueError("needs --workdir=DIR")
     methods = chosen.options.get("methods", "sgd,downpour,adagrad").split(",")
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"no method {method!r}{nearest(method, METHODS)}")
+    variant = chosen.options.get("variant", "")
+    configs = {method: load_config(f"{METHODS[method][1]}:{variant}") for method in methods}
+    workdir = prepare(chosen.workdir)
     log_to_terminal()
     results: dict[str, dbjax.Result] = {}
-    variant = chosen.options.get("variant", "")
-    for method in methods:
-        name, file = METHODS[method]
-        config = load_config(f"{file}:{variant}")
-        label = f"{name} [{dict(config.options).get('replicas', 1)}]"
-        results[label] = run_config(config, Path(chosen.workdir) / method, label)
+    for method, config in configs.items():
+        label = f"{METHODS[method][0]} [{dict(config.options).get('replicas', 1)}]"
+        results[label] = run_config(config, workdir / method, label)
         if results[label].summary["interrupted"]:
             break
-    workdir = Path(chosen.workdir)
     draw(results, workdir, config.seed)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 110)
     console.print(comparison(results))

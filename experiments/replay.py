@@ -50,8 +50,8 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
-    chosen = parse(arguments)
-    if chosen.workdir is None or chosen.config is not None:
+    chosen = parse(arguments, config="none")
+    if chosen.workdir is None:
         raise ValueError("needs --workdir=DIR of a run, and nothing else: the config lies there")
     begin = time.perf_counter()
     try:

@@ -31,8 +31,7 @@ def run_config(
     beside: Beside | None = None,
 ) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`, alone."""
-    if config.evaluations < 1:
-        raise ValueError(f"evaluations={config.evaluations} must be at least 1")
+    build.require_sound(config)
     build.make_host_devices(config)
     with alone_in(workdir):
         result = _run(config, workdir, label, beside)
@@ -40,11 +39,16 @@ def run_config(
             plots.curves(
                 {label: result.evaluations},
                 clock=build.clock(config),
-                caption=f"1 run, seed {config.seed}, data seed {config.data_seed}",
+                caption=_seeds(config),
             ),
             Path(workdir) / "curves.png",
         )
     return result
+
+
+def _seeds(config: ml_collections.ConfigDict) -> str:
+    data = "" if config.data_seed is None else f", data seed {config.data_seed}"
+    return f"1 run, seed {config.seed}{data}"
 
 
 def _run(
@@ -120,7 +124,7 @@ def help_text(config: ml_collections.ConfigDict | None) -> str:
             hint = f"   ({HINTS[name]})" if name in HINTS else ""
             lines.append(f"  --config.{name}={value}{hint}")
         lines += ["", "options, rule, data and model take any argument of what they name;"]
-        lines += ["naming another drops the arguments of the one before."]
+        lines += ["naming another drops the arguments that the file gives to the one before."]
     return "\n".join(lines)
 
 
@@ -130,15 +134,13 @@ def main(arguments: list[str]) -> int:
         given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
         print(help_text(load_config(given[0]) if given else None))
         return 0
-    chosen = parse(arguments)
-    if chosen.config is None or chosen.workdir is None:
-        raise ValueError("needs --config=FILE and --workdir=DIR; --help lists the configs")
+    config, workdir = parse(arguments).config_and_workdir()
     log_to_terminal()
-    result = run_config(chosen.config, chosen.workdir, title(chosen.config))
+    result = run_config(config, workdir, title(config))
     console = rich.console.Console()
     console.print(table(result.summary))
     console.print(
-        f"everything is in {chosen.workdir}: curves.png, summary.json, "
+        f"everything is in {workdir}: curves.png, summary.json, "
         "trace.json (open in ui.perfetto.dev)",
         soft_wrap=True,
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,8 +59,10 @@ class Config:
             if getattr(self, field) < 1:
                 raise ValueError(f"downpour.{field}={getattr(self, field)} must be at least 1")
         for field in ("warm_start_s", "warm_start_updates"):
-            if getattr(self, field) < 0:
-                raise ValueError(f"downpour.{field}={getattr(self, field)} must not be negative")
+            if not 0 <= getattr(self, field) < math.inf:
+                raise ValueError(
+                    f"downpour.{field}={getattr(self, field)} must be finite and at least 0"
+                )
         require_backups("downpour", self.shard_backups)
         if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
             raise ValueError(

@@ -13,6 +13,7 @@ from dbjax.checkpoint.encoding import Arrays
 from dbjax.checkpoint.exact import Exact, Exactly
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.quantities import require_positive
 from dbjax.task import Program
 from dbjax.trace import Row, Trace
 
@@ -34,8 +35,8 @@ class Every:
     def __post_init__(self) -> None:
         for name in ("seconds", "updates"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ValueError(f"checkpoints every {name}={value}: must be above 0, or None")
+            if value is not None:
+                require_positive(f"checkpoints every {name}", value, ", or None")
 
 
 @final

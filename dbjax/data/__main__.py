@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
+import tempfile
 
-from dbjax.data.registry import OWN, default_data_dir, load, prepare
+from dbjax.data.registry import IN_MEMORY, OWN, default_data_dir, load, prepare
 from dbjax.interrupts import exit_code
 
 
@@ -21,18 +23,17 @@ def main(arguments: list[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("name", help=f"{', '.join(OWN)}, or a data set of TFDS")
-    parser.add_argument("--data-dir", default=default_data_dir(), help="default: %(default)s")
-    parser.add_argument("--num-frames", type=int, default=300_000, help="speech_frames: how many")
-    parser.add_argument("--num-states", type=int, default=128, help="speech_frames: classes")
-    parser.add_argument("--seed", type=int, default=0, help="speech_frames: of what is said")
+    parser.add_argument("--data-dir", help="default: $DBJAX_DATA_DIR, or a cache")
+    parser.add_argument("--num-frames", type=int, help="speech_frames: how many; default: 300000")
+    parser.add_argument("--num-states", type=int, help="speech_frames: classes; default: 128")
+    parser.add_argument("--seed", type=int, help="speech_frames: of what is said; default: 0")
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    options = {}
-    if chosen.name == "speech_frames":
-        options = {k: getattr(chosen, k) for k in ("num_frames", "num_states", "seed")}
     try:
-        prepare(chosen.name, chosen.data_dir)
-        splits = load(chosen.name, data_dir=chosen.data_dir, **options)
+        options = _options(chosen)
+        data_dir = _data_dir(chosen)
+        prepare(chosen.name, data_dir)
+        splits = load(chosen.name, data_dir=data_dir, **options)
     except ValueError as error:
         print(f"python -m dbjax.data: {error}", file=sys.stderr)
         return 2
@@ -41,9 +42,37 @@ def main(arguments: list[str] | None = None) -> int:
         return exit_code(*interrupt.args)
     print(
         f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
-        f"of {splits.num_classes} classes, in {chosen.data_dir}"
+        f"of {splits.num_classes} classes, in "
+        f"{'memory' if chosen.name in IN_MEMORY else data_dir}"
     )
     return 0
+
+
+def _options(chosen: argparse.Namespace) -> dict[str, int]:
+    """Of the data set, those that are given."""
+    names = ("num_frames", "num_states", "seed")
+    given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
+    if given and chosen.name != "speech_frames":
+        flag = next(iter(given)).replace("_", "-")
+        raise ValueError(f"--{flag} is for speech_frames: {chosen.name!r} takes none")
+    return given
+
+
+def _data_dir(chosen: argparse.Namespace) -> str:
+    """Where the data set is to lie; a folder that can be written to."""
+    if chosen.data_dir is not None and chosen.name in IN_MEMORY:
+        raise ValueError(f"--data-dir has no effect: {chosen.name!r} is made in memory")
+    data_dir: str = default_data_dir() if chosen.data_dir is None else chosen.data_dir
+    if chosen.name in IN_MEMORY:
+        return data_dir
+    if not data_dir.strip():
+        raise ValueError(f"--data-dir={data_dir} is empty: name a folder")
+    try:
+        os.makedirs(data_dir, exist_ok=True)
+        with tempfile.TemporaryFile(dir=data_dir):
+            return data_dir
+    except OSError as error:
+        raise ValueError(f"--data-dir={data_dir} cannot be written: {error.strerror}") from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from dbjax.arguments import keyword_hints, require_known
+from dbjax.arguments import keyword_hints, require_known, require_seed
 from dbjax.data import images
 from dbjax.data.quadratic import quadratic
 from dbjax.data.speech import load as speech
@@ -22,6 +22,7 @@ OWN: dict[str, Callable[..., Splits]] = {
     "synthetic": images.synthetic,
     "quadratic": quadratic,
 }
+IN_MEMORY = frozenset({"digits", "synthetic", "quadratic"})  # of our own: these lie nowhere
 
 
 def default_data_dir() -> str:
@@ -48,8 +49,14 @@ def load(name: str, *, data_dir: str | None = None, **options: Any) -> Splits:
 
 def require_options(name: str, **options: Any) -> None:
     """Raises ValueError if the data set has no such option."""
-    reader = OWN.get(name, images.tfds_images)
-    require_known(f"data {name!r}", options, keyword_hints(reader))
+    require_known(f"data {name!r}", options, option_hints(name))
+    if "seed" in options:
+        require_seed(f"data {name!r}: seed", options["seed"])
+
+
+def option_hints(name: str) -> dict[str, Any]:
+    """The options of a data set, and their types."""
+    return keyword_hints(OWN.get(name, images.tfds_images))
 
 
 @functools.lru_cache(maxsize=4)

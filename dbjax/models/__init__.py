@@ -5,6 +5,7 @@ from dbjax.models.linear import LinearConfig as LinearConfig
 from dbjax.models.mlp import Mlp as Mlp
 from dbjax.models.mlp import MlpConfig as MlpConfig
 from dbjax.models.model import Model as Model
+from dbjax.models.model import argument_hints as argument_hints
 from dbjax.models.model import build as build
 from dbjax.models.model import model as model
 from dbjax.models.model import require_arguments as require_arguments

@@ -11,7 +11,13 @@ from typing import Any, final
 import jax
 import jax.numpy as jnp
 
-from dbjax.arguments import keyword_hints, nearest, require_known, require_labels
+from dbjax.arguments import (
+    keyword_hints,
+    nearest,
+    require_known,
+    require_labels,
+    require_seed,
+)
 from dbjax.models import functional
 from dbjax.models.functional import require_sizes
 from dbjax.models.linear import LinearConfig
@@ -121,14 +127,19 @@ def require_arguments(name: str, *, l2: float = 0.0, **options: Any) -> None:
     """Raises ValueError if there is no such network, or it has no such option."""
     if name not in CONFIGS:
         raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
-    require_known(f"model {name!r}", options, keyword_hints(CONFIGS[name]))
-    require_known(f"model {name!r}", {"l2": l2}, {"l2": float})
+    require_known(f"model {name!r}", options | {"l2": l2}, argument_hints(name))
     if not l2 >= 0:
         raise ValueError(f"model {name!r}: l2={l2} must be at least 0")
 
 
+def argument_hints(name: str) -> dict[str, Any]:
+    """The arguments of a network, and their types."""
+    return keyword_hints(CONFIGS[name]) | {"l2": float}
+
+
 def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
     """The network of a config such as `PAPER`, initialised from a seed."""
+    seed = require_seed("seed", seed)
     return Model(functools.partial(functional.init, config, seed), *_functions(config, l2))
 
 

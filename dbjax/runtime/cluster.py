@@ -12,6 +12,15 @@ import numpy as np
 from dbjax.runtime.network import Link as Link
 from dbjax.runtime.network import Outage as Outage
 from dbjax.runtime.network import matches
+from dbjax.runtime.quantities import (
+    is_number,
+    require_count,
+    require_finite,
+    require_positive,
+    require_positive_or_infinite,
+    require_probability,
+    require_seed,
+)
 
 Law = Literal["constant", "lognormal", "exponential"]
 
@@ -53,23 +62,22 @@ class Machine:
             "bandwidth_bytes_per_s",
             "mean_time_between_failures_s",
             "mean_time_to_repair_s",
-            "straggle_factor",
         ):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"Machine.{field}={getattr(self, field)!r} must be above 0")
-        if not isinstance(self.cards, int) or self.cards < 1:
-            raise ValueError(f"Machine.cards={self.cards!r} must be an integer of at least 1")
+            require_positive_or_infinite(f"Machine.{field}", getattr(self, field))
+        require_count("Machine.cards", self.cards)
         if self.law not in ("constant", "lognormal", "exponential"):
             raise ValueError(
                 f"Machine.law={self.law!r} is none of constant, lognormal, exponential"
             )
-        if not (self.sigma >= 0 and math.isfinite(self.sigma)):
-            raise ValueError(f"Machine.sigma={self.sigma!r} must be finite and at least 0")
+        require_finite("Machine.sigma", self.sigma)
         if self.sigma and self.law != "lognormal":
             raise ValueError(f"Machine.sigma={self.sigma!r} has no effect: set law='lognormal'")
-        if not 0 <= self.straggle_probability <= 1:
+        require_probability("Machine.straggle_probability", self.straggle_probability)
+        require_positive("Machine.straggle_factor", self.straggle_factor)
+        if (self.straggle_probability > 0) != (self.straggle_factor != 1):
             raise ValueError(
-                f"Machine.straggle_probability={self.straggle_probability!r} is outside [0, 1]"
+                f"Machine.straggle_probability={self.straggle_probability!r} has no effect with "
+                f"straggle_factor={self.straggle_factor!r}: set both, or neither"
             )
 
     def factors(self, draws: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
@@ -94,9 +102,10 @@ class Failure:
     back_s: float = math.inf
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at_s < self.back_s:
+        times_s = (self.at_s, self.back_s)
+        if not (all(map(is_number, times_s)) and 0 <= self.at_s < self.back_s):
             raise ValueError(
-                f"Failure of {self.node}: needs 0 <= at_s={self.at_s} < back_s={self.back_s}"
+                f"Failure of {self.node}: needs 0 <= at_s={self.at_s!r} < back_s={self.back_s!r}"
             )
 
 
@@ -122,7 +131,7 @@ class Cluster:
       failures: scheduled deaths of nodes that run a main, or a service that may die.
       outages: cuts of the network between nodes; each heals.
       links: between nodes where the network is another; the first match counts.
-      seed: of every drawn duration, failure and duplicate; apart from the seed of the data.
+      seed: of every drawn duration, failure and duplicate; None: that of the run.
     """
 
     compute_s: float | Literal["costs"] | Callable[[Callable[..., Any], tuple[Any, ...]], Any] = 1.0
@@ -137,20 +146,32 @@ class Cluster:
     failures: tuple[Failure, ...] = ()
     outages: tuple[Outage, ...] = ()
     links: tuple[Link, ...] = ()
-    seed: int = 0
+    seed: int | None = None
 
     def __post_init__(self) -> None:
         for field in ("latency_s", "message_s", "service_s"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(
-                    f"Cluster.{field}={getattr(self, field)!r} must be finite and at least 0"
-                )
-        for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
-            if not getattr(self, field) > 0:
-                raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")
-        if not isinstance(self.replica_machines, int) or self.replica_machines < 1:
-            raise ValueError(f"Cluster.replica_machines={self.replica_machines!r}: at least 1")
+            require_finite(f"Cluster.{field}", getattr(self, field))
+        bandwidth = self.memory_bandwidth_bytes_per_s
+        require_positive_or_infinite("Cluster.memory_bandwidth_bytes_per_s", bandwidth)
+        require_positive("Cluster.size_scale", self.size_scale)
+        require_count("Cluster.replica_machines", self.replica_machines)
+        if self.seed is not None:
+            require_seed("Cluster.seed", self.seed)
+        self._check_kinds()
         self._check_compute_s()
+
+    def _check_kinds(self) -> None:
+        parts: dict[str, tuple[type, Any]] = {
+            "machine": (Machine, (self.machine,)),
+            "machines": (Machine, dict(self.machines).values()),
+            "failures": (Failure, self.failures),
+            "outages": (Outage, self.outages),
+            "links": (Link, self.links),
+        }
+        for name, (kind, values) in parts.items():
+            for value in values:
+                if not isinstance(value, kind):
+                    raise ValueError(f"Cluster.{name}: {value!r} must be a {kind.__name__}")
 
     def _check_compute_s(self) -> None:
         if self.compute_s == "costs":
@@ -162,10 +183,8 @@ class Cluster:
                     )
         elif callable(self.compute_s):
             return
-        elif isinstance(self.compute_s, str) or not 0 <= self.compute_s < math.inf:
-            raise ValueError(
-                f"Cluster.compute_s={self.compute_s!r} must be finite and at least 0, or 'costs'"
-            )
+        else:
+            require_finite("Cluster.compute_s", self.compute_s, ", or 'costs'")
 
     @property
     def mortal(self) -> bool:
@@ -177,6 +196,10 @@ class Cluster:
             for time_s in (m.mean_time_between_failures_s, m.mean_time_to_repair_s)
         )
         return drawn or bool(self.failures)
+
+    def seeded(self, seed: int) -> Cluster:
+        """The same cluster; with that seed, if it has none of its own."""
+        return self if self.seed is not None else dataclasses.replace(self, seed=seed)
 
     def machine_of(self, name: str) -> Machine:
         """The machine that the node of that name runs on."""

@@ -6,6 +6,8 @@ import dataclasses
 import fnmatch
 import math
 
+from dbjax.runtime.quantities import is_number, require_finite, require_probability
+
 
 @dataclasses.dataclass(frozen=True)
 class Outage:
@@ -24,10 +26,11 @@ class Outage:
     back_s: float
 
     def __post_init__(self) -> None:
-        if not 0 <= self.at_s < self.back_s < math.inf:
+        times_s = (self.at_s, self.back_s)
+        if not (all(map(is_number, times_s)) and 0 <= self.at_s < self.back_s < math.inf):
             raise ValueError(
-                f"Outage between {self.a} and {self.b}: needs 0 <= at_s={self.at_s} < "
-                f"back_s={self.back_s} < inf; a node that is gone for good is a Failure"
+                f"Outage between {self.a} and {self.b}: needs 0 <= at_s={self.at_s!r} < "
+                f"back_s={self.back_s!r} < inf; a node that is gone for good is a Failure"
             )
 
 
@@ -49,12 +52,9 @@ class Link:
 
     def __post_init__(self) -> None:
         between = f"Link between {self.a} and {self.b}"
-        if self.latency_s is not None and not 0 <= self.latency_s < math.inf:
-            raise ValueError(f"{between}: latency_s={self.latency_s!r} must be finite, at least 0")
-        if not 0 <= self.duplicate_probability <= 1:
-            raise ValueError(
-                f"{between}: duplicate_probability={self.duplicate_probability!r} is outside [0, 1]"
-            )
+        if self.latency_s is not None:
+            require_finite(f"{between}: latency_s", self.latency_s)
+        require_probability(f"{between}: duplicate_probability", self.duplicate_probability)
 
 
 def joins(way: Outage | Link, one: str, other: str) -> bool:

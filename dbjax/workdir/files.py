@@ -16,6 +16,8 @@ def prepare(directory: str | Path) -> Path:
     Raises:
       ValueError: it cannot be made or written to.
     """
+    if not str(directory).strip():
+        raise ValueError(f"workdir {str(directory)!r} is empty: name a folder")
     path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
@@ -23,6 +25,18 @@ def prepare(directory: str | Path) -> Path:
             return path
     except OSError as error:
         raise ValueError(f"workdir {str(path)!r} cannot be written: {error.strerror}") from error
+
+
+def prepare_file(path: Path) -> Path:
+    """Makes the directory of a file that is to be written.
+
+    Raises:
+      ValueError: that cannot be made or written to, or the path is a directory itself.
+    """
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a directory: name a file")
+    prepare(path.parent)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:

@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
-    chosen = parse(arguments, ("size", "batch-size"))
+    chosen = parse(arguments, ("size", "batch-size"), config="none")
     size = chosen.options.get("size", "full")
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")

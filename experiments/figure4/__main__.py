@@ -39,7 +39,6 @@ from experiments.figure4.picture import figure
 from experiments.figure4.results import Runs, order, provenance, rows, stated
 from experiments.figure4.seeds import run_seeds
 from experiments.figure4.sentences import claims
-from experiments.figure4.tuning import tune
 
 
 def main(arguments: list[str]) -> int:
@@ -47,10 +46,13 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = options([a for a in arguments if a != "--tune"], "figure4", "methods")
+    if "--tune" in arguments and chosen.changes:
+        raise ValueError("--tune goes without --config.FIELD=VALUE: it tunes what configs/ say")
+    prepare(chosen.workdir)
     log_to_terminal()
     if "--tune" in arguments:
-        if chosen.changes:
-            raise ValueError("--tune goes without --config.FIELD=VALUE: it tunes what configs/ say")
+        from experiments.figure4.tuning import tune  # it needs Optuna
+
         interrupted = tune(chosen.size, chosen.methods, chosen.runs / "tuning", chosen.jobs)
         if interrupted:
             print("interrupted: the same command goes on", file=sys.stderr)
@@ -65,7 +67,7 @@ def write(runs: Runs, caption: str, workdir: Path) -> None:
     """All that follows from the runs."""
     figures.leave(
         "figure4",
-        prepare(workdir),
+        workdir,
         rows=rows(runs),
         picture=figure(runs, caption),
         claims=claims(runs),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import ml_collections
@@ -12,11 +12,17 @@ import ml_collections
 from configs._figure4 import DEFAULT, SIZES, tuned_at, winners
 from dbjax.arguments import nearest
 from dbjax.models import PAPER, SpeechConfig
-from experiments.command_line import integer, override, parse
+from experiments import build
+from experiments.command_line import integer, parse
+from experiments.fields import assign_texts
 from experiments.figure4.methods import METHODS
+from experiments.sweep.trial import UNUSED
 
 # Fields that other fields of a config of Figure 4 follow from.
-_DERIVED = ("batch_size", "model.", "data.num_states", "cluster.compute_s", "cluster.machine")
+_DERIVED = ("batch_size", "model.", "data.num_states", "cluster.compute_s", "cluster.machine",
+            "options.replicas", "options.shards", "runtime", "algorithm",
+            "data.name")  # fmt: skip
+_SEEDS = ("seed", "data_seed", "cluster.seed")
 _NUMBERS = {"seeds": 3, "jobs": os.cpu_count() or 1}
 
 
@@ -31,7 +37,7 @@ class Options:
       methods: keys of `METHODS`.
       workdir: for the table and the picture.
       runs: for the runs, which both figures share.
-      changes: fields of every method's config and their values, above what was tuned.
+      changes: fields of every method's config and their values, as text, above what was tuned.
     """
 
     size: str
@@ -40,24 +46,30 @@ class Options:
     jobs: int
     workdir: Path
     runs: Path
-    changes: tuple[tuple[str, str], ...] = ()
+    changes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def seed_numbers(self) -> range:
         return range(1, 1 + self.seeds)
 
     def changed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """As the command line says."""
+        """As the command line says.
+
+        Raises:
+          ValueError: the config cannot be changed so, or not be run then.
+        """
         config = config.copy_and_resolve_references()
-        for path, value in self.changes:
-            override(config, path, value)
+        assign_texts(config, self.changes)
+        build.require_sound(config)
+        if config.until_s is None:
+            raise ValueError("until_s=None: a figure needs a time until which all methods run")
         return config
 
     def caption(self, config: ml_collections.ConfigDict) -> str:
         """What is modelled, and what is computed; of any method's config."""
         size, computed = SIZES[self.size], parameters(config)
         network = f"{size.network:g} times the network of " if size.network != 1 else ""
-        changes = "".join(f"; {path}={value}" for path, value in self.changes)
+        changes = "".join(f"; {path}={value}" for path, value in self.changes.items())
         return (
             f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network}"
             f"the cluster fitted to Figure 3, mini-batches of 100, {config.until_s:g} s; "
@@ -98,16 +110,18 @@ def options(arguments: list[str], figure: str, *more: str) -> Options:
     Raises:
       ValueError: anything is not understood.
     """
-    pairs = [a.removeprefix("--config.").split("=", 1) for a in arguments if _changes(a)]
-    changes = tuple((path, value) for path, value in pairs)
-    chosen = parse([a for a in arguments if not _changes(a)], ("size", "runs", *more, *_NUMBERS))
-    given = chosen.options
+    chosen = parse(arguments, ("size", "runs", *more, *_NUMBERS), config="fields")
+    given, changes = chosen.options, chosen.changes
     size = given.get("size", DEFAULT)
     if size not in SIZES:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
-    for path, _ in changes:
+    for path in changes:
         if path.startswith(_DERIVED):
             raise ValueError(f"--config.{path}: the clock depends on it; see configs/_figure4.py")
+        if path in _SEEDS:
+            raise ValueError(f"--config.{path}: every run has seeds of its own; give --seeds=N")
+        if path in UNUSED:
+            raise ValueError(f"--config.{path} has no effect on what the figure shows")
     if changes and (chosen.workdir is None or "runs" not in given):
         raise ValueError("with --config.FIELD=VALUE give a --workdir and --runs of their own")
     methods = tuple(given["methods"].split(",")) if "methods" in given else tuple(METHODS)
@@ -122,7 +136,3 @@ def options(arguments: list[str], figure: str, *more: str) -> Options:
     return Options(
         size, methods, **numbers, workdir=Path(chosen.workdir or where), runs=runs, changes=changes
     )
-
-
-def _changes(argument: str) -> bool:
-    return argument.startswith("--config.") and "=" in argument

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from configs._figure4 import TUNED, winners
-from dbjax.workdir.files import write_json
+from dbjax.workdir.files import prepare_file, write_json
 from experiments.defaults import flat
+from experiments.fields import assign
 from experiments.figure4.methods import METHODS
 from experiments.sweep.run import sweep
 from experiments.sweep.space import load_space
@@ -20,11 +21,13 @@ def tune(size: str, methods: Sequence[str], workdir: Path, jobs: int) -> str | N
     Returns:
       The signal that has interrupted it; the same call goes on.
     """
+    prepare_file(TUNED)
     for key in methods:
         method = METHODS[key]
         space = load_space(f"configs/spaces/figure4/{method.space}.py")
-        neutral = {name: values.grid[0] for name, values in space.space.items()}
-        config = space.set_in(method.config(size), neutral)  # the same whatever was found before
+        neutral = {name: values.ends[0] for name, values in space.space.items()}
+        config = method.config(size)
+        assign(config, neutral)  # the same whatever was found before
         found = sweep(config, space, workdir / key, jobs=jobs, label=f"{key}:{size}")
         if found.interrupted:
             return found.interrupted

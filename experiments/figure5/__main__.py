@@ -38,6 +38,7 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = options(arguments, "figure5")
+    prepare(chosen.workdir)
     log_to_terminal()
     drawn = configs(chosen.size)
     config = chosen.changed(drawn["sgd", 1][1])
@@ -51,11 +52,11 @@ def write(
     found: Sequence[Point], accuracy: float, config: ml_collections.ConfigDict, chosen: Options
 ) -> None:
     """All that follows from the points, and the config of SGD [1]."""
-    workdir, deadline_s, computed = prepare(chosen.workdir), config.until_s, parameters(config)
+    deadline_s, computed = config.until_s, parameters(config)
     caption = f"{chosen.caption(config)}, Downpour at 20, with Adagrad at 20 and 200 replicas"
     figures.leave(
         "figure5",
-        workdir,
+        chosen.workdir,
         rows=rows(found, accuracy, deadline_s, computed),
         picture=figure(found, accuracy, deadline_s, caption),
         claims=claims(found, deadline_s),

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dbjax.workdir.files import prepare, write_text
+from dbjax.workdir.files import prepare_file, write_text
 from experiments.command_line import command, parse
 from experiments.report.page import page
 from experiments.report.read import labels, read
@@ -21,13 +21,15 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     workdirs = [argument for argument in arguments if not argument.startswith("-")]
-    chosen = parse([a for a in arguments if a.startswith("-")], ("out",))
-    if not workdirs or chosen.config is not None or chosen.workdir is not None:
+    flags = [a for a in arguments if a.startswith("-")]
+    chosen = parse(flags, ("out",), config="none", workdir=False)
+    if not workdirs:
         raise ValueError("needs WORKDIR... of runs, and nothing else but --out=FILE")
-    runs = [read(*one) for one in zip(workdirs, labels(workdirs), strict=True)]
     out = Path(chosen.options.get("out", Path(workdirs[0]) / "report.html"))
-    prepare(out.parent)
-    write_text(out, page(runs))
+    if "out" in chosen.options:
+        prepare_file(out)
+    runs = [read(*one) for one in zip(workdirs, labels(workdirs), strict=True)]
+    write_text(prepare_file(out), page(runs))
     print(f"the page is {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 

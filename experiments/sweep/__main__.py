@@ -18,6 +18,7 @@ The same command again goes on where it was interrupted; with more --trials, to 
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,19 +27,23 @@ import rich.console
 
 from dbjax.interrupts import exit_code
 from experiments.command_line import available, command, integer, log_to_terminal, parse
-from experiments.sweep.results import errors, table
-from experiments.sweep.run import sweep
-from experiments.sweep.space import SPACES, load_space
+
+if importlib.util.find_spec("optuna") is not None:
+    from experiments.sweep.results import errors, table
+    from experiments.sweep.run import sweep
+    from experiments.sweep.space import SPACES, load_space
 
 _NUMBERS = {"trials": 1, "jobs": 1, "seeds": 1, "cluster-seeds": 1, "seed": 0}  # and the least
 _NAMES = ("sampler", "pruner", "metric")
 
 
 def main(arguments: list[str]) -> int:
+    if importlib.util.find_spec("optuna") is None:
+        raise ValueError("sweeps need Optuna: pip install 'dbjax[sweep]'")
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip(), "\n\nspaces:", *available(SPACES), sep="\n  ")
         return 0
-    chosen = parse(arguments, ("space", "on", *_NUMBERS, *_NAMES))
+    chosen = parse(arguments, ("space", "on", *_NUMBERS, *_NAMES), asked=("ray.address",))
     options = chosen.options
     if chosen.config is None or chosen.workdir is None or "space" not in options:
         raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
@@ -54,7 +59,15 @@ def main(arguments: list[str]) -> int:
     space = load_space(options["space"], **given)
     log_to_terminal()
     label = next(a.partition("=")[2] for a in arguments if a.startswith("--config="))
-    result = sweep(chosen.config, space, chosen.workdir, jobs=jobs, on=on, label=label)
+    result = sweep(
+        chosen.config,
+        space,
+        chosen.workdir,
+        jobs=jobs,
+        on=on,
+        label=label,
+        fixed=chosen.changes,
+    )
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     if result.interrupted:
         ended = sum(row["state"] != "left running" for row in result.rows)

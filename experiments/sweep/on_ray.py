@@ -16,8 +16,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, final
 
-import ml_collections
-
 from dbjax.runtime.ray import RayOptions
 from experiments.sweep.pool import Worker
 from experiments.sweep.worker import ONE_THREAD, serve
@@ -26,8 +24,8 @@ _START_S = 120.0  # for a worker to come up: it imports JAX
 
 
 @contextlib.contextmanager
-def actors(config: ml_collections.ConfigDict) -> Iterator[Callable[[], Worker]]:
-    """Gives a function that starts a worker on the cluster of `config.ray.address`.
+def actors(address: str) -> Iterator[Callable[[], Worker]]:
+    """Gives a function that starts a worker on the cluster of that address.
 
     Raises:
       ValueError: Ray is not installed, or the cluster cannot be reached.
@@ -36,7 +34,7 @@ def actors(config: ml_collections.ConfigDict) -> Iterator[Callable[[], Worker]]:
         raise ValueError("on=ray needs Ray: pip install 'dbjax[ray]'")
     from dbjax.runtime.ray.placement import Placement
 
-    cluster = Placement(RayOptions(address=config.ray.address), ())
+    cluster = Placement(RayOptions(address=address), ())
     try:
         key = secrets.token_bytes(32)
         with Listener((cluster.host(), 0), authkey=key) as listener:

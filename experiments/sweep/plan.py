@@ -16,9 +16,11 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dbjax.arguments import nearest
 from dbjax.workdir.files import plain
-from experiments.defaults import flat
-from experiments.sweep.space import Space, require_fits
-from experiments.sweep.trial import Job
+from experiments import build
+from experiments.defaults import OPEN, flat
+from experiments.fields import assign, at
+from experiments.sweep.space import Space
+from experiments.sweep.trial import UNUSED, Job
 
 LAG = 4  # at least: a trial looks back at those so many numbers before it, and earlier ones
 RUNGS = "rungs"  # attribute of a trial: how far it came, as successive halving notes it
@@ -40,12 +42,15 @@ class Plan:
     Attributes:
       config: what is the same in all trials.
       space: what is not.
+      fixed: fields of the config that were set apart: they are set together with those of the
+        space, since they may be arguments of what that names.
       lag: a trial depends on none that is fewer numbers before it; for samplers and pruners
         that look back.
     """
 
     config: ml_collections.ConfigDict
     space: Space
+    fixed: tuple[str, ...] = ()
     lag: int = LAG
 
     def __post_init__(self) -> None:
@@ -60,7 +65,36 @@ class Plan:
             for name in ("until_s", "evaluations"):
                 if name in self.space.space:
                     raise ValueError(f"a pruner compares at equal times: {name!r} must not vary")
-        require_fits(self.space, self.config)
+        self._require_fits()
+
+    def _require_fits(self) -> None:
+        for name in self.space.space:
+            if name in self.fixed:
+                value = at(self.config, name)
+                raise ValueError(f"--config.{name}={value} has no effect: SPACE sets it")
+            if name in UNUSED or name.startswith("ray."):
+                raise ValueError(f"SPACE: {name!r} does not change what comes of a trial")
+        several = [n for n, v in self.space.space.items() if n in OPEN.values() and len(v.ends) > 1]
+        for values in self.space.ends():
+            try:
+                build.require_sound(self.configured(values))
+            except ValueError as error:
+                if not several:
+                    raise
+                raise ValueError(
+                    f"{error}; every value of {several[0]!r} is tried with all fields of SPACE: "
+                    "where they differ in their fields, give each a space of its own"
+                ) from error
+
+    def configured(self, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+        """The config of a trial whose fields have these values."""
+        config = self.config.copy_and_resolve_references()
+        assign(config, {name: at(config, name) for name in self.fixed} | dict(values))
+        return config
+
+    def config_of(self, drawn: Mapping[str, Any]) -> ml_collections.ConfigDict:
+        """The config of a trial for which this was drawn."""
+        return self.configured(self.space.values(drawn))
 
     @property
     def metric(self) -> str:
@@ -85,7 +119,7 @@ class Plan:
         return self.space.sampler == "tpe" or self.space.pruner != "none"
 
     def job(self, drawn: Mapping[str, Any]) -> Job:
-        config = self.space.set_in(self.config, drawn)
+        config = self.config_of(drawn)
         prunes = self.space.pruner != "none"
         return Job(config, self.metric, self.space.seeds, self.space.cluster_seeds, prunes)
 

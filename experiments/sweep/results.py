@@ -80,7 +80,7 @@ def found(plan: Plan, study: optuna.Study, interrupted: str | None, label: str) 
         return Found(plan, study, None, None, rows, interrupted, label)
     sign = -1 if plan.direction == "minimize" else 1
     best = max(complete, key=lambda number: sign * rows[number]["value"])
-    config = plan.space.set_in(plan.config, trials[best].params)
+    config = plan.config_of(trials[best].params)
     return Found(plan, study, config, rows[best], rows, interrupted, label)
 
 

@@ -8,7 +8,7 @@ import functools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from dbjax.arguments import nearest, require_at_least_one
 from dbjax.interrupts import noted
 from dbjax.workdir import alone_in, prepare, write_json
 from dbjax.workdir.origin import versions
+from experiments.defaults import defaults
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
@@ -40,6 +41,7 @@ def sweep(
     jobs: int = 1,
     on: str = "processes",
     label: str = "",
+    fixed: Collection[str] = (),
 ) -> Found:
     """Tries values of fields of a config.
 
@@ -56,6 +58,8 @@ def sweep(
       jobs: trials at once, each in a process that uses one core.
       on: processes of this machine, or of those that Ray knows at `config.ray.address`.
       label: what is tuned, for captions.
+      fixed: fields of the config that were set apart: they are set together with those of the
+        space, since they may be arguments of what that names.
 
     Raises:
       ValueError: something does not fit, or another sweep lies in the workdir.
@@ -64,19 +68,30 @@ def sweep(
     if on not in ON:
         raise ValueError(f"no on={on}{nearest(on, ON)}")
     space = dataclasses.replace(space, trials=trials) if trials is not None else space
-    plan = Plan(config, space, lag=max(LAG, jobs))
+    address, config = config.ray.address, _of_trials(config, on)
+    plan = Plan(config, space, tuple(fixed), lag=max(LAG, jobs))
     workdir = prepare(workdir)
     with alone_in(workdir):
         plan = _taken_up(plan, workdir)
         study = _opened(plan, workdir)
         with noted() as interrupted:
-            start = _starts(on, config, workdir)
+            start = _starts(on, address, workdir)
             with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
                 Driver(plan, study, workdir / "trials", pool, watcher).run(space.count, interrupted)
             result = found(plan, study, interrupted.by, label or config.algorithm)
         if not result.interrupted:
             write(result, workdir)
     return result
+
+
+def _of_trials(config: ml_collections.ConfigDict, on: str) -> ml_collections.ConfigDict:
+    """Without the address of the workers, which is none of a trial's."""
+    first = defaults().ray.address
+    if on != "ray" and config.ray.address != first:
+        raise ValueError(f"ray.address={config.ray.address} has no effect: it needs on=ray")
+    config = config.copy_and_resolve_references()
+    config.ray.address = first
+    return config
 
 
 def _taken_up(plan: Plan, workdir: Path) -> Plan:
@@ -118,14 +133,12 @@ def _opened(plan: Plan, workdir: Path) -> optuna.Study:
 
 
 @contextlib.contextmanager
-def _starts(
-    on: str, config: ml_collections.ConfigDict, workdir: Path
-) -> Iterator[Callable[[], Worker]]:
+def _starts(on: str, address: str, workdir: Path) -> Iterator[Callable[[], Worker]]:
     """How a worker is started."""
     if on == "ray":
         from experiments.sweep.on_ray import actors
 
-        with actors(config) as start:
+        with actors(address) as start:
             yield start
     else:
         yield functools.partial(Process, workdir / "workers.log")

@@ -7,13 +7,14 @@ SAMPLER, TRIALS = "random", 40
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
+import symtable
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, final
 
-import ml_collections
 import numpy as np
 from optuna.distributions import (
     BaseDistribution,
@@ -22,9 +23,9 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dbjax.arguments import nearest, require_at_least_one, require_known
-from experiments import build
-from experiments.command_line import load_module, override
+from dbjax.arguments import nearest, require_at_least_one, require_known, require_seed
+from experiments.defaults import OPEN
+from experiments.load import load_module
 
 SPACES = Path("configs/spaces")
 SAMPLERS = ("grid", "random", "tpe")
@@ -119,6 +120,7 @@ class Space:
     metric: str = ""
 
     def __post_init__(self) -> None:
+        require_seed("seed", self.seed)
         if not isinstance(self.space, Mapping) or not self.space:
             raise ValueError("SPACE must be a dict, of fields and their values")
         for name, values in self.space.items():
@@ -159,35 +161,29 @@ class Space:
             found[name] = values.grid[at]
         return dict(reversed(list(found.items())))
 
-    def set_in(
-        self, config: ml_collections.ConfigDict, drawn: Mapping[str, Any]
-    ) -> ml_collections.ConfigDict:
-        """The config of a trial."""
-        config = config.copy_and_resolve_references()
-        for name, values in self.space.items():
-            _set(config, name, values.value(drawn[name]))
-        return config
+    def values(self, drawn: Mapping[str, Any]) -> dict[str, Any]:
+        """What the fields are in a trial."""
+        return {name: values.value(drawn[name]) for name, values in self.space.items()}
+
+    def ends(self) -> Iterator[dict[str, Any]]:
+        """Trials that tell whether the fields can be set at all.
+
+        With every name that a field may choose, such as `rule.name`: each end of each other field.
+        """
+        chosen = [name for name in self.space if name in OPEN.values()]
+        firsts = {name: values.ends[0] for name, values in self.space.items()}
+        for names in itertools.product(*(self.space[name].ends for name in chosen)):
+            named = firsts | dict(zip(chosen, names, strict=True))
+            yield named
+            for name, values in self.space.items():
+                if name not in chosen:
+                    yield from (named | {name: value} for value in values.ends[1:])
 
     def described(self) -> dict[str, Any]:
         """All that decides what the trials are, for JSON."""
         grid = self.sampler == "grid"
         space = {k: str(v.grid if grid else v.distribution) for k, v in self.space.items()}
         return {**vars(self), "space": space}
-
-
-def _set(config: ml_collections.ConfigDict, name: str, value: Any) -> None:
-    override(config, name, value if isinstance(value, str) else repr(value))
-
-
-def require_fits(space: Space, config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError, naming the first field that the config cannot have, or its value."""
-    firsts = {name: values.grid[0] for name, values in space.space.items()}
-    base = space.set_in(config, firsts)
-    for name, values in space.space.items():
-        for value in values.ends:
-            changed = base.copy_and_resolve_references()
-            _set(changed, name, value)
-            build.require_sound(changed)
 
 
 def load_space(name: str, **chosen: Any) -> Space:
@@ -197,12 +193,31 @@ def load_space(name: str, **chosen: Any) -> Space:
       ValueError: no such file, or something in it is wrong.
     """
     try:
-        module = load_module(name, "space", SPACES)
-        given = {k: v for k, v in vars(module).items() if k.isupper() and not k.startswith("_")}
+        module = vars(load_module(name, "space", SPACES))
         hints = {k.upper(): hint for k, hint in typing.get_type_hints(Space).items()}
+        for own in _assigned(name):
+            if own not in hints and own.upper() in hints:
+                raise ValueError(f"{own}={module[own]!r} has no effect: write {own.upper()}")
+            if own not in hints and own.isupper():
+                raise ValueError(
+                    f"it has no {own!r}{nearest(own, hints)}; what only helps begins with _"
+                )
+        given = {k: module[k] for k in hints if k in module}
         require_known("it", given, hints)
         if "SPACE" not in given:
             raise ValueError("it has no SPACE, a dict of fields and their values")
-        return Space(**{k.lower(): v for k, v in given.items()} | chosen)
+        made = Space(**{k.lower(): v for k, v in given.items()} | chosen)
+        if made.pruner == "none" and "PRUNE_FROM" in given and "pruner" not in chosen:
+            raise ValueError(f"PRUNE_FROM={made.prune_from} has no effect: say which PRUNER")
+        return made
     except ValueError as error:
         raise ValueError(f"space {name!r}: {error}") from error
+
+
+def _assigned(file: str) -> Iterator[str]:
+    """Public names that a file gives a value to, apart from those that it imports."""
+    table = symtable.symtable(Path(file).read_text(), file, "exec")
+    for symbol in table.get_symbols():
+        name = symbol.get_name()
+        if symbol.is_assigned() and not symbol.is_imported() and not name.startswith("_"):
+            yield name

@@ -22,6 +22,8 @@ from dbjax.workdir import Workdir
 from dbjax.workdir.files import write_text
 from experiments import build
 
+# Fields that nothing asks for in a trial, or that cannot change what comes of it.
+UNUSED = frozenset({"event_log", "max_spans", "checkpoint.keep", "data_dir", "cut.host_devices"})
 Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
 
 
@@ -127,12 +129,15 @@ def _unseen(k: int, value: float) -> bool:
 
 def _runs(job: Job) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
     """The runs of a trial, and the folders of each."""
+    first = job.config
+    first_cluster = first.seed if first.cluster.seed is None else first.cluster.seed
     for k in range(job.seeds * job.cluster_seeds):
-        config = job.config.copy_and_resolve_references()
+        config = first.copy_and_resolve_references()
         seed, cluster_seed = divmod(k, job.cluster_seeds)
         config.seed += seed
-        config.data_seed += seed
-        config.cluster.seed += cluster_seed
+        if first.data_seed is not None:
+            config.data_seed += seed
+        config.cluster.seed = first_cluster + cluster_seed  # the same for each of `seeds`
         yield f"run_{k}" if job.seeds * job.cluster_seeds > 1 else "", config
 
 

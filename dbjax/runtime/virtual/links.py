@@ -55,7 +55,7 @@ class _Way:
         self.link = next((one for one in cluster.links if joins(one, *nodes)), Link(*nodes))
         latency_s = self.link.latency_s
         self.latency_s = cluster.latency_s if latency_s is None else latency_s
-        self.draws = node_generator(cluster.seed, f"network from {source} to {target}")
+        self.draws = node_generator(cluster.seed or 0, f"network from {source} to {target}")
         cuts = [(cut.at_s, cut.back_s) for cut in cluster.outages if joins(cut, *nodes)]
         self._cuts = sorted(cuts)
         self._sent = self._received = 0

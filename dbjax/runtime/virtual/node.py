@@ -13,6 +13,7 @@ from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
 from dbjax.runtime.callers import current
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.phased import PhasedStep
+from dbjax.runtime.quantities import require_finite
 from dbjax.runtime.sizes import size_bytes
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class VirtualNode:
     @functools.cached_property
     def draws(self) -> np.random.Generator:
         """Durations and failures: seeded by the cluster, apart from `random`."""
-        return node_generator(self.runtime.cluster.seed, f"draws of {self.name}")
+        return node_generator(self.runtime.cluster.seed or 0, f"draws of {self.name}")
 
     def now(self) -> float:
         caller = current.caller
@@ -140,6 +141,8 @@ class VirtualNode:
         cost: Any = compute_s(fn, args) if callable(compute_s) else compute_s
         if isinstance(cost, PhasedStep):
             return cost.draw_s(machine, cluster, self.draws)
+        if cost is not compute_s:
+            require_finite("what Cluster.compute_s returned", cost)
         return float(cost / machine.speed * machine.factors(self.draws))
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import logging
 import math
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
@@ -18,6 +19,7 @@ from dbjax.runtime.base import Future, describe_deadlock, ready
 from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog, Script
+from dbjax.runtime.network import matches
 from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
 from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
@@ -30,6 +32,8 @@ from dbjax.runtime.virtual.service import Service
 from dbjax.runtime.virtual.turns import Turns
 from dbjax.trace import Trace
 
+_EVENTS_AT_ONCE = 10_000  # of each node: with more at one moment, time stands still
+_LOG = logging.getLogger("dbjax")
 Event = tuple[float, int, Callable[[Any], object], Any]
 MainFn = Callable[..., Coroutine[Any, Any, Any]]
 
@@ -46,6 +50,10 @@ class VirtualRuntime:
       incarnation: how often it was taken up before.
       journals: whether what coroutines are given is written down, in memory, so that the run can
         be taken up exactly where it stood (`dbjax.checkpoint`).
+
+    Attributes:
+      ends_itself: whether the mains end whether time goes on or not; else a run that is to last
+        until a time which never comes is an error.
     """
 
     clock: Literal["virtual", "wall"] = "virtual"
@@ -62,10 +70,11 @@ class VirtualRuntime:
         incarnation: int = 0,
         journals: bool = False,
     ) -> None:
-        self.cluster = cluster or Cluster()
+        self.cluster = (cluster or Cluster()).seeded(seed)
         if self.cluster.compute_s == "costs":
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.seed = seed
+        self.ends_itself = False
         self.trace, self.log, self.journals = trace, log, journals
         self._script = script  # of the run that is replayed
         self._turns: list[Turns] = []
@@ -165,6 +174,7 @@ class VirtualRuntime:
     def run(self, until_s: float = math.inf) -> float:
         require_lives(self.cluster, self._lives)
         require_nodes(self.cluster, self._nodes)
+        self._warn_of_idle_machines()
         try:
             with rare_garbage_collection():
                 return self._run(until_s)
@@ -187,9 +197,24 @@ class VirtualRuntime:
         return until_s if self.running and not self._stopping else self._end_s
 
     def _go_on(self, until_s: float) -> None:
+        at_once = _EVENTS_AT_ONCE * (len(self._nodes) + len(self._observers))
+        while True:
+            begin_s = self.now_s
+            if self._some(at_once, until_s):
+                return
+            if self.now_s == begin_s and until_s < math.inf and not self.ends_itself:
+                raise ValueError(
+                    f"virtual time stands still at {begin_s:g} s, and until_s={until_s:g} never "
+                    "comes: nothing takes time; give a compute_s above 0, or steps"
+                )
+
+    def _some(self, count: int, until_s: float) -> bool:
+        """Lets so many events happen; returns whether there is nothing to do any more."""
         events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
         end_s = self._end_s
-        while events and not self._halting:
+        for _ in range(count):
+            if not events or self._halting:
+                break
             heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
             if heap[0][0] > until_s:
                 self.now_s = until_s
@@ -198,7 +223,11 @@ class VirtualRuntime:
             if self.running:
                 end_s = self.now_s
             do(argument)
+        else:
+            self._end_s = end_s
+            return False
         self._end_s = end_s
+        return True
 
     def at(
         self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
@@ -247,6 +276,17 @@ class VirtualRuntime:
         error = main.future.error()
         if error and not isinstance(error, NodeDied) and not main.future.watched():
             self.stop()
+
+    def _warn_of_idle_machines(self) -> None:
+        patterns = self.cluster.machines
+        used = {next((p for p in patterns if matches(p, name)), None) for name in self._nodes}
+        for pattern in patterns:
+            if pattern not in used:
+                _LOG.warning(
+                    "Cluster.machines: no node runs on that of %r; there are %s",
+                    pattern,
+                    ", ".join(sorted(self._nodes)[:6]),
+                )
 
     def _raise_lost_error(self) -> None:
         failed, self.failed = self.failed, []

@@ -1,0 +1,103 @@
+"""Config files, and other Python files that say what to do: ours, and those of one's own."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import traceback
+import types
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from dbjax.arguments import nearest
+from experiments.defaults import require_whole
+
+CONFIGS = Path("configs")
+
+
+def load_config(spec: str) -> ml_collections.ConfigDict:
+    """The config of FILE or FILE:VARIANT.
+
+    A file has `get_config()`; or `get_config(variant)`, and `VARIANTS` that lists them. The variant
+    is empty where none is named.
+
+    Raises:
+      ValueError: there is no such file or variant, or the file is no config; says what it needs.
+    """
+    name, _, variant = spec.partition(":")
+    module = load_module(name, "config", CONFIGS)
+    get_config = getattr(module, "get_config", None)
+    if not callable(get_config):
+        raise ValueError(
+            f"config {name!r} has no get_config: define get_config(), which returns the config"
+        )
+    variants = _variants(module, name)
+    takes = bool(inspect.signature(get_config).parameters)
+    if variant and not takes:
+        raise ValueError(
+            f"config {name!r} has no variant {variant!r}: its get_config() takes none; give "
+            f"--config={name}"
+        )
+    if variant not in ("", *variants):
+        more = nearest(variant, variants) if variants else "; list it in VARIANTS = (...)"
+        raise ValueError(f"config {name!r} has no variant {variant!r}{more}")
+    config = _called(get_config, name, (variant,) if takes else ())
+    try:
+        require_whole(config)
+    except ValueError as error:
+        raise ValueError(f"config {name!r}: {error}") from error
+    made: ml_collections.ConfigDict = config
+    return made
+
+
+def _variants(module: types.ModuleType, name: str) -> Sequence[str]:
+    variants = getattr(module, "VARIANTS", ())
+    if isinstance(variants, str) or not isinstance(variants, Sequence):
+        raise ValueError(f"config {name!r}: VARIANTS={variants!r} must be a tuple of names")
+    return variants
+
+
+def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
+    """The module of a Python file.
+
+    Raises:
+      ValueError: there is none, and says which is nearest beside it, or in `folder`; or it
+        raises an error, and says in which line.
+    """
+    path = Path(name)
+    if not path.is_file():
+        found = available(path.parent) or available(folder)
+        raise ValueError(f"no {what} file {name!r}{nearest(name, found)}")
+    loaded = importlib.util.spec_from_file_location(path.stem, path)
+    if loaded is None or loaded.loader is None:
+        raise ValueError(f"{name!r} is no Python file: its name must end in .py")
+    module = importlib.util.module_from_spec(loaded)
+    _called(loaded.loader.exec_module, name, (module,))
+    return module
+
+
+def available(folder: Path = CONFIGS) -> list[str]:
+    """The config files of the repository."""
+    return sorted(str(path) for path in folder.glob("[!_]*.py"))
+
+
+def _called(function: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+    """What it returns; whatever it raises is an error of the file."""
+    try:
+        return function(*arguments)
+    except Exception as error:
+        line = _line(error, name)
+        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        place = name if line is None else f"{name}, line {line}"
+        raise ValueError(f"{place}: {said}") from error
+
+
+def _line(error: Exception, name: str) -> int | None:
+    """Where in the file an error arose; None: before it was run."""
+    if isinstance(error, SyntaxError) and error.filename == name:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((f.lineno for f in reversed(frames) if Path(f.filename) == Path(name)), None)
