@@ -2,6 +2,7 @@
 
 from dbjax.checkpoint import Checkpoints as Checkpoints
 from dbjax.checkpoint import Every as Every
+from dbjax.data.most_frequent import MostFrequent as MostFrequent
 from dbjax.launch import Result as Result
 from dbjax.launch import run as run
 from dbjax.replay import Replayed as Replayed

@@ -20,7 +20,7 @@ import dbjax
 import dbjax.algorithms
 import dbjax.optim
 from dbjax.arguments import nearest, require_known
-from dbjax.data import Examples, load, require_options
+from dbjax.data import Examples, MostFrequent, load, require_options
 from dbjax.models import Model, build, require_arguments
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.ray import RayOptions
@@ -156,6 +156,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     )
     cut = _cut(config.cut, network)
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
+    guess = most_frequent(network, splits.test, config.evaluate_examples)
     return dbjax.Task(
         network.params,
         network.loss,
@@ -164,6 +165,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         evaluate,
         config.data_seed,
         cut,
+        most_frequent=guess,
     )
 
 
@@ -216,16 +218,12 @@ def evaluation(
     """
     if examples < 1:
         raise ValueError(f"evaluate_examples={examples} must be at least 1")
-
-    def sample(source: Examples) -> Any:
-        count = min(examples, len(source))
-        chosen = np.random.default_rng(0).permutation(len(source))[:count]
-        return jax.tree.map(jnp.asarray, source.gather(chosen))
-
+    held_out = jax.tree.map(jnp.asarray, _sample(test, examples))
     if network.correct is None:
-        held_out, loss = sample(test), jax.jit(network.loss)
+        loss = jax.jit(network.loss)
         return lambda params: {"test_loss": float(loss(params, held_out))}
-    sets = {"train_accuracy": sample(train), "test_accuracy": sample(test)}
+    seen = jax.tree.map(jnp.asarray, _sample(train, examples))
+    sets = {"train_accuracy": seen, "test_accuracy": held_out}
     correct = jax.jit(network.correct)
 
     def evaluate(params: Params) -> Metrics:
@@ -234,6 +232,19 @@ def evaluation(
         }
 
     return evaluate
+
+
+def most_frequent(network: Model, test: Examples, examples: int) -> MostFrequent | None:
+    """The most frequent class of the examples that hold-out accuracy is measured on.
+
+    None: the task is a regression.
+    """
+    return MostFrequent.of(_sample(test, examples).labels) if network.correct else None
+
+
+def _sample(source: Examples, examples: int) -> Any:
+    count = min(examples, len(source))
+    return source.gather(np.random.default_rng(0).permutation(len(source))[:count])
 
 
 def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import sys
 import types
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import ml_collections
 
@@ -210,9 +210,17 @@ def _value(text: str, before: Any, path: str) -> Any:
     return float(value) if isinstance(before, float) else value
 
 
+@final
+class _Terminal(logging.Handler):
+    """Prints to sys.stderr as it is then: above a live line, where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def log_to_terminal() -> None:
     """What the library says of a run, without times or levels."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[_Terminal()])
     logging.getLogger("dbjax").setLevel(logging.INFO)
 
 

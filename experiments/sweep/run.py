@@ -22,7 +22,7 @@ from dbjax.workdir.origin import versions
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
-from experiments.sweep.results import Found, found, write
+from experiments.sweep.results import Found, found, went_wrong, write
 from experiments.sweep.shown import shown
 from experiments.sweep.space import Space
 
@@ -76,6 +76,8 @@ def sweep(
             result = found(plan, study, interrupted.by, label or config.algorithm)
         if not result.interrupted:
             write(result, workdir)
+            if wrong := went_wrong(result.rows):
+                logging.getLogger("dbjax").warning("%s", wrong)
     return result
 
 
