@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -164,12 +164,17 @@ def _lost(count: int) -> Iterator[str]:
 
 def _overflowed(params: Params) -> Iterator[str]:
     leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
-    beyond = sum(int(np.sum(~(np.abs(leaf) <= _TOO_LARGE))) for leaf in leaves)
+    beyond = sum(np.count_nonzero(~(np.abs(_wide(leaf)) <= _TOO_LARGE)) for leaf in leaves)
     if beyond:
         yield (
             f"overflowed parameters: {beyond:,} of {sum(leaf.size for leaf in leaves):,} are not "
             f"finite, or above {_TOO_LARGE:.2g}, where squares overflow"
         )
+
+
+def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """At least float32, which has room for the bound."""
+    return values if values.dtype.itemsize >= 4 else values.astype(np.float32)
 
 
 def _of_a_whole_run(ended: Ended, rows: Sequence[Row]) -> Iterator[str]:

@@ -49,7 +49,9 @@ def kinds(result):
 def test_divergence_is_said_once_with_numbers(method, runtime, logged):
     result = dbjax.run(TASK, METHODS[method](WILD), runtime=runtime)
     assert kinds(result) == ["diverged", "refused pushes", "overflowed parameters"]
-    assert logged() == result.summary["warnings"]
+    assert list(map(kind, logged())) == kinds(result)
+    if runtime == "virtual":  # in threads the counts have grown since
+        assert logged() == result.summary["warnings"]
     diverged, refused, parameters = result.summary["warnings"]
     count = result.summary["refused_pushes"]
     assert f"{count} of {count + result.summary['updates']} pushes had a gradient" in refused
@@ -116,9 +118,9 @@ def test_a_run_that_is_taken_up_does_not_say_it_again(every_s, seed, logged, tmp
     if seed == 0:
         whole = dbjax.run(TASK, config, until_s=30.0, **given)
         assert again.summary["warnings"] == whole.summary["warnings"]
-        assert [row for row in again.evaluations if "warnings" in row] == [
-            row for row in whole.evaluations if "warnings" in row
-        ]
+        rows = [[(row["time_s"], row.get("warnings")) for row in r.evaluations]
+                for r in (again, whole)]  # fmt: skip
+        assert rows[0] == rows[1]
 
 
 def test_what_is_new_is_said_by_a_run_that_is_taken_up(logged, tmp_path):
@@ -129,8 +131,9 @@ def test_what_is_new_is_said_by_a_run_that_is_taken_up(logged, tmp_path):
         content = checkpoints.latest()
     assert logged() == []
     again = looked_at(rule, 40.0, resume=content)
-    assert logged() == looked_at(rule, 40.0).summary["warnings"] != []
-    assert kinds(again)[0] == "diverged"
+    assert kinds(again) == list(map(kind, logged()))
+    assert kinds(again)[-1] == "overflowed parameters"
+    assert again.summary["warnings"] == looked_at(rule, 40.0).summary["warnings"]
 
 
 def test_it_is_said_long_before_the_end_where_no_evaluation_looks(logged):
@@ -149,7 +152,8 @@ def test_it_is_said_long_before_the_end_where_no_evaluation_looks(logged):
 
 def some_not_finite(params, batch):
     """Of each example whose first input is large."""
-    return jnp.mean(jnp.where(batch[0][:, 0] > 1.5, jnp.nan, (batch[0] @ params["w"]) ** 2))
+    scale = jnp.where(batch[0][:, 0] > 1.5, jnp.nan, 1.0)
+    return jnp.mean(scale * (batch[0] @ params["w"] - batch[1]) ** 2)
 
 
 def test_a_few_examples_that_are_not_finite_are_no_divergence():
@@ -168,13 +172,11 @@ def test_losses_are_held_against_the_first_or_one():
     solution = dataclasses.replace(TASK, params={"w": np.array([1.0, -2.0, 3.0], np.float32)})
     noisy = dataclasses.replace(solution, data=(X, Y + 1e-3))
     assert dbjax.run(noisy, ONE).summary["warnings"] == []
-    growing = optax.sgd(lambda step: jnp.where(step < 1, 1.0, 0.0))
-    for scale, expected in ((30.0, []), (3e4, ["diverged"])):
-        task = dataclasses.replace(solution, loss=lambda p, b, s=scale: s * squared(p, (b[0], 0.0)))
-        first = float(task.loss(task.params, (X, Y)))
-        result = dbjax.run(task, dataclasses.replace(ONE, rule=growing))
-        grown = np.median([float(row["loss"]) for row in result.trace.rows if "loss" in row])
-        assert (grown > 1e3 * first) == bool(expected)
+    for rate, expected in ((10.0, []), (100.0, ["diverged"])):  # once, and then no more
+        rule = optax.sgd(lambda step, rate=rate: jnp.where(step < 1, rate, 0.0))
+        result = dbjax.run(TASK, dataclasses.replace(ONE, rule=rule))
+        first, *later = [float(row["loss"]) for row in result.trace.rows if "loss" in row]
+        assert (np.median(later) > 1e3 * first) == bool(expected)
         assert kinds(result) == expected
 
 
@@ -229,10 +231,11 @@ def dying(node, at_s, back_s=math.inf):
 @pytest.mark.parametrize(
     ("node", "back_s", "said"),
     [
-        ("replica/*", math.inf, "all replicas (from 5.5 s on)"),
-        ("replica/0", math.inf, None),  # three go on
+        ("replica/*", math.inf, "all replicas (from 5.5 s on); the run ended at 5.5 s"),
+        ("replica/*", 99.0, "all replicas (from 5.5 s on); the run ended at 20 s"),
         ("replica/*", 6.5, None),
-        ("shard/0", math.inf, "shard/0 (from 5.5 s on)"),
+        ("replica/0", math.inf, None),  # three go on
+        ("shard/0", 99.0, "shard/0 (from 5.5 s on); the run ended at 20 s"),
     ],
 )
 def test_a_run_in_which_nobody_is_left_says_so(node, back_s, said):
@@ -240,7 +243,7 @@ def test_a_run_in_which_nobody_is_left_says_so(node, back_s, said):
     failures = tuple(dbjax.Failure(node=name, at_s=5.5, back_s=back_s) for name in nodes)
     result = dbjax.run(TASK, FOUR, until_s=20.0, cluster=dbjax.Cluster(failures=failures))
     dead = [w for w in result.summary["warnings"] if kind(w) == "dead at the end"]
-    assert dead == ([] if said is None else [f"dead at the end: {said}; the run ended at 20 s"])
+    assert dead == ([] if said is None else [f"dead at the end: {said}"])
 
 
 @pytest.mark.parametrize("backups", [0, 1])
@@ -306,9 +309,11 @@ def test_an_interrupted_run_is_not_judged_by_its_end(logged):
     """SIGINT at the first evaluation, before any update."""
 
     def interrupt(row):
+        trace.listeners.remove(interrupt)
         signal.raise_signal(signal.SIGINT)
 
-    result = dbjax.run(guessing(0.5), ONE, trace=dbjax.Trace(listeners=[interrupt]))
+    trace = dbjax.Trace(listeners=[interrupt])
+    result = dbjax.run(guessing(0.5), ONE, trace=trace)
     assert result.summary["interrupted"] == "SIGINT"
     assert result.summary["updates"] == 0
     assert logged() == result.summary["warnings"] == []
