@@ -28,13 +28,15 @@ class Size:
     Attributes:
       frames: of speech, a tenth of them held out.
       states: classes.
-      width: of the four hidden layers.
+      width: of the hidden layers.
       until_s: virtual time of each run.
       evaluations: of each run.
       batch: examples whose gradient is computed for a mini-batch; the clock is that of 100, what
         Figure 3 is fitted with.
       network: how many times faster than cards of 1 Gb/s and their messages it is; gradients are
         read from a server's memory as much faster.
+      depth: hidden layers.
+      pairs: that L-BFGS keeps at most, whatever was tuned; None: as many as were tuned.
     """
 
     frames: int
@@ -44,11 +46,14 @@ class Size:
     evaluations: int
     batch: int = 100
     network: float = 1.0
+    depth: int = 4
+    pairs: int | None = None
 
 
 _LAPTOP = Size(300_000, 128, 128, 200.0, 100)
 SIZES = {
-    "smoke": Size(20_000, 32, 32, 20.0, 20),
+    # One hidden layer learns within seconds, and each pair would be one more program to compile.
+    "smoke": Size(20_000, 64, 64, 30.0, 20, depth=1, pairs=5),
     "laptop": _LAPTOP,
     "full": Size(1_200_000, 512, 512, 4_000.0, 400),
     "laptop_fast_network": dataclasses.replace(_LAPTOP, network=10.0),
@@ -111,11 +116,13 @@ def figure4(variant: str, replicas: int) -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict(
         {"name": "speech_frames", "num_states": size.states, "num_frames": size.frames}
     )
-    config.model = ml_collections.ConfigDict({"name": "speech", "width": size.width, "depth": 4})
+    config.model = ml_collections.ConfigDict(
+        {"name": "speech", "width": size.width, "depth": size.depth}
+    )
     config.batch_size = size.batch
     config.max_spans = 10_000
     config.checkpoint.keep = 0
-    computed = SpeechConfig(width=size.width, states=size.states).parameters
+    computed = SpeechConfig(width=size.width, depth=size.depth, states=size.states).parameters
     config.cluster.update(
         compute_s=step_s(100),
         latency_s=GOOGLE_2012.latency_s,

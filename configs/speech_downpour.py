@@ -24,4 +24,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.07})
     if variant == "smoke":
         config.options.update(replicas=4, shards=2, warm_start_s=0.5)
+        config.rule.learning_rate = 0.5
     return config

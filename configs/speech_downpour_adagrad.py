@@ -11,9 +11,11 @@ from configs._speech import VARIANTS as VARIANTS
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = speech_downpour.get_config(variant)
-    if variant != "smoke":
-        config.options.warm_start_s = 4.0
     config.rule = ml_collections.ConfigDict(
         {"name": "downpour_adagrad", "gamma": 0.01, "initial_accumulator": 1e-6, "epsilon": 0.0}
     )
+    if variant == "smoke":
+        config.rule.gamma = 0.03
+    else:
+        config.options.warm_start_s = 4.0
     return config

@@ -27,7 +27,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.until_s, config.evaluations = 80.0, 20
     if variant == "smoke":
-        config.data.update(num_frames=20_000, num_states=32)
-        config.model.width = 32
+        config.data.update(num_frames=20_000, num_states=64)
+        config.model.update(width=64, depth=2)
+        config.rule.gamma = 0.03
         config.until_s, config.evaluations = 1.0, 4
     return config

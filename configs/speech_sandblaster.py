@@ -21,6 +21,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     )
     config.rule = ml_collections.ConfigDict({"name": "lbfgs", "memory": 10})
     if variant == "smoke":
-        config.options.update(replicas=8, shards=2)
+        config.options.update(replicas=16, shards=2)
+        config.rule.memory = 5  # each pair is one more program to compile
         config.until_s = 20.0
     return config

@@ -5,6 +5,7 @@ import jaxlib as _jaxlib
 
 from dbjax.checkpoint import Checkpoints as Checkpoints
 from dbjax.checkpoint import Every as Every
+from dbjax.data.most_frequent import MostFrequent as MostFrequent
 from dbjax.jax_version import refuse_wrong_numbers as _refuse_wrong_numbers
 from dbjax.launch import Result as Result
 from dbjax.launch import run as run

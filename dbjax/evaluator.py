@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from dbjax.health import look
 from dbjax.runtime.base import Node, Runtime
 from dbjax.store import Fetched, Report
 from dbjax.summary import progress, train_loss
@@ -53,7 +54,8 @@ async def evaluator(
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)
         found = evaluation(program, task, trace, fetched, reports)
-        node.record(**found, **cards(machines))
+        news = look(program, trace, node.now(), reports)
+        node.record(**found, **cards(machines), **news)
         k = max(k + 1, math.ceil(node.now() / every_s))
 
 
@@ -62,6 +64,11 @@ def evaluation(
 ) -> Row:
     """Progress, and what the task says of the parameters."""
     metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
+    if task.most_frequent is not None and task.most_frequent.metric not in metrics:
+        raise ValueError(
+            f"Task.most_frequent.metric={task.most_frequent.metric!r} is none of what "
+            f"Task.evaluate returns: {', '.join(metrics) or 'nothing'}"
+        )
     return (
         progress(reports)
         | {"train_loss": train_loss(trace.rows, program.recent_losses)}

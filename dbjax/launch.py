@@ -15,6 +15,7 @@ import jax
 
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
 from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
+from dbjax.health import Ended, all_warnings, listening, look
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -91,6 +92,7 @@ class _Run(NamedTuple):
     program: Program
     taking: Taking
     evaluations: Schedule
+    config: Any
     taken_up: int = 0  # rows of the run before, where it does not go on exactly
 
 
@@ -182,18 +184,23 @@ def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
-    machines, program, taking, _, taken_up = run
+    machines, program, taking, _, config, taken_up = run
     begin = time.perf_counter()
-    with noted(machines.stop) as interrupted:
+    with listening(trace, program.recent_losses), noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
     wall_s, busy = time.perf_counter() - begin, cards(machines)
-    taking.last(end_s)
+
+    def look_at_end() -> Row:
+        return look(program, trace, end_s, program.store.each(program.shard.report).result())
+
+    taking.last(end_s, look_at_end)
     final = program.store.pull(program.shard.peek).result()
     params = program.join(final.slices)
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    trace.record("evaluator", end_s, evaluation(program, task, trace, final, reports) | busy)
+    last = evaluation(program, task, trace, final, reports) | busy
+    trace.record("evaluator", end_s, last | look_at_end())
     summary = summarise(trace, reports, program, taken_up) | {
         "clock": machines.clock,
         "time_s": end_s,
@@ -201,6 +208,12 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
         "interrupted": interrupted.by,
         "params_sha256": params_sha256(params),
     }
+    if task.most_frequent is not None:
+        guess = task.most_frequent
+        summary["most_frequent_class"] = {"share": guess.share, "examples": guess.examples}
+    backups = getattr(config, "shard_backups", 0)
+    ended = Ended(task, program, config.replicas, backups, times.until_s, params, summary)
+    summary["warnings"] = all_warnings(ended, trace, reports)
     return Result(params, summary, trace, staleness_histogram(reports))
 
 
@@ -236,7 +249,7 @@ def _placed(
     if isinstance(machines, VirtualRuntime) and machines.journals:
         taking.exactly = Exactly(machines, config)
     taken_up = len(resume.rows) if resume else 0
-    return _Run(machines, program, taking, evaluations, taken_up)
+    return _Run(machines, program, taking, evaluations, config, taken_up)
 
 
 def _exactly(

@@ -6,7 +6,7 @@ import collections
 import hashlib
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -54,10 +54,18 @@ def progress(reports: Sequence[Report]) -> Row:
     }
 
 
+def recent_losses(rows: Iterable[Row], recent: int) -> list[float]:
+    """The first losses in these rows, at most so many."""
+    return [float(row["loss"]) for row in itertools.islice(filter(_has_loss, rows), recent)]
+
+
+def _has_loss(row: Row) -> bool:
+    return "loss" in row
+
+
 def train_loss(rows: Sequence[Row], recent: int) -> float:
     """Mean of the last losses recorded, each at the parameters it was computed at."""
-    losses = itertools.islice((row["loss"] for row in reversed(rows) if "loss" in row), recent)
-    values = [float(loss) for loss in losses]
+    values = recent_losses(reversed(rows), recent)
     return sum(values) / len(values) if values else math.nan
 
 
@@ -81,7 +89,8 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_u
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
     devices = program.store.replica_devices()
-    return evaluations[-1] | {
+    last = {name: value for name, value in evaluations[-1].items() if name != "warnings"}
+    return last | {
         "train_loss": train_loss(trace.rows, program.recent_losses),
         "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},

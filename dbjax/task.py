@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbjax.data.examples import Arrays, Examples
+from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
 from dbjax.optim.parameters import require_parameters
@@ -44,6 +45,8 @@ class Task:
       takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
         mini-batch of a step `fold_in(fold_in(key(seed), replica), step)`, and of a portion of a
         batch method, in every evaluation, `fold_in(key(seed), portion)`. The same on every runtime.
+      most_frequent: `MostFrequent.of(labels)` of the labels that `evaluate` measures accuracy
+        on: a run that ends no better than that guess warns; None: it is not known.
     """
 
     params: Params | Callable[[], Params]
@@ -54,6 +57,7 @@ class Task:
     seed: int | None = None
     cut: Cut | None = None
     takes_key: bool = False
+    most_frequent: MostFrequent | None = None
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -65,6 +69,11 @@ class Task:
             _require_arguments("Task.cut.loss", self.cut.loss, self.takes_key)
         if not is_function(self.params):
             require_parameters(self.params)
+        if self.most_frequent is not None and self.evaluate is None:
+            raise ValueError(
+                "Task.most_frequent is held against an accuracy: give Task.evaluate, which "
+                f"returns {self.most_frequent.metric!r}"
+            )
 
     @property
     def examples(self) -> Examples:

@@ -28,7 +28,14 @@ from dbjax.arguments import (
     require_known,
     require_seed,
 )
-from dbjax.data import IN_MEMORY, Examples, load, option_hints, require_options
+from dbjax.data import (
+    IN_MEMORY,
+    Examples,
+    MostFrequent,
+    load,
+    option_hints,
+    require_options,
+)
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
 from dbjax.parallel.cut import Cut
@@ -227,6 +234,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     )
     cut = _cut(config.cut, network)
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
+    guess = most_frequent(network, splits.test, config.evaluate_examples)
     return dbjax.Task(
         network.params,
         network.loss,
@@ -235,6 +243,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         evaluate,
         config.data_seed,
         cut,
+        most_frequent=guess,
     )
 
 
@@ -283,16 +292,14 @@ def evaluation(
 
     Of a regression the hold-out loss.
     """
-
-    def sample(source: Examples) -> Any:
-        count = min(examples, len(source))
-        chosen = np.random.default_rng(0).permutation(len(source))[:count]
-        return jax.tree.map(jnp.asarray, source.gather(chosen))
-
+    if examples < 1:
+        raise ValueError(f"evaluate_examples={examples} must be at least 1")
+    held_out = jax.tree.map(jnp.asarray, _sample(test, examples))
     if network.correct is None:
-        held_out, loss = sample(test), jax.jit(network.loss)
+        loss = jax.jit(network.loss)
         return lambda params: {"test_loss": float(loss(params, held_out))}
-    sets = {"train_accuracy": sample(train), "test_accuracy": sample(test)}
+    seen = jax.tree.map(jnp.asarray, _sample(train, examples))
+    sets = {"train_accuracy": seen, "test_accuracy": held_out}
     correct = jax.jit(network.correct)
 
     def evaluate(params: Params) -> Metrics:
@@ -301,6 +308,19 @@ def evaluation(
         }
 
     return evaluate
+
+
+def most_frequent(network: Model, test: Examples, examples: int) -> MostFrequent | None:
+    """The most frequent class of the examples that hold-out accuracy is measured on.
+
+    None: the task is a regression.
+    """
+    return MostFrequent.of(_sample(test, examples).labels) if network.correct else None
+
+
+def _sample(source: Examples, examples: int) -> Any:
+    count = min(examples, len(source))
+    return source.gather(np.random.default_rng(0).permutation(len(source))[:count])
 
 
 def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:

@@ -8,7 +8,7 @@ from typing import Literal
 
 import rich.table
 
-Verdict = Literal["fitted", "holds", "holds in part", "does not hold here"]
+Verdict = Literal["fitted", "holds", "holds in part", "does not hold here", "no verdict"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,18 @@ def verdict(agrees: Sequence[float]) -> Verdict:
     if min(agrees) == 1:
         return "holds"
     return "holds in part" if max(agrees) > 0 else "does not hold here"
+
+
+def supported(claim: Claim, guessing: Sequence[str]) -> Claim:
+    """The claim, without a verdict where runs that it goes by have learned nothing.
+
+    Args:
+      guessing: which of them, and how one knows (`accuracy.guessing`).
+    """
+    if not guessing:
+        return claim
+    why = f"no verdict, since runs learned nothing: {'; '.join(dict.fromkeys(guessing))}"
+    return dataclasses.replace(claim, ours=f"{claim.ours} ({why})", verdict="no verdict")
 
 
 def markdown(claims: Sequence[Claim], measured: str) -> str:

@@ -7,7 +7,7 @@ import difflib
 import logging
 import sys
 from collections.abc import Callable, Collection, Mapping
-from typing import Literal
+from typing import Literal, final
 
 import ml_collections
 
@@ -151,9 +151,17 @@ def integer(options: Mapping[str, str], name: str, default: int, least: int = 1)
     return int(text)
 
 
+@final
+class _Terminal(logging.Handler):
+    """Prints to sys.stderr as it is then: above a live line, where one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
+
+
 def log_to_terminal() -> None:
     """What the library says of a run, without times or levels."""
-    logging.basicConfig(format="%(message)s")
+    logging.basicConfig(format="%(message)s", handlers=[_Terminal()])
     logging.getLogger("dbjax").setLevel(logging.INFO)
 
 

@@ -14,6 +14,7 @@ import rich.table
 import dbjax
 from dbjax.arguments import nearest
 from dbjax.interrupts import exit_code
+from dbjax.trace import Row
 from dbjax.workdir import prepare
 from experiments import plots
 from experiments.accuracy import time_to
@@ -37,6 +38,7 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
     staleness = [summary["staleness_updates"] for summary in summaries]
     rows: dict[str, list[str]] = {
         "hold-out accuracy at the end": [f"{s['test_accuracy']:.1%}" for s in summaries],
+        "  always the most frequent class": [_guess(s) for s in summaries],
         f"first at {stated:.1%}, virtual seconds": [f"{t:.1f}" for t in times],
         f"  speed-up over {base} at its end": [f"{end_s / t:.1f}" for t in times],
         f"  speed-up over {base} when first there": [f"{times[0] / t:.1f}" for t in times],
@@ -51,6 +53,10 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
     for name, cells in rows.items():
         table.add_row(name, *cells)
     return table
+
+
+def _guess(summary: Row) -> str:
+    return f"{summary['most_frequent_class']['share']:.1%}"
 
 
 def _moved(result: dbjax.Result) -> str:

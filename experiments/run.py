@@ -91,10 +91,12 @@ def table(summary: Row) -> rich.table.Table:
     """The summary's numbers."""
     drawn = rich.table.Table("", "", show_header=False)
     for name, value in summary.items():
-        if name in ("node", "config", "versions", "params_sha256") or value is None:
+        if name in ("node", "config", "versions", "params_sha256") or value in (None, []):
             continue
         if isinstance(value, dict):
             value = ", ".join(f"{key} {number(item)}" for key, item in value.items())
+        if isinstance(value, list):
+            value = "\n".join(value)
         drawn.add_row(name.replace("_", " "), number(value))
     return drawn
 

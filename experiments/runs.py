@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 
 import ml_collections
 
 from dbjax.arguments import require_at_least_one
+from dbjax.health import kind
 from dbjax.interrupts import noted
 from dbjax.workdir import SUMMARY, alone_in, prepare
 from dbjax.workdir.files import plain
@@ -40,7 +42,17 @@ def run_all(
     workdir = prepare(workdir)
     with alone_in(workdir):
         _run(configs, workdir, jobs, label)
-    return {name: read(workdir / name, name) for name in configs}
+    runs = {name: read(workdir / name, name) for name in configs}
+    wrong = [
+        f"{name} ({', '.join(map(kind, run.warnings))})"
+        for name, run in runs.items()
+        if run.warnings
+    ]
+    if wrong:
+        logging.getLogger("dbjax").warning(
+            "%s: %d of %d runs went wrong: %s", label, len(wrong), len(runs), "; ".join(wrong)
+        )
+    return runs
 
 
 def _run(

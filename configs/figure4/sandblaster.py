@@ -5,7 +5,7 @@ python -m experiments.run --config=configs/figure4/sandblaster.py --workdir=runs
 
 import ml_collections
 
-from configs._figure4 import SHARDS, figure4, step_s, tuned
+from configs._figure4 import DEFAULT, SHARDS, SIZES, figure4, step_s, tuned
 from configs._figure4 import VARIANTS as VARIANTS
 
 PORTION = 50  # examples: of the laptop size's 270,000, up to three portions for each replica
@@ -19,4 +19,8 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.cluster.compute_s = step_s(PORTION)
     config.options.update(shards=SHARDS, send_every=4, prefetch=1, sample=1.0)
     config.rule = ml_collections.ConfigDict({"name": "lbfgs", "memory": 10})
-    return tuned(config, "sandblaster", variant)
+    config = tuned(config, "sandblaster", variant)
+    pairs = SIZES[variant or DEFAULT].pairs
+    if pairs is not None:
+        config.rule.memory = min(config.rule.memory, pairs)
+    return config

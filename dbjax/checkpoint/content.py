@@ -69,11 +69,12 @@ def about(params: Params, config: Any) -> dict[str, str]:
 def lasting(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:
     """Rows that later numbers need: all, but for replicas' losses before the latest ones.
 
-    The last one of each replica tells how many of its pushes were acknowledged.
+    The last one of each replica tells how many of its pushes were acknowledged; the first of all
+    what losses are held against.
     """
     losses = [i for i, row in enumerate(rows) if "loss" in row and _is_replica(row)]
     last = {rows[i]["node"]: i for i in losses}
-    old = set(losses[: max(0, len(losses) - recent_losses)]) - set(last.values())
+    old = set(losses[1 : max(1, len(losses) - recent_losses)]) - set(last.values())
     return tuple(row for i, row in enumerate(rows) if i not in old)
 
 

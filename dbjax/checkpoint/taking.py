@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import logging
 import math
+from collections.abc import Callable
 from typing import Any, final
 
 from dbjax.checkpoint.content import Content, lasting
@@ -88,15 +89,19 @@ class Taking:
             elif self._checkpoints is not None:
                 self._machines.between_events(functools.partial(self._save, content))
 
-    def last(self, time_s: float) -> None:
+    def last(self, time_s: float, look: Callable[[], object]) -> None:
         """One more, now that the run is over, and all of them on disk.
 
         Where what is dead is brought back, so that it can be asked, the run itself stays as it is.
+
+        Args:
+          look: says what went wrong, so that the checkpoint knows that it was said.
         """
         arrays = Arrays()
         exact = None if self._checkpoints is None else self._exact(arrays)
         self._machines.revive()
         if self._checkpoints is not None:
+            look()
             states = self._program.store.each(self._program.shard.checkpoint).result()
             content = dataclasses.replace(self._content(states, time_s), exact=exact)
             self._checkpoints.save(content, arrays)

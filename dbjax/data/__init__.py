@@ -4,6 +4,7 @@ from dbjax.data.examples import Arrays as Arrays
 from dbjax.data.examples import Examples as Examples
 from dbjax.data.examples import Frames as Frames
 from dbjax.data.examples import Labelled as Labelled
+from dbjax.data.most_frequent import MostFrequent as MostFrequent
 from dbjax.data.registry import IN_MEMORY as IN_MEMORY
 from dbjax.data.registry import load as load
 from dbjax.data.registry import option_hints as option_hints

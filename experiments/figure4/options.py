@@ -82,7 +82,10 @@ class Options:
 
 def parameters(config: ml_collections.ConfigDict) -> int:
     """Of the network whose gradients are computed."""
-    return SpeechConfig(width=config.model.width, states=config.data.num_states).parameters
+    model = config.model
+    return SpeechConfig(
+        width=model.width, depth=model.depth, states=config.data.num_states
+    ).parameters
 
 
 def tuning(size: str, methods: Sequence[str]) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from experiments.claims import Claim, verdict
+from experiments.accuracy import guessing
+from experiments.claims import Claim, supported, verdict
 from experiments.figure4.results import Runs, by_time, label, seconds, times
 
 
@@ -58,11 +60,18 @@ def claims(runs: Runs) -> list[Claim]:
     labels = {key: label(key, mine) for key, mine in runs.items()}
     end_s = max(run.end_s for run in runs["sgd"])
     known = [one for one in SOONER if one.quick in runs and one.slow in runs]
-    said = [_sooner(one, labels, found, end_s) for one in known]
+    nothing = {key: guessing(labels[key], mine) for key, mine in runs.items()}
+    said = [
+        supported(
+            _sooner(one, labels, found, end_s),
+            [*nothing["sgd"], *nothing[one.quick], *nothing[one.slow]],
+        )
+        for one in known
+    ]
     if _FASTEST in runs:
-        said.append(_fastest(labels, found))
+        said.append(supported(_fastest(labels, found), [*itertools.chain(*nothing.values())]))
     if "downpour" in runs and "downpour_adagrad" in runs:
-        said.append(_rates(runs))
+        said.append(supported(_rates(runs), [*nothing["downpour"], *nothing["downpour_adagrad"]]))
     return said
 
 

@@ -11,7 +11,7 @@ import ml_collections
 
 from configs._figure4 import DEFAULT, with_replicas
 from dbjax.models import PAPER
-from experiments.accuracy import time_to
+from experiments.accuracy import guessing, time_to
 from experiments.figure4.methods import CORES, METHODS, Method, replicas_of
 from experiments.report.read import Run
 
@@ -30,12 +30,14 @@ class Point:
       curve: what it belongs to, a key of `METHODS`.
       machines: of all replicas, and of the parameter server.
       times_s: to the accuracy, of each seed; infinite: a missed deadline.
+      guessing: those of its runs, and of SGD [1], that learned nothing (`accuracy.guessing`).
     """
 
     curve: str
     replicas: int
     machines: int
     times_s: tuple[float, ...]
+    guessing: tuple[str, ...] = ()
 
     @property
     def method(self) -> Method:
@@ -79,13 +81,15 @@ def _ratio(one: int, other: int) -> float:
 
 
 def points(runs: Mapping[tuple[str, int], Sequence[Run]], accuracy: float) -> list[Point]:
-    """When each configuration reaches an accuracy."""
+    """When each configuration reaches an accuracy: that of SGD [1]."""
+    sgd = guessing(METHODS["sgd"].label(1), runs.get(("sgd", 1), ()))
     return [
         Point(
             curve,
             replicas,
             METHODS[curve].machines(replicas),
             tuple(time_to(run.rows, accuracy) for run in mine),
+            (*sgd, *guessing(METHODS[curve].label(replicas), mine)),
         )
         for (curve, replicas), mine in runs.items()
         if curve != "sgd"

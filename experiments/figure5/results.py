@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from experiments.claims import Claim, verdict
+from experiments.claims import Claim, supported, verdict
 from experiments.figure4.methods import CORES
 from experiments.figure4.results import seconds
 from experiments.figure5.points import Point
@@ -18,7 +18,16 @@ OFTEN = 1 / 3  # of the runs
 def claims(points: Sequence[Point], deadline_s: float) -> list[Claim]:
     """Section 5, on Figure 5; budgets are the numbers of machines that configurations take."""
     cpus = [point for point in points if point.curve != "gpu"]
-    return [_best(cpus), _misses(points, deadline_s), _extreme(cpus)]
+    downpour = [point for point in points if point.curve in (FIXED, BEST)]
+    return [
+        supported(_best(cpus), _guessing(cpus)),
+        supported(_misses(points, deadline_s), _guessing(downpour)),
+        supported(_extreme(cpus), _guessing(cpus)),
+    ]
+
+
+def _guessing(points: Sequence[Point]) -> list[str]:
+    return [said for point in points for said in point.guessing]
 
 
 def within(points: Sequence[Point], machines: int, seed: int) -> Point | None:

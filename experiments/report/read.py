@@ -66,6 +66,12 @@ class Run:
         """As far as is known."""
         return float(self.rows[-1]["time_s"]) if self.rows else 0.0
 
+    @property
+    def warnings(self) -> list[str]:
+        """What went wrong, a line each; as far as is known."""
+        so_far = [warning for row in self.rows for warning in row.get("warnings", ())]
+        return list(self.summary.get("warnings", so_far))
+
 
 def read(workdir: str | Path, label: str) -> Run:
     """The run in a directory.

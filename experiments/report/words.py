@@ -37,6 +37,7 @@ def warnings(runs: Sequence[Run]) -> list[str]:
             )
         if run.state == "interrupted":
             found.append(f"{run.label} was interrupted at {run.end_s:.4g} {run.clock} seconds.")
+        found += [f"{run.label} {warning}." for warning in run.warnings]
     if len({run.clock for run in runs}) > 1:
         found.append(
             "Some of these runs have a virtual clock and some a real one. Their seconds are not "

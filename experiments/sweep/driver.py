@@ -126,6 +126,8 @@ class _Trial:
         found: dict[str, Any] = {"wall_s": outcome.wall_s}
         if outcome.error:
             found["error"] = outcome.error
+        if outcome.warnings:
+            found["warnings"] = list(outcome.warnings)
         if len(outcome.values) > 1:
             found["values"] = list(outcome.values)
         rungs = self._asked.study.get_trials(deepcopy=False)[-1].system_attrs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import logging
 import multiprocessing.connection
 import secrets
 import threading
@@ -69,6 +70,7 @@ class _Serving:
     """The actor itself."""
 
     def serve(self, address: tuple[str, int], key: bytes) -> None:
+        logging.getLogger("dbjax").setLevel(logging.ERROR)  # Ray shows it; the sweep counts it
         serve(Client(address, authkey=key))
 
 

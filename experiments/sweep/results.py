@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import csv
 import dataclasses
 import io
@@ -95,6 +96,7 @@ def _row(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
         **{name: v.value(trial.params[name]) for name, v in plan.space.space.items()},
         "wall_s": trial.user_attrs.get("wall_s", math.nan),
         "error": trial.user_attrs.get("error", ""),
+        "warnings": ", ".join(trial.user_attrs.get("warnings", ())),
     }
 
 
@@ -171,6 +173,15 @@ def _value(row: dict[str, Any]) -> str:
 
 def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def went_wrong(rows: Sequence[dict[str, Any]]) -> str:
+    """How many trials have each kind of warning, in a line; empty: none has any."""
+    kinds = collections.Counter(
+        k for row in rows if row["warnings"] for k in row["warnings"].split(", ")
+    )
+    counts = ", ".join(f"{kind}: {count}" for kind, count in kinds.most_common())
+    return f"of {len(rows)} trials, {counts} (warnings in trials.csv)" if kinds else ""
 
 
 def errors(rows: Sequence[dict[str, Any]]) -> list[str]:

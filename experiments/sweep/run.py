@@ -23,7 +23,7 @@ from experiments.defaults import defaults
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
-from experiments.sweep.results import Found, found, write
+from experiments.sweep.results import Found, found, went_wrong, write
 from experiments.sweep.shown import shown
 from experiments.sweep.space import Space
 
@@ -81,6 +81,8 @@ def sweep(
             result = found(plan, study, interrupted.by, label or config.algorithm)
         if not result.interrupted:
             write(result, workdir)
+            if wrong := went_wrong(result.rows):
+                logging.getLogger("dbjax").warning("%s", wrong)
     return result
 
 

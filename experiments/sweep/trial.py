@@ -16,6 +16,7 @@ from typing import Any
 import ml_collections
 
 import dbjax
+from dbjax import health
 from dbjax.runtime.base import Node, Runtime
 from dbjax.trace import Row
 from dbjax.workdir import Workdir
@@ -53,12 +54,14 @@ class Outcome:
     Attributes:
       values: of each run; what a pruned one had reached.
       error: one line; empty: there was none.
+      warnings: kinds of what went wrong in any run, such as "diverged".
       files: what its folder is to hold.
     """
 
     values: tuple[float, ...] = ()
     pruned: bool = False
     error: str = ""
+    warnings: tuple[str, ...] = ()
     files: dict[str, str] = dataclasses.field(default_factory=dict)
     wall_s: float = 0.0
     cpu_s: float = 0.0
@@ -99,6 +102,7 @@ def run_trial(job: Job, look: Look) -> Outcome:
 
 def _found(job: Job, look: Look, folder: Path) -> Outcome:
     values: list[float] = []
+    warnings: dict[str, None] = {}
     pruned = False
 
     def once(k: int, value: float) -> bool:
@@ -110,17 +114,18 @@ def _found(job: Job, look: Look, folder: Path) -> Outcome:
         method = build.algorithm(job.config)  # the same for all seeds: compiled once
         for name, config in _runs(job):
             first = not values
-            values.append(
-                _run(config, method, job.metric, folder / name, once if first else _unseen)
-            )
+            shown = once if first else _unseen
+            result = _run(config, method, job.metric, folder / name, shown)
+            values.append(float(result.evaluations[-1][job.metric]))
+            warnings |= dict.fromkeys(map(health.kind, result.summary["warnings"]))
             if pruned:
                 break
     except Exception as error:
         kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
         return Outcome(error=" ".join(f"{kind}{error}".split()))
     if not all(map(math.isfinite, values)):
-        return Outcome(error=f"{job.metric} is {values[-1]} at the end")
-    return Outcome(tuple(values), pruned)
+        return Outcome(error=f"{job.metric} is {values[-1]} at the end", warnings=tuple(warnings))
+    return Outcome(tuple(values), pruned, warnings=tuple(warnings))
 
 
 def _unseen(k: int, value: float) -> bool:
@@ -143,8 +148,8 @@ def _runs(job: Job) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
 
 def _run(
     config: ml_collections.ConfigDict, method: Any, metric: str, folder: Path, look: Look
-) -> float:
-    """The last value of one run."""
+) -> dbjax.Result:
+    """One run."""
     build.make_host_devices(config)
     task, arguments = build.task(config), build.run_arguments(config)
     stops: list[Callable[[], None]] = []
@@ -169,4 +174,4 @@ def _run(
             trace=dbjax.Trace(listeners=[files.listen, listen]),
         )
         files.summarise(result)
-    return float(result.evaluations[-1][metric])
+    return result

@@ -97,6 +97,15 @@ def test_figure_5_goes_by_the_same_runs(smoke):
     assert (smoke / "figure5/figure5.png").stat().st_size > 20_000
 
 
+def test_every_run_of_the_smoke_size_learns_something(smoke):
+    """Else there is no verdict, and what is said of such figures is not tested."""
+    summaries = [json.loads(p.read_text()) for p in smoke.glob("runs/*/seed_1/summary.json")]
+    assert len(summaries) == 14
+    assert [summary["warnings"] for summary in summaries] == [[]] * 14
+    for name in ("figure4", "figure5"):
+        assert "no verdict" not in (smoke / name / "claims.md").read_text()
+
+
 def test_what_is_there_is_not_run_again(smoke, monkeypatch):
     def nobody(*_):
         raise AssertionError("a worker was started")

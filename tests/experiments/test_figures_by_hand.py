@@ -107,7 +107,7 @@ def test_times_and_the_order_are_those_of_the_seeds_own_targets():
 
 def test_rows_of_figure_4_are_those_of_each_run():
     run = made_up(20, [0.1, 0.2], ADAGRAD)
-    run.config.update(seed=7, model={"width": 16}, data={"num_states": 5})
+    run.config.update(seed=7, model={"width": 16, "depth": 4}, data={"num_states": 5})
     for row in run.rows:
         row.update(updates=3, examples=96, train_accuracy=0.9)
     found = rows({"downpour_adagrad": [run]})

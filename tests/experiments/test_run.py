@@ -176,6 +176,7 @@ def test_every_config_has_a_smoke_variant_that_runs(file, tmp_path):
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["updates"] > 0
     assert math.isfinite(summary["train_loss"])
+    assert summary["warnings"] == []  # it learns, too
 
 
 def test_threads_leave_the_same_files(tmp_path, workdir):

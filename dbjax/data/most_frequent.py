@@ -1,0 +1,57 @@
+"""What a constant guess gets right of a hold-out set."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+
+_DEVIATIONS = 2.0  # of an accuracy measured on so many examples: 1 of 40 is above by chance
+
+
+@dataclasses.dataclass(frozen=True)
+class MostFrequent:
+    """The most frequent class of a hold-out set: always saying it needs no training.
+
+    Attributes:
+      share: of the examples that have it, above 0 and at most 1.
+      examples: that the accuracy is measured on.
+      metric: the accuracy, as `Task.evaluate` calls it: a share of the same examples.
+    """
+
+    share: float
+    examples: int
+    metric: str = "test_accuracy"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"MostFrequent.share={self.share} must be above 0 and at most 1")
+        if self.examples < 1:
+            raise ValueError(f"MostFrequent.examples={self.examples} must be at least 1")
+
+    @classmethod
+    def of(cls, labels: Any, metric: str = "test_accuracy") -> MostFrequent:
+        """Counts integer labels, of any shape, that `metric` is measured on."""
+        _, counts = np.unique(np.asarray(labels), return_counts=True)
+        return cls(float(counts.max() / counts.sum()), int(counts.sum()), metric)
+
+    @property
+    def bound(self) -> float:
+        """The accuracy up to which a run is no better than that guess, as far as one can tell.
+
+        Two standard deviations of a share of so many examples above it; at most half of what there
+        is above it, so that few examples never make a perfect run look bad.
+        """
+        deviation = math.sqrt(self.share * (1 - self.share) / self.examples)
+        return self.share + min(_DEVIATIONS * deviation, (1 - self.share) / 2)
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return f"and {self.share:.1%} of {self.examples:,} examples are of the most frequent class"
+
+    def explains(self, accuracy: float) -> bool:
+        """Whether that guess is as accurate, but for noise. (NaN is no accuracy.)"""
+        return accuracy <= self.bound
