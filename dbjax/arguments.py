@@ -71,6 +71,16 @@ def require_at_least_one(**values: int) -> None:
             raise ValueError(f"{name}={value} must be at least 1")
 
 
+def require_at_least(place: str, least: float, **values: float | None) -> None:
+    """Raises ValueError, naming the first value that is below `least`, or NaN; None may be.
+
+    For fields that `require_fields` has passed.
+    """
+    for name, value in values.items():
+        if value is not None and not value >= least:
+            raise ValueError(f"{place}.{name}={value} must be at least {least}")
+
+
 def require_labels(name: str, labels: Any, classes: int) -> None:
     """Raises ValueError unless labels are integers in 0 .. classes - 1, one for each example."""
     labels = np.asarray(labels)

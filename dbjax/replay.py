@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NamedTuple
 
 from dbjax.errors import ReplayError
@@ -12,6 +11,7 @@ from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
 from dbjax.types import Params
+from dbjax.validation import algorithm_of
 
 
 class Replayed(NamedTuple):
@@ -37,9 +37,8 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     """
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be done again: {script.no_replay}")
-    algorithm = importlib.import_module(type(config).__module__)
     machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
-    program: Program = algorithm.program(machines, task, config)
+    program: Program = algorithm_of(config).program(machines, task, config)
     machines.run()
     done, there_are = machines.replayed(), script.count()
     if done != there_are:

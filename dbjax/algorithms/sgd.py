@@ -14,8 +14,10 @@ from typing import Any, final
 import jax
 import optax
 
+from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
+from dbjax.optim.inputs import require_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
     Accrued,
@@ -51,9 +53,9 @@ class Config:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("replicas", "shards"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"sgd.{field}={getattr(self, field)} must be at least 1")
+        require_rule("sgd.rule", self.rule)
+        require_fields("sgd", self)
+        require_at_least("sgd", 1, replicas=self.replicas, shards=self.shards)
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(
                 f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"
@@ -249,10 +251,11 @@ async def client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas; a single replica and its parameters share a machine."""
+    streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     store = Sharded.serve(
         runtime,
         SynchronousShard,
-        task.params,
+        task.start,
         config.shards,
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
@@ -267,11 +270,11 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             client,
             store,
             gradient,
-            task.batches(r, config.replicas),
+            stream,
             config,
             runtime.mortal,
         )
-        for r, gradient in enumerate(gradients)
+        for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
     ]
 
     def acknowledged(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

@@ -181,8 +181,8 @@ def _inputs(images: list[Any], side: int | None, where: str) -> Any:
     (dtype, *others), shown = dtypes, " and ".join(map(str, sorted(shapes)[:3]))
     if others or dtype.kind not in "biuf":
         raise ValueError(
-            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers of "
-            "one type can be loaded; encode others by hand, and give dbjax.Task arrays"
+            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers, "
+            "of one type, can be loaded; encode others by hand, and give dbjax.Task arrays"
         )
     if side is None and len(shapes) > 1:
         raise ValueError(

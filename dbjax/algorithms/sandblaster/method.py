@@ -16,6 +16,7 @@ from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
 from dbjax.algorithms.sandblaster.space import ShardedSpace
+from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.portions import Portions
 from dbjax.errors import ServiceError, StateLost
 from dbjax.optim import Lbfgs, Method, State, Stops
@@ -65,16 +66,12 @@ class Config:
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        for field, least in (("replicas", 1), ("shards", 1), ("send_every", 1), ("prefetch", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(
-                    f"sandblaster.{field}={getattr(self, field)} must be at least {least}"
-                )
+        require_fields("sandblaster", self)
+        require_at_least(
+            "sandblaster", 1, replicas=self.replicas, shards=self.shards, send_every=self.send_every
+        )
+        require_at_least("sandblaster", 0, prefetch=self.prefetch, backup_after=self.backup_after)
         require_backups("sandblaster", self.shard_backups)
-        if not self.backup_after >= 0:
-            raise ValueError(f"sandblaster.backup_after={self.backup_after} must be at least 0")
-        if self.order not in ("free", "fixed"):
-            raise ValueError(f"sandblaster.order={self.order!r} is neither 'free' nor 'fixed'")
         if not 0 < self.sample <= 1:
             raise ValueError(f"sandblaster.sample={self.sample} must be in (0, 1]")
         if not 0 < self.overlap <= 0.5:
@@ -156,7 +153,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     store = Sharded.serve(
         runtime,
         VectorShard,
-        task.params,
+        task.start,
         config.shards,
         order,
         backups=config.shard_backups,
