@@ -85,8 +85,8 @@ def require_finite(params: Vector, name: str = "params") -> None:
         finite = np.isfinite(np.asarray(leaf))
         if not finite.all():
             raise ValueError(
-                f"{_at(name, path)} holds {finite.size - finite.sum()} values of {finite.size} that "
-                "are not finite; start from finite parameters"
+                f"{_at(name, path)} holds {finite.size - finite.sum()} values that are not finite, "
+                f"of {finite.size}; start from finite parameters"
             )
 
 

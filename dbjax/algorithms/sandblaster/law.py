@@ -50,9 +50,9 @@ def require_no_sum(task: Task) -> bool:
 
 
 def _law(task: Task) -> Law:
-    """Of a mean over batches x and y of one size, f(xy) = (f(x) + f(y)) / 2; with regularisation too.
+    """Of a mean, f(xy) = (f(x) + f(y)) / 2 for batches x and y of one size; of one with a penalty too.
 
-    Of a sum, f(xyx) - f(xy) = f(yx) - f(y): what x adds is the same whatever is there already.
+    Of a sum, f(xyx) - f(xy) = f(yx) - f(y), and not 0: what x adds is the same whatever is there.
     f is the loss, and its derivative along some direction: at parameters where all examples have
     the same loss their gradients differ.
     """
@@ -78,11 +78,12 @@ def _law(task: Task) -> Law:
     except Exception:  # a loss for batches of one size only
         return "other"
     same = np.abs(first - second) <= tolerance * (np.abs(first) + np.abs(second))
-    return "sum" if same[:2].all() else "other"
+    more = np.abs(first) > tolerance * np.abs(fxy)
+    return "sum" if (same & more)[:2].all() else "other"
 
 
 def _tolerance(task: Task) -> float:
-    """Half of the digits: rounding takes some of the others, and what is no mean is off in the first.
+    """Half of the digits: rounding takes some, and what is no mean is off in the first ones.
 
     Sums of `n` numbers in another order differ by about sqrt(n) units in the last place, more where
     they cancel; what two examples do to each other changes a loss by a share of itself.

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from dbjax.algorithms.sandblaster.law import require_no_sum
 from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
@@ -147,7 +148,12 @@ def _row(state: State, counts: Counts, traffic: Traffic) -> dict[str, Any]:
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
-    """Places shards, replicas and the coordinator on a runtime."""
+    """Places shards, replicas and the coordinator on a runtime.
+
+    Raises:
+      ValueError: the loss is a sum over the examples of a batch.
+    """
+    mean = require_no_sum(task)
     fixed = config.order == "fixed"
     order = InOrder if fixed else Free
     store = Sharded.serve(
@@ -165,7 +171,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     if modelled and config.sample < 1:  # what is computed together is never the same again
         data = dataclasses.replace(data, held_bytes=0)
     read_ahead = _nothing if modelled else data.read_ahead
-    gradients = _gradients(task, store, data, config.replicas, modelled)
+    gradients = _gradients(task, store, data, config.replicas, modelled, mean)
     replicas = [
         runtime.serve(f"replica/{r}", Replica, store, gradient, read_ahead)
         for r, gradient in enumerate(gradients)
@@ -176,10 +182,19 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
 
 
 def _gradients(
-    task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
+    task: Task,
+    store: Sharded[VectorShard],
+    data: Portions,
+    replicas: int,
+    modelled: bool,
+    mean: bool,
 ) -> list[Any]:
-    """What each replica computes portions with: all the same, or each on devices of its own."""
-    together = 1 if task.takes_key else max(1, _TOGETHER // task.batch_size)
+    """What each replica computes portions with: all the same, or each on devices of its own.
+
+    Args:
+      mean: whether the loss of several portions is the mean of theirs.
+    """
+    together = max(1, _TOGETHER // task.batch_size) if mean else 1
     of = functools.partial(
         GradientSums,
         task.loss,
