@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.arguments import shown
 from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.fields import shown
 from dbjax.store import Fetched, Report
 from dbjax.summary import RESERVED, progress, train_loss
 from dbjax.task import Program, Task

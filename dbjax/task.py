@@ -12,7 +12,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.examples import Examples, examples_of
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
@@ -20,6 +19,7 @@ from dbjax.optim.inputs import require_finite, require_floats
 from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
+from dbjax.runtime.fields import require_at_least, require_fields
 from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
 from dbjax.store.sharded import Sharded, initial, is_function
@@ -151,6 +151,19 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def require_config(
+    name: str, config: Any, *, at_least_one: Sequence[str], at_least_zero: Sequence[str] = ()
+) -> None:
+    """Raises ValueError for the first field of a Config that is of a wrong type, or too small.
+
+    Args:
+      name: of the algorithm.
+    """
+    require_fields(name, config)
+    for least, fields in ((1, at_least_one), (0, at_least_zero)):
+        require_at_least(name, least, **{field: getattr(config, field) for field in fields})
 
 
 class ParameterShard(Protocol):

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 from jax.extend.core import Jaxpr, Literal
 
-from dbjax.arguments import shown
 from dbjax.evaluator import metrics
 from dbjax.optim.inputs import require_floats, require_loss
+from dbjax.runtime.fields import shown
 from dbjax.task import Task
 from dbjax.types import loss_of
 

@@ -15,13 +15,12 @@ from typing import Any
 import optax
 
 from dbjax.algorithms.local import LocalRule
-from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_server_rule
 from dbjax.optim.inputs import require_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,20 +56,11 @@ class Config:
     def __post_init__(self) -> None:
         require_rule("downpour.rule", self.rule)
         require_rule("downpour.local_rule", self.local_rule, or_none=True)
-        require_fields("downpour", self)
-        require_at_least(
+        require_config(
             "downpour",
-            1,
-            replicas=self.replicas,
-            shards=self.shards,
-            n_fetch=self.n_fetch,
-            n_push=self.n_push,
-        )
-        require_at_least(
-            "downpour",
-            0,
-            warm_start_s=self.warm_start_s,
-            warm_start_updates=self.warm_start_updates,
+            self,
+            at_least_one=("replicas", "shards", "n_fetch", "n_push"),
+            at_least_zero=("warm_start_s", "warm_start_updates"),
         )
         if math.isinf(self.warm_start_s):
             raise ValueError(

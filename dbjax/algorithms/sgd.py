@@ -14,7 +14,6 @@ from typing import Any, final
 import jax
 import optax
 
-from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
 from dbjax.optim.inputs import require_rule
@@ -30,7 +29,7 @@ from dbjax.store import (
     Snapshot,
     require_backups,
 )
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 from dbjax.types import Slice
 
 
@@ -54,8 +53,7 @@ class Config:
 
     def __post_init__(self) -> None:
         require_rule("sgd.rule", self.rule)
-        require_fields("sgd", self)
-        require_at_least("sgd", 1, replicas=self.replicas, shards=self.shards)
+        require_config("sgd", self, at_least_one=("replicas", "shards"))
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(
                 f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"

@@ -127,7 +127,8 @@ def gradient_like(gradient: Any, params: Vector, name: str) -> Vector:
       ValueError: its structure, or the shape of a leaf, is not that of the parameters, or it does
         not hold floating-point numbers.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
     try:
         parts = treedef.flatten_up_to(gradient)
     except ValueError as error:

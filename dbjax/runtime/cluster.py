@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from dbjax.runtime.fields import require_fields
 from dbjax.runtime.network import Link as Link
 from dbjax.runtime.network import Outage as Outage
 from dbjax.runtime.network import matches
@@ -46,6 +47,7 @@ class Machine:
     mean_time_to_repair_s: float = math.inf
 
     def __post_init__(self) -> None:
+        require_fields("Machine", self)
         for field in (
             "speed",
             "flops_per_s",
@@ -57,12 +59,8 @@ class Machine:
         ):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Machine.{field}={getattr(self, field)!r} must be above 0")
-        if not isinstance(self.cards, int) or self.cards < 1:
+        if self.cards < 1:
             raise ValueError(f"Machine.cards={self.cards!r} must be an integer of at least 1")
-        if self.law not in ("constant", "lognormal", "exponential"):
-            raise ValueError(
-                f"Machine.law={self.law!r} is none of constant, lognormal, exponential"
-            )
         if not (self.sigma >= 0 and math.isfinite(self.sigma)):
             raise ValueError(f"Machine.sigma={self.sigma!r} must be finite and at least 0")
         if self.sigma and self.law != "lognormal":
@@ -94,6 +92,7 @@ class Failure:
     back_s: float = math.inf
 
     def __post_init__(self) -> None:
+        require_fields("Failure", self)
         if not 0 <= self.at_s < self.back_s:
             raise ValueError(
                 f"Failure of {self.node}: needs 0 <= at_s={self.at_s} < back_s={self.back_s}"
@@ -140,6 +139,7 @@ class Cluster:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        require_fields("Cluster", self)
         for field in ("latency_s", "message_s", "service_s"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ValueError(
@@ -148,7 +148,7 @@ class Cluster:
         for field in ("memory_bandwidth_bytes_per_s", "size_scale"):
             if not getattr(self, field) > 0:
                 raise ValueError(f"Cluster.{field}={getattr(self, field)!r} must be above 0")
-        if not isinstance(self.replica_machines, int) or self.replica_machines < 1:
+        if self.replica_machines < 1:
             raise ValueError(f"Cluster.replica_machines={self.replica_machines!r}: at least 1")
         self._check_compute_s()
 

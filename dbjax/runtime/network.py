@@ -6,6 +6,8 @@ import dataclasses
 import fnmatch
 import math
 
+from dbjax.runtime.fields import require_fields
+
 
 @dataclasses.dataclass(frozen=True)
 class Outage:
@@ -24,6 +26,7 @@ class Outage:
     back_s: float
 
     def __post_init__(self) -> None:
+        require_fields("Outage", self)
         if not 0 <= self.at_s < self.back_s < math.inf:
             raise ValueError(
                 f"Outage between {self.a} and {self.b}: needs 0 <= at_s={self.at_s} < "
@@ -48,6 +51,7 @@ class Link:
     duplicate_probability: float = 0.0
 
     def __post_init__(self) -> None:
+        require_fields("Link", self)
         between = f"Link between {self.a} and {self.b}"
         if self.latency_s is not None and not 0 <= self.latency_s < math.inf:
             raise ValueError(f"{between}: latency_s={self.latency_s!r} must be finite, at least 0")

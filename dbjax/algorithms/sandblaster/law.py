@@ -9,6 +9,7 @@ contrastive losses do, only the second is wrong: it is computed portion by porti
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ def require_no_sum(task: Task) -> bool:
 
 
 def _law(task: Task) -> Law:
-    """Of a mean, f(xy) = (f(x) + f(y)) / 2 for batches x and y of one size; of one with a penalty too.
+    """Of a mean, f(xy) = (f(x) + f(y)) / 2 for batches x and y of one size; with a penalty too.
 
     Of a sum, f(xyx) - f(xy) = f(yx) - f(y), and not 0: what x adds is the same whatever is there.
     f is the loss, and its derivative along some direction: at parameters where all examples have
@@ -88,7 +89,8 @@ def _tolerance(task: Task) -> float:
     Sums of `n` numbers in another order differ by about sqrt(n) units in the last place, more where
     they cancel; what two examples do to each other changes a loss by a share of itself.
     """
-    return max(float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(task.shapes)) ** 0.5
+    steps = [float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(task.shapes)]
+    return math.sqrt(max(steps))
 
 
 @functools.lru_cache(maxsize=16)

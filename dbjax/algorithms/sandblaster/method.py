@@ -17,7 +17,6 @@ from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
 from dbjax.algorithms.sandblaster.space import ShardedSpace
-from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.portions import Portions
 from dbjax.errors import ServiceError, StateLost
 from dbjax.optim import Lbfgs, Method, State, Stops
@@ -26,7 +25,7 @@ from dbjax.store import Sharded, require_backups
 from dbjax.store.commanding import Traffic, Vectors
 from dbjax.store.sums import DeferredSums, Free, GradientSums, InOrder
 from dbjax.store.vectors import VectorShard
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 
 _TOGETHER = 4096  # examples in one program, where arithmetic may be put off
 
@@ -67,11 +66,12 @@ class Config:
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        require_fields("sandblaster", self)
-        require_at_least(
-            "sandblaster", 1, replicas=self.replicas, shards=self.shards, send_every=self.send_every
+        require_config(
+            "sandblaster",
+            self,
+            at_least_one=("replicas", "shards", "send_every"),
+            at_least_zero=("prefetch", "backup_after"),
         )
-        require_at_least("sandblaster", 0, prefetch=self.prefetch, backup_after=self.backup_after)
         require_backups("sandblaster", self.shard_backups)
         if not 0 < self.sample <= 1:
             raise ValueError(f"sandblaster.sample={self.sample} must be in (0, 1]")
