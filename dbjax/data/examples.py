@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, final
 
 import jax
@@ -48,9 +48,8 @@ class Arrays:
     tree: Any
 
     def __post_init__(self) -> None:
-        leaves = {
-            _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.tree)
-        }
+        paths = jax.tree_util.tree_leaves_with_path(self.tree, lambda x: isinstance(x, Iterator))
+        leaves = {_name(path): leaf for path, leaf in paths}
         for name, leaf in leaves.items():
             _require_numbers(name, leaf)
         lengths = {name: len(leaf) for name, leaf in leaves.items()}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
@@ -19,10 +18,9 @@ import numpy as np
 
 from dbjax.data.stream import dealt
 from dbjax.task import Task
-from dbjax.types import LossFn, Params
+from dbjax.types import Batch, LossFn, Params
 
 Law = Literal["mean", "sum", "other"]
-Probe = Callable[[list[int]], Any]
 _EXAMPLES = 32  # tried at most, in one batch; its double and its triple are tried too
 _SHIFT = 0.1  # of the parameters, in shares of their own size
 
@@ -60,27 +58,30 @@ def _law(task: Task) -> Law:
     size = min(task.batch_size, len(task.examples) // 2, _EXAMPLES)
     order = dealt(len(task.examples), task.seed)
     x, y = order[:size], order[size : 2 * size]
-    params, tolerance = task.start(), _tolerance(task)
-
-    def f(*parts: Any) -> Any:
-        """[3]: the loss, the derivative, the gradient's norm."""
-        batch = jax.tree.map(jnp.asarray, task.examples.gather(np.concatenate(parts)))
-        found = np.asarray(_probe(task.loss)(params, batch, _SHIFT), np.float64)
-        if np.isfinite(found).all():
-            return found
-        return np.asarray(_probe(task.loss)(params, batch, 0.0), np.float64)
-
+    in_x, in_y, in_xy, in_yx, in_xyx = (
+        jax.tree.map(jnp.asarray, task.examples.gather(np.concatenate(parts)))
+        for parts in ((x,), (y,), (x, y), (y, x), (x, y, x))
+    )
+    f, tolerance = functools.partial(_tried, task.loss, task.start()), _tolerance(task)
     try:
-        fx, fy, fxy = f(x), f(y), f(x, y)
+        fx, fy, fxy = f(in_x), f(in_y), f(in_xy)
         apart, scale = np.abs(2 * fxy - fx - fy), np.abs(fx) + np.abs(fy)
         if apart[0] <= tolerance * scale[0] and apart[1] <= tolerance * scale[2]:
             return "mean"
-        first, second = f(x, y, x) - fxy, f(y, x) - fy
+        first, second = f(in_xyx) - fxy, f(in_yx) - fy
     except Exception:  # a loss for batches of one size only
         return "other"
     same = np.abs(first - second) <= tolerance * (np.abs(first) + np.abs(second))
     more = np.abs(first) > tolerance * np.abs(fxy)
     return "sum" if (same & more)[:2].all() else "other"
+
+
+def _tried(loss: LossFn, params: Params, batch: Batch) -> Any:
+    """[3]: the loss, its derivative along a direction, the norm of its gradient."""
+    found = np.asarray(_probe(loss)(params, batch, _SHIFT), np.float64)
+    if not np.isfinite(found).all():  # shifted parameters may be none that the loss can take
+        found = np.asarray(_probe(loss)(params, batch, 0.0), np.float64)
+    return found
 
 
 def _tolerance(task: Task) -> float:
