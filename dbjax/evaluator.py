@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
 
 from dbjax.health import look
 from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.fields import shown
 from dbjax.store import Fetched, Report
-from dbjax.summary import progress, train_loss
+from dbjax.summary import RESERVED, progress, train_loss
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
+from dbjax.types import Metrics, Params
 
 
 @dataclasses.dataclass
@@ -63,17 +69,43 @@ def evaluation(
     program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
 ) -> Row:
     """Progress, and what the task says of the parameters."""
-    metrics = task.evaluate(program.join(fetched.slices)) if task.evaluate else {}
-    if task.most_frequent is not None and task.most_frequent.metric not in metrics:
+    loss = {"train_loss": train_loss(trace.rows, program.recent_losses)}
+    theirs = metrics(task.evaluate, program.join(fetched.slices)) if task.evaluate else {}
+    if task.most_frequent is not None and task.most_frequent.metric not in theirs:
         raise ValueError(
             f"Task.most_frequent.metric={task.most_frequent.metric!r} is none of what "
-            f"Task.evaluate returns: {', '.join(metrics) or 'nothing'}"
+            f"Task.evaluate returns: {', '.join(theirs) or 'nothing'}"
         )
-    return (
-        progress(reports)
-        | {"train_loss": train_loss(trace.rows, program.recent_losses)}
-        | {name: float(value) for name, value in metrics.items()}
-    )
+    return progress(reports) | loss | theirs
+
+
+def metrics(evaluate: Callable[[Params], Metrics], params: Params) -> Row:
+    """What a task says of parameters.
+
+    Raises:
+      ValueError: that is no dict of real numbers, or has a name that dbjax gives to its own.
+    """
+    found = evaluate(params)
+    if not isinstance(found, Mapping):
+        raise ValueError(f"Task.evaluate returned {shown(found)}; it must return a dict of numbers")
+    ours = sorted(name for name in found if name in RESERVED)
+    if ours:
+        raise ValueError(
+            f"Task.evaluate returns {', '.join(map(repr, ours))}, which dbjax records itself: call "
+            f"it something else, such as {'my_' + ours[0]!r}"
+        )
+    return {name: _number(name, value) for name, value in found.items()}
+
+
+def _number(name: Any, value: Any) -> float:
+    if not isinstance(name, str):
+        raise ValueError(f"Task.evaluate returns a number called {name!r}; names are strings")
+    array = np.asarray(value)
+    if array.size != 1 or not (
+        jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "biu"
+    ):
+        raise ValueError(f"Task.evaluate: {name}={shown(value)} must be one real number")
+    return float(array.reshape(()))
 
 
 def cards(machines: Runtime) -> Row:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import importlib
 import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple
 
-import jax
-
+from dbjax.arguments import keyword_hints, require_known
 from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
 from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
 from dbjax.health import Ended, all_warnings, listening, look
@@ -25,7 +23,6 @@ from dbjax.runtime.quantities import require_positive, require_seed
 from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.store.sharded import initial
 from dbjax.summary import (
     check_delays,
     params_sha256,
@@ -35,6 +32,7 @@ from dbjax.summary import (
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
+from dbjax.validation import algorithm_of, require_sound
 
 Beside = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
@@ -142,11 +140,29 @@ def run(
       ray: where the processes of the Ray runtime are placed, and what they ask for.
 
     Raises:
-      ValueError: nothing would end the run, or an argument does not fit the runtime.
+      ValueError, TypeError: nothing would end the run, an argument does not fit the runtime, or
+        the task, the config or another argument is not what it must be. This is said before
+        anything is placed.
     """
+    algorithm_of(config)
+    given = {
+        "cluster": cluster,
+        "until_s": until_s,
+        "evaluate_every_s": evaluate_every_s,
+        "checkpoint_every": checkpoint_every,
+        "checkpoints": checkpoints,
+        "resume": resume,
+        "beside": beside,
+        "seed": seed,
+        "trace": trace,
+        "log": log,
+        "ray": ray,
+    }
+    require_known("dbjax.run", given, keyword_hints(run))
     _check_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)
     task = task.seeded(seed)
+    require_sound(task)
     trace = trace if trace is not None else Trace()
     trace.rows[:0] = resume.rows if resume is not None else ()
     end_s = math.inf if until_s is None else until_s
@@ -154,12 +170,12 @@ def run(
     times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
     cluster = cluster and _for_task(cluster, task)
     on = _Machines(runtime, cluster, seed, trace, log, ray)
-    run = _exactly(on, task, config, times, resume)
-    run = run or _placed(on, task, config, times, resume, checkpoints is not None)
+    placed = _exactly(on, task, config, times, resume)
+    placed = placed or _placed(on, task, config, times, resume, checkpoints is not None)
     try:
-        return _run(run, task, trace, times)
+        return _run(placed, task, trace, times)
     finally:
-        run.machines.close()
+        placed.machines.close()
         if log is not None:
             _end_log(log, trace, resume)
         # Services and futures refer to each other. What they held, such as parameters, is
@@ -231,11 +247,10 @@ def _placed(
     machines = _runtime(on, begin_s, again, journals)
     if isinstance(machines, VirtualRuntime):
         machines.ends_itself = getattr(config, "steps", None) is not None
-    algorithm = importlib.import_module(type(config).__module__)
-    described = about(jax.eval_shape(lambda: initial(task.params)), config)
+    described = about(task.shapes, config)
     if resume is not None:
         machines.resumed = lambda cuts: resume.states(described, cuts, config.replicas)
-    program: Program = algorithm.program(machines, task, config)
+    program: Program = algorithm_of(config).program(machines, task, config)
     again = again if incarnation is None else incarnation
     taking = Taking(
         program, machines, described, config.replicas, again, times.checkpoints, on.trace

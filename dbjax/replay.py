@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from typing import Any, NamedTuple
 
 from dbjax.errors import ReplayError
@@ -13,6 +12,7 @@ from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
 from dbjax.types import Params
+from dbjax.validation import algorithm_of
 
 
 class Replayed(NamedTuple):
@@ -38,10 +38,9 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     """
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be done again: {script.no_replay}")
-    algorithm = importlib.import_module(type(config).__module__)
     seed = require_seed("seed", seed)
     machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
-    program: Program = algorithm.program(machines, task.seeded(seed), config)
+    program: Program = algorithm_of(config).program(machines, task.seeded(seed), config)
     machines.run()
     done, there_are = machines.replayed(), script.count()
     if done != there_are:

@@ -16,6 +16,23 @@ from dbjax.task import Program
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
 
+# Every name that dbjax gives to a number of its own: in the rows of a trace (all, evaluations,
+# steps, deaths, iterations of Sandblaster), in summaries (all, Sandblaster's) and in summary.json.
+# A metric of the user's by the same name would take its place.
+RESERVED = frozenset({
+    "time_s", "node",
+    "updates", "examples", "version_skew_updates", "bytes_fetched", "bytes_pushed", "train_loss",
+    "cards_busy_s",
+    "step", "loss", "event", "victim",
+    "gradient_norm", "step_length", "stop", "evaluations", "evaluating_s", "commanding_s",
+    "portions", "calls", "backups_started", "backups_won", "replicas_lost", "rewinds",
+    "round_trips", "bytes_sent", "bytes_received",
+    "staleness_updates", "replica_devices", "refused_pushes", "repeated_pushes", "lost_pushes",
+    "deaths", "returns", "clock", "wall_s", "interrupted", "params_sha256",
+    "iterations", "stopped_because", "backups", "coordinator", "phases_s",
+    "staleness_histogram", "config", "versions",
+})  # fmt: skip
+
 
 def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
     """Staleness in updates -> how many pushes, over all shards; sorted."""

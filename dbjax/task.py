@@ -12,17 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.data.examples import Arrays, Examples
+from dbjax.data.examples import Examples, examples_of
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
+from dbjax.optim.inputs import require_finite, require_floats
 from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
+from dbjax.runtime.fields import require_at_least, require_fields
 from dbjax.runtime.quantities import require_seed
 from dbjax.store.partition import compiled_join
 from dbjax.store.shard import Report, Snapshot
-from dbjax.store.sharded import Sharded, is_function
+from dbjax.store.sharded import Sharded, initial, is_function
 from dbjax.trace import Row
 from dbjax.types import Batch, Keyed, LossFn, Metrics, Params, Slices
 
@@ -32,14 +34,19 @@ class Task:
     """A loss to be minimised over examples, from given initial parameters.
 
     Attributes:
-      params: initial parameters, a pytree of arrays; or a function without arguments that
-        makes them, so that nobody has to keep them beside the shards.
+      params: initial parameters, a pytree of floating-point arrays, all finite; or a function
+        without arguments that makes them, so that nobody has to keep them beside the shards.
+        Python's numbers and lists of them are refused, and not converted.
       loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit. With
-        `takes_key` it is (params, batch, key) -> scalar.
+        `takes_key` it is (params, batch, key) -> scalar. If it has a method `require_labels`, as
+        the losses of `dbjax.models` do, that is given the labels of data that are pairs.
       data: training examples: `Examples`, or a pytree of arrays with equal first
         dimension, of which a batch takes the same rows.
-      batch_size: examples in a mini-batch, or in a portion of a batch method.
-      evaluate: params -> named numbers; called now and then, costs no model time.
+      batch_size: examples in a mini-batch, or in a portion of a batch method. There must be as
+        many, for each replica where the data is dealt to them.
+      evaluate: params -> named numbers; called now and then, costs no model time, and once before
+        the run, so that what it returns can be checked. Names that dbjax gives to numbers of its
+        own (`dbjax.summary.RESERVED`) are refused.
       seed: of the order of the data, and of the keys; None: that of the run.
       cut: how each replica's network is cut over devices, with the same loss; None: it is not.
       takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
@@ -60,8 +67,8 @@ class Task:
     most_frequent: MostFrequent | None = None
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise ValueError(f"Task.batch_size={self.batch_size} must be at least 1")
+        require_fields("Task", self)
+        require_at_least("Task", 1, batch_size=self.batch_size)
         if self.seed is not None:
             require_seed("Task.seed", self.seed)
         _require_arguments("Task.loss", self.loss, self.takes_key)
@@ -69,20 +76,49 @@ class Task:
             _require_arguments("Task.cut.loss", self.cut.loss, self.takes_key)
         if not is_function(self.params):
             require_parameters(self.params)
+            require_floats(self.params)
         if self.most_frequent is not None and self.evaluate is None:
             raise ValueError(
                 "Task.most_frequent is held against an accuracy: give Task.evaluate, which "
                 f"returns {self.most_frequent.metric!r}"
             )
+        len(self.examples)  # data that cannot be used is refused now
 
-    @property
+    def start(self) -> Params:
+        """The initial parameters, made now if `params` is a function.
+
+        Raises:
+          TypeError: a leaf is no floating-point array.
+          ValueError: there is nothing to train, or a value is not finite.
+        """
+        params = initial(self.params)
+        require_floats(params)
+        require_finite(params)
+        return params
+
+    @functools.cached_property
+    def shapes(self) -> Params:
+        """Shapes and types of the parameters."""
+        return jax.eval_shape(lambda: initial(self.params))
+
+    @functools.cached_property
     def examples(self) -> Examples:
         """The training examples, to be gathered by number."""
-        data: Any = self.data
-        return data if callable(getattr(data, "gather", None)) else Arrays(data)
+        return examples_of(self.data, getattr(self.loss, "require_labels", None))
 
     def batches(self, replica: int, replicas: int) -> Stream:
-        """The mini-batches of one of `replicas` replicas, from its own part of the data."""
+        """The mini-batches of one of `replicas` replicas, from its own part of the data.
+
+        Raises:
+          ValueError: the smallest part is less than a mini-batch.
+        """
+        part = len(self.examples) // replicas
+        if part < self.batch_size:
+            raise ValueError(
+                f"Task.batch_size={self.batch_size} is more than the {part} of "
+                f"{len(self.examples)} examples that each of replicas={replicas} has for itself; "
+                "use smaller batches, or fewer replicas"
+            )
         return Stream(
             self.examples, self.batch_size, self.seed or 0, replica, replicas, keyed=self.takes_key
         )
@@ -136,6 +172,19 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
+
+
+def require_config(
+    name: str, config: Any, *, at_least_one: Sequence[str], at_least_zero: Sequence[str] = ()
+) -> None:
+    """Raises ValueError for the first field of a Config that is of a wrong type, or too small.
+
+    Args:
+      name: of the algorithm.
+    """
+    require_fields(name, config)
+    for least, fields in ((1, at_least_one), (0, at_least_zero)):
+        require_at_least(name, least, **{field: getattr(config, field) for field in fields})
 
 
 class ParameterShard(Protocol):

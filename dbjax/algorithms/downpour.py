@@ -12,16 +12,15 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import optax
 
 from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_server_rule
+from dbjax.optim.inputs import require_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
-from dbjax.store.sharded import initial
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,14 +54,18 @@ class Config:
     warm_start_updates: int = 0
 
     def __post_init__(self) -> None:
-        for field in ("replicas", "shards", "n_fetch", "n_push"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"downpour.{field}={getattr(self, field)} must be at least 1")
-        for field in ("warm_start_s", "warm_start_updates"):
-            if not 0 <= getattr(self, field) < math.inf:
-                raise ValueError(
-                    f"downpour.{field}={getattr(self, field)} must be finite and at least 0"
-                )
+        require_rule("downpour.rule", self.rule)
+        require_rule("downpour.local_rule", self.local_rule, or_none=True)
+        require_config(
+            "downpour",
+            self,
+            at_least_one=("replicas", "shards", "n_fetch", "n_push"),
+            at_least_zero=("warm_start_s", "warm_start_updates"),
+        )
+        if math.isinf(self.warm_start_s):
+            raise ValueError(
+                "downpour.warm_start_s=inf must be finite: the others would never begin"
+            )
         require_backups("downpour", self.shard_backups)
         if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
             raise ValueError(
@@ -164,12 +167,12 @@ async def late_client(
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
     if config.local_rule is not None:
-        params = jax.eval_shape(lambda: initial(task.params))
-        require_server_rule(config.local_rule, params)
+        require_server_rule(config.local_rule, task.shapes)
+    streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     store = Sharded.serve(
         runtime,
         Shard,
-        task.params,
+        task.start,
         config.shards,
         backups=config.shard_backups,
         cut=task.cut,
@@ -182,10 +185,10 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             late_client if r else client,
             store,
             gradient,
-            task.batches(r, config.replicas),
+            stream,
             config,
         )
-        for r, gradient in enumerate(gradients)
+        for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
     ]
     return Program(
         store,

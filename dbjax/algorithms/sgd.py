@@ -16,6 +16,7 @@ import optax
 
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
+from dbjax.optim.inputs import require_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
     Accrued,
@@ -28,7 +29,7 @@ from dbjax.store import (
     Snapshot,
     require_backups,
 )
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 from dbjax.types import Slice
 
 
@@ -51,9 +52,8 @@ class Config:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        for field in ("replicas", "shards"):
-            if getattr(self, field) < 1:
-                raise ValueError(f"sgd.{field}={getattr(self, field)} must be at least 1")
+        require_rule("sgd.rule", self.rule)
+        require_config("sgd", self, at_least_one=("replicas", "shards"))
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(
                 f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"
@@ -249,10 +249,11 @@ async def client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas; a single replica and its parameters share a machine."""
+    streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     store = Sharded.serve(
         runtime,
         SynchronousShard,
-        task.params,
+        task.start,
         config.shards,
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
@@ -267,11 +268,11 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
             client,
             store,
             gradient,
-            task.batches(r, config.replicas),
+            stream,
             config,
             runtime.mortal,
         )
-        for r, gradient in enumerate(gradients)
+        for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
     ]
 
     def acknowledged(rows: Sequence[dict[str, Any]]) -> dict[str, int]:

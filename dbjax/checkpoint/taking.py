@@ -14,6 +14,7 @@ from dbjax.checkpoint.encoding import Arrays
 from dbjax.checkpoint.exact import Exact, Exactly
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.runtime.base import Node, Runtime
+from dbjax.runtime.fields import require_fields
 from dbjax.runtime.quantities import require_positive
 from dbjax.task import Program
 from dbjax.trace import Row, Trace
@@ -34,6 +35,7 @@ class Every:
     updates: int | None = None
 
     def __post_init__(self) -> None:
+        require_fields("Every", self)
         for name in ("seconds", "updates"):
             value = getattr(self, name)
             if value is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Protocol, final
 
 import jax
@@ -48,9 +48,8 @@ class Arrays:
     tree: Any
 
     def __post_init__(self) -> None:
-        leaves = {
-            _name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(self.tree)
-        }
+        paths = jax.tree_util.tree_leaves_with_path(self.tree, lambda x: isinstance(x, Iterator))
+        leaves = {_name(path): leaf for path, leaf in paths}
         for name, leaf in leaves.items():
             _require_numbers(name, leaf)
         lengths = {name: len(leaf) for name, leaf in leaves.items()}
@@ -80,8 +79,9 @@ def _require_numbers(name: str, leaf: Any) -> None:
             "different lengths one length"
         )
     wide = jnp.issubdtype(rows.dtype, np.integer) and rows.dtype.itemsize > 4
-    if wide and not jax.config.jax_enable_x64 and len(leaf):
-        values, most = np.asarray(leaf), np.iinfo(jax.dtypes.canonicalize_dtype(rows.dtype))
+    kept = np.dtype(jax.dtypes.canonicalize_dtype(rows.dtype))
+    if wide and kept != rows.dtype and len(leaf):
+        values, most = np.asarray(leaf), np.iinfo(kept)
         low, high = values.min(), values.max()
         if low < most.min or high > most.max:
             raise ValueError(
@@ -165,7 +165,8 @@ class Gathered:
     def _of_size(self, size: int) -> Any:
         """The outline of a batch: the first dimension of what grew with it is its size."""
         one, two = self._first
-        if jax.tree.structure(one) != jax.tree.structure(two):
+        structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
+        if structures[0] != structures[1]:
             raise ValueError(
                 f"data: gather returned {one} for 1 example, {two} for 2; it must return arrays"
             )
@@ -197,10 +198,11 @@ def examples_of(data: Any, require_labels: Callable[[Any], None] | None = None) 
     """
     if isinstance(data, type):
         raise ValueError(f"data={data.__name__} is a class: call it")
-    own = callable(getattr(data, "gather", None)) and not isinstance(data, (Arrays, Frames))
-    if own:
-        return Gathered(data, require_labels)
-    examples: Examples = data if isinstance(data, (Arrays, Frames)) else Arrays(data)
+    if not isinstance(data, (Arrays, Frames)):
+        if callable(getattr(data, "gather", None)):
+            return Gathered(data, require_labels)
+        data = Arrays(data)
+    examples: Arrays | Frames = data
     labels = examples.labels if isinstance(examples, Frames) else labels_in(examples.tree)
     if require_labels and labels is not None:
         require_labels(labels)
@@ -230,6 +232,14 @@ class Frames:
     first: np.ndarray[Any, np.dtype[np.int64]]
     last: np.ndarray[Any, np.dtype[np.int64]]
     context: int = 5
+
+    def __post_init__(self) -> None:
+        names = ("features", "labels", "first", "last")
+        lengths = {name: len(getattr(self, name)) for name in names}
+        if len(set(lengths.values())) != 1 or 0 in lengths.values():
+            raise ValueError(f"Frames needs as many of each, at least 1; got {lengths}")
+        if self.context < 0:
+            raise ValueError(f"Frames.context={self.context} must be at least 0")
 
     def __len__(self) -> int:
         return len(self.labels)

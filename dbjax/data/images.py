@@ -102,14 +102,14 @@ def tfds_images(
         )
     keys = builder.info.supervised_keys
     pair = keys is not None and len(keys) == 2 and all(isinstance(key, str) for key in keys)
-    label = builder.info.features[keys[1]] if pair else None
-    if not getattr(label, "num_classes", None):
+    classes = getattr(builder.info.features[keys[1]], "num_classes", None) if pair else None
+    if not classes:
         raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
     if not {"train", "test"} <= set(builder.info.splits):
         raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
     sets = [_read(builder, split, keys, flatten, side) for split in ("train", "test")]
     shape = sets[0].tree.inputs.shape[1:]
-    return Splits(name, sets[0], sets[1], int(label.num_classes), shape)
+    return Splits(name, sets[0], sets[1], int(classes), shape)
 
 
 def prepare(name: str, data_dir: str) -> None:
@@ -181,8 +181,8 @@ def _inputs(images: list[Any], side: int | None, where: str) -> Any:
     (dtype, *others), shown = dtypes, " and ".join(map(str, sorted(shapes)[:3]))
     if others or dtype.kind not in "biuf":
         raise ValueError(
-            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers of "
-            "one type can be loaded; encode others by hand, and give dbjax.Task arrays"
+            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers, "
+            "of one type, can be loaded; encode others by hand, and give dbjax.Task arrays"
         )
     if side is None and len(shapes) > 1:
         raise ValueError(

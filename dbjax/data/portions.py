@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.examples import Examples
 from dbjax.data.stream import dealt
 from dbjax.types import Batch, Keyed
@@ -39,6 +40,11 @@ class Portions:
     seed: int = 0
     held_bytes: int = 2**31
     keyed: bool = False
+
+    def __post_init__(self) -> None:
+        require_fields("Portions", self)
+        require_at_least("Portions", 1, portion_size=self.portion_size)
+        require_at_least("Portions", 0, seed=self.seed, held_bytes=self.held_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Without what is gathered: it is another process that asks."""

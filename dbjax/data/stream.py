@@ -9,6 +9,7 @@ from typing import Any, final
 
 import numpy as np
 
+from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.examples import Examples
 from dbjax.types import Batch, Keyed
 
@@ -41,6 +42,9 @@ class Stream:
     keyed: bool = False
 
     def __post_init__(self) -> None:
+        require_fields("Stream", self)
+        require_at_least("Stream", 1, batch_size=self.batch_size, replicas=self.replicas)
+        require_at_least("Stream", 0, seed=self.seed)
         if not 0 <= self.replica < self.replicas:
             raise ValueError(f"replica={self.replica} is not one of replicas={self.replicas}")
         if len(self.examples) < self.replicas:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 Vector = Any  # a pytree of arrays
 _FLOATS = "parameters must be floating-point arrays"
@@ -41,6 +42,21 @@ def require_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be True or False")
 
 
+def require_rule(name: str, rule: Any, *, or_none: bool = False) -> None:
+    """Raises ValueError unless it is an optax transform, or None where that may be."""
+    if isinstance(rule, optax.GradientTransformation) or (rule is None and or_none):
+        return
+    remedy = "give an optax transform, such as optax.sgd(0.05)"
+    if hasattr(rule, "gradient_transformation"):
+        remedy = f"give {type(rule).__name__}(...).gradient_transformation()"
+    elif callable(rule):
+        remedy = (
+            "a function is none: call what makes a rule, or give a schedule to a rule, such as "
+        )
+        remedy += "optax.sgd(0.05) or optax.sgd(schedule)"
+    raise ValueError(f"{name}={rule!r} is no rule; {remedy}")
+
+
 def require_floats(params: Vector, name: str = "params") -> None:
     """Raises unless this is a pytree of floating-point arrays, or of their shapes and types.
 
@@ -65,18 +81,13 @@ def require_floats(params: Vector, name: str = "params") -> None:
 
 def require_finite(params: Vector, name: str = "params") -> None:
     """Raises ValueError, naming the first leaf that holds a NaN or an infinity."""
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    finite = [np.isfinite(x).all() if isinstance(x, np.ndarray) else _finite(x) for _, x in leaves]
-    for (path, leaf), good in zip(leaves, finite, strict=True):
-        if not good:
-            bad = int(np.size(leaf) - np.isfinite(np.asarray(leaf)).sum())
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        finite = np.isfinite(np.asarray(leaf))
+        if not finite.all():
             raise ValueError(
-                f"{_at(name, path)} holds {bad} values that are not finite, of {np.size(leaf)}; "
-                "start from finite parameters"
+                f"{_at(name, path)} holds {finite.size - finite.sum()} values that are not finite, "
+                f"of {finite.size}; start from finite parameters"
             )
-
-
-_finite = jax.jit(lambda leaf: jnp.isfinite(leaf).all())
 
 
 def real_scalar(value: Any, name: str) -> float:
@@ -116,7 +127,8 @@ def gradient_like(gradient: Any, params: Vector, name: str) -> Vector:
       ValueError: its structure, or the shape of a leaf, is not that of the parameters, or it does
         not hold floating-point numbers.
     """
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(params)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    treedef: Any = jax.tree.structure(params)
     try:
         parts = treedef.flatten_up_to(gradient)
     except ValueError as error:

@@ -67,8 +67,8 @@ def minimise(
         converted to their floating-point types.
 
     Raises:
-      TypeError: a parameter is no array of floating-point numbers, or is state of a model, or an argument is of another
-        type than it must be.
+      TypeError: a parameter is no array of floating-point numbers, or is state of a model, or an
+        argument is of another type than it must be.
       ValueError: parameters that are not finite, or nothing at all; or what `loss` or
         `value_and_grad` returns is not as said above.
     """

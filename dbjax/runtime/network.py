@@ -6,7 +6,8 @@ import dataclasses
 import fnmatch
 import math
 
-from dbjax.runtime.quantities import is_number, require_finite, require_probability
+from dbjax.runtime.fields import require_fields
+from dbjax.runtime.quantities import require_finite, require_probability
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Outage:
     back_s: float
 
     def __post_init__(self) -> None:
-        times_s = (self.at_s, self.back_s)
-        if not (all(map(is_number, times_s)) and 0 <= self.at_s < self.back_s < math.inf):
+        require_fields("Outage", self)
+        if not 0 <= self.at_s < self.back_s < math.inf:
             raise ValueError(
                 f"Outage between {self.a} and {self.b}: needs 0 <= at_s={self.at_s!r} < "
                 f"back_s={self.back_s!r} < inf; a node that is gone for good is a Failure"
@@ -51,6 +52,7 @@ class Link:
     duplicate_probability: float = 0.0
 
     def __post_init__(self) -> None:
+        require_fields("Link", self)
         between = f"Link between {self.a} and {self.b}"
         if self.latency_s is not None:
             require_finite(f"{between}: latency_s", self.latency_s)

@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal
 
+from dbjax.algorithms.sandblaster.law import require_no_sum
 from dbjax.algorithms.sandblaster.pool import Counts, Pool
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.algorithms.sandblaster.samples import Samples, samples
@@ -24,7 +25,7 @@ from dbjax.store import Sharded, require_backups
 from dbjax.store.commanding import Traffic, Vectors
 from dbjax.store.sums import DeferredSums, Free, GradientSums, InOrder
 from dbjax.store.vectors import VectorShard
-from dbjax.task import Program, Task
+from dbjax.task import Program, Task, require_config
 
 _TOGETHER = 4096  # examples in one program, where arithmetic may be put off
 
@@ -65,16 +66,13 @@ class Config:
     overlap: float = 0.25
 
     def __post_init__(self) -> None:
-        for field, least in (("replicas", 1), ("shards", 1), ("send_every", 1), ("prefetch", 0)):
-            if getattr(self, field) < least:
-                raise ValueError(
-                    f"sandblaster.{field}={getattr(self, field)} must be at least {least}"
-                )
+        require_config(
+            "sandblaster",
+            self,
+            at_least_one=("replicas", "shards", "send_every"),
+            at_least_zero=("prefetch", "backup_after"),
+        )
         require_backups("sandblaster", self.shard_backups)
-        if not self.backup_after >= 0:
-            raise ValueError(f"sandblaster.backup_after={self.backup_after} must be at least 0")
-        if self.order not in ("free", "fixed"):
-            raise ValueError(f"sandblaster.order={self.order!r} is neither 'free' nor 'fixed'")
         if not 0 < self.sample <= 1:
             raise ValueError(f"sandblaster.sample={self.sample} must be in (0, 1]")
         if not 0 < self.overlap <= 0.5:
@@ -150,13 +148,18 @@ def _row(state: State, counts: Counts, traffic: Traffic) -> dict[str, Any]:
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
-    """Places shards, replicas and the coordinator on a runtime."""
+    """Places shards, replicas and the coordinator on a runtime.
+
+    Raises:
+      ValueError: the loss is a sum over the examples of a batch.
+    """
+    mean = require_no_sum(task)
     fixed = config.order == "fixed"
     order = InOrder if fixed else Free
     store = Sharded.serve(
         runtime,
         VectorShard,
-        task.params,
+        task.start,
         config.shards,
         order,
         backups=config.shard_backups,
@@ -168,7 +171,7 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
     if modelled and config.sample < 1:  # what is computed together is never the same again
         data = dataclasses.replace(data, held_bytes=0)
     read_ahead = _nothing if modelled else data.read_ahead
-    gradients = _gradients(task, store, data, config.replicas, modelled)
+    gradients = _gradients(task, store, data, config.replicas, modelled, mean)
     replicas = [
         runtime.serve(f"replica/{r}", Replica, store, gradient, read_ahead)
         for r, gradient in enumerate(gradients)
@@ -179,10 +182,19 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
 
 
 def _gradients(
-    task: Task, store: Sharded[VectorShard], data: Portions, replicas: int, modelled: bool
+    task: Task,
+    store: Sharded[VectorShard],
+    data: Portions,
+    replicas: int,
+    modelled: bool,
+    mean: bool,
 ) -> list[Any]:
-    """What each replica computes portions with: all the same, or each on devices of its own."""
-    together = 1 if task.takes_key else max(1, _TOGETHER // task.batch_size)
+    """What each replica computes portions with: all the same, or each on devices of its own.
+
+    Args:
+      mean: whether the loss of several portions is the mean of theirs.
+    """
+    together = max(1, _TOGETHER // task.batch_size) if mean else 1
     of = functools.partial(
         GradientSums,
         task.loss,

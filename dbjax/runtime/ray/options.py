@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Mapping
 from typing import final
 
+from dbjax.runtime.fields import require_fields
+
 
 @final
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,7 @@ class RayOptions:
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        require_fields("ray", self)
         if self.address not in ("auto", "local") and not _is_host_and_port(self.address):
             raise ValueError(f"ray.address={self.address!r} is not local, auto or HOST:PORT")
         for name in ("cpus", "replica_cpus", "replica_gpus"):
