@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
-from dbjax.trace import Row
-from dbjax.workdir import SUMMARY, is_left
+from dbjax.workdir import SUMMARY
 from dbjax.workdir.files import plain
 from experiments.defaults import flat
 from experiments.saved import CONFIG
@@ -42,12 +41,6 @@ class Found(NamedTuple):
     directory: Path
     checkpoints: Checkpoints | None
     content: Content | None
-
-    @property
-    def rows(self) -> list[Row]:
-        """Of metrics.jsonl: those before the checkpoint."""
-        rows = self.content.rows if self.content is not None else ()
-        return [row for row in rows if is_left(row)]
 
     def begin(self) -> None:
         """What lies there of another run goes."""

@@ -15,6 +15,7 @@ import rich.table
 import dbjax
 from dbjax.interrupts import exit_code
 from dbjax.launch import Beside
+from dbjax.reporting import only_reports
 from dbjax.trace import Row
 from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots
@@ -35,15 +36,19 @@ def run_config(
     build.make_host_devices(config)
     with alone_in(workdir):
         result = _run(config, workdir, label, beside)
-        plots.save(
-            plots.curves(
-                {label: result.evaluations},
-                clock=build.clock(config),
-                caption=_seeds(config),
-            ),
-            Path(workdir) / "curves.png",
-        )
+        _draw(result, config, label, Path(workdir) / "curves.png")
     return result
+
+
+def _draw(
+    result: dbjax.Result, config: ml_collections.ConfigDict, label: str, picture: Path
+) -> None:
+    """The curves; what cannot be drawn loses nothing."""
+    caption = _seeds(config)
+    with only_reports(str(picture)):
+        picture.unlink(missing_ok=True)
+        curves = {label: result.evaluations}
+        plots.save(plots.curves(curves, clock=build.clock(config), caption=caption), picture)
 
 
 def _seeds(config: ml_collections.ConfigDict) -> str:
@@ -56,16 +61,15 @@ def _run(
 ) -> dbjax.Result:
     method, arguments = build.algorithm(config), build.run_arguments(config)
     task, clock = build.task(config), build.clock(config)
+    trace = dbjax.Trace(max_spans=config.max_spans)
     with (
         checkpoints_of(workdir, config) as found,
-        Workdir(
-            workdir, config.to_dict(), clock=clock, rows=found.rows, begun=found.begin
-        ) as files,
+        Workdir(workdir, config.to_dict(), clock=clock, trace=trace, begun=found.begin) as files,
         progress(label, clock, config.until_s) as listen,
     ):
         logs = clock == "wall" if config.event_log is None else config.event_log
         log = files.event_log() if logs and found.content is None else None
-        trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
+        trace.listeners += [files.listen, listen]
         result = dbjax.run(
             task,
             method,

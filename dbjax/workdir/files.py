@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,23 @@ def prepare_file(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block names the file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one step.
 
     Raises:
       OSError: it cannot be written; names the file.
     """
-    try:
+    with naming(path):
         _replace(path, text)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, text: str) -> None:
@@ -68,6 +77,24 @@ def _replace(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (see `plain`)."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """The object of a JSON file.
+
+    Raises:
+      OSError: there is none, or it cannot be read.
+      ValueError: it is no such file, or lacks one of the keys; names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{str(path)!r} is damaged, or of another program: {error}") from error
+    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
+    if missing or not isinstance(value, dict):
+        lacks = f"it has no {missing[0]!r}" if missing else "it is no object"
+        raise ValueError(f"{str(path)!r} is damaged, or of another program: {lacks}")
+    return value
 
 
 def plain(value: Any, *, infinity: str | None = None) -> Any:
