@@ -130,6 +130,8 @@ def built(value: Any, structures: Structures) -> Any:
         return made(kind, structures.aux(kind, value.number), list(map(of, value.children)))
     if type(value) is dict:
         return {key: of(part) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(map(of, value))
     if (node := node_of(value)) is not None:
         return made(type(value), node[0], list(map(of, node[1])))
     if dataclasses.is_dataclass(value):
