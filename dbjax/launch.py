@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import importlib
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -170,12 +171,15 @@ def run(
     cluster = cluster and _for_task(cluster, task)
     on = _Machines(runtime, cluster, seed, trace, log, ray)
     run = _begun(on, task, config, times, resume)
+    if log is not None and resume is not None:
+        log.no_replay("it was taken up from a checkpoint")
     try:
-        return _run(run, task, trace, times)
+        with _deaths_noted(log, trace):
+            return _run(run, task, trace, times)
     finally:
         run.machines.close()
         if log is not None:
-            _end_log(log, trace, resume)
+            log.end()
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
@@ -190,11 +194,25 @@ def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | N
         require_positive("evaluate_every_s", evaluate_every_s, "; or None")
 
 
-def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
-    log.flush()
-    died = [row["node"] for row in trace.rows if row.get("event") == "died"]
-    if died or resume is not None:
-        log.no_replay(f"{died[0]} died" if died else "it was taken up from a checkpoint")
+@contextlib.contextmanager
+def _deaths_noted(log: EventLog | None, trace: Trace) -> Iterator[None]:
+    """A log says at once, and not at its end, that there is no replay: it may break off."""
+
+    if log is None:
+        yield
+        return
+
+    def listen(row: Row) -> None:
+        if row.get("event") == "died":
+            trace.listeners.remove(listen)
+            log.no_replay(f"{row['node']} died")
+
+    trace.listeners.append(listen)
+    try:
+        yield
+    finally:
+        if listen in trace.listeners:
+            trace.listeners.remove(listen)
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:

@@ -54,7 +54,9 @@ def load_params(path: Path, like: Params) -> Params:
         about: Any = checkpointer.metadata(path.absolute())
         _require_same(path, about.item_metadata.tree, wanted)
         found = checkpointer.restore(path.absolute(), wanted)
-    return jax.tree.structure(like).unflatten([found.get(name, leaves[name]) for name in leaves])
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [found.get(name, leaves[name]) for name in leaves]
+    )
 
 
 def _leaves(params: Params) -> dict[str, Any]:
