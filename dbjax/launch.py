@@ -197,7 +197,6 @@ def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | N
 @contextlib.contextmanager
 def _deaths_noted(log: EventLog | None, trace: Trace) -> Iterator[None]:
     """A log says at once, and not at its end, that there is no replay: it may break off."""
-
     if log is None:
         yield
         return
@@ -257,9 +256,7 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     return Result(params, summary, trace, staleness_histogram(reports))
 
 
-def _begun(
-    on: _Machines, task: Task, config: Any, times: Times, resume: Content | None
-) -> _Run:
+def _begun(on: _Machines, task: Task, config: Any, times: Times, resume: Content | None) -> _Run:
     """The program in its place; where a checkpoint cannot be restored, the one before it is."""
     on.trace.taken_up, failed = 0, list[str]()
     while True:

@@ -15,7 +15,6 @@ from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
 from dbjax.types import Params
 
-
 _LOG = logging.getLogger("dbjax")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -60,6 +60,10 @@ class Trace:
         before = list(rows)
         self.rows[: self.taken_up] = before
         self.taken_up = len(before)
+
+    def before(self) -> Iterator[Row]:
+        """The rows that the run goes on after; to be made before it is known which they are."""
+        yield from self.rows[: self.taken_up]
 
     def record(self, node: str, time_s: float, values: Row) -> None:
         row = {"time_s": time_s, "node": node, **values}

@@ -64,7 +64,9 @@ def _run(
     trace = dbjax.Trace(max_spans=config.max_spans)
     with (
         checkpoints_of(workdir, config) as found,
-        Workdir(workdir, config.to_dict(), clock=clock, trace=trace, begun=found.begin) as files,
+        Workdir(
+            workdir, config.to_dict(), clock=clock, rows=trace.before(), begun=found.begin
+        ) as files,
         progress(label, clock, config.until_s) as listen,
     ):
         logs = clock == "wall" if config.event_log is None else config.event_log

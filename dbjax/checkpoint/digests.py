@@ -21,7 +21,9 @@ class Damaged(ValueError):
 
 def write_digests(directory: Path) -> None:
     """Of all files that are there now."""
-    lines = "".join(f"{_sha256(path)}  {path.relative_to(directory)}\n" for path in _files(directory))
+    lines = "".join(
+        f"{_sha256(path)}  {path.relative_to(directory)}\n" for path in _files(directory)
+    )
     (directory / NAME).write_text(f"{lines}{_OWN}{hashlib.sha256(lines.encode()).hexdigest()}\n")
 
 

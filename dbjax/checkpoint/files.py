@@ -199,4 +199,3 @@ class Checkpoints:
                 "a checkpoint in %s could not be written, the one before stays: %s",
                 self._directory, " ".join(str(error).split())[:_SAID],
             )  # fmt: skip
-

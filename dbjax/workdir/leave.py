@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, final
 
@@ -48,7 +48,7 @@ class Workdir:
     What a run before has left stays until this one has its first row: a mistake costs nothing.
 
     Args:
-      trace: of the run; the rows that it takes up of another come first.
+      rows: of a run that is taken up: those that it left already; asked for with the first row.
       begun: called when what a run before has left goes.
     """
 
@@ -58,11 +58,11 @@ class Workdir:
         config: Any,
         *,
         clock: str,
-        trace: Trace | None = None,
+        rows: Iterable[Row] = (),
         begun: Callable[[], object] = lambda: None,
     ) -> None:
         self.path, self.clock, self._config = prepare(path), clock, plain(config, infinity="inf")
-        self._trace, self._begun, self._begins = trace or Trace(), begun, threading.Lock()
+        self._rows, self._begun, self._begins = rows, begun, threading.Lock()
         self._metrics: IO[str] | None = None  # once it has begun
         self._events: IO[str] | None = None
         self._torn = False  # a row of metrics could not be written
@@ -113,11 +113,11 @@ class Workdir:
             (self.path / name).unlink(missing_ok=True)
         for name in ("params", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        self._write_metrics(self._trace.rows[: self._trace.taken_up])
+        self._write_metrics(self._rows)
         if self._events is not None:
             os.replace(self._early, self.path / EVENTS)
 
-    def _write_metrics(self, rows: Sequence[Row]) -> None:
+    def _write_metrics(self, rows: Iterable[Row]) -> None:
         header = {"clock": self.clock, "time_s": f"seconds of the {self.clock} clock"}
         lines = [_line(header), *(_line(row) for row in rows if is_left(row))]
         write_text(self.path / METRICS, "".join(lines))

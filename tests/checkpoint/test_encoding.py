@@ -152,7 +152,7 @@ def test_a_rules_state_has_the_structure_of_the_users_tree(name, way):
 @pytest.mark.parametrize("way", [through, again])
 def test_what_the_program_does_not_know_is_not_made(way):
     value = [Layer(ONES, lambda x: x)]
-    with pytest.raises(TypeError, match="cannot hold a builtins.function"):
+    with pytest.raises(TypeError, match=r"cannot hold a builtins\.function"):
         way(value, Structures(TREES["dataclass"]))
     arrays = Arrays(Structures(TREES["dataclass"]))
     encoded = encode(TREES["dataclass"], arrays)
