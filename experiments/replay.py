@@ -14,9 +14,10 @@ import rich.table
 import dbjax
 from dbjax.errors import ReplayError
 from dbjax.workdir import EVENTS, SUMMARY, read_json
+from dbjax.workdir.files import reading
 from experiments import build
 from experiments.command_line import command, parse
-from experiments.saved import saved
+from experiments.saved import CONFIG, saved
 
 
 def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
@@ -26,9 +27,11 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
       ValueError: there is no log, or what lies there is none.
     """
     config = saved(workdir)
-    build.make_host_devices(config)
     script = _script(Path(workdir) / EVENTS)
-    found = dbjax.replay(build.task(config), build.algorithm(config), script, seed=config.seed)
+    with reading(Path(workdir) / CONFIG):
+        build.make_host_devices(config)
+        task, method = build.task(config), build.algorithm(config)
+    found = dbjax.replay(task, method, script, seed=config.seed)
     summary = Path(workdir) / SUMMARY
     ended = read_json(summary, "params_sha256")["params_sha256"] if summary.exists() else None
     return found, ended

@@ -21,6 +21,7 @@ from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse
 from experiments.defaults import flat
+from experiments.folders import require_place
 from experiments.progress import progress
 from experiments.resume import checkpoints_of
 
@@ -33,6 +34,7 @@ def run_config(
 ) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`, alone."""
     build.require_sound(config)
+    require_place(workdir, "a run")
     build.make_host_devices(config)
     with alone_in(workdir):
         result = _run(config, workdir, label, beside)

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dbjax.reporting import in_a_line
+
 
 def prepare(directory: str | Path) -> Path:
     """Makes a directory that can be written to.
@@ -79,8 +81,8 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
-def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """The object of a JSON file.
+def read_json(path: Path, *keys: str, of: str = "run") -> dict[str, Any]:
+    """The object of a JSON file that a run, or something else, has left.
 
     Raises:
       OSError: there is none, or it cannot be read.
@@ -89,12 +91,35 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is damaged, or of another program: {error}") from error
-    missing = [key for key in keys if not isinstance(value, dict) or key not in value]
-    if missing or not isinstance(value, dict):
-        lacks = f"it has no {missing[0]!r}" if missing else "it is no object"
-        raise ValueError(f"{str(path)!r} is damaged, or of another program: {lacks}")
+        raise not_left(path, error, of) from error
+    if not isinstance(value, dict):
+        raise not_left(path, "it is no object", of)
+    for key in keys:
+        if key not in value:
+            raise not_left(path, f"it has no {key!r}", of)
     return value
+
+
+# What is raised where something is not what it is taken for.
+_UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+
+
+@contextlib.contextmanager
+def reading(path: Path, of: str = "run") -> Iterator[None]:
+    """What goes wrong in the block with what was read is said of the file, in a line."""
+    try:
+        yield
+    except _UNFIT as error:
+        if str(path) in str(error):
+            raise
+        raise not_left(path, in_a_line(error), of) from error
+
+
+def not_left(path: Path, why: object, of: str = "run") -> ValueError:
+    """The error of a file that is damaged, or of another program."""
+    return ValueError(
+        f"{str(path)!r} is not what a {of} leaves: {why}; restore it, or name another folder"
+    )
 
 
 def plain(value: Any, *, infinity: str | None = None) -> Any:

@@ -99,7 +99,7 @@ class Names:
             yield f"{path}{step}", part, deeper
 
     def _first(self, value: Any) -> Any:
-        """Of values that are equal: a compiled program keeps those of the first run of a process."""
+        """Of equal values: a compiled program keeps those of the first run of a process."""
         if not is_value(value):
             return value
         try:
