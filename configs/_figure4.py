@@ -8,7 +8,6 @@ stand for them.
 """
 
 import dataclasses
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ import ml_collections
 
 from dbjax.models import PAPER, SpeechConfig
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
+from dbjax.workdir import read_json
 from experiments.defaults import defaults
 from experiments.fields import assign
 
@@ -173,8 +173,7 @@ def on_a_gpu(config: ml_collections.ConfigDict) -> None:
 
 def winners() -> dict[str, dict[str, Any]]:
     """Size -> method -> what `experiments.figure4 --tune` has found."""
-    found: dict[str, dict[str, Any]] = json.loads(TUNED.read_text()) if TUNED.is_file() else {}
-    return found
+    return read_json(TUNED, of="tuning") if TUNED.is_file() else {}
 
 
 def tuned_at(method: str, size: str) -> str | None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, NamedTuple
 
 from dbjax.arguments import keyword_hints, require_known
-from dbjax.checkpoint import Checkpoints, Content, Every, Exactly, Taking, about
+from dbjax.checkpoint import (
+    Checkpoints,
+    Content,
+    Every,
+    Exactly,
+    NotRestored,
+    Taking,
+    described,
+)
 from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
 from dbjax.health import Ended, all_warnings, listening, look
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
+from dbjax.reporting import only_reports
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
@@ -26,8 +36,10 @@ from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.summary import (
     check_delays,
     params_sha256,
+    progress,
     staleness_histogram,
     summarise,
+    train_loss,
 )
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
@@ -162,22 +174,28 @@ def run(
     _check_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)
     task = task.seeded(seed)
+    if resume is not None and not isinstance(resume, Content):
+        raise TypeError(
+            f"resume={resume!r} is a {type(resume).__name__}; give what a checkpoint says, "
+            "Checkpoints(directory).latest()"
+        )
     require_sound(task)
     trace = trace if trace is not None else Trace()
-    trace.rows[:0] = resume.rows if resume is not None else ()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
     times = Times(end_s, every_s, checkpoint_every, checkpoints, beside)
     cluster = cluster and _for_task(cluster, task)
     on = _Machines(runtime, cluster, seed, trace, log, ray)
-    placed = _exactly(on, task, config, times, resume)
-    placed = placed or _placed(on, task, config, times, resume, checkpoints is not None)
+    placed = _begun(on, task, config, times, resume)
+    if log is not None and resume is not None:
+        log.no_replay("it was taken up from a checkpoint")
     try:
-        return _run(placed, task, trace, times)
+        with _deaths_noted(log, trace):
+            return _run(placed, task, trace, times)
     finally:
         placed.machines.close()
         if log is not None:
-            _end_log(log, trace, resume)
+            log.end()
         # Services and futures refer to each other. What they held, such as parameters, is
         # freed now, and not whenever all objects of the process are looked through.
         gc.collect(1)
@@ -192,11 +210,24 @@ def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | N
         require_positive("evaluate_every_s", evaluate_every_s, "; or None")
 
 
-def _end_log(log: EventLog, trace: Trace, resume: Content | None) -> None:
-    log.flush()
-    died = [row["node"] for row in trace.rows if row.get("event") == "died"]
-    if died or resume is not None:
-        log.no_replay(f"{died[0]} died" if died else "it was taken up from a checkpoint")
+@contextlib.contextmanager
+def _deaths_noted(log: EventLog | None, trace: Trace) -> Iterator[None]:
+    """A log says at once, and not at its end, that there is no replay: it may break off."""
+    if log is None:
+        yield
+        return
+
+    def listen(row: Row) -> None:
+        if row.get("event") == "died":
+            trace.listeners.remove(listen)
+            log.no_replay(f"{row['node']} died")
+
+    trace.listeners.append(listen)
+    try:
+        yield
+    finally:
+        if listen in trace.listeners:
+            trace.listeners.remove(listen)
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
@@ -207,7 +238,9 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     wall_s, busy = time.perf_counter() - begin, cards(machines)
 
     def look_at_end() -> Row:
-        return look(program, trace, end_s, program.store.each(program.shard.report).result())
+        with only_reports("what is said of a run that goes wrong"):
+            return look(program, trace, end_s, program.store.each(program.shard.report).result())
+        return {}
 
     taking.last(end_s, look_at_end)
     final = program.store.pull(program.shard.peek).result()
@@ -215,22 +248,50 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
     reports = program.store.each(program.shard.report).result()
     if machines.clock == "virtual":
         check_delays(reports)
-    last = evaluation(program, task, trace, final, reports) | busy
-    trace.record("evaluator", end_s, last | look_at_end())
+    last = progress(reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
+    with only_reports("the evaluation of the final parameters"):
+        last = dict(evaluation(program, task, trace, final, reports))
+    trace.record("evaluator", end_s, last | busy | look_at_end())
+    digest = None
+    with only_reports("params_sha256, the digest of the final parameters"):
+        digest = params_sha256(params)
     summary = summarise(trace, reports, program, taken_up) | {
         "clock": machines.clock,
         "time_s": end_s,
         "wall_s": wall_s,
         "interrupted": interrupted.by,
-        "params_sha256": params_sha256(params),
+        "params_sha256": digest,
     }
     if task.most_frequent is not None:
         guess = task.most_frequent
         summary["most_frequent_class"] = {"share": guess.share, "examples": guess.examples}
     backups = getattr(config, "shard_backups", 0)
     ended = Ended(task, program, config.replicas, backups, times.until_s, params, summary)
-    summary["warnings"] = all_warnings(ended, trace, reports)
+    with only_reports("warnings, what went wrong in the run"):
+        summary["warnings"] = all_warnings(ended, trace, reports)
     return Result(params, summary, trace, staleness_histogram(reports))
+
+
+def _begun(on: _Machines, task: Task, config: Any, times: Times, resume: Content | None) -> _Run:
+    """The program in its place; where a checkpoint cannot be restored, the one before it is."""
+    on.trace.taken_up, failed = 0, list[str]()
+    while True:
+        on.trace.take_up(resume.rows if resume is not None else ())
+        try:
+            run = _exactly(on, task, config, times, resume)
+            run = run or _placed(on, task, config, times, resume, times.checkpoints is not None)
+        except NotRestored as error:
+            assert resume is not None
+            stored = resume.stored
+            where = "the checkpoint" if stored is None else f"checkpoint {stored.path}"
+            failed.append(f"{where} cannot be restored: {' '.join(str(error).split())}")
+            resume = stored.earlier() if stored is not None else None
+            if resume is None:
+                raise ValueError(f"{failed[0]}; there is no other to go on from") from error
+            path = resume.stored.path if resume.stored is not None else resume.time_s
+            _LOG.warning("%s; %s is used instead", failed[-1], path)
+        else:
+            return run
 
 
 def _placed(
@@ -247,14 +308,12 @@ def _placed(
     machines = _runtime(on, begin_s, again, journals)
     if isinstance(machines, VirtualRuntime):
         machines.ends_itself = getattr(config, "steps", None) is not None
-    described = about(task.shapes, config)
+    about = described(task.shapes, config)
     if resume is not None:
-        machines.resumed = lambda cuts: resume.states(described, cuts, config.replicas)
+        machines.resumed = lambda cuts: resume.states(about, cuts, config.replicas)
     program: Program = algorithm_of(config).program(machines, task, config)
     again = again if incarnation is None else incarnation
-    taking = Taking(
-        program, machines, described, config.replicas, again, times.checkpoints, on.trace
-    )
+    taking = Taking(program, machines, about, config.replicas, again, times.checkpoints, on.trace)
     evaluations = schedule(times.evaluate_s, times.until_s, on.trace.rows)
     machines.observe("evaluator", evaluator, machines, program, task, on.trace, evaluations)
     if times.checkpoint not in (None, Every()):
@@ -262,7 +321,7 @@ def _placed(
     if times.beside is not None:
         machines.observe("beside", times.beside, machines)
     if isinstance(machines, VirtualRuntime) and machines.journals:
-        taking.exactly = Exactly(machines, config)
+        taking.exactly = Exactly(machines, config, about.structures)
     taken_up = len(resume.rows) if resume else 0
     return _Run(machines, program, taking, evaluations, config, taken_up)
 
@@ -280,7 +339,10 @@ def _exactly(
         _LOG.info("not the same program: only what the shards know is taken up")
         return None
     evaluations = dataclasses.replace(run.evaluations)
-    exactly.go_on(resume.exact)
+    try:
+        exactly.go_on(resume.exact)
+    except Exception as error:
+        raise NotRestored(f"{type(error).__name__}: {error}") from error
     if run.evaluations != evaluations:  # it is given more time, or is looked at more often
         vars(run.evaluations).update(vars(evaluations))
         machines.restart("evaluator")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, NamedTuple
 
 from dbjax.errors import ReplayError
@@ -14,20 +15,31 @@ from dbjax.task import Program, Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of
 
+_LOG = logging.getLogger("dbjax")
+
 
 class Replayed(NamedTuple):
-    """What came of it: parameters, their digest, and how many calls were served again."""
+    """What came of it.
+
+    Attributes:
+      params: the parameters at the end, or where the log breaks off.
+      params_sha256: their digest.
+      calls: how many were served again.
+      breaks_off: where the log does; None: it is whole.
+    """
 
     params: Params
     params_sha256: str
     calls: int
+    breaks_off: str | None = None
 
 
 def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replayed:
     """Trains again as a run in threads or on Ray did, call by call: the same bytes.
 
     Every service serves in the order of the log, every node sees of time what it saw then.
-    The arithmetic is done anew; versions are compared at every call.
+    The arithmetic is done anew; versions are compared at every call. A log that breaks off is done
+    again as far as all that it says fits together, and a warning says where that is.
 
     Args:
       task: that of the run; the same for the other arguments.
@@ -43,9 +55,14 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     program: Program = algorithm_of(config).program(machines, task.seeded(seed), config)
     machines.run()
     done, there_are = machines.replayed(), script.count()
-    if done != there_are:
+    if script.breaks_off is not None:
+        _LOG.warning(
+            "the event log breaks off %s: %d of its %d calls are done again, the rest of the run "
+            "is not known", script.breaks_off, done, there_are,
+        )  # fmt: skip
+    elif done != there_are:
         raise ReplayError(
             f"only {done} of {there_are} calls of the log were made: it is of another program"
         )
     params = program.join(program.store.pull(program.shard.peek).result().slices)
-    return Replayed(params, params_sha256(params), done)
+    return Replayed(params, params_sha256(params), done, script.breaks_off)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import jax
 import numpy as np
 
+from dbjax.checkpoint.encoding import bytes_of
 from dbjax.store.shard import Report
 from dbjax.task import Program
 from dbjax.trace import Row, Trace
@@ -142,5 +143,5 @@ def params_sha256(params: Params) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)
         digest.update(f"{jax.tree_util.keystr(path)}{values.dtype}{values.shape}".encode())
-        digest.update(np.ascontiguousarray(values).data)
+        digest.update(bytes_of(values))
     return digest.hexdigest()

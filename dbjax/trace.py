@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.reporting import in_a_line
+
 Row = dict[str, Any]
+_LOG = logging.getLogger("dbjax")
 _LATEST = 256  # rows whose values may still be computed, as jax does meanwhile
+
+
+class NotBegun(OSError):
+    """What a run is to leave cannot be written: a listener that raises this ends the run."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -32,12 +40,14 @@ class Trace:
     Attributes:
       rows: metrics, each with "time_s" and "node" beside its own values. Scalars that jax may
         still be computing become numbers a few hundred rows later.
+      taken_up: how many of the rows, the first ones, are of the run that this one takes up.
       spans: at most `max_spans` of them; `dropped_spans` counts the rest.
-      listeners: called with every row as it comes.
+      listeners: called with every row as it comes; one that fails is left out from then on.
     """
 
     max_spans: int = 0
     rows: list[Row] = dataclasses.field(default_factory=list)
+    taken_up: int = 0
     spans: list[Span] = dataclasses.field(default_factory=list)
     dropped_spans: int = 0
     listeners: list[Callable[[Row], None]] = dataclasses.field(default_factory=list)
@@ -45,11 +55,28 @@ class Trace:
     def __post_init__(self) -> None:
         self._latest: collections.deque[Row] = collections.deque()
 
+    def take_up(self, rows: Iterable[Row]) -> None:
+        """The run goes on after these rows, and after no others that it was to go on after."""
+        before = list(rows)
+        self.rows[: self.taken_up] = before
+        self.taken_up = len(before)
+
+    def before(self) -> Iterator[Row]:
+        """The rows that the run goes on after; to be made before it is known which they are."""
+        yield from self.rows[: self.taken_up]
+
     def record(self, node: str, time_s: float, values: Row) -> None:
         row = {"time_s": time_s, "node": node, **values}
         self.rows.append(row)
-        for listen in self.listeners:
-            listen(row)
+        for listen in tuple(self.listeners):
+            try:
+                listen(row)
+            except NotBegun:
+                raise
+            except Exception as error:
+                self.listeners.remove(listen)
+                name = getattr(listen, "__qualname__", repr(listen))
+                _LOG.warning("%s hears no more of the run: %s", name, in_a_line(error))
         self._latest.append(row)
         if len(self._latest) > _LATEST:
             _make_plain(self._latest.popleft())

@@ -23,6 +23,7 @@ from dbjax.runtime.quantities import require_positive
 from dbjax.workdir import prepare
 from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.fields import require_effect
+from experiments.folders import require_place
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
@@ -127,6 +128,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"--runtime={runtime} must be ray or virtual: threads cannot be killed")
     config = configured(config, runtime, for_s, backups)
     require_effect(config, chosen.changes)
+    require_place(folder, "runs")
     workdir = prepare(folder)
     log_to_terminal()
     calm = run_config(config, workdir / "undisturbed", "undisturbed")

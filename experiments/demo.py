@@ -19,6 +19,7 @@ from dbjax.workdir import prepare
 from experiments import plots
 from experiments.accuracy import time_to
 from experiments.command_line import command, load_config, log_to_terminal, parse
+from experiments.folders import require_place
 from experiments.run import run_config
 
 METHODS = {  # flag -> (name in figures, config)
@@ -98,6 +99,7 @@ def main(arguments: list[str]) -> int:
             raise ValueError(f"no method {method!r}{nearest(method, METHODS)}")
     variant = chosen.options.get("variant", "")
     configs = {method: load_config(f"{METHODS[method][1]}:{variant}") for method in methods}
+    require_place(chosen.workdir, "runs")
     workdir = prepare(chosen.workdir)
     log_to_terminal()
     results: dict[str, dbjax.Result] = {}

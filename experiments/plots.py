@@ -13,6 +13,7 @@ from matplotlib.patches import Patch
 
 from dbjax.trace import Row, Span
 from dbjax.workdir.chrome_trace import merged, node_order
+from dbjax.workdir.files import naming
 
 STYLE = Path(__file__).with_name("dbjax.mplstyle")
 METHODS = {  # name, but for the number of machines in brackets -> colour, marker
@@ -113,5 +114,9 @@ def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str)
 def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.name}")
-    FigureCanvasAgg(figure).print_png(str(temporary))
-    temporary.replace(path)
+    try:
+        with naming(path):
+            FigureCanvasAgg(figure).print_png(str(temporary))
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ python -m experiments.replay --workdir=DIR
 
 from __future__ import annotations
 
-import json
 import time
 from pathlib import Path
 
@@ -14,31 +13,36 @@ import rich.table
 
 import dbjax
 from dbjax.errors import ReplayError
-from dbjax.workdir import EVENTS
+from dbjax.workdir import EVENTS, SUMMARY, read_json
+from dbjax.workdir.files import reading
 from experiments import build
 from experiments.command_line import command, parse
-from experiments.saved import saved
+from experiments.saved import CONFIG, saved
 
 
 def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
     """The run again, and the digest of the parameters that it ended with, if it did.
 
     Raises:
-      ValueError: there is no log, or it breaks off.
+      ValueError: there is no log, or what lies there is none.
     """
     config = saved(workdir)
-    build.make_host_devices(config)
     script = _script(Path(workdir) / EVENTS)
-    found = dbjax.replay(build.task(config), build.algorithm(config), script, seed=config.seed)
-    summary = Path(workdir) / "summary.json"
-    ended = json.loads(summary.read_text())["params_sha256"] if summary.exists() else None
+    with reading(Path(workdir) / CONFIG):
+        build.make_host_devices(config)
+        task, method = build.task(config), build.algorithm(config)
+    found = dbjax.replay(task, method, script, seed=config.seed)
+    summary = Path(workdir) / SUMMARY
+    ended = read_json(summary, "params_sha256")["params_sha256"] if summary.exists() else None
     return found, ended
 
 
 def _script(path: Path) -> dbjax.Script:
     try:
-        with path.open() as lines:
+        with path.open(errors="replace") as lines:
             return dbjax.Script(lines)
+    except ValueError as error:
+        raise ValueError(f"{str(path)!r}: {error}; --config.event_log=true writes one") from error
     except OSError as error:
         raise ValueError(
             f"{str(path)!r} cannot be read: {error.strerror}; --config.event_log=true writes one, "
@@ -60,6 +64,8 @@ def main(arguments: list[str]) -> int:
         raise ValueError(str(error)) from error
     same = found.params_sha256 == ended
     verdict = "the same bytes" if same else "DIFFERENT BYTES" if ended else "the run did not end"
+    if found.breaks_off is not None and not same:
+        verdict = f"the log breaks off {found.breaks_off}"
     table = rich.table.Table("", "", show_header=False)
     table.add_row("calls served again", f"{found.calls:,}")
     table.add_row("parameters of the replay", found.params_sha256)
@@ -67,7 +73,7 @@ def main(arguments: list[str]) -> int:
     table.add_row("", verdict)
     table.add_row("wall s", f"{time.perf_counter() - begin:.3g}")
     rich.console.Console().print(table)
-    return 0 if same or ended is None else 1
+    return 0 if same or ended is None or found.breaks_off is not None else 1
 
 
 if __name__ == "__main__":

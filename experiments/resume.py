@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import math
 import shutil
@@ -14,13 +13,12 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from dbjax.checkpoint import Checkpoints, Content
-from dbjax.trace import Row
-from dbjax.workdir import SUMMARY, is_left
+from dbjax.workdir import SUMMARY, read_json
 from dbjax.workdir.files import plain
 from experiments.defaults import flat
-from experiments.saved import CONFIG
+from experiments.folders import CHECKPOINTS
+from experiments.saved import CONFIG, saved_fields
 
-_CHECKPOINTS = "checkpoints"
 _LENGTH = ("until_s", "options.steps")
 _LOG = logging.getLogger("dbjax")
 _MAY_DIFFER = {  # in the config of whoever takes a run up
@@ -43,12 +41,6 @@ class Found(NamedTuple):
     checkpoints: Checkpoints | None
     content: Content | None
 
-    @property
-    def rows(self) -> list[Row]:
-        """Of metrics.jsonl: those before the checkpoint."""
-        rows = self.content.rows if self.content is not None else ()
-        return [row for row in rows if is_left(row)]
-
     def begin(self) -> None:
         """What lies there of another run goes."""
         if self.checkpoints is not None:
@@ -65,7 +57,7 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
       ValueError: a run of another config lies in the workdir, or none of the checkpoints of one
         that would be gone on with can be read.
     """
-    directory = Path(workdir) / _CHECKPOINTS
+    directory = Path(workdir) / CHECKPOINTS
     goes_on, keep = _goes_on(Path(workdir), config), config.checkpoint.keep
     if keep < 0 or (goes_on and not keep):
         raise ValueError(
@@ -97,10 +89,10 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     """
     if not (workdir / CONFIG).exists():
         return False
-    last = json.loads((workdir / CONFIG).read_text())["config"]
+    last = saved_fields(workdir)
     have, want = flat(last), flat(plain(config.to_dict(), infinity="inf"))
     interrupted = _was_interrupted(workdir, last)
-    if not any((workdir / _CHECKPOINTS).glob("[0-9]*")):
+    if not any((workdir / CHECKPOINTS).glob("[0-9]*")):
         if interrupted:
             _LOG.info("begins anew: what was interrupted in %s left no checkpoint", workdir)
             return False
@@ -119,10 +111,9 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
 
 def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
     """Whether the run of that config that lies there did not come to its end."""
-    try:
-        summary = json.loads((workdir / SUMMARY).read_text())
-    except OSError:
+    if not (workdir / SUMMARY).exists():
         return True
+    summary = read_json(workdir / SUMMARY, "interrupted", "config")
     return bool(summary["interrupted"] or summary["config"] != config)
 
 
@@ -133,7 +124,10 @@ def _is_longer(have: dict[str, Any], want: dict[str, Any]) -> bool:
 
 
 def _limit(value: Any) -> float:
-    return math.inf if value is None else float(value)
+    try:
+        return math.inf if value is None else float(value)
+    except (TypeError, ValueError):  # of a file that is damaged: it differs
+        return math.nan
 
 
 def _difference(

@@ -15,11 +15,13 @@ import rich.table
 import dbjax
 from dbjax.interrupts import exit_code
 from dbjax.launch import Beside
+from dbjax.reporting import only_reports
 from dbjax.trace import Row
 from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse
 from experiments.defaults import flat
+from experiments.folders import require_place
 from experiments.progress import progress
 from experiments.resume import checkpoints_of
 
@@ -32,18 +34,23 @@ def run_config(
 ) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`, alone."""
     build.require_sound(config)
+    require_place(workdir, "a run")
     build.make_host_devices(config)
     with alone_in(workdir):
         result = _run(config, workdir, label, beside)
-        plots.save(
-            plots.curves(
-                {label: result.evaluations},
-                clock=build.clock(config),
-                caption=_seeds(config),
-            ),
-            Path(workdir) / "curves.png",
-        )
+        _draw(result, config, label, Path(workdir) / "curves.png")
     return result
+
+
+def _draw(
+    result: dbjax.Result, config: ml_collections.ConfigDict, label: str, picture: Path
+) -> None:
+    """The curves; what cannot be drawn loses nothing."""
+    caption = _seeds(config)
+    with only_reports(str(picture)):
+        picture.unlink(missing_ok=True)
+        curves = {label: result.evaluations}
+        plots.save(plots.curves(curves, clock=build.clock(config), caption=caption), picture)
 
 
 def _seeds(config: ml_collections.ConfigDict) -> str:
@@ -56,16 +63,17 @@ def _run(
 ) -> dbjax.Result:
     method, arguments = build.algorithm(config), build.run_arguments(config)
     task, clock = build.task(config), build.clock(config)
+    trace = dbjax.Trace(max_spans=config.max_spans)
     with (
         checkpoints_of(workdir, config) as found,
         Workdir(
-            workdir, config.to_dict(), clock=clock, rows=found.rows, begun=found.begin
+            workdir, config.to_dict(), clock=clock, rows=trace.before(), begun=found.begin
         ) as files,
         progress(label, clock, config.until_s) as listen,
     ):
         logs = clock == "wall" if config.event_log is None else config.event_log
         log = files.event_log() if logs and found.content is None else None
-        trace = dbjax.Trace(max_spans=config.max_spans, listeners=[files.listen, listen])
+        trace.listeners += [files.listen, listen]
         result = dbjax.run(
             task,
             method,

@@ -12,9 +12,10 @@ import ml_collections
 from dbjax.arguments import require_at_least_one
 from dbjax.health import kind
 from dbjax.interrupts import noted
-from dbjax.workdir import SUMMARY, alone_in, prepare
-from dbjax.workdir.files import plain
+from dbjax.workdir import METRICS, SUMMARY, alone_in, prepare
+from dbjax.workdir.files import plain, reading
 from dbjax.workdir.origin import versions
+from experiments.folders import require_place
 from experiments.progress import counted
 from experiments.report.read import Run, read
 from experiments.sweep.pool import Pool, Process
@@ -22,6 +23,7 @@ from experiments.sweep.trial import Job, Outcome
 
 _POLL_S = 0.2  # how soon Ctrl-C is heard
 _METRIC = "test_accuracy"
+_DRAWN = (_METRIC, "train_accuracy", "updates", "examples")
 
 
 def run_all(
@@ -39,10 +41,11 @@ def run_all(
       KeyboardInterrupt: the same call goes on.
     """
     require_at_least_one(jobs=jobs)
+    require_place(workdir, "runs")
     workdir = prepare(workdir)
     with alone_in(workdir):
         _run(configs, workdir, jobs, label)
-    runs = {name: read(workdir / name, name) for name in configs}
+    runs = {name: _read(workdir / name, name) for name in configs}
     wrong = [
         f"{name} ({', '.join(map(kind, run.warnings))})"
         for name, run in runs.items()
@@ -53,6 +56,15 @@ def run_all(
             "%s: %d of %d runs went wrong: %s", label, len(wrong), len(runs), "; ".join(wrong)
         )
     return runs
+
+
+def _read(folder: Path, name: str) -> Run:
+    """A run with all numbers that figures are drawn of."""
+    run = read(folder, name)
+    with reading(folder / METRICS):
+        for row in run.rows:
+            _ = [float(row[number]) for number in _DRAWN]
+    return run
 
 
 def _run(
@@ -94,6 +106,6 @@ def _is_there(folder: Path, config: ml_collections.ConfigDict) -> bool:
     """Whether a folder holds what running that config again would give."""
     if not (folder / SUMMARY).exists():
         return False
-    run = read(folder, folder.name)
+    run = _read(folder, folder.name)
     same = run.config == plain(config.to_dict(), infinity="inf")
     return same and run.state == "finished" and run.about["versions"] == versions()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import nearest
+from dbjax.workdir import read_json
+from dbjax.workdir.files import not_left
 from experiments.defaults import defaults
 
 CONFIG = "config.json"
@@ -23,14 +24,23 @@ def saved(workdir: str | Path) -> ml_collections.ConfigDict:
     Raises:
       ValueError: there is none, it cannot be read, or this version of dbjax has other fields.
     """
+    return restored(saved_fields(workdir), str(Path(workdir) / CONFIG))
+
+
+def saved_fields(workdir: str | Path) -> dict[str, Any]:
+    """The same as JSON has it.
+
+    Raises:
+      ValueError: there is none, or it cannot be read.
+    """
     path = Path(workdir) / CONFIG
     try:
-        fields = json.loads(path.read_text())["config"]
+        fields: dict[str, Any] = read_json(path, "config")["config"]
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError) as error:
-        raise ValueError(f"{str(path)!r} is not what a run leaves: {error}") from error
-    return restored(fields, str(path))
+    if not isinstance(fields, dict):
+        raise not_left(path, "its config is no object")
+    return fields
 
 
 def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:

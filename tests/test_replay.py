@@ -1,14 +1,19 @@
 """Runs in real time, done again from their event logs."""
 
 import dataclasses
+import errno
+import functools
 import json
+import random
 
+import numpy as np
 import optax
 import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.errors import ReplayError
+from dbjax.store.shard import Shard
 from tests.checkpoint.stopped import Kept
 from tests.test_conformance import CLUSTER, TASK
 
@@ -120,14 +125,81 @@ def test_a_log_of_another_program_is_found_out():
             dbjax.replay(TASK, other, dbjax.Script(lines))
 
 
-def test_a_log_that_breaks_off_is_read_up_to_there():
+def snapshots(monkeypatch, replay):
+    """What shards held after each push of a replay, by shard and version; and what it returned."""
+    push, seen = Shard.push, {}
+
+    @functools.wraps(push)
+    def noted(self, message):
+        version = push(self, message)
+        values = {name: np.asarray(piece) for name, piece in self.peek().params.items()}
+        seen[self._node.name, version] = {name: v.tobytes() for name, v in values.items()}
+        return version
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Shard, "push", noted)
+        return seen, replay()
+
+
+@pytest.mark.parametrize("name", ["overlapping", "warm start", "synchronous", "backed up"])
+def test_a_log_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatch, caplog):
+    """Streams are written in batches: a cut leaves them at different places."""
+    monkeypatch.setattr("dbjax.runtime.event_log._BATCH", 16)
+    config = METHODS[name]
+    digest, lines = logged(config, runtime="threads")
+    text = "".join(lines)
+    whole, ended = snapshots(monkeypatch, lambda: dbjax.replay(TASK, config, dbjax.Script(lines)))
+    assert (ended.params_sha256, ended.breaks_off) == (digest, None)
+    draws, found = random.Random(name), []
+    cuts = [draws.randrange(len(lines[0]), len(text)) for _ in range(6)]
+    for cut in [len(lines[0]), *cuts, len(text) - 1]:
+        script = dbjax.Script(text[:cut].splitlines(keepends=True))
+        line = text[:cut].count("\n")
+        where = f"after line {line}" if text[cut - 1] == "\n" else f"in line {line + 1}"
+        caplog.clear()
+        part, again = snapshots(monkeypatch, lambda log=script: dbjax.replay(TASK, config, log))
+        assert part.items() <= whole.items()
+        assert again.calls <= script.count()
+        assert again.breaks_off == where
+        assert [r.getMessage() for r in caplog.records] == [
+            f"the event log breaks off {where}: {again.calls} of its {script.count()} calls are "
+            "done again, the rest of the run is not known"
+        ]
+        found.append((cut, again.calls))
+    assert [calls for _, calls in sorted(found)] == sorted(calls for _, calls in found)
+    assert found[0][1] == 0 < max(calls for _, calls in found[1:-1]) < ended.calls
+    assert (found[-1][1], again.params_sha256) == (ended.calls, digest)  # all but the end mark
+
+
+def test_a_line_that_is_missing_or_damaged_is_where_the_log_breaks_off():
     _, lines = logged(METHODS["downpour"], runtime="threads")
-    whole = dbjax.Script(lines).count()
-    last = max(i for i, line in enumerate(lines) if '"calls"' in line)
-    missing = len(json.loads(lines[last])["calls"]) // 3
-    read = dbjax.Script([*lines[:last], lines[last][:-2]]).count()
-    assert read == whole - missing
-    assert 0 < read < whole
+    assert dbjax.Script(lines).breaks_off is None
+    assert dbjax.Script([*lines[:2], *lines[3:]]).breaks_off == "before its end"
+    for bad in ("nonsense\n", lines[2].replace("[", "[[", 1), '{"service": 3, "calls": [0]}\n'):
+        assert dbjax.Script([*lines[:2], bad, *lines[3:]]).breaks_off == "in line 3"
+
+
+def test_a_log_that_cannot_be_written_any_more_loses_nothing_of_the_run(caplog):
+    lines = []
+
+    def write(text):
+        if len(lines) == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        lines.append(text)
+
+    config = METHODS["downpour"]
+    result = dbjax.run(TASK, config, runtime="threads", log=dbjax.EventLog(write))
+    assert result.summary["updates"] == 320
+    said = [r.getMessage() for r in caplog.records]
+    assert said == ["the event log breaks off here: OSError: [Errno 28] No space left on device"]
+    assert dbjax.replay(TASK, config, dbjax.Script(lines)).breaks_off == "after line 3"
+
+
+def test_that_nodes_died_is_said_at_once():
+    failures = (dbjax.Failure("replica/1", 0.5, 1.0),)
+    cluster = dataclasses.replace(CLUSTER, failures=failures)
+    _, lines = logged(METHODS["downpour"], cluster=cluster)
+    assert "no replay" in json.loads(lines[1])
 
 
 def test_a_run_in_which_nodes_died_or_that_was_taken_up_says_that_it_has_no_replay():

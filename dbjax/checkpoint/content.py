@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
+import optax
 
+from dbjax.checkpoint.encoding import built
 from dbjax.checkpoint.exact import Exact
+from dbjax.checkpoint.trees import Structures, node_of
 from dbjax.parallel.cut import name_of
 from dbjax.store.partition import Partition, Piece
 from dbjax.store.recut import dealt_anew, recut
@@ -17,11 +21,41 @@ from dbjax.types import Params
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """Where a checkpoint lies.
+
+    Attributes:
+      path: its directory.
+      earlier: reads the one before it; None: there is none that can be read.
+    """
+
+    path: Path
+    earlier: Callable[[], Content | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What a checkpoint must have in common with the run that takes it up.
+
+    Attributes:
+      about: names and what must be the same under them.
+      structures: of the run's pytrees.
+    """
+
+    about: dict[str, str]
+    structures: Structures
+
+
+class NotRestored(ValueError):
+    """A checkpoint was read, and a run of its kind cannot be brought to where it says."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Content:
     """A checkpoint.
 
     Attributes:
-      about: what must be the same in the run that takes it up, see `about`.
+      about: what must be the same in the run that takes it up, see `described`.
       replicas: there were.
       pieces: which shard holds what.
       shards: their states, in order.
@@ -29,6 +63,7 @@ class Content:
       time_s: on the run's clock.
       rows: of the trace, those that later numbers need.
       exact: of a virtual run: where it stood, to the last bit; None: not known.
+      stored: where it lies; None: in memory.
     """
 
     about: dict[str, str]
@@ -39,31 +74,74 @@ class Content:
     time_s: float
     rows: tuple[Row, ...] = ()
     exact: Exact | None = None
+    stored: Stored | None = dataclasses.field(default=None, compare=False)
 
-    def states(self, expected: dict[str, str], cuts: Partition, replicas: int) -> list[Any]:
+    def states(self, expected: Described, cuts: Partition, replicas: int) -> list[Any]:
         """The shards' states for a run of that many shards and replicas.
 
         Raises:
-          ValueError: it is of another model or algorithm; names the first difference.
+          ValueError: it is of another model, algorithm or rule; names the first difference.
+          NotRestored: it is of the same, and its shards' states are none all the same.
         """
-        for name in {**expected, **self.about}:
-            have, want = self.about.get(name, "not there"), expected.get(name, "not there")
+        self._require_of(expected)
+        try:
+            shards = [built(shard, expected.structures) for shard in self.shards]
+            old = Partition(cuts.treedef, self.pieces)
+            return dealt_anew(recut(shards, old, cuts), self.replicas, replicas)
+        except Exception as error:
+            raise NotRestored(f"{type(error).__name__}: {error}") from error
+
+    def _require_of(self, expected: Described) -> None:
+        for name in {**expected.about, **self.about}:
+            have, want = self.about.get(name, "not there"), expected.about.get(name, "not there")
             if have != want:
                 raise ValueError(
                     f"the checkpoint is of another run: {name} is {have}, here it is {want}; "
-                    "give another --workdir"
+                    "resume with the same, or begin anew in another workdir"
                 )
-        old = Partition(cuts.treedef, self.pieces)
-        return dealt_anew(recut(self.shards, old, cuts), self.replicas, replicas)
 
 
-def about(params: Params, config: Any) -> dict[str, str]:
-    """The method, and every parameter's type and shape."""
-    leaves = {
-        f"params/{name_of(path)}": f"{leaf.dtype}{list(leaf.shape)}"
-        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+def described(params: Params, config: Any) -> Described:
+    """The method, its rule's state, and every parameter's type and shape."""
+    states = _rule_states(params, config)
+    found = {"algorithm": type(config).__module__}
+    if hasattr(config, "method"):
+        found["method"] = type(config.method).__name__
+    found |= _described("params", params)
+    if "rule" in states:
+        found |= _described("rule", states["rule"])
+    return Described(found, Structures(params, *states.values()))
+
+
+def _rule_states(params: Params, config: Any) -> dict[str, Any]:
+    """What the rules in a method's config would begin with: shapes and types."""
+    fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {
+        name: jax.eval_shape(rule.init, params)
+        for name, rule in fields.items()
+        if isinstance(rule, optax.GradientTransformation)
     }
-    return {"algorithm": type(config).__module__, **leaves}
+
+
+def _described(name: str, tree: Any) -> dict[str, str]:
+    """The class of every node, the type and shape of every leaf, by paths below `name`."""
+    found, inner = {}, [((), tree)]
+    while inner:
+        path, value = inner.pop(0)
+        node = node_of(value)
+        where = f"{name}/{name_of(path)}" if path else name
+        if node is not None:
+            found[where] = type(value).__name__
+            inner[:0] = _children(path, value)
+        else:
+            where = f"{name}/{name_of(path)}"
+            found[where] = f"{value.dtype}{list(value.shape)}"
+    return found
+
+
+def _children(path: tuple[Any, ...], value: Any) -> list[tuple[tuple[Any, ...], Any]]:
+    one_level = jax.tree_util.tree_leaves_with_path(value, is_leaf=lambda part: part is not value)
+    return [((*path, *step), child) for step, child in one_level]
 
 
 def lasting(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:

@@ -1,14 +1,17 @@
 """Values as JSON and a list of arrays, and back. Nothing is unpickled, no code is run.
 
-Numbers, names, containers, and instances of dataclasses and named tuples whose modules are
-imported already. An instance is made without its `__init__`, of its fields.
+Numbers, names, containers, nodes of pytrees, and instances of dataclasses and named tuples whose
+modules are imported already. An instance is made without its `__init__`, of its fields; a node of
+a pytree as jax makes it.
 """
 
 from __future__ import annotations
 
 import collections
+import copy
 import dataclasses
 import math
+from collections.abc import Sequence
 from typing import Any, final
 
 import jax
@@ -16,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from dbjax.checkpoint.known import known_class, name_of, tuple_class
+from dbjax.checkpoint.trees import Structures, made, node_of
 
 Array = np.ndarray[Any, Any]
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}
@@ -27,10 +31,12 @@ class Arrays:
 
     Attributes:
       values: all of them, in order.
+      structures: of the program whose values are encoded.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, structures: Structures | None = None) -> None:
         self.values: list[Array] = []
+        self.structures = structures or Structures()
         self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
 
     def place(self, value: Any) -> int:
@@ -61,31 +67,83 @@ class _Encoder:
         if isinstance(value, float):
             return value if math.isfinite(value) else ["float", repr(value)]
         if isinstance(value, (np.ndarray, jax.Array, np.generic)):
-            kind = "jax" if isinstance(value, jax.Array) else "numpy"
+            if is_key(value):
+                return encoded_key(value, self._arrays)
             if value.ndim == 0 and value.dtype.kind in "fiub":  # losses: too small for a file
-                return ["scalar", kind, str(value.dtype), np.asarray(value).tobytes().hex()]
+                return encoded_scalar(value)
+            kind = "jax" if isinstance(value, jax.Array) else "numpy"
             return [kind, self._arrays.place(value)]
         return self._compound(value)
 
     def _compound(self, value: Any) -> Any:
         kind = type(value)
-        if isinstance(value, dict):
+        if kind in (dict, collections.Counter):
             name = "counter" if kind is collections.Counter else "dict"
             return [name, *([self.of(k), self.of(v)] for k, v in value.items())]
         if kind is collections.deque:
             return ["deque", value.maxlen, *map(self.of, value)]
         if kind.__name__ in _CONTAINERS and kind in _CONTAINERS.values():
             return [kind.__name__, *map(self.of, value)]
+        if isinstance(value, tuple) and hasattr(kind, "_make"):
+            return ["named", name_of(kind), *map(self.of, value)]
+        node = node_of(value)
+        if node is not None:
+            aux, children = node
+            return ["tree", name_of(kind), self._aux(kind, aux), *map(self.of, children)]
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
             return ["of", name_of(kind), *([n, self.of(getattr(value, n))] for n in names)]
-        if isinstance(value, tuple):
-            return ["named", name_of(kind), *map(self.of, value)]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
+    def _aux(self, kind: type[Any], aux: Any) -> Any:
+        """Auxiliary data of a node, or the number under which the program knows them."""
+        try:
+            return self.of(aux)
+        except TypeError:
+            number = self._arrays.structures.number(kind, aux)
+            if number is None:
+                raise
+            return ["own", number]
 
-def decode(encoded: Any, arrays: list[Array]) -> Any:
-    """The value that was encoded.
+
+@dataclasses.dataclass(frozen=True)
+class Unbuilt:
+    """A node of a pytree whose auxiliary data only its program knows: see `built`."""
+
+    name: str
+    number: int
+    children: tuple[Any, ...]
+
+
+def built(value: Any, structures: Structures) -> Any:
+    """A decoded value, with the nodes that only the program that reads can make.
+
+    Raises:
+      ValueError: the program has no such node.
+    """
+
+    def of(part: Any) -> Any:
+        return built(part, structures)
+
+    if isinstance(value, Unbuilt):
+        kind = known_class(value.name)
+        return made(kind, structures.aux(kind, value.number), list(map(of, value.children)))
+    if type(value) is dict:
+        return {key: of(part) for key, part in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_make"):
+        return value._make(map(of, value))
+    if (node := node_of(value)) is not None:
+        return made(type(value), node[0], list(map(of, node[1])))
+    if dataclasses.is_dataclass(value):
+        again = copy.copy(value)
+        for field in dataclasses.fields(value):
+            object.__setattr__(again, field.name, of(getattr(value, field.name)))
+        return again
+    return value
+
+
+def decode(encoded: Any, arrays: Sequence[Array]) -> Any:
+    """The value that was encoded; what its program has to complete is left `Unbuilt`.
 
     Raises:
       ValueError: it is not what `encode` makes.
@@ -98,7 +156,7 @@ def decode(encoded: Any, arrays: list[Array]) -> Any:
 
 @final
 class _Decoder:
-    def __init__(self, arrays: list[Array]) -> None:
+    def __init__(self, arrays: Sequence[Array]) -> None:
         self._arrays = arrays
         self._on_device: dict[int, jax.Array] = {}
 
@@ -115,6 +173,10 @@ class _Decoder:
                 return self._arrays[rest[0]]
             case "jax":
                 return self._device_array(rest[0])
+            case "key":
+                return decoded_key(rest[0], rest[1], self._arrays)
+            case "tree":
+                return self._node(*rest)
             case "dict":
                 return {self.of(k): self.of(v) for k, v in rest}
             case "counter":
@@ -132,6 +194,12 @@ class _Decoder:
             self._on_device[place] = jnp.asarray(self._arrays[place])
         return self._on_device[place]
 
+    def _node(self, name: str, aux: Any, *children: Any) -> Any:
+        parts = tuple(map(self.of, children))
+        if isinstance(aux, list) and aux[0] == "own":
+            return Unbuilt(name, aux[1], parts)
+        return made(known_class(name), self.of(aux), parts)
+
     def _instance(self, name: str, *fields: list[Any]) -> Any:
         kind = known_class(name)
         if not dataclasses.is_dataclass(kind):
@@ -142,7 +210,39 @@ class _Decoder:
         return made
 
 
+def bytes_of(array: Array) -> memoryview:
+    """The bytes of an array of any dtype; NumPy gives no buffer of some, such as bfloat16."""
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
+
+
+def is_key(value: Any) -> bool:
+    """Whether an array holds random keys of jax, which NumPy does not know."""
+    return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
+
+
+def encoded_key(value: Any, arrays: Arrays) -> list[Any]:
+    """JSON for an array of random keys."""
+    return ["key", str(jax.random.key_impl(value)), arrays.place(jax.random.key_data(value))]
+
+
+def decoded_key(implementation: str, place: int, arrays: Sequence[Array]) -> jax.Array:
+    """The array of random keys that was encoded."""
+    made_again: jax.Array = jax.random.wrap_key_data(
+        jnp.asarray(arrays[place]), impl=implementation
+    )
+    return made_again
+
+
+def encoded_scalar(value: Any) -> list[Any]:
+    """JSON for an array of no dimensions, in its bytes."""
+    kind = "jax" if isinstance(value, jax.Array) else "numpy"
+    kind = "weak" if kind == "jax" and value.weak_type else kind
+    return ["scalar", kind, str(value.dtype), np.asarray(value).tobytes().hex()]
+
+
 def scalar(kind: str, dtype: str, digits: str) -> Any:
-    """An array of no dimensions, of its bytes."""
+    """The array of no dimensions that was encoded."""
     value = np.frombuffer(bytes.fromhex(digits), np.dtype(dtype)).reshape(())
+    if kind == "weak":
+        return jnp.asarray(value.item())
     return jnp.asarray(value) if kind == "jax" else value

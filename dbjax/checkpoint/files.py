@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
-import re
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.content import Content
-from dbjax.checkpoint.encoding import Arrays, decode, encode
+from dbjax.checkpoint.content import Content, Stored
+from dbjax.checkpoint.digests import Damaged, require_whole, write_digests
+from dbjax.checkpoint.encoding import Arrays, bytes_of, decode, encode
 from dbjax.checkpoint.exact import Exact
 from dbjax.checkpoint.known import Unknown
 
 _FORMAT = 2
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
-# What the library below Orbax says of files that are not as they were written.
-_DAMAGE = ("DATA_LOSS", "OUT_OF_RANGE", "NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT")
+_SAID = 300  # characters of an error, in a line of the log
 _LOG = logging.getLogger("dbjax")
 
 
@@ -45,11 +46,16 @@ class Checkpoints:
             raise ValueError(f"keep={keep} must be at least 1")
         self._directory, self._ocp = Path(directory).absolute(), ocp
         self._full, self._anew = False, anew  # the disk was, the last time
+        self._writing = 0  # the number of the one that was begun last
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             # cleaned in a thread, which fails loudly where the process soon ends: only if need be
             left = any("tmp" in path.name for path in self._directory.iterdir())
-            options = ocp.CheckpointManagerOptions(max_to_keep=keep, cleanup_tmp_directories=left)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=keep,
+                cleanup_tmp_directories=left,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
+            )
             self._manager = ocp.CheckpointManager(self._directory, options=options)
         except OSError as error:
             raise ValueError(f"{str(directory)!r} cannot be used: {error.strerror}") from error
@@ -76,23 +82,30 @@ class Checkpoints:
           arrays: those of `content.exact`.
         """
         self.begin()
-        arrays, exact = arrays or Arrays(), content.exact
+        self._guarded(lambda: self._save(content, arrays or Arrays()))
+
+    def _save(self, content: Content, arrays: Arrays) -> None:
+        exact = content.exact
         about = {
             "format": _FORMAT,
-            "content": encode(dataclasses.replace(content, exact=None), arrays),
+            "content": encode(dataclasses.replace(content, exact=None, stored=None), arrays),
             "exact": None if exact is None else [exact.program, exact.nodes],
-            "arrays": [[str(a.dtype), a.shape, zlib.crc32(np.ascontiguousarray(a).data)]
-                       for a in arrays.values],
-        }  # fmt: skip
+            "arrays": [[str(a.dtype), a.shape, zlib.crc32(bytes_of(a))] for a in arrays.values],
+        }
         args = self._ocp.args
         parts = args.Composite(
             arrays=args.PyTreeSave({str(i): a for i, a in enumerate(arrays.values) if a.size}),
             about=args.JsonSave(about),
         )
-        if not self._has_room(sum(array.nbytes for array in arrays.values)):
-            return
-        step = 1 + (self._manager.latest_step() or 0)
-        self._guarded(lambda: self._manager.save(step, args=parts))
+        if self._has_room(sum(array.nbytes for array in arrays.values)):
+            self.wait()  # `_seal` is to find the one that is written
+            self._writing = 1 + max(self._steps(), default=0)
+            self._manager.save(self._writing, args=parts)
+
+    def _seal(self) -> None:
+        """Called when all files of a checkpoint are written, before it gets its final name."""
+        for directory in self._directory.glob(f"{self._writing}.*"):
+            write_digests(directory)
 
     def _has_room(self, size: int) -> bool:
         free = shutil.disk_usage(self._directory).free
@@ -107,32 +120,56 @@ class Checkpoints:
 
     def any(self) -> bool:
         """Whether there are any, readable or not."""
-        return bool(self._manager.all_steps())
+        return bool(self._steps())
+
+    def _steps(self) -> list[int]:
+        """Their numbers, the newest first."""
+        found = [path for path in self._directory.iterdir() if path.is_dir()]
+        return sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
 
     def wait(self) -> None:
         """Until what was begun is on disk."""
         self._guarded(self._manager.wait_until_finished)
 
     def latest(self) -> Content | None:
-        """The content of the newest that is whole, or None; warns of damaged ones.
+        """The content of the newest that is whole, or None; warns of those that are not.
 
         Raises:
-          ValueError: it is whole, as far as is known, but cannot be read: it is of another version
-            of dbjax, there is no permission, no memory.
+          ValueError: none can be read, and of one it is not known that it is damaged: it is of
+            another version of dbjax, there is no permission, no memory.
         """
-        for step in sorted(self._manager.all_steps(), reverse=True):
+        return self._newest(self._steps())
+
+    def _newest(self, steps: Sequence[int]) -> Content | None:
+        """The first that can be read."""
+        failed: list[str] = []
+        strange: Exception | None = None  # the first of which that is not known
+        content = None
+        for number, step in enumerate(steps):
             path = self._directory / str(step)
             try:
-                return self._read(step)
+                content = self._read(step)
             except Exception as error:
-                if not _is_damage(error):
-                    kind = type(error).__name__
-                    raise ValueError(f"cannot read checkpoint {path}: {kind}: {error}") from error
-                said = " ".join(str(error).split())[:200]
-                _LOG.warning("checkpoint %s is damaged and left out: %s", path, said)
-        return None
+                said = " ".join(str(error).split())[:_SAID]
+                if isinstance(error, Damaged):
+                    failed.append(f"checkpoint {path} is damaged and left out: {said}")
+                    continue
+                failed.append(f"cannot read checkpoint {path}: {type(error).__name__}: {said}")
+                strange = strange or ValueError(failed[-1]).with_traceback(error.__traceback__)
+            else:
+                earlier = functools.partial(self._newest, steps[number + 1 :])
+                content = dataclasses.replace(content, stored=Stored(path, earlier))
+                break
+        if content is None and strange is not None:
+            raise strange
+        stored = content.stored if content is not None else None
+        instead = f"{stored.path} is used instead" if stored else "there is no other"
+        for said in failed:
+            _LOG.warning("%s; %s", said, instead)
+        return content
 
     def _read(self, step: int) -> Content:
+        require_whole(self._directory / str(step))
         args = self._ocp.args
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
         if about["format"] != _FORMAT:
@@ -145,9 +182,8 @@ class Checkpoints:
         whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
         found = self._manager.restore(step, args=whole).arrays if like else {}
         arrays = [np.asarray(found.get(str(i), empty)) for i, empty in enumerate(shaped)]
-        for array, (_, _, checksum) in zip(arrays, kinds, strict=True):
-            if zlib.crc32(np.ascontiguousarray(array).data) != checksum:
-                raise ValueError("an array is not what was written")
+        if any(zlib.crc32(bytes_of(a)) != kind[2] for a, kind in zip(arrays, kinds, strict=True)):
+            raise Damaged("an array is not what was to be written")
         content, exact = decode(about["content"], arrays), about["exact"]
         if not isinstance(content, Content):
             raise ValueError("it is no checkpoint of a run")
@@ -161,14 +197,5 @@ class Checkpoints:
         except Exception as error:
             _LOG.warning(
                 "a checkpoint in %s could not be written, the one before stays: %s",
-                self._directory, " ".join(str(error).split())[:200],
+                self._directory, " ".join(str(error).split())[:_SAID],
             )  # fmt: skip
-
-
-def _is_damage(error: Exception) -> bool:
-    """Whether files are half written, or not what was written."""
-    of_files = isinstance(error, (ValueError, KeyError, FileNotFoundError))
-    if isinstance(error, Unknown) or not of_files:
-        return False
-    code = re.match("([A-Z_]+): ", str(error))
-    return code is None or code[1] in _DAMAGE

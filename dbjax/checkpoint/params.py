@@ -2,25 +2,79 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
 
+from dbjax.checkpoint.digests import require_whole, write_digests
+from dbjax.reporting import in_a_line
 from dbjax.types import Params
 
 
 def save_params(path: Path, params: Params) -> None:
-    """An Orbax checkpoint; atomic."""
+    """Writes a directory: an Orbax checkpoint of the leaves by their paths, and digests of it.
+
+    Raises:
+      OSError: it cannot be written; names the directory.
+    """
     import orbax.checkpoint as ocp
 
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(path.absolute(), jax.tree.map(np.asarray, params), force=True)
+    part = path.absolute().with_name(f".{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)  # else Orbax waits for it for minutes
+        with ocp.StandardCheckpointer() as checkpointer:
+            checkpointer.save(part, _not_empty(_leaves(params)), force=True)
+        write_digests(part)
+        shutil.rmtree(path, ignore_errors=True)
+        part.rename(path)
+    except Exception as error:
+        number = error.errno if isinstance(error, OSError) else None
+        said = f"the parameters cannot be written ({in_a_line(error)})"
+        raise OSError(number, said, str(path)) from error
 
 
 def load_params(path: Path, like: Params) -> Params:
-    """Reads what `save_params` wrote, into the structure of `like`."""
+    """Reads what `save_params` wrote, into the structure of `like`.
+
+    Raises:
+      ValueError: it is not there, is damaged, or is of parameters with other names, shapes or
+        types than those of `like`; names the file, or the first difference.
+    """
     import orbax.checkpoint as ocp
 
+    if not path.is_dir():
+        raise ValueError(f"{str(path)!r} is no directory of parameters: a run leaves one, params")
+    require_whole(path)
+    leaves = _leaves(like)
+    wanted = _not_empty(leaves)
     with ocp.StandardCheckpointer() as checkpointer:
-        return checkpointer.restore(path.absolute(), jax.tree.map(np.asarray, like))
+        about: Any = checkpointer.metadata(path.absolute())
+        _require_same(path, about.item_metadata.tree, wanted)
+        found = checkpointer.restore(path.absolute(), wanted)
+    return jax.tree.unflatten(
+        jax.tree.structure(like), [found.get(name, leaves[name]) for name in leaves]
+    )
+
+
+def _leaves(params: Params) -> dict[str, Any]:
+    found = jax.tree_util.tree_leaves_with_path(params)
+    return {jax.tree_util.keystr(path) or "params": np.asarray(leaf) for path, leaf in found}
+
+
+def _not_empty(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Orbax takes no arrays without numbers, nor nothing at all."""
+    return {name: leaf for name, leaf in leaves.items() if leaf.size} or {"nothing": np.zeros(1)}
+
+
+def _require_same(path: Path, have: dict[str, Any], want: dict[str, Any]) -> None:
+    """Orbax itself casts, cuts and pads in silence."""
+    for name in {**want, **have}:
+        there, here = (
+            f"{leaf.dtype}{list(leaf.shape)}" if (leaf := leaves.get(name)) is not None else "none"
+            for leaves in (have, want)
+        )  # fmt: skip
+        if there != here:
+            raise ValueError(f"{str(path)!r} holds other parameters: {name} is {there}, not {here}")

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable
 from typing import Any, final
 
-from dbjax.checkpoint.content import Content, lasting
+from dbjax.checkpoint.content import Content, Described, lasting
 from dbjax.checkpoint.encoding import Arrays
 from dbjax.checkpoint.exact import Exact, Exactly
 from dbjax.checkpoint.files import Checkpoints
@@ -47,7 +47,7 @@ class Taking:
     """Checkpoints of one run.
 
     Args:
-      about: see `checkpoint.about`.
+      described: see `checkpoint.described`.
       replicas: of the run.
       checkpoints: where they go; None: they stay in memory, for shards that die.
 
@@ -59,13 +59,13 @@ class Taking:
         self,
         program: Program,
         machines: Runtime,
-        about: dict[str, str],
+        described: Described,
         replicas: int,
         incarnation: int,
         checkpoints: Checkpoints | None,
         trace: Trace,
     ) -> None:
-        self._program, self._machines, self._about = program, machines, about
+        self._program, self._machines, self._described = program, machines, described
         self._replicas, self._incarnation, self._checkpoints = replicas, incarnation, checkpoints
         self._trace = trace
         self.exactly: Exactly | None = None
@@ -87,7 +87,7 @@ class Taking:
             self._machines.saved = dict(zip(names, states, strict=True))
             content = self._content(states, node.now())
             if self._checkpoints is not None and self.exactly is None:
-                self._checkpoints.save(content)
+                self._checkpoints.save(content, self._arrays())
             elif self._checkpoints is not None:
                 self._machines.between_events(functools.partial(self._save, content))
 
@@ -99,7 +99,7 @@ class Taking:
         Args:
           look: says what went wrong, so that the checkpoint knows that it was said.
         """
-        arrays = Arrays()
+        arrays = self._arrays()
         exact = None if self._checkpoints is None else self._exact(arrays)
         self._machines.revive()
         if self._checkpoints is not None:
@@ -109,9 +109,12 @@ class Taking:
             self._checkpoints.save(content, arrays)
             self._checkpoints.wait()
 
+    def _arrays(self) -> Arrays:
+        return Arrays(self._described.structures)
+
     def _content(self, states: list[Any], time_s: float) -> Content:
         return Content(
-            self._about,
+            self._described.about,
             self._replicas,
             self._program.store.partition.shards,
             tuple(states),
@@ -126,7 +129,7 @@ class Taking:
     def _save(self, content: Content) -> None:
         """Between two events of a virtual run."""
         assert self._checkpoints is not None
-        arrays = Arrays()
+        arrays = self._arrays()
         exact = self._exact(arrays)
         self._checkpoints.save(dataclasses.replace(content, exact=exact, rows=self._rows()), arrays)
 

@@ -37,6 +37,10 @@ def main(arguments: list[str] | None = None) -> int:
     except ValueError as error:
         print(f"python -m dbjax.data: {error}", file=sys.stderr)
         return 2
+    except OSError as error:
+        where = error.filename or chosen.data_dir
+        print(f"python -m dbjax.data: {error.strerror or error}: {where}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt as interrupt:
         print("interrupted: nothing half-made is left", file=sys.stderr)
         return exit_code(*interrupt.args)

@@ -84,7 +84,7 @@ def downpour_adagrad(
         def step(g: jax.Array, s: jax.Array) -> jax.Array:
             root = jnp.sqrt(s) + epsilon
             rate = jnp.where(root > 0, gamma_now / jnp.where(root > 0, root, 1), 0)
-            return (-rate * g).astype(g.dtype)
+            return (-rate * g.astype(s.dtype)).astype(g.dtype)
 
         count = optax.safe_increment(state.count)
         return jax.tree.map(step, updates, total), DownpourAdagradState(count, total)
@@ -93,7 +93,7 @@ def downpour_adagrad(
 
 
 def _sum_dtype(param: jax.Array) -> Any:
-    return jnp.promote_types(param.dtype, jnp.float32)
+    return jnp.float64 if param.dtype == jnp.float64 else jnp.float32
 
 
 def _require_rate(name: str, value: Any) -> None:

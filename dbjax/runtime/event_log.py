@@ -1,12 +1,15 @@
 """The log of a run: in which order services served, and what nodes saw of time.
 
 Lines of JSON, each a batch of one service or of one node, after one that says what the file is;
-append-only, so a log that breaks off is good up to its last whole line. Numbers are exact.
+append-only, so a log that breaks off is good up to its last whole line. Batches are written when
+they are full, so services and nodes may break off at different times. The last line of a whole log
+says how many came before it. Numbers are exact.
 
     {"dbjax event log": 1}
     {"service": "shard/0", "callers": ["replica/0", ...], "calls": [caller, number, version, ...]}
     {"node": "replica/0", "kind": "landed", "seen": [0, 1, 1, ...]}
     {"no replay": "shard/0 died"}
+    {"end": 3}
 
 `number` is the caller's own count of its calls; `version` that of the parameters in the reply,
 -1 where there is none.
@@ -17,20 +20,26 @@ from __future__ import annotations
 import collections
 import itertools
 import json
+import logging
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
+
+from dbjax.reporting import in_a_line
 
 Call = tuple[str, int, int]  # caller, number, version
 
 KIND = "dbjax event log"
 _FORMAT = 1
 _BATCH = 1024  # entries in a line
+_LOG = logging.getLogger("dbjax")
 
 
 @final
 class EventLog:
     """Writes a log. Every stream belongs to one thread at a time.
+
+    A log that cannot be written any more breaks off, with a warning; the run goes on.
 
     Args:
       write: is given whole lines; called by several threads, one at a time.
@@ -41,6 +50,7 @@ class EventLog:
         write(json.dumps({KIND: _FORMAT}) + "\n")
         self._lock = threading.Lock()
         self._streams: list[Served | Seen] = []
+        self._lines, self._broken = 1, False
 
     def served(self, service: str) -> Served:
         """For the calls of a service."""
@@ -59,6 +69,11 @@ class EventLog:
         for stream in self._streams:
             stream.flush()
 
+    def end(self) -> None:
+        """Writes what is not written yet, and that it is all; when no stream is in use."""
+        self.flush()
+        self._line({"end": self._lines})
+
     def no_replay(self, why: str) -> None:
         """Says that the run cannot be done again from this."""
         self._line({"no replay": why})
@@ -66,12 +81,17 @@ class EventLog:
     def take(self, lines: str) -> None:
         """Whole lines of another process's log of this run."""
         with self._lock:
-            self._write(lines)
+            if self._broken:
+                return
+            try:
+                self._write(lines)
+                self._lines += lines.count("\n")
+            except Exception as error:
+                self._broken = True
+                _LOG.warning("the event log breaks off here: %s", in_a_line(error))
 
     def _line(self, entry: dict[str, Any]) -> None:
-        line = json.dumps(entry, separators=(",", ":")) + "\n"
-        with self._lock:
-            self._write(line)
+        self.take(json.dumps(entry, separators=(",", ":")) + "\n")
 
 
 @final
@@ -141,6 +161,7 @@ class Script:
 
     Attributes:
       no_replay: why the run cannot be done again; None: it can.
+      breaks_off: where, and how that is known; None: the log is whole.
 
     Raises:
       ValueError: it is no log, or one of another version.
@@ -148,16 +169,31 @@ class Script:
 
     def __init__(self, lines: Iterable[str]) -> None:
         self.no_replay: str | None = None
+        self.breaks_off: str | None = "after line 1"
         self._calls: dict[str, list[Call]] = {}
         self._seen: dict[tuple[str, str], list[Any]] = {}
-        whole = itertools.takewhile(lambda line: line.endswith("\n"), lines)
-        try:
-            if json.loads(next(whole, "{}")).get(KIND) != _FORMAT:
-                raise ValueError("it does not begin as one does")
-            for line in whole:
-                self._take(json.loads(line))
-        except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-            raise ValueError(f"this is no event log of this version of dbjax: {error}") from error
+        numbered = enumerate(lines, 1)
+        if _header(next(numbered, (1, ""))[1]) != _FORMAT:
+            raise ValueError("this is no event log of this version of dbjax: it does not begin so")
+        for number, line in numbered:
+            try:
+                whole = line.endswith("\n")
+                entry = json.loads(line) if whole else {}
+                if entry.keys() == {"end"}:
+                    self.breaks_off = None if entry["end"] == number - 1 else "before its end"
+                    return
+                if whole:
+                    self._take(entry)
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+                if not self._calls and not self._seen:
+                    raise ValueError(
+                        f"this is no event log of this version of dbjax: line {number}: {error}"
+                    ) from error
+                whole = False
+            if not whole:
+                self.breaks_off = f"in line {number}"
+                return
+            self.breaks_off = f"after line {number}"
 
     def calls(self, service: str) -> Sequence[Call]:
         """Of a service, in order."""
@@ -176,7 +212,28 @@ class Script:
             self.no_replay = entry["no replay"]
         elif "service" in entry:
             flat, callers = iter(entry["calls"]), entry["callers"]
-            calls = self._calls.setdefault(entry["service"], [])
-            calls += [(callers[c], n, v) for c, n, v in zip(flat, flat, flat, strict=True)]
+            made = [(callers[c], n, v) for c, n, v in zip(flat, flat, flat, strict=True)]
+            _require_integers(x for _, *numbers in made for x in numbers)
+            self._calls.setdefault(entry["service"], []).extend(made)
         else:
-            self._seen.setdefault((entry["node"], entry["kind"]), []).extend(entry["seen"])
+            seen, kind = entry["seen"], entry["kind"]
+            if kind == "first":
+                _require_integers(x for place, one in seen for x in (place, one or 0))
+            elif kind != "now":
+                _require_integers(seen)
+            self._seen.setdefault((entry["node"], kind), []).extend(seen)
+
+
+def _require_integers(values: Iterable[Any]) -> None:
+    """Raises TypeError where one is none."""
+    for value in values:
+        if type(value) is not int:
+            raise TypeError(f"{value!r} is no integer")
+
+
+def _header(line: str) -> Any:
+    """The version that the first line of a log names."""
+    try:
+        return json.loads(line).get(KIND)
+    except (ValueError, AttributeError):
+        return None

@@ -3,6 +3,7 @@
 from dbjax.workdir.alone import LOCK as LOCK
 from dbjax.workdir.alone import alone_in as alone_in
 from dbjax.workdir.files import prepare as prepare
+from dbjax.workdir.files import read_json as read_json
 from dbjax.workdir.files import write_json as write_json
 from dbjax.workdir.leave import EVENTS as EVENTS
 from dbjax.workdir.leave import METRICS as METRICS

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from dbjax.workdir.files import prepare
+from dbjax.workdir.files import naming, prepare
 
 LOCK = ".lock"
 
@@ -20,7 +20,8 @@ def alone_in(directory: str | Path) -> Iterator[None]:
     Raises:
       ValueError: another process is there, or the directory cannot be used.
     """
-    with (prepare(directory) / LOCK).open("a+") as file:
+    path = prepare(directory) / LOCK
+    with path.open("a+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -29,7 +30,8 @@ def alone_in(directory: str | Path) -> Iterator[None]:
                 f"{directory} is in use by process {file.read() or 'unknown'}: wait, or use "
                 "another --workdir"
             ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+        with naming(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
         yield

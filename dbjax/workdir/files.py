@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from dbjax.reporting import in_a_line
 
 
 def prepare(directory: str | Path) -> Path:
@@ -39,16 +43,23 @@ def prepare_file(path: Path) -> Path:
     return path
 
 
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An OSError in the block names the file: that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(error.errno, error.strerror or str(error), str(path)) from error
+
+
 def write_text(path: Path, text: str) -> None:
     """Replaces the file in one step.
 
     Raises:
       OSError: it cannot be written; names the file.
     """
-    try:
+    with naming(path):
         _replace(path, text)
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _replace(path: Path, text: str) -> None:
@@ -68,6 +79,47 @@ def _replace(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Strict JSON (see `plain`)."""
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
+
+
+def read_json(path: Path, *keys: str, of: str = "run") -> dict[str, Any]:
+    """The object of a JSON file that a run, or something else, has left.
+
+    Raises:
+      OSError: there is none, or it cannot be read.
+      ValueError: it is no such file, or lacks one of the keys; names it.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise not_left(path, error, of) from error
+    if not isinstance(value, dict):
+        raise not_left(path, "it is no object", of)
+    for key in keys:
+        if key not in value:
+            raise not_left(path, f"it has no {key!r}", of)
+    return value
+
+
+# What is raised where something is not what it is taken for.
+_UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
+
+
+@contextlib.contextmanager
+def reading(path: Path, of: str = "run") -> Iterator[None]:
+    """What goes wrong in the block with what was read is said of the file, in a line."""
+    try:
+        yield
+    except _UNFIT as error:
+        if str(path) in str(error):
+            raise
+        raise not_left(path, in_a_line(error), of) from error
+
+
+def not_left(path: Path, why: object, of: str = "run") -> ValueError:
+    """The error of a file that is damaged, or of another program."""
+    return ValueError(
+        f"{str(path)!r} is not what a {of} leaves: {why}; restore it, or name another folder"
+    )
 
 
 def plain(value: Any, *, infinity: str | None = None) -> Any:

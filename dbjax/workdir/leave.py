@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any, final
 
 from dbjax.checkpoint.params import save_params
 from dbjax.launch import Result
+from dbjax.reporting import in_a_line, only_reports
 from dbjax.runtime.event_log import EventLog
-from dbjax.trace import Row
+from dbjax.trace import NotBegun, Row, Trace
 from dbjax.workdir import origin
 from dbjax.workdir.chrome_trace import chrome_trace
-from dbjax.workdir.files import plain, prepare, write_json, write_text
+from dbjax.workdir.files import naming, plain, prepare, write_json, write_text
+
+_LOG = logging.getLogger("dbjax")
 
 METRICS = "metrics.jsonl"
 EVENTS = "events.jsonl"
@@ -27,6 +31,10 @@ SUMMARY = "summary.json"
 def is_left(row: Row) -> bool:
     """Whether metrics.jsonl has it: evaluations, deaths and returns, no single losses."""
     return row["node"] == "evaluator" or "event" in row
+
+
+def _line(row: Row) -> str:
+    return json.dumps(plain(row), allow_nan=False) + "\n"
 
 
 @final
@@ -40,7 +48,7 @@ class Workdir:
     What a run before has left stays until this one has its first row: a mistake costs nothing.
 
     Args:
-      rows: of a run that is taken up: those that it left already.
+      rows: of a run that is taken up: those that it left already; asked for with the first row.
       begun: called when what a run before has left goes.
     """
 
@@ -50,13 +58,14 @@ class Workdir:
         config: Any,
         *,
         clock: str,
-        rows: Sequence[Row] = (),
+        rows: Iterable[Row] = (),
         begun: Callable[[], object] = lambda: None,
     ) -> None:
         self.path, self.clock, self._config = prepare(path), clock, plain(config, infinity="inf")
         self._rows, self._begun, self._begins = rows, begun, threading.Lock()
         self._metrics: IO[str] | None = None  # once it has begun
         self._events: IO[str] | None = None
+        self._torn = False  # a row of metrics could not be written
         self._early = self.path / f".{EVENTS}"
 
     def __enter__(self) -> Workdir:
@@ -65,55 +74,76 @@ class Workdir:
     def __exit__(self, *_: object) -> None:
         for file in (self._metrics, self._events):
             if file is not None:
-                file.close()
+                with only_reports(file.name):
+                    file.close()
         self._early.unlink(missing_ok=True)
 
     def event_log(self) -> EventLog:
         """A log that grows in events.jsonl."""
-        self._events = self._early.open("w", buffering=1)
-        return EventLog(self._events.write)
+        with naming(self.path / EVENTS):
+            self._events = self._early.open("w", buffering=1)
+            return EventLog(self._events.write)
 
     def listen(self, row: Row) -> None:
         """To be a listener of the run's trace."""
         metrics = self._begin()
-        if is_left(row):
-            line = json.dumps(plain(row), allow_nan=False) + "\n"
+        if is_left(row) and not self._torn:
             try:
-                metrics.write(line)
-            except OSError as error:
-                raise OSError(error.errno, error.strerror, metrics.name) from error
+                metrics.write(_line(row))
+            except Exception as error:
+                self._torn = True
+                _LOG.warning("%s waits for the end: %s", metrics.name, in_a_line(error))
 
     def _begin(self) -> IO[str]:
         """The file of metrics; the first time, this run takes the place of the one before."""
         with self._begins:
             if self._metrics is None:
-                self._begun()
-                self._write_beginning()
-                self._metrics = (self.path / METRICS).open("a", buffering=1)
+                try:
+                    self._begun()
+                    self._write_beginning()
+                    self._metrics = (self.path / METRICS).open("a", buffering=1)
+                except OSError as error:
+                    raise NotBegun(error.errno, error.strerror, error.filename) from error
             return self._metrics
 
     def _write_beginning(self) -> None:
         about = {"versions": origin.versions(), "commit": origin.commit(), "host": origin.host()}
         write_json(self.path / "config.json", {"config": self._config} | about)
-        (self.path / SUMMARY).unlink(missing_ok=True)  # until this run has one
-        header = {"clock": self.clock, "time_s": f"seconds of the {self.clock} clock"}
-        rows = (header, *map(plain, self._rows))
-        lines = [json.dumps(row, allow_nan=False) + "\n" for row in rows]
-        write_text(self.path / METRICS, "".join(lines))
-        (self.path / EVENTS).unlink(missing_ok=True)
+        for name in (SUMMARY, EVENTS, "trace.json"):  # until this run has them
+            (self.path / name).unlink(missing_ok=True)
+        for name in ("params", "tensorboard"):
+            shutil.rmtree(self.path / name, ignore_errors=True)
+        self._write_metrics(self._rows)
         if self._events is not None:
             os.replace(self._early, self.path / EVENTS)
 
+    def _write_metrics(self, rows: Iterable[Row]) -> None:
+        header = {"clock": self.clock, "time_s": f"seconds of the {self.clock} clock"}
+        lines = [_line(header), *(_line(row) for row in rows if is_left(row))]
+        write_text(self.path / METRICS, "".join(lines))
+
     def finish(self, result: Result) -> None:
-        """Writes the rest: events, timeline, summary, final parameters."""
-        self._begin().close()
-        self._write_events(result.evaluations)
-        trace = chrome_trace(
-            result.trace.spans, clock=self.clock, dropped=result.trace.dropped_spans
-        )
-        write_text(self.path / "trace.json", json.dumps(trace))
-        save_params(self.path / "params", result.params)
-        self.summarise(result)
+        """Writes the rest: first the parameters and the summary, then what only tells of them.
+
+        Raises:
+          OSError: the parameters or the summary cannot be written; names the file.
+        """
+        self._begin()
+        try:
+            save_params(self.path / "params", result.params)
+        finally:
+            self.summarise(result)
+        if self._torn:
+            with only_reports(str(self.path / METRICS)):
+                self._write_metrics(result.trace.rows)
+        with only_reports(str(self.path / "tensorboard")):
+            self._write_events(result.evaluations)
+        with only_reports(str(self.path / "trace.json")):
+            self._write_trace(result.trace)
+
+    def _write_trace(self, trace: Trace) -> None:
+        spans = chrome_trace(trace.spans, clock=self.clock, dropped=trace.dropped_spans)
+        write_text(self.path / "trace.json", json.dumps(spans))
 
     def summarise(self, result: Result) -> None:
         """Writes the summary; alone it is enough where nobody looks at more."""
@@ -125,7 +155,6 @@ class Workdir:
         import tensorboardX
 
         directory = self.path / "tensorboard"
-        shutil.rmtree(directory, ignore_errors=True)
         with tensorboardX.SummaryWriter(str(directory), write_to_disk=True) as events:
             for row in rows:
                 for name, value in row.items():

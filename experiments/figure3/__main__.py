@@ -29,6 +29,7 @@ from experiments.figure3.calibration import calibrated
 from experiments.figure3.networks import CONFIGS, SPEECH, VISION_80M, Point, points
 from experiments.figure3.picture import figure
 from experiments.figure3.results import by_machines, claims, rows, under_other_assumptions
+from experiments.folders import require_place
 from experiments.progress import counted
 
 SIZES = {
@@ -47,6 +48,7 @@ def main(arguments: list[str]) -> int:
         raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
     batch_size = integer(chosen.options, "batch-size", 100)
     default = "results/figure3" if size == "full" else f"runs/figure3/{size}"
+    require_place(chosen.workdir or default, "figure3")
     workdir = prepare(chosen.workdir or default)
     networks, machines = SIZES[size]
     jax.config.update("jax_num_cpu_devices", max(machines))

@@ -39,6 +39,7 @@ from experiments.figure4.picture import figure
 from experiments.figure4.results import Runs, order, provenance, rows, stated
 from experiments.figure4.seeds import run_seeds
 from experiments.figure4.sentences import claims
+from experiments.folders import require_place
 
 
 def main(arguments: list[str]) -> int:
@@ -48,6 +49,7 @@ def main(arguments: list[str]) -> int:
     chosen = options([a for a in arguments if a != "--tune"], "figure4", "methods")
     if "--tune" in arguments and chosen.changes:
         raise ValueError("--tune goes without --config.FIELD=VALUE: it tunes what configs/ say")
+    require_place(chosen.workdir, "figure4")
     prepare(chosen.workdir)
     log_to_terminal()
     if "--tune" in arguments:

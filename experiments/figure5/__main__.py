@@ -31,6 +31,7 @@ from experiments.figure4.seeds import run_seeds
 from experiments.figure5.picture import figure
 from experiments.figure5.points import Point, configs, points, rows
 from experiments.figure5.results import claims
+from experiments.folders import require_place
 
 
 def main(arguments: list[str]) -> int:
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = options(arguments, "figure5")
+    require_place(chosen.workdir, "figure5")
     prepare(chosen.workdir)
     log_to_terminal()
     drawn = configs(chosen.size)

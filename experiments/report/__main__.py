@@ -8,6 +8,7 @@ report.html in the first WORKDIR.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from dbjax.workdir.files import prepare_file, write_text
@@ -25,6 +26,7 @@ def main(arguments: list[str]) -> int:
     chosen = parse(flags, ("out",), config="none", workdir=False)
     if not workdirs:
         raise ValueError("needs WORKDIR... of runs, and nothing else but --out=FILE")
+    workdirs = _once(workdirs)
     out = Path(chosen.options.get("out", Path(workdirs[0]) / "report.html"))
     if "out" in chosen.options:
         prepare_file(out)
@@ -32,6 +34,15 @@ def main(arguments: list[str]) -> int:
     write_text(prepare_file(out), page(runs))
     print(f"the page is {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
+
+
+def _once(workdirs: Sequence[str]) -> list[str]:
+    """Each folder once, by whatever names it is given."""
+    found: dict[Path, str] = {}
+    for workdir in workdirs:
+        if found.setdefault(Path(workdir).resolve(), workdir) is not workdir:
+            print(f"{workdir} is given more than once: it is shown once")
+    return list(found.values())
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def law(run: Run) -> Law:
     try:
         config = saved(run.path)
         method, cluster = build.algorithm(config), build.cluster(config)
-    except ValueError as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         return Law(f"No law is known: the configuration cannot be read. {error}.")
     if isinstance(method, sgd.Config):
         return Law("Predicted: 0. Every step waits for all replicas.", {0: 1.0}, 0.0)
@@ -68,6 +68,8 @@ def unknown(method: downpour.Config, cluster: Cluster | None, run: Run) -> str:
     if cluster is None:
         return "in real time nobody knows how long a computation takes"
     machines = (cluster.machine, *cluster.machines.values())
+    if not cluster.compute_s:
+        return "computations take no time"
     if run.events or cluster.failures or not _immortal(machines):
         return "nodes die"
     if method.n_fetch != method.n_push:

@@ -13,6 +13,7 @@ from typing import Any
 
 from dbjax.chaos import kills
 from dbjax.trace import Row
+from dbjax.workdir.files import reading
 from experiments.report import busy, laws
 from experiments.report.configuration import configuration, origin
 from experiments.report.read import Run
@@ -46,12 +47,17 @@ def data(runs: Sequence[Run]) -> dict[str, Any]:
     return {
         "title": " and ".join(run.label for run in runs) if len(runs) < 3 else f"{len(runs)} runs",
         "warnings": warnings(runs),
-        "runs": [_run(run, BLOCKS // max(1, len(traced))) for run in runs],
+        "runs": [_read(run, BLOCKS // max(1, len(traced))) for run in runs],
         "untraced": f"No spans were left by: {without}. They are written at the end of a run with "
         "max_spans above 0.",
         "configuration": configuration(runs),
         "origin": origin(runs),
     }
+
+
+def _read(run: Run, blocks: int) -> dict[str, Any]:
+    with reading(run.path):
+        return _run(run, blocks)
 
 
 def _run(run: Run, blocks: int) -> dict[str, Any]:

@@ -4,19 +4,36 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from dbjax.arguments import describe, fits
 from dbjax.trace import Row
-from dbjax.workdir import METRICS, SUMMARY
+from dbjax.workdir import METRICS, SUMMARY, read_json
+from dbjax.workdir.files import reading
 from experiments.saved import CONFIG
 
 TRACE = "trace.json"
 Numbers = npt.NDArray[Any]
+_NAMED = {"name": str}
+_ABOUT = {
+    "config": {
+        "algorithm": str, "runtime": str, "options": {}, "rule": _NAMED, "model": _NAMED,
+        "data": _NAMED,
+    },
+    "versions": {},
+    "host": {},
+    "commit": str | None,
+}  # fmt: skip
+_SHOWN = (  # numbers that the page has
+    "updates", "examples", "test_accuracy", "train_accuracy", "test_loss", "train_loss", "wall_s",
+    "deaths", "returns", "lost_pushes", "repeated_pushes", "refused_pushes", "bytes_fetched",
+    "bytes_pushed", "iterations",
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +57,7 @@ class Spans:
         return len(self.start_s)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Run:
     """One run.
 
@@ -82,29 +99,28 @@ def read(workdir: str | Path, label: str) -> Run:
     path = Path(workdir)
     if not (path / CONFIG).is_file() or not (path / METRICS).is_file():
         raise ValueError(f"{str(path)!r} is no run{_why_not(path)}")
-    about = _json(path / CONFIG)
+    about = {"versions": {}, "host": {}} | read_json(path / CONFIG, "config")
+    with reading(path / CONFIG):
+        _require(about, _ABOUT)
     header, rows = _metrics(path / METRICS)
-    summary = _json(path / SUMMARY) if (path / SUMMARY).exists() else {}
+    summary = _summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
     ended = bool(summary)  # else whatever else lies there is of an earlier run
     state: Literal["finished", "interrupted", "unfinished"] = "unfinished"
     if ended:
         state = "interrupted" if summary.get("interrupted") else "finished"
     traced = ended and (path / TRACE).exists()
-    try:
-        return Run(
-            label,
-            path,
-            header["clock"],
-            state,
-            about.pop("config"),
-            about,
-            [row for row in rows if row["node"] == "evaluator"],
-            [row for row in rows if "event" in row],
-            summary,
-            spans(_json(path / TRACE) if traced else {}),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{str(path)!r} is not what a run leaves: {error!r}") from error
+    return Run(
+        label,
+        path,
+        header["clock"],
+        state,
+        about.pop("config"),
+        about,
+        [row for row in rows if row["node"] == "evaluator"],
+        [row for row in rows if "event" in row],
+        summary,
+        _spans(path / TRACE) if traced else spans({}),
+    )
 
 
 def labels(workdirs: Sequence[str | Path]) -> list[str]:
@@ -124,33 +140,65 @@ def spans(trace: dict[str, Any]) -> Spans:
     nodes = {name: i for i, name in enumerate(names.values())}
     kinds = {name: i for i, name in enumerate(dict.fromkeys(e["name"] for e in done))}
     start_s = np.array([e["ts"] for e in done], float) / 1e6
+    lasted_s = np.array([e["dur"] for e in done], float) / 1e6
+    if not np.isfinite(start_s + lasted_s).all():
+        raise ValueError("a span has no beginning or no duration")
     return Spans(
         tuple(nodes),
         tuple(kinds),
         np.array([nodes[names[e["pid"]]] for e in done], int),
         np.array([kinds[e["name"]] for e in done], int),
         start_s,
-        start_s + np.array([e["dur"] for e in done], float) / 1e6,
+        start_s + lasted_s,
         trace.get("otherData", {}).get("dropped_spans", 0),
     )
 
 
 def _metrics(path: Path) -> tuple[Row, list[Row]]:
     """The header and the rows; a last line that was cut off is left out."""
-    lines = path.read_text().splitlines(keepends=True)
-    try:
-        header, *rows = [json.loads(line) for line in lines if line.endswith("\n")]
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not what a run leaves: {error}") from error
+    lines = path.read_bytes().splitlines(keepends=True)
+    with reading(path):
+        header, *rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        _require(header, {"clock": str})
+        for row in rows:
+            _require(row, {"time_s": float, "node": str, **_numbers(row)})
+            _require(row.get("cards_busy_s", {}), dict.fromkeys(row.get("cards_busy_s", {}), float))
     return header, rows
 
 
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        value: dict[str, Any] = json.loads(path.read_text())
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not what a run leaves: {error}") from error
-    return value
+def _summary(path: Path) -> Row:
+    found = read_json(path)
+    with reading(path):
+        histogram = found.get("staleness_histogram", {})
+        _require(found, _numbers(found))
+        _require({str(int(k)): n for k, n in histogram.items()}, dict.fromkeys(histogram, int))
+        if histogram:
+            _require(found["staleness_updates"], {"mean": float, "p95": int, "max": int})
+    return found
+
+
+def _spans(path: Path) -> Spans:
+    trace = read_json(path, "traceEvents")
+    with reading(path):
+        if not isinstance(trace["traceEvents"], list):
+            raise TypeError("its traceEvents are no list")
+        return spans(trace)
+
+
+def _numbers(row: Row) -> dict[str, type[Any]]:
+    """Those of the fields that are to be numbers, if they are known at all."""
+    return {name: float for name in _SHOWN if row.get(name) is not None}
+
+
+def _require(value: Any, kinds: Mapping[str, Any]) -> None:
+    """Raises TypeError unless a value is an object with such fields."""
+    if not isinstance(value, dict):
+        raise TypeError(f"{value!r} is no object")
+    for name, kind in kinds.items():
+        if isinstance(kind, Mapping):
+            _require(value.get(name), kind)
+        elif not fits(value.get(name), kind):
+            raise TypeError(f"{name}={value.get(name)!r} must be {describe(kind)}")
 
 
 def _why_not(path: Path) -> str:

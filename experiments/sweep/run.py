@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import json
 import logging
+import sqlite3
 import warnings
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
-from typing import Any
 
 import ml_collections
 import optuna
+from sqlalchemy.exc import SQLAlchemyError
 
 from dbjax.arguments import nearest, require_at_least_one
 from dbjax.interrupts import noted
-from dbjax.workdir import alone_in, prepare, write_json
+from dbjax.reporting import in_a_line
+from dbjax.workdir import alone_in, prepare, read_json, write_json
 from dbjax.workdir.origin import versions
 from experiments.defaults import defaults
+from experiments.folders import STUDY, SWEEP, require_place
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
@@ -28,8 +30,6 @@ from experiments.sweep.shown import shown
 from experiments.sweep.space import Space
 
 ON = ("processes", "ray")
-_ABOUT = "sweep.json"
-_STUDY = "study.db"
 
 
 def sweep(
@@ -70,11 +70,13 @@ def sweep(
     space = dataclasses.replace(space, trials=trials) if trials is not None else space
     address, config = config.ray.address, _of_trials(config, on)
     plan = Plan(config, space, tuple(fixed), lag=max(LAG, jobs))
+    require_place(workdir, "a sweep")
     workdir = prepare(workdir)
     with alone_in(workdir):
         plan = _taken_up(plan, workdir)
         study = _opened(plan, workdir)
-        with noted() as interrupted:
+        of_sql = SQLAlchemyError, optuna.exceptions.StorageInternalError
+        with _naming(workdir / STUDY, *of_sql), noted() as interrupted:
             start = _starts(on, address, workdir)
             with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
                 Driver(plan, study, workdir / "trials", pool, watcher).run(space.count, interrupted)
@@ -102,13 +104,16 @@ def _taken_up(plan: Plan, workdir: Path) -> Plan:
     Raises:
       ValueError: the workdir holds another.
     """
-    path = workdir / _ABOUT
+    path = workdir / SWEEP
     if not path.exists():
-        if (workdir / _STUDY).exists():
-            raise ValueError(f"workdir {str(workdir)!r} holds a study without {_ABOUT}")
+        if (workdir / STUDY).exists():
+            raise ValueError(
+                f"workdir {str(workdir)!r} holds a {STUDY} without {SWEEP}: give another "
+                "--workdir, or delete it"
+            )
         write_json(path, plan.described() | {"lag": plan.lag, "versions": versions()})
         return plan
-    have: dict[str, Any] = json.loads(path.read_text())
+    have = read_json(path, "config", "space", "versions", "lag", of="sweep")
     if difference := plan.difference({name: have[name] for name in ("config", "space")}):
         raise ValueError(
             f"workdir {str(workdir)!r} holds a sweep with {difference}: "
@@ -122,16 +127,45 @@ def _taken_up(plan: Plan, workdir: Path) -> Plan:
 
 
 def _opened(plan: Plan, workdir: Path) -> optuna.Study:
-    with warnings.catch_warnings():
+    path = workdir / STUDY
+    with warnings.catch_warnings(), _naming(path, Exception):
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        _require_sound(path)
         study = optuna.create_study(
-            storage=f"sqlite:///{(workdir / _STUDY).resolve()}",
+            storage=f"sqlite:///{path.resolve()}",
             study_name="sweep",
             direction=plan.direction,
             load_if_exists=True,
         )
         study.set_metric_names([plan.words])
+        study.get_trials(deepcopy=False)
     return study
+
+
+def _require_sound(path: Path) -> None:
+    """Raises an error of SQLite where a database is none, or is damaged."""
+    if path.exists():
+        if not path.read_bytes().startswith(b"SQLite format 3\0"):  # it takes an empty file for one
+            raise sqlite3.DatabaseError("file is not a database")
+        with contextlib.closing(sqlite3.connect(path)) as database:
+            (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            if said != "ok":
+                raise sqlite3.DatabaseError(said)
+
+
+@contextlib.contextmanager
+def _naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
+    """What a database says in pages of SQL, in a line."""
+    try:
+        yield
+    except errors as error:
+        cause: BaseException = error
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise ValueError(
+            f"{str(path)!r} cannot be used ({in_a_line(cause)}): make room if the disk is full; "
+            "else delete it to try all trials again, or give another --workdir"
+        ) from error
 
 
 @contextlib.contextmanager

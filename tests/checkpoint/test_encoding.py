@@ -1,23 +1,29 @@
 """What is written down comes back as it was; what is not known is refused."""
 
 import collections
+import dataclasses
 import functools
 import itertools
 import json
 import math
 import pathlib
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import nnx
+from flax.core import FrozenDict
 
-from dbjax.checkpoint.encoding import Arrays, decode, encode
+from dbjax.checkpoint.encoding import Arrays, built, decode, encode
 from dbjax.checkpoint.exact.freeze import Freezer
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
+from dbjax.checkpoint.trees import Structures
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.runtime.futures import Future, all_of
 from dbjax.store.shard import Counts, Snapshot
@@ -33,11 +39,11 @@ ARRAYS = [
 ]  # fmt: skip
 
 
-def through(value):
+def through(value, structures=None):
     """Logical checkpoints: through JSON."""
-    arrays = Arrays()
+    arrays = Arrays(structures)
     encoded = json.loads(json.dumps(encode(value, arrays), allow_nan=False))
-    return decode(encoded, arrays.values)
+    return built(decode(encoded, arrays.values), structures or Structures())
 
 
 class Holder:
@@ -53,14 +59,14 @@ class Holder:
 add_package_of(__name__)
 
 
-def again(value, blank=()):
+def again(value, structures=None, blank=()):
     """Exact checkpoints: from one program into the same one, built anew."""
-    arrays, one, other = Arrays(), Holder(), Holder()
+    arrays, one, other = Arrays(structures), Holder(), Holder()
     names = Names(one)
     one.held = value
     nodes = Freezer(names, arrays, blank).table(one)
     nodes = json.loads(json.dumps(nodes, allow_nan=False))
-    return thaw(nodes, arrays.values, Names(other)).held
+    return thaw(nodes, arrays.values, Names(other), structures).held
 
 
 def same(a, b):
@@ -93,9 +99,78 @@ def test_arrays_come_back(value):
         np.testing.assert_array_equal(a, b)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass
+class Layer:
+    kernel: object
+    activation: object = dataclasses.field(metadata={"static": True}, default=jax.nn.relu)
+
+
+@jax.tree_util.register_pytree_node_class
+class Pair:
+    def __init__(self, left, right, how):
+        self.left, self.right, self.how = left, right, how
+
+    def tree_flatten(self):
+        return (self.left, self.right), self.how
+
+    @classmethod
+    def tree_unflatten(cls, how, parts):
+        return cls(*parts, how)
+
+
+Pair.__module__ = Layer.__module__ = "elsewhere"  # not of the algorithm's package, as a user's
+sys.modules["elsewhere"] = types.SimpleNamespace(Pair=Pair, Layer=Layer)
+ONES = jnp.ones((2, 3))
+NETWORK = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.relu)
+TREES = {
+    "frozen": FrozenDict({"a": {"b": ONES}}),
+    "state": nnx.state(NETWORK, nnx.Param),
+    "module": NETWORK,
+    "dataclass": {"layers": [Layer(ONES), Layer(ONES, jnp.tanh)]},
+    "custom": (Pair(ONES, None, lambda: 0), Pair(ONES, {}, {"a": (1, "x")})),
+    "keys": {0: ONES, 7: {(1, "a"): ONES}},
+    "dicts": collections.OrderedDict(b=ONES, a=collections.defaultdict(list, c=ONES)),
+    "masked": [ONES, optax.MaskedNode(), None, (ONES, optax.MaskedNode())],
+    "random": {"w": jax.random.key(3)},
+}
+
+
+@pytest.mark.parametrize("name", TREES)
+@pytest.mark.parametrize("way", [through, again])
+def test_a_rules_state_has_the_structure_of_the_users_tree(name, way):
+    """What of it cannot be written down, such as functions, is that of the program that reads."""
+    tree = TREES[name]
+    value = {"rule": optax.trace(0.9).init(tree) if name != "random" else tree, "n": Counts(1)}
+    back = way(value, Structures(tree))
+    assert jax.tree.structure(back["rule"]) == jax.tree.structure(value["rule"])
+    for a, b in zip(*map(jax.tree.leaves, (value["rule"], back["rule"])), strict=True):
+        assert a.dtype == b.dtype
+        assert jnp.array_equal(a, b)
+
+
+@pytest.mark.parametrize("way", [through, again])
+def test_what_the_program_does_not_know_is_not_made(way):
+    value = [Layer(ONES, lambda x: x)]
+    with pytest.raises(TypeError, match=r"cannot hold a builtins\.function"):
+        way(value, Structures(TREES["dataclass"]))
+    arrays = Arrays(Structures(TREES["dataclass"]))
+    encoded = encode(TREES["dataclass"], arrays)
+    for other in (Structures(), Structures(TREES["custom"])):
+        with pytest.raises(ValueError, match="this program's parameters have no such Layer"):
+            built(decode(encoded, arrays.values), other)
+
+
+@pytest.mark.parametrize("kind", ["builtins:object", "subprocess:Popen", "pathlib:Path"])
+def test_what_is_no_pytree_is_not_made(kind):
+    with pytest.raises(ValueError, match=r"is no pytree of|known here"):
+        decode(["tree", kind, None, 1], [])
+
+
 def test_scalars_keep_that_their_type_is_weak():
-    assert again(jnp.asarray(1.5)).weak_type
-    assert not again(jnp.float32(1.5)).weak_type
+    for way in (again, through):
+        assert way(jnp.asarray(1.5)).weak_type
+        assert not way(jnp.float32(1.5)).weak_type
 
 
 def test_an_array_is_stored_once_and_shared_again():

@@ -161,6 +161,18 @@ def test_the_costs_of_the_compiled_program_are_found_again(monkeypatch):
     require_same(plain, again)
 
 
+def test_the_first_run_of_a_process_is_the_same_program_as_the_second(monkeypatch, caplog):
+    """What is compiled for a rule is kept, with the values that the first run gave it."""
+    rule = optax.chain(optax.scale_by_rss(), optax.scale(-0.1))  # that no other test has compiled
+    config = dataclasses.replace(METHODS["downpour [4]"], rule=rule)
+    kept = Kept()
+    with caplog.at_level("INFO", "dbjax"):
+        run(config, monkeypatch, stop=100, checkpoints=kept, cluster=CLUSTER)
+        again, _ = run(config, monkeypatch, resume=kept.latest, cluster=CLUSTER)
+    assert caplog.text == ""
+    require_same(run(config, monkeypatch, cluster=CLUSTER)[0], again)
+
+
 def test_stopped_again_and_again(monkeypatch):
     config, given = case("overlapping", "in turn", 1)
     plain, events = run(config, monkeypatch, **given)

@@ -17,6 +17,7 @@ from dbjax.checkpoint.exact.freeze import Freezer
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
+from dbjax.checkpoint.trees import Structures
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.runtime.virtual.again import again, journals
 
@@ -45,11 +46,12 @@ class Exactly:
     Args:
       runtime: with its program in place, before it runs; it keeps journals.
       config: of the algorithm, whose code is trusted.
+      structures: of the program's pytrees.
     """
 
-    def __init__(self, runtime: VirtualRuntime, config: Any) -> None:
+    def __init__(self, runtime: VirtualRuntime, config: Any, structures: Structures) -> None:
         add_package_of(type(config).__module__)
-        self._runtime, self._names = runtime, Names(runtime)
+        self._runtime, self._names, self._structures = runtime, Names(runtime), structures
         self._program = f"{self._names.digest} {_software()}"
 
     def take(self, arrays: Arrays) -> Exact:
@@ -73,7 +75,7 @@ class Exactly:
           ValueError: it is no such state.
           ReplayError: it is of another program.
         """
-        thaw(state.nodes, state.arrays, self._names)
+        thaw(state.nodes, state.arrays, self._names, self._structures)
         again(self._runtime)
 
 

@@ -20,12 +20,13 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from dbjax.checkpoint.encoding import Arrays
+from dbjax.checkpoint.encoding import Arrays, encode, encoded_key, encoded_scalar, is_key
 from dbjax.checkpoint.exact import code
 from dbjax.checkpoint.exact.borders import ARRAYS, attributes, has_state
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import is_ours, is_plain
 from dbjax.checkpoint.known import name_of
+from dbjax.checkpoint.trees import node_of
 from dbjax.runtime.futures import Future
 from dbjax.runtime.virtual.journal import SETTLED, Journaled, Noted
 
@@ -82,12 +83,12 @@ class Freezer:
     def _array(self, value: Any) -> Any:
         if isinstance(value, np.generic):
             return ["number", str(value.dtype), value.tobytes().hex()]
-        kind = "jax" if isinstance(value, jax.Array) else "numpy"
-        weak = kind == "jax" and value.weak_type
+        if is_key(value):
+            return encoded_key(value, self._arrays)
         if value.ndim == 0 and value.dtype.kind in "fiub":
-            kind = "weak" if weak else kind
-            return ["scalar", kind, str(value.dtype), np.asarray(value).tobytes().hex()]
-        if weak:
+            return encoded_scalar(value)
+        kind = "jax" if isinstance(value, jax.Array) else "numpy"
+        if kind == "jax" and value.weak_type:
             raise TypeError("a checkpoint cannot hold an array of weak type")
         return [kind, self._arrays.place(value)]
 
@@ -95,7 +96,7 @@ class Freezer:
         name = self._names.of(value)
         if name is not None:
             return self._built(name, value)
-        if isinstance(value, dict):
+        if type(value) in (dict, collections.Counter):
             kind = "counter" if type(value) is collections.Counter else "dict"
             return [kind, *([self._of(k), self._of(v)] for k, v in value.items())]
         if isinstance(value, (list, set)):
@@ -122,6 +123,8 @@ class Freezer:
             return ["lock", *(["again"] if kind is _LOCKS[1] else [])]
         if isinstance(value, Exception):
             return ["error", name_of(kind), self._of(value.args), self._of(value.__cause__)]
+        if not is_ours(kind.__module__) and node_of(value) is not None:
+            return ["tree", encode(value, self._arrays)]
         if is_ours(kind.__module__) or dataclasses.is_dataclass(value):
             return ["of", name_of(kind), *self._attributes(attributes(value))]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")

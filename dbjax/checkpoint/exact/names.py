@@ -49,12 +49,14 @@ class Names:
         self._found: dict[str, Callable[[], Any]] = {}
         self._lines = hashlib.sha256()
         self._seen: dict[int, Any] = {}  # kept, so that no id comes again
+        self._values: dict[Any, Any] = {}
         outer, inner = deque([("runtime", runtime)]), deque[tuple[str, Any]]()
         while outer or inner:  # what services share with others has a name
             within = not outer
             for path, value, deeper in self._look(*(outer or inner).popleft(), within):
                 (inner if deeper else outer).append((path, value))
         self._seen.clear()
+        self._values.clear()
         self.digest = self._lines.hexdigest()
 
     def with_state(self) -> Iterator[Any]:
@@ -86,6 +88,7 @@ class Names:
         if isinstance(value, ARRAYS):
             self._note(path, "" if inner else f"{value.dtype}{value.shape}")
             return
+        value = self._first(value)
         if id(value) in self._seen:
             self._note(path, self._named.get(id(value), ("again",))[0])
             return
@@ -94,6 +97,15 @@ class Names:
             self._note(path, name_of(type(value)))
         for step, part, deeper in self._parts(path, value, inner):
             yield f"{path}{step}", part, deeper
+
+    def _first(self, value: Any) -> Any:
+        """Of equal values: a compiled program keeps those of the first run of a process."""
+        if not is_value(value):
+            return value
+        try:
+            return self._values.setdefault(value, value)
+        except TypeError:  # it holds something that has no hash
+            return value
 
     def _parts(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
         if isinstance(value, dict):

@@ -18,22 +18,31 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.encoding import Array, scalar
+from dbjax.checkpoint.encoding import Array, built, decode, decoded_key, scalar
 from dbjax.checkpoint.exact import code, ours
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.known import tuple_class
+from dbjax.checkpoint.trees import Structures
 
 _EMPTY = {"dict": dict, "counter": collections.Counter, "list": list, "set": set}
 
 
-def thaw(nodes: Sequence[Any], arrays: Sequence[Array], names: Names) -> Any:
+def thaw(
+    nodes: Sequence[Any],
+    arrays: Sequence[Array],
+    names: Names,
+    structures: Structures | None = None,
+) -> Any:
     """Puts the state into what `names` names; returns node 0.
+
+    Args:
+      structures: of the program that reads.
 
     Raises:
       ValueError: it is no such table, or of another program.
     """
     try:
-        return _Thawing(nodes, arrays, names).root()
+        return _Thawing(nodes, arrays, names, structures or Structures()).root()
     except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"not the state of a run: {error}") from error
 
@@ -42,8 +51,11 @@ def thaw(nodes: Sequence[Any], arrays: Sequence[Array], names: Names) -> Any:
 class _Thawing:
     """First every object is made, empty, then each is filled: they may go in circles."""
 
-    def __init__(self, nodes: Sequence[Any], arrays: Sequence[Array], names: Names) -> None:
+    def __init__(
+        self, nodes: Sequence[Any], arrays: Sequence[Array], names: Names, structures: Structures
+    ) -> None:
         self._nodes, self._arrays, self._names = nodes, arrays, names
+        self._structures = structures
         self._on_device: dict[int, jax.Array] = {}
         self._made = [self._empty(kind, rest) for kind, *rest in nodes]
 
@@ -77,6 +89,8 @@ class _Thawing:
                 return threading.RLock() if rest else threading.Lock()
             case "error":
                 return ours.error_class(rest[0])()
+            case "tree":
+                return built(decode(rest[0], self._arrays), self._structures)
         return _EMPTY[kind]()
 
     def _fill(self, made: Any, kind: str, rest: list[Any]) -> None:
@@ -126,9 +140,10 @@ class _Thawing:
                 return self._arrays[rest[0]]
             case "jax":
                 return self._device_array(rest[0])
+            case "key":
+                return decoded_key(rest[0], rest[1], self._arrays)
             case "scalar":
-                made = scalar(*rest)
-                return jnp.asarray(made.item()) if rest[0] == "weak" else made
+                return scalar(*rest)
             case "number":
                 return scalar("numpy", *rest)[()]
         raise ValueError(f"{kind!r} is no kind of value")

@@ -43,5 +43,5 @@ class Turns:
             raise ReplayError(
                 f"{self._service}, call {self.served} of {len(self._calls)} ({caller}'s number "
                 f"{number}): version {version_of(reply)}, the log says {version}: this is not the "
-                "program, the data or the machine that wrote the log"
+                "program, the data or the machine that wrote the log, or the log is damaged"
             )
