@@ -59,7 +59,8 @@ def test_staleness_of_no_push():
 
 def test_progress_is_that_of_the_shard_that_is_behind_and_of_the_bytes_of_all():
     found = progress([
-        report(12, applied=9, examples=72, bytes_fetched=100, bytes_pushed=10),
+        report(13, applied=9, examples=72, bytes_fetched=100, bytes_pushed=10),
+        report(12, applied=11, examples=70, bytes_fetched=0, bytes_pushed=0),
         report(15, applied=14, examples=64, bytes_fetched=7, bytes_pushed=3),
     ])  # fmt: skip
     assert found == {

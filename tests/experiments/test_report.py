@@ -44,6 +44,23 @@ def test_busy_shares_are_those_of_the_spans(tmp_path):
     assert replicas.over_time[busy.BINS * 6 // 10] == 0.0  # at 12 s both wait
 
 
+def test_what_lasts_inside_another_span_counts_once(tmp_path):
+    """Busy from 2 to 6 and from 8 to 9 s, whatever begins and ends meanwhile."""
+    lasting = [("shard/0", "apply", a, b) for a, b in ((2, 6), (3, 4), (5, 5.5), (8, 9), (8, 8.5))]
+    spans = read_one(tmp_path, spans=lasting).spans
+    times_s = np.array([0.0, 3.0, 4.5, 6.0, 7.0, 8.25, 20.0])
+    found = busy.busy_until(spans, np.ones(len(spans), bool), times_s)
+    assert found.tolist() == [0.0, 1.0, 2.5, 4.0, 4.0, 4.25, 5.0]
+
+
+@pytest.mark.parametrize(("by", "state"), [(None, "finished"), ("SIGINT", "interrupted")])
+def test_a_run_that_was_interrupted_is_told_from_one_that_has_ended(by, state, tmp_path):
+    path = leave(tmp_path / "one")
+    summary = json.loads((path / "summary.json").read_text())
+    (path / "summary.json").write_text(json.dumps(summary | {"interrupted": by}))
+    assert read(path, "one").state == state
+
+
 def test_a_copy_that_takes_over_works_for_its_shard(tmp_path):
     """Before, it only follows: that is no work. After, what it applies is the shard's."""
     after = [
