@@ -31,8 +31,8 @@ def run(config=ONE, cluster=SECOND, **kwargs):
     return dbjax.run(TASK, config, cluster=cluster, **kwargs)
 
 
-class Kept:
-    """Only what the shards know, as `Checkpoints`."""
+class Kept(dbjax.Checkpoints):
+    """Only what the shards know, in memory."""
 
     def __init__(self):
         self.all = []

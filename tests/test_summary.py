@@ -45,7 +45,8 @@ def test_staleness_by_hand():
     """Sorted, the 50th of 100 is the first of the 2s, the 95th of the 7s, the 99th a 30."""
     found = staleness(REPORTS, 1.5)
     assert found == {
-        "mean": (45 * 2 + 4 * 7 + 2 * 30) / 100, "p50": 2, "p95": 7, "max": 30, "predicted_mean": 1.5
+        "mean": (45 * 2 + 4 * 7 + 2 * 30) / 100, "p50": 2, "p95": 7, "max": 30,
+        "predicted_mean": 1.5,
     }  # fmt: skip
     odd = staleness([report(histogram={1: 3, 4: 2})], None)
     assert (odd["p50"], odd["p95"], odd["max"]) == (1, 4, 4)
@@ -157,13 +158,15 @@ def test_a_digest_is_of_paths_types_shapes_and_values():
 def test_an_evaluation_by_hand_counts_the_metrics_as_floats():
     from dbjax.evaluator import evaluation
 
-    task = types.SimpleNamespace(evaluate=lambda params: {"sum": jnp.sum(params)})
+    task = types.SimpleNamespace(
+        evaluate=lambda params: {"sum": jnp.sum(params)}, most_frequent=None
+    )
     placed = program(join=lambda slices: slices[0])
     fetched = types.SimpleNamespace(slices=(jnp.arange(4.0),))
     found = evaluation(placed, task, trace(), fetched, [report(7, applied=6)])
     assert (found["updates"], found["train_loss"], found["sum"]) == (6, 1.5, 6.0)
     assert type(found["sum"]) is float
-    blind = types.SimpleNamespace(evaluate=None)
+    blind = types.SimpleNamespace(evaluate=None, most_frequent=None)
     assert "sum" not in evaluation(placed, blind, trace(), fetched, [report()])
 
 

@@ -11,8 +11,8 @@ import dbjax.runtime.virtual.runtime as engine
 from tests.test_conformance import TASK
 
 
-class Kept:
-    """Checkpoints in memory, through JSON as through a file; to be used as `Checkpoints`."""
+class Kept(dbjax.Checkpoints):
+    """Checkpoints in memory, through JSON as through a file."""
 
     def __init__(self):
         self.latest = None

@@ -173,8 +173,8 @@ METHODS = {
 }  # fmt: skip
 
 
-class InMemory:
-    """Only what the shards know, as `Checkpoints`."""
+class InMemory(Checkpoints):
+    """Only what the shards know."""
 
     def __init__(self):
         self.all = []

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+import types
 
 import optuna
 import pytest
@@ -55,14 +56,21 @@ def test_deviations_are_those_of_a_sample():
     assert statistics.pstdev([0, 2, 4]) < 1.7
 
 
-def runs_of(seeds, cluster_seeds, monkeypatch, values=(0.5, 0.25, 0.125, 1.0)):
+def seeded(seed, data_seed, cluster_seed):
+    config = CONFIG.copy_and_resolve_references()
+    config.seed, config.data_seed, config.cluster.seed = seed, data_seed, cluster_seed
+    return config
+
+
+def runs_of(config, seeds, cluster_seeds, monkeypatch, values=(0.5, 0.25, 0.125, 1.0)):
     """The seeds that each run of a trial has, and the outcome; no run is made."""
     seen = []
 
     def run(config, method, metric, folder, look):
+        value = values[len(seen)]
         seen.append((config.seed, config.data_seed, config.cluster.seed))
-        look(0, values[len(seen) - 1])
-        return values[len(seen) - 1]
+        look(0, value)
+        return types.SimpleNamespace(evaluations=[{metric: value}], summary={"warnings": []})
 
     monkeypatch.setattr(trial, "_run", run)
     looked = []
@@ -71,23 +79,24 @@ def runs_of(seeds, cluster_seeds, monkeypatch, values=(0.5, 0.25, 0.125, 1.0)):
         looked.append(value)
         return False
 
-    job = Job(CONFIG, "train_loss", seeds, cluster_seeds, prunes=False)
+    job = Job(config, "train_loss", seeds, cluster_seeds, prunes=False)
     outcome = trial.run_trial(job, look)
     assert looked == [values[0]]  # only the first run is looked at
     return seen, outcome
 
 
 def test_runs_of_a_trial_have_seeds_of_their_own(monkeypatch):
-    seen, outcome = runs_of(2, 2, monkeypatch)
-    first = (CONFIG.seed, CONFIG.data_seed, CONFIG.cluster.seed)
-    apart = [tuple(b - a for a, b in zip(first, one, strict=True)) for one in seen]
-    assert apart == [(0, 0, 0), (0, 0, 1), (1, 1, 0), (1, 1, 1)]
+    seen, outcome = runs_of(seeded(3, 40, 500), 2, 2, monkeypatch)
+    assert seen == [(3, 40, 500), (3, 40, 501), (4, 41, 500), (4, 41, 501)]
     assert outcome.values == (0.5, 0.25, 0.125, 1.0)
     assert outcome.value == 1.875 / 4
+    # seeds that are not given follow that of the run; delays are those of the first one
+    seen, _ = runs_of(seeded(3, None, None), 2, 2, monkeypatch)
+    assert seen == [(3, None, 3), (3, None, 4), (4, None, 3), (4, None, 4)]
 
 
 def test_a_run_that_ends_in_no_number_is_an_error(monkeypatch):
-    _, outcome = runs_of(1, 2, monkeypatch, values=(0.5, math.nan))
+    _, outcome = runs_of(CONFIG, 1, 2, monkeypatch, values=(0.5, math.nan))
     assert outcome.error == "train_loss is nan at the end"
     assert outcome.values == ()
 
