@@ -117,7 +117,10 @@ def main(arguments: list[str] | None = None) -> int:
     for name in ("units", "steps", "batch_size", "shards"):
         if getattr(chosen, name) < 1:
             parser.error(f"--{name.replace('_', '-')}={getattr(chosen, name)} must be at least 1")
-    path = prepare(chosen.out) / "large_model.json"
+    try:
+        path = prepare(chosen.out) / "large_model.json"
+    except ValueError as error:
+        parser.error(f"--out: {error}")
     # One program at a time: spans are of the work itself, and no two updates need memory at once.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     trained = train(

@@ -14,12 +14,12 @@ from dbjax.workdir.origin import commit, host, versions
 
 def one_part(part: str, rounds: int, directory: str) -> None:
     """Measures a part in this process, shows it, and writes its file."""
+    path = prepare(directory) / f"{part}.json"
     measured = importlib.import_module(f"benchmarks.{part}").run(rounds)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)
     for one in measured:
         one.show(console)
     about = {"versions": versions(), "commit": commit(), "host": host(), "allocator": _allocator()}
-    path = prepare(directory) / f"{part}.json"
     write_json(path, {"measured": [one.plain() for one in measured]} | about)
     console.print(f"written to {path}\n", soft_wrap=True)
 

@@ -21,7 +21,7 @@ def require_seed(name: str, value: Any) -> int:
     except TypeError:
         seed = -1
     if not 0 <= seed < _SEEDS:
-        raise ValueError(f"{name}={value!r} must be an integer from 0 to {_SEEDS - 1}")
+        raise ValueError(f"{name}={value!r} must be in 0 ... {_SEEDS - 1}, a whole number")
     return seed
 
 

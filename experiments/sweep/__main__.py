@@ -5,6 +5,10 @@ python -m experiments.sweep --config=configs/NAME.py[:smoke] --space=configs/spa
 
 The same command again goes on where it was interrupted; with more --trials, to more of them.
 
+Fields of a space, and those of --config.FIELD=VALUE, are set together, in no order. A space may
+choose a name, such as "rule.name": choice("sgd", "adam"); its other fields must then be ones that
+every one of the names has. Names whose fields differ get a space each.
+
   --jobs=J           trials at once, each on one core (1)
   --on=ray           on the machines that Ray knows at --config.ray.address (processes: on this one)
   --sampler=         grid, random, tpe               these, and --trials, stand above

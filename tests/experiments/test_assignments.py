@@ -146,10 +146,12 @@ def handed(monkeypatch, tmp_path):
     data = Arrays(Labelled(np.zeros((999, 4), np.float32), np.zeros(999, np.int32)))
     splits = Splits("none", data, data, 2, (4,))
 
-    def cut(devices, how):
-        return f"cut over {devices}, {how}"
+    def loss(params, batch): ...
 
-    network = types.SimpleNamespace(params={"w": np.zeros(1)}, loss=len, cut=cut)
+    def cut(devices, how):
+        return types.SimpleNamespace(loss=loss, over=(devices, how))
+
+    network = types.SimpleNamespace(params={"w": np.zeros(1)}, loss=loss, cut=cut)
 
     def noted(name, result):
         return lambda *args, **kwargs: log.append((name, args, sorted(kwargs.items()))) or result
@@ -263,5 +265,5 @@ def test_every_field_has_an_effect_or_is_refused(file, more, handed):
             refused.add(name)
         else:
             assert handed(changed) != before, f"{name} is accepted, and ignored"
-    assert len(refused) < len(fields) / 2
+    assert len(fields) - len(refused) > 15
     assert not {"seed", "data_seed", "batch_size", "until_s", "event_log"} & refused

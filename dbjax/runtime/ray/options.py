@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import final
 
 from dbjax.runtime.fields import require_fields
+from dbjax.runtime.quantities import require_positive
 
 
 @final
@@ -42,8 +43,7 @@ class RayOptions:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise ValueError(f"ray.{name}={value} must not be negative")
-        if not self.timeout_s > 0:
-            raise ValueError(f"ray.timeout_s={self.timeout_s} must be above 0")
+        require_positive("ray.timeout_s", self.timeout_s)
 
     def resources(self, name: str) -> dict[str, float]:
         """What the process of a node asks for."""
