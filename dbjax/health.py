@@ -196,7 +196,7 @@ def _unchanged(before: Params, after: Params) -> bool:
     """Whether no parameter has changed. Initial ones that a function makes are not made again."""
     if is_function(before):
         return False
-    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True)
+    pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=False)
     return all(np.array_equal(np.asarray(b, a.dtype), np.asarray(a)) for b, a in pairs)
 
 

@@ -34,6 +34,16 @@ def test_chaos_loses_nothing():
     assert result.summary["full_loss"] < 0.1
 
 
+def test_divergence_is_said_once(caplog):
+    config = dataclasses.replace(DOWNPOUR, rule=optax.sgd(1e30), replicas=1, steps=40)
+    result = dbjax.run(TASK, config, runtime="ray")
+    said = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    kinds = [warning.partition(":")[0] for warning in said]
+    assert kinds == [warning.partition(":")[0] for warning in result.summary["warnings"]]
+    assert "diverged" in kinds
+    assert result.summary["refused_pushes"] > 0
+
+
 def test_sandblasters_coordinator_goes_on(float64):
     async def kill(node, machines):
         await node.sleep(0.3)
