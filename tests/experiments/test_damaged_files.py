@@ -72,9 +72,7 @@ def test_a_report_names_the_file(name, text, left, capsys):
     ("trace.json", ("traceEvents",), {}), ("trace.json", ("traceEvents", 0), {"ph": "M"}),
     ("trace.json", ("traceEvents", 2, "dur"), None),
 ])  # fmt: skip
-def test_a_report_names_the_file_whose_values_are_of_another_kind(
-    name, path, value, left, capsys
-):
+def test_a_report_names_the_file_whose_values_are_of_another_kind(name, path, value, left, capsys):
     whole = json.loads((left / name).read_text())
     place = whole
     for key in path[:-1]:
