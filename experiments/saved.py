@@ -12,7 +12,7 @@ import ml_collections
 from dbjax.arguments import nearest
 from dbjax.workdir import read_json
 from dbjax.workdir.files import not_left
-from experiments.defaults import defaults
+from experiments.defaults import defaults, require_whole
 
 CONFIG = "config.json"
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}
@@ -63,6 +63,12 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
         raise ValueError(
             f"{where!r} is of another version of dbjax: it has no field {missing[0]!r}"
         )
+    try:
+        require_whole(config)
+    except ValueError as error:
+        raise ValueError(
+            f"{where!r} is damaged, or of another version of dbjax: {error}"
+        ) from error
     return config
 
 
