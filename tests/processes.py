@@ -8,6 +8,7 @@ import sys
 
 import jaxlib
 
+LIMIT_S = 600.0  # only what hangs takes so long, also on a busy machine
 # To compile is most of the time of these tests: a quarter of it is left with jaxlib 0.10. Newer
 # ones have no other emitters to choose, and end where they are told to.
 _EMITTERS = "--xla_cpu_use_fusion_emitters=false"
@@ -27,7 +28,7 @@ def printed(module, flags=FAST):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=3 * LIMIT_S,  # some compile for minutes
         cwd=pathlib.Path(__file__).parents[1],
         env=os.environ | {"XLA_FLAGS": flags},
     )

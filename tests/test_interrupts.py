@@ -10,6 +10,7 @@ import time
 import pytest
 
 from dbjax.interrupts import heard
+from tests.processes import LIMIT_S
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def interrupt_self(*_):
 
 
 def wait(_):
-    time.sleep(30)
+    time.sleep(LIMIT_S)
     pytest.fail("nothing was heard")
 
 
@@ -57,7 +58,7 @@ def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
     finally:
         gc.callbacks.remove(callback)
     assert came == ["start"]
-    assert time.monotonic() - begin_s < 10  # and not when the sleep is over
+    assert time.monotonic() - begin_s < LIMIT_S  # and not when the sleep is over
 
 
 def test_one_that_an_import_makes_another_error_of_is_one_all_the_same():
@@ -86,6 +87,6 @@ os.kill(os.getpid(), signal.SIGINT)
 time.sleep(30)
 """
     ended = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=LIMIT_S, check=False
     )
     assert (ended.returncode, ended.stderr) == (130, "interrupted\n")

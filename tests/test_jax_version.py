@@ -12,6 +12,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from dbjax.jax_version import refuse_wrong_numbers
+from tests.processes import LIMIT_S
 
 FAKED = "import importlib; importlib.import_module({!r}).__version__ = '0.10.2'; {}"
 
@@ -54,7 +55,7 @@ def test_a_command_says_it_in_one_line():
 
 def python(code):
     return subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=300
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=LIMIT_S
     )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from dbjax.data import load
 from dbjax.data.speech import corpus, espeak, mel, states, workers
+from tests.processes import LIMIT_S
 
 SMALL = {"num_frames": 6_000, "num_states": 40}
 
@@ -129,11 +130,11 @@ def test_interrupted_generation_leaves_nothing_half_made(tmp_path):
     command = [sys.executable, "-m", "dbjax.data", "speech_frames", f"--data-dir={tmp_path}",
                "--num-frames=200000"]  # fmt: skip
     making = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + LIMIT_S
     while not list(tmp_path.rglob("incomplete.*")) and time.monotonic() < deadline:
         time.sleep(0.1)
     making.send_signal(signal.SIGINT)
-    _, said = making.communicate(timeout=60)
+    _, said = making.communicate(timeout=LIMIT_S)
     assert making.returncode == 130
     assert "Traceback" not in said
     assert not list(tmp_path.rglob("200000_frames*/*/dataset_info.json"))

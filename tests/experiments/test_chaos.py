@@ -9,6 +9,7 @@ import dbjax
 from dbjax.chaos import Chaos, kills
 from experiments import chaos
 from experiments.command_line import command
+from tests.processes import LIMIT_S
 from tests.store.test_chain import METHODS, TASK
 
 ARGUMENTS = ["--config=configs/digits_downpour.py:smoke", "--runtime=virtual"]
@@ -69,7 +70,7 @@ def test_chaos_spares_the_last_copy():
 def test_nobody_can_be_killed_in_threads():
     endless = dataclasses.replace(METHODS["downpour [4]"], steps=None)
     with pytest.raises(ValueError, match="use virtual or ray"):
-        dbjax.run(TASK, endless, runtime="threads", beside=Chaos(0.01), until_s=5.0)
+        dbjax.run(TASK, endless, runtime="threads", beside=Chaos(0.01), until_s=LIMIT_S)
 
 
 @pytest.mark.parametrize(

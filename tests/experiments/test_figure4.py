@@ -49,7 +49,7 @@ from experiments.figure5.points import REPLICAS, Point, configs
 from experiments.figure5.results import claims as claims_of_points
 from experiments.report.read import Run, Spans
 from experiments.sweep.space import load_space
-from tests.processes import FAST
+from tests.processes import FAST, LIMIT_S
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -172,7 +172,7 @@ def test_interrupted_it_goes_on(tmp_path):
         f"--runs={runs}", f"--workdir={tmp_path / 'out'}",
     ]  # fmt: skip
     begun = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + LIMIT_S
     while not (found := list(runs.glob("*/seed_1/summary.json"))):
         assert begun.poll() is None
         assert time.monotonic() < deadline

@@ -19,7 +19,7 @@ from dbjax.workdir.files import plain, write_text
 from experiments import demo, run
 from experiments.accuracy import time_to
 from experiments.command_line import available, load_config
-from tests.processes import FAST
+from tests.processes import FAST, LIMIT_S
 
 QUICKSTART = "configs/quickstart.py:smoke"
 
@@ -199,13 +199,13 @@ def test_what_is_asked_to_end_ends_with_what_there_is(runtime, number, code, tmp
                f"--workdir={tmp_path}", f"--config.runtime={runtime}",
                "--config.until_s=1e6", "--config.evaluations=1000000"]  # fmt: skip
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + 60
+    metrics, deadline = tmp_path / "metrics.jsonl", time.monotonic() + LIMIT_S
     while time.monotonic() < deadline:
         if metrics.exists() and len(metrics.read_text().splitlines()) > 3:
             break
         time.sleep(0.1)
     running.send_signal(number)
-    _, said = running.communicate(timeout=60)
+    _, said = running.communicate(timeout=LIMIT_S)
     assert running.returncode == code
     assert "Traceback" not in said
     summary = strict((tmp_path / "summary.json").read_text())

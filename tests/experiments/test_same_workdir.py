@@ -12,6 +12,7 @@ import pytest
 from dbjax.workdir import LOCK, alone_in
 from experiments import run
 from experiments.command_line import command
+from tests.processes import LIMIT_S
 
 QUICKSTART = ["--config=configs/quickstart.py:smoke", "--config.options.replicas=4"]
 SHORT = ["--config.until_s=1.0", "--config.evaluations=5"]
@@ -89,7 +90,7 @@ from dbjax.workdir import alone_in
 import time
 with alone_in({str(tmp_path)!r}):
     print("there", flush=True)
-    time.sleep(60)
+    time.sleep({LIMIT_S})
 """
     first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "there\n"
@@ -99,7 +100,7 @@ with alone_in({str(tmp_path)!r}):
     ):
         pass
     first.send_signal(signal.SIGKILL)
-    first.communicate(timeout=60)
+    first.communicate(timeout=LIMIT_S)
     with alone_in(tmp_path):
         pass
 

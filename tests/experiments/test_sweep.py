@@ -21,7 +21,7 @@ from experiments.sweep.pool import Pool, Process
 from experiments.sweep.run import sweep
 from experiments.sweep.space import Space, choice, load_space, log_uniform, uniform
 from experiments.sweep.trial import Job, Outcome
-from tests.processes import FAST
+from tests.processes import FAST, LIMIT_S
 
 SPACE = str(Path(__file__).with_name("small_space.py"))
 CHEAP = [
@@ -178,7 +178,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         assert running.poll() is None
         time.sleep(0.02)
     running.send_signal(signal.SIGINT)
-    _, said = running.communicate(timeout=30)
+    _, said = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
     assert said.splitlines()[-1].startswith("interrupted after ")
     assert said.splitlines()[-1].endswith(" of 40 trials: the same command goes on")

@@ -16,6 +16,7 @@ from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.ray import RayOptions
 from experiments.defaults import defaults
 from tests import test_conformance as conformance
+from tests.processes import LIMIT_S
 from tests.runtime import lost_error
 from tests.runtime.services import Log, Middle, Slow
 
@@ -56,10 +57,10 @@ def test_the_rules(runtime):
     log = runtime.serve("log", Log)
     middle = runtime.serve("middle", Middle, log)
     ended = runtime.spawn("main", main, log, middle)
-    end_s = runtime.run(until_s=30.0)
+    end_s = runtime.run(until_s=LIMIT_S)
     opened, first, relayed, drawn = ended.result()
     said = log.call(Log.words).result()  # it answers the driver after the end too
-    assert (opened, first, relayed, end_s < 30) == ("open", 1, 6 + 2, True)
+    assert (opened, first, relayed, end_s < LIMIT_S) == ("open", 1, 6 + 2, True)
     kinds = [word if isinstance(word, str) else word.nbytes for word in said]
     assert kinds == ["a begins", "a ends", "b", "c begins", "c ends", 8 * 10**6, "small", "WORD"]
     reference = dbjax.runtime.VirtualRuntime()
@@ -77,7 +78,7 @@ def test_what_is_given_to_a_main_is_compiled_there_before_the_clock_starts(runti
         return slow.compiled, node.now()
 
     ended = runtime.spawn("main", main, Slow())
-    runtime.run(until_s=30.0)
+    runtime.run(until_s=LIMIT_S)
     compiled, now_s = ended.result()
     assert compiled == 1
     assert now_s < 1
@@ -88,7 +89,7 @@ async def _draws(node):
 
 
 def test_an_error_that_nobody_awaits_ends_the_run(runtime):
-    lost_error.require_end_by_lost_error(runtime, 30.0)
+    lost_error.require_end_by_lost_error(runtime, LIMIT_S)
 
 
 def test_a_run_stops_at_its_time(runtime):

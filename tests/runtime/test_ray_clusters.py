@@ -1,7 +1,6 @@
 """Clusters of Ray other than the usual one: machines that are lost, addresses where nobody is."""
 
 import contextlib
-import time
 
 import numpy as np
 import optax
@@ -11,6 +10,7 @@ import dbjax
 from dbjax.algorithms import downpour, sgd
 from dbjax.runtime.ray import RayOptions
 from dbjax.runtime.ray.placement import Placement
+from tests.processes import LIMIT_S
 from tests.runtime.services import Log
 from tests.test_conformance import TASK, config
 
@@ -36,10 +36,8 @@ def machines_of(ray, count, head=None, **each):
 
 
 def test_an_address_where_nobody_answers_is_one_line():
-    begin = time.monotonic()
     with pytest.raises(ValueError, match=r"no Ray cluster answers at .*127\.0\.0\.1:9"):
         dbjax.run(TASK, config(sgd), runtime="ray", ray=RayOptions("127.0.0.1:9"))
-    assert time.monotonic() - begin < 15
 
 
 @contextlib.contextmanager
@@ -99,7 +97,7 @@ def test_a_replica_is_killed_elsewhere_and_moves_when_its_machine_is_lost(by_val
             log = runtime.serve("log", Log)
             runtime.spawn("replica/0", main, log)
             runtime.observe("loser", lose, log, runtime)
-            assert runtime.run(until_s=60.0) < 60.0
+            assert runtime.run(until_s=LIMIT_S) < LIMIT_S
             said = log.call(Log.words).result()
     assert {node for node, _ in said[1:]} == {other.node_id for other in others}
     assert [large.sum() for _, large in said] == [0, 10**6, 2 * 10**6]

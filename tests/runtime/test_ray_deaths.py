@@ -1,5 +1,6 @@
 """Deaths on Ray: those that happen, and those that are made true."""
 
+import math
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from dbjax.errors import NodeDied
 from dbjax.runtime.ray import RayOptions
 from dbjax.store.chain import serve_chain
 from dbjax.store.copy import Copy
+from tests.processes import LIMIT_S
 from tests.runtime.services import Counter, Log
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
@@ -39,7 +41,7 @@ def test_the_dead_come_back(runtime):
     log, mortal = runtime.serve("log", Log), runtime.serve("mortal", Log)
     ended = runtime.spawn("main", main, mortal, log)
     runtime.spawn("victim", victim, log)
-    runtime.run(until_s=60.0)
+    runtime.run(until_s=LIMIT_S)
     ended.result()
     assert log.call(Log.words).result() == [0, 1]
     events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
@@ -67,7 +69,7 @@ def test_a_backup_loses_nothing(runtime, backups, counted):
 
     chain = serve_chain(runtime, "counter", backups, Counter)
     ended = runtime.spawn("main", main, chain)
-    runtime.run(until_s=60.0)
+    runtime.run(until_s=LIMIT_S)
     assert ended.result() == counted
     events = [(row["node"], row["event"]) for row in runtime._trace.rows if "event" in row]
     assert events[:2] == [("counter", "died"), ("counter", "returned")]
@@ -92,7 +94,7 @@ def test_who_is_given_up_dies(runtime):
     log = runtime.serve("log", Log)
     ended = runtime.spawn("main", main, log)
     runtime.spawn("other", other, log)
-    assert runtime.run(until_s=60.0) < 60.0
+    assert runtime.run(until_s=LIMIT_S) < LIMIT_S
     pid, (incarnation, new) = ended.result()
     assert incarnation == 1
     assert new != pid
@@ -131,20 +133,20 @@ def test_a_backup_loses_nothing_when_a_connection_breaks(runtime, between):
 
     chain = serve_chain(runtime, "counter", 1, Counter)
     ended = runtime.spawn("main", main, chain)
-    assert runtime.run(until_s=60.0) < 60.0
+    assert runtime.run(until_s=LIMIT_S) < LIMIT_S
     assert ended.result() == 400
     died = [row["node"] for row in runtime._trace.rows if row.get("event") == "died"]
     assert died == ["counter/backup" if between == "the copies" else "counter"]
 
 
-def test_a_process_that_cannot_be_made_is_said_at_once(cluster):
+def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
+    """Rather than when it should have come up."""
+    monkeypatch.setattr("dbjax.runtime.ray.runtime._START_S", math.inf)
     options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
     runtime = dbjax.runtime.ray.ray_runtime(options)
     runtime.serve("log", Log)
-    begin = time.monotonic()
     with pytest.raises(RuntimeError, match=r"^log did not come up: .*nonsense.*$"):
-        runtime.run(until_s=10.0)
-    assert time.monotonic() - begin < 60
+        runtime.run(until_s=LIMIT_S)
 
 
 async def long_step(node, seconds):
@@ -165,15 +167,13 @@ def test_an_interrupt_does_not_wait_for_a_long_step(runtime, monkeypatch):
         runtime.stop()
 
     monkeypatch.setattr("dbjax.runtime.ray.runtime._STOP_S", 0.1)
-    runtime.spawn("main", long_step, 60.0)
+    runtime.spawn("main", long_step, LIMIT_S)
     runtime.observe("interrupt", interrupt)
-    begin = time.monotonic()
-    runtime.run()
-    assert time.monotonic() - begin < 30
+    assert runtime.run() < LIMIT_S
 
 
 def test_an_interrupt_while_processes_come_up_ends_them(runtime):
-    runtime.spawn("main", long_step, 60.0)
+    runtime.spawn("main", long_step, LIMIT_S)
     runtime.stop()
     with pytest.raises(KeyboardInterrupt):
         runtime.run()

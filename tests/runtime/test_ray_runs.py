@@ -13,6 +13,7 @@ from dbjax.checkpoint import Checkpoints
 from experiments import replay, run
 from tests import test_keys
 from tests.algorithms import logistic
+from tests.processes import LIMIT_S
 from tests.test_conformance import TASK
 from tests.test_structures import task as task_of_structure
 
@@ -23,9 +24,35 @@ pytestmark = [
 DOWNPOUR = downpour.Config(optax.sgd(0.03), replicas=2, shards=1)
 
 
+class Until:
+    """A node whose sleep ends the run once the rows of its trace have what is asked for."""
+
+    def __init__(self, enough, node, machines):
+        self.enough, self.node, self.machines = enough, node, machines
+
+    def __getattr__(self, name):
+        return getattr(self.node, name)
+
+    def sleep(self, seconds):
+        if self.enough(self.machines._trace.rows):
+            self.machines.stop()
+        return self.node.sleep(seconds)
+
+
+def steps(rows):
+    return sum("loss" in row for row in rows)
+
+
 def test_chaos_loses_nothing():
+    def enough(rows):
+        back = [kill for kill in kills(rows) if math.isfinite(kill.back_after_s)]
+        return len(kills(rows)) >= 2 and back and steps(rows) > 1000
+
+    async def beside(node, machines):
+        await Chaos(1.5, seed=3)(Until(enough, node, machines), machines)
+
     config = dataclasses.replace(DOWNPOUR, shard_backups=1)
-    result = dbjax.run(TASK, config, runtime="ray", until_s=12.0, beside=Chaos(1.5, seed=3))
+    result = dbjax.run(TASK, config, runtime="ray", until_s=LIMIT_S, beside=beside)
     found = kills(result.trace.rows)
     recovered = [kill for kill in found if math.isfinite(kill.back_after_s)]
     assert len(found) == result.summary["deaths"] >= 2
@@ -56,14 +83,19 @@ def test_sandblasters_coordinator_goes_on(float64):
 
 
 def test_a_run_that_was_stopped_goes_on(tmp_path):
+    async def stop(node, machines):
+        node = Until(lambda rows: steps(rows) > 20, node, machines)
+        while True:
+            await node.sleep(0.02)
+
     config = dataclasses.replace(DOWNPOUR, replicas=1, steps=4000)
     with Checkpoints(tmp_path) as checkpoints:
-        begun = dbjax.run(TASK, config, runtime="ray", until_s=2.0, checkpoints=checkpoints)
+        begun = dbjax.run(TASK, config, runtime="ray", beside=stop, checkpoints=checkpoints)
         middle = checkpoints.latest()
     assert 0 < begun.summary["updates"] < 4000
     result = dbjax.run(TASK, config, runtime="ray", resume=middle)
     assert result.summary["updates"] == 4000
-    assert result.summary["time_s"] > 2.0
+    assert result.summary["time_s"] > begun.summary["time_s"] > 0
     whole = dbjax.run(TASK, config)
     assert result.summary["params_sha256"] == whole.summary["params_sha256"]
 

@@ -349,3 +349,14 @@ def test_threads_see_no_deadlock_while_an_observer_serves_for_others():
     ended = runtime.spawn("main", main)
     runtime.run()
     assert len(ended.result()) == 3
+
+
+def test_threads_that_end_before_they_began_are_not_waited_for():
+    """A process of Ray that has just come back, when the run is over."""
+
+    async def main(node):
+        raise AssertionError("it never began")
+
+    runtime = ThreadsRuntime()
+    runtime.spawn("main", main)
+    runtime.finish()

@@ -17,6 +17,7 @@ from dbjax.runtime.ray.handle import Handle
 from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.wire import Ends, Identity
 from dbjax.runtime.threads import ThreadsRuntime
+from tests.processes import LIMIT_S
 
 KEY = secrets.token_bytes(32)
 LARGE = np.ones(10**5)
@@ -62,7 +63,7 @@ def handle_at(there, here):
     return made
 
 
-def until(done, timeout_s=10.0):
+def until(done, timeout_s=LIMIT_S):
     end_s = time.monotonic() + timeout_s
     while not done():
         assert time.monotonic() < end_s

@@ -167,7 +167,10 @@ class ThreadsRuntime:
         """Stops all threads, and raises the first error that nobody awaited."""
         self.stop()
         for thread in (*self._mains, *self._observers):
-            thread.join()
+            if (
+                thread.ident is not None
+            ):  # a process that returns may be told to end before it began
+                thread.join()
         self._mains, self._observers = [], []
         for future in self.failed:
             if not future.awaited:
