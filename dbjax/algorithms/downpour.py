@@ -17,7 +17,7 @@ import optax
 from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
 from dbjax.optim.elementwise import require_server_rule
-from dbjax.optim.inputs import require_rule
+from dbjax.optim.inputs import as_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
 from dbjax.task import Program, Task, require_config
@@ -54,8 +54,9 @@ class Config:
     warm_start_updates: int = 0
 
     def __post_init__(self) -> None:
-        require_rule("downpour.rule", self.rule)
-        require_rule("downpour.local_rule", self.local_rule, or_none=True)
+        object.__setattr__(self, "rule", as_rule("downpour.rule", self.rule))
+        local_rule = as_rule("downpour.local_rule", self.local_rule, or_none=True)
+        object.__setattr__(self, "local_rule", local_rule)
         require_config(
             "downpour",
             self,

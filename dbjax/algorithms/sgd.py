@@ -16,7 +16,7 @@ import optax
 
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
-from dbjax.optim.inputs import require_rule
+from dbjax.optim.inputs import as_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import (
     Accrued,
@@ -52,7 +52,7 @@ class Config:
     steps: int | None = None
 
     def __post_init__(self) -> None:
-        require_rule("sgd.rule", self.rule)
+        object.__setattr__(self, "rule", as_rule("sgd.rule", self.rule))
         require_config("sgd", self, at_least_one=("replicas", "shards"))
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(

@@ -42,18 +42,23 @@ def require_bool(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} must be True or False")
 
 
-def require_rule(name: str, rule: Any, *, or_none: bool = False) -> None:
-    """Raises ValueError unless it is an optax transform, or None where that may be."""
+def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
+    """An optax transform, or what has its two functions, such as `optax.MultiSteps`.
+
+    Raises:
+      ValueError: it is something else, and not None where that may be.
+    """
     if isinstance(rule, optax.GradientTransformation) or (rule is None and or_none):
-        return
+        return rule
+    functions = [getattr(rule, function, None) for function in ("init", "update")]
+    if all(map(callable, functions)) and not isinstance(rule, type):
+        return optax.GradientTransformation(*functions)
     remedy = "give an optax transform, such as optax.sgd(0.05)"
-    if hasattr(rule, "gradient_transformation"):
-        remedy = f"give {type(rule).__name__}(...).gradient_transformation()"
-    elif callable(rule):
+    if callable(rule):
         remedy = (
             "a function is none: call what makes a rule, or give a schedule to a rule, such as "
+            "optax.sgd(0.05) or optax.sgd(schedule)"
         )
-        remedy += "optax.sgd(0.05) or optax.sgd(schedule)"
     raise ValueError(f"{name}={rule!r} is no rule; {remedy}")
 
 

@@ -6,10 +6,13 @@ import types
 
 import jax
 import numpy as np
+import optax
 import pytest
+from jax.sharding import PartitionSpec
 
 import dbjax
 from dbjax.data import Arrays, Labelled, Splits
+from dbjax.parallel.cut import Cut
 from experiments import build, resume, run
 from experiments.command_line import load_config, parse
 from experiments.defaults import defaults, flat
@@ -149,16 +152,16 @@ def handed(monkeypatch, tmp_path):
     def loss(params, batch): ...
 
     def cut(devices, how):
-        return types.SimpleNamespace(loss=loss, over=(devices, how))
+        return Cut((("unit", devices),), ((str(how), PartitionSpec()),), loss)
 
-    network = types.SimpleNamespace(params={"w": np.zeros(1)}, loss=loss, cut=cut)
+    network = types.SimpleNamespace(params={"w": np.zeros(1)}, loss=loss, cut=cut, correct=None)
 
     def noted(name, result):
         return lambda *args, **kwargs: log.append((name, args, sorted(kwargs.items()))) or result
 
     def rule(fields):
         real_rule(fields)  # refuses what is wrong
-        return f"rule {sorted(fields.items())}"
+        return optax.GradientTransformation(f"rule {sorted(fields.items())}", None)
 
     def begun(task, method, *, trace, log: object, checkpoints, **arguments):
         arguments.pop("resume")
