@@ -158,6 +158,23 @@ def test_what_is_overdue_is_copied_by_whoever_is_idle_and_the_first_copy_counts(
     assert second.open() == [1]  # nobody waits for it
 
 
+def test_a_copy_that_comes_second_does_not_count():
+    case = Case(3, 3, backup_after=0.0)
+    first, second, third = case.replicas
+    first.answer()
+    first.answer(kind="send_gradients")
+    case.alarm(0.0)
+    assert first.open() == [1]
+    second.answer()
+    first.answer(kind="process_portion")
+    assert (case.counts.portions, case.counts.backups_won) == (2, 0)
+    assert second.open("send_gradients") == [(1,)]
+    assert first.open("send_gradients") == []
+    third.answer()
+    case.finish()
+    assert (case.counts.portions, case.counts.backups_won) == (3, 0)
+
+
 def test_a_copy_is_made_when_the_time_has_come_and_not_before():
     case = Case(3, 2, backup_after=10.0)
     first, _ = case.replicas

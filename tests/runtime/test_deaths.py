@@ -169,3 +169,22 @@ def test_an_error_on_its_way_is_not_lost_unless_it_only_says_who_is_not_there(fa
     asked(StateLost("not known"), *failures)
     with pytest.raises(ServiceError, match="ValueError: wrong"):
         asked(ValueError("wrong"), *failures)
+
+
+@pytest.mark.parametrize("back_s", [0.8, 2.0])
+def test_a_reply_to_a_life_that_is_over_comes_to_nobody(back_s):
+    """Called at 0 s, replied at 1 s; whoever called died at 0.75 s, and calls again when back."""
+    trace = Trace(max_spans=9)
+    runtime = VirtualRuntime(
+        Cluster(latency_s=0.5, failures=(Failure("main", 0.75, back_s),)), trace=trace
+    )
+    service = runtime.serve("service", Forgetful)
+
+    async def main(node):
+        return await service.call(Forgetful.work, 0.0)
+
+    done = runtime.spawn("main", main)
+    assert runtime.run() == back_s + 1.0
+    assert done.result() == (0, 2)
+    calls = [(span.start_s, span.end_s) for span in trace.spans if span.node == "main"]
+    assert calls == [(back_s, back_s + 1.0)]

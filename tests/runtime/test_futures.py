@@ -64,3 +64,12 @@ def test_of_several_that_fail_the_later_ones_are_seen_with_the_first():
             with pytest.raises(KeyError):
                 together.result()
     assert all(reply.awaited for reply in replies)
+
+
+def test_results_of_all_are_in_the_order_of_the_futures_whichever_is_done_first():
+    futures = [Future(), Future(), ready("c")]
+    together = all_of(futures, "-".join)
+    futures[1].set_result("b")
+    assert not together.done()
+    futures[0].set_result("a")
+    assert together.result() == "a-b-c"
