@@ -107,8 +107,7 @@ def summarise(trace: Trace, reports: Sequence[Report], program: Program, taken_u
     skews = [row["version_skew_updates"] for row in evaluations]
     deaths = [row["event"] for row in trace.rows if "event" in row]
     devices = program.store.replica_devices()
-    last = {name: value for name, value in evaluations[-1].items() if name != "warnings"}
-    return last | {
+    return evaluations[-1] | {
         "train_loss": train_loss(trace.rows, program.recent_losses),
         "staleness_updates": staleness(reports, program.predicted_staleness_updates),
         "version_skew_updates": {"final": skews[-1], "max": max(skews)},
