@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from dbjax.checkpoint.digests import require_whole, write_digests
-from dbjax.reporting import in_a_line
+from dbjax.errors import in_a_line
 from dbjax.types import Params
 
 _OVERHEAD_BYTES = 50_000  # what Orbax writes beside the arrays
