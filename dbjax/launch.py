@@ -21,11 +21,11 @@ from dbjax.checkpoint import (
     Taking,
     described,
 )
+from dbjax.errors import only_reports
 from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
 from dbjax.health import Ended, all_warnings, listening, look
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
-from dbjax.reporting import only_reports
 from dbjax.runtime.base import Node, Runtime
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog

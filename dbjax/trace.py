@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.reporting import in_a_line
+from dbjax.errors import in_a_line
 
 Row = dict[str, Any]
 _LOG = logging.getLogger("dbjax")

@@ -13,9 +13,9 @@ import rich.console
 import rich.table
 
 import dbjax
+from dbjax.errors import only_reports
 from dbjax.interrupts import exit_code
 from dbjax.launch import Beside
-from dbjax.reporting import only_reports
 from dbjax.trace import Row
 from dbjax.workdir import Workdir, alone_in
 from experiments import build, plots

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,10 @@ import jax
 import numpy as np
 
 from dbjax.checkpoint.digests import require_whole, write_digests
-from dbjax.reporting import in_a_line
+from dbjax.errors import in_a_line
 from dbjax.types import Params
+
+_OVERHEAD_BYTES = 50_000  # what Orbax writes beside the arrays
 
 
 def save_params(path: Path, params: Params) -> None:
@@ -22,18 +26,27 @@ def save_params(path: Path, params: Params) -> None:
     """
     import orbax.checkpoint as ocp
 
-    part = path.absolute().with_name(f".{path.name}")
+    part, leaves = path.absolute().with_name(f".{path.name}"), _not_empty(_leaves(params))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # else Orbax waits for it for minutes
+        _require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(part, _not_empty(_leaves(params)), force=True)
+            checkpointer.save(part, leaves, force=True)
         write_digests(part)
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
     except Exception as error:
+        for left in part.parent.glob(f"{part.name}*"):
+            shutil.rmtree(left, ignore_errors=True)
         number = error.errno if isinstance(error, OSError) else None
         said = f"the parameters cannot be written ({in_a_line(error)})"
         raise OSError(number, said, str(path)) from error
+
+
+def _require_room(directory: Path, size: int) -> None:
+    """Raises OSError on a full disk: Orbax would say it in pages, from its threads."""
+    if shutil.disk_usage(directory).free < size + _OVERHEAD_BYTES:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def load_params(path: Path, like: Params) -> Params:

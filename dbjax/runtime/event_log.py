@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
-from dbjax.reporting import in_a_line
+from dbjax.errors import in_a_line
 
 Call = tuple[str, int, int]  # caller, number, version
 

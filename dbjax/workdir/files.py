@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dbjax.reporting import in_a_line
+from dbjax.errors import in_a_line
 
 
 def prepare(directory: str | Path) -> Path:

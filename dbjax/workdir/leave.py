@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any, final
 
 from dbjax.checkpoint.params import save_params
+from dbjax.errors import in_a_line, only_reports
 from dbjax.launch import Result
-from dbjax.reporting import in_a_line, only_reports
 from dbjax.runtime.event_log import EventLog
 from dbjax.trace import NotBegun, Row, Trace
 from dbjax.workdir import origin

@@ -16,8 +16,8 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from dbjax.arguments import nearest, require_at_least_one
+from dbjax.errors import in_a_line
 from dbjax.interrupts import noted
-from dbjax.reporting import in_a_line
 from dbjax.workdir import alone_in, prepare, read_json, write_json
 from dbjax.workdir.origin import versions
 from experiments.defaults import defaults

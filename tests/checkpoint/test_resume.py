@@ -37,11 +37,6 @@ def task_of(params):
     return dbjax.Task(params, loss, (X, Y), batch_size=16)
 
 
-@dataclasses.dataclass(frozen=True)
-class Elsewhere(sgd.Config):
-    """The same fields, in another module."""
-
-
 OTHERS = {
     "adam": ("sgd", TASK, dataclasses.replace(SGD, rule=optax.adam(0.1)),
              "rule/0 is EmptyState, here it is ScaleByAdamState"),
