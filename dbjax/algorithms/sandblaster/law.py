@@ -58,7 +58,10 @@ def _law(task: Task) -> Law:
     all examples have nearly the same loss, their gradients differ.
     """
     size = min(task.batch_size, len(task.examples) // 2, _EXAMPLES)
-    order, count = dealt(len(task.examples), task.seed), min(_BLOCKS, len(task.examples) // size)
+    order, count = (
+        dealt(len(task.examples), task.portions.seed),
+        min(_BLOCKS, len(task.examples) // size),
+    )
     blocks = [order[i * size : (i + 1) * size] for i in range(count)]
     once, *twice = (_batch(task, *same) for same in (blocks[:1], *zip(blocks, blocks, strict=True)))
     mixed = [_batch(task, *pair) for pair in itertools.pairwise(blocks)]
