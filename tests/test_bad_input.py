@@ -158,7 +158,7 @@ LATER = {
 @pytest.mark.parametrize("name", LATER)
 @pytest.mark.parametrize("config", [CONFIG, sandblaster.Config(replicas=1, shards=1, steps=1)])
 def test_batches_that_are_another_time_unlike_the_first(name, config):
-    with one_line("data: gather of 8 examples returned .* was expected .*: batches must be alike"):
+    with one_line("data: gather of .* examples returned .* was expected .*: batches must be alike"):
         run(data=Mine(LATER[name]), config=dataclasses.replace(config, steps=9))
 
 
@@ -206,7 +206,7 @@ TASKS = {
     ),
     "time as text": ({"until_s": "5"}, "dbjax.run: until_s='5' must be float or None"),
     "seed": ({"seed": 1.5}, "dbjax.run: seed=1.5 must be int"),
-    "negative seed": ({"seed": -1}, "seed=-1 must be in 0 ... 4294967295"),
+    "negative seed": ({"seed": -1}, "seed=-1 must be in 0"),
     "cluster": ({"cluster": {"compute_s": 1}}, "dbjax.run: cluster=.* must be Cluster or None"),
     "checkpoints": ({"checkpoint_every": 5}, "checkpoint_every=5 must be Every or None"),
     "trace": ({"trace": "trace.json"}, "trace='trace.json' must be Trace or None"),
@@ -272,10 +272,7 @@ FIELDS = {
     "updates": (lambda: dbjax.Every(updates=2.5), "Every.updates=2.5 must be int or None"),
     "cpus": (lambda: RayOptions(cpus="1"), "ray.cpus='1' must be float"),
     "env": (lambda: RayOptions(env={"A": 1}), "ray.env=.* must be a dict of str"),
-    "task seed": (
-        lambda: dbjax.Task(P, mean, (X, Y), seed=-5),
-        "Task.seed=-5 must be in 0 ... 4294967295",
-    ),
+    "task seed": (lambda: dbjax.Task(P, mean, (X, Y), seed=-5), "Task.seed=-5 must be in 0"),
     "stream": (lambda: Stream(Arrays(X), 2.5), "Stream.batch_size=2.5 must be int"),
     "portions": (lambda: Portions(Arrays(X), 0), "Portions.portion_size=0 must be at least 1"),
     "frames": (

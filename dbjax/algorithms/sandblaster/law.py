@@ -9,6 +9,7 @@ contrastive losses do, only the second is wrong: it is computed portion by porti
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from typing import Any, Literal
 
@@ -21,14 +22,15 @@ from dbjax.task import Task
 from dbjax.types import Batch, LossFn, Params
 
 Law = Literal["mean", "sum", "other"]
-_EXAMPLES = 32  # tried at most, in one batch; its double and its triple are tried too
+_EXAMPLES = 16  # tried at most, in one block
+_BLOCKS = 5
 _SHIFT = 0.1  # of the parameters, in shares of their own size
 
 
 def require_no_sum(task: Task) -> bool:
     """Returns whether the loss of several portions is the mean of theirs, weighed by their sizes.
 
-    Where there is only one portion nothing is tried: it is taken as it is. So is a loss that takes
+    Where there is only one portion nothing is tried: it is taken as it is. Nor is a loss that takes
     a key, of which each portion has its own.
 
     Raises:
@@ -49,39 +51,39 @@ def require_no_sum(task: Task) -> bool:
 
 
 def _law(task: Task) -> Law:
-    """Of a mean, f(xy) = (f(x) + f(y)) / 2 for batches x and y of one size; with a penalty too.
+    """Tried on blocks a, b, ... of examples, all of one size.
 
-    Of a sum, f(xyx) - f(xy) = f(yx) - f(y), and not 0: what x adds is the same whatever is there.
-    f is the loss, and its derivative along some direction: at parameters where all examples have
-    the same loss their gradients differ.
+    Of a sum or a mean, also with a penalty, f(ab) = (f(aa) + f(bb)) / 2. Only of a mean f(aa) =
+    f(a). f is the loss, and for the first of these its derivative along some direction too: where
+    all examples have nearly the same loss, their gradients differ.
     """
     size = min(task.batch_size, len(task.examples) // 2, _EXAMPLES)
-    order = dealt(len(task.examples), task.seed)
-    x, y = order[:size], order[size : 2 * size]
-    in_x, in_y, in_xy, in_yx, in_xyx = (
-        jax.tree.map(jnp.asarray, task.examples.gather(np.concatenate(parts)))
-        for parts in ((x,), (y,), (x, y), (y, x), (x, y, x))
+    order, count = (
+        dealt(len(task.examples), task.portions.seed),
+        min(_BLOCKS, len(task.examples) // size),
     )
-    f, tolerance = functools.partial(_tried, task.loss, task.start()), _tolerance(task)
+    blocks = [order[i * size : (i + 1) * size] for i in range(count)]
+    once, *twice = (_batch(task, *same) for same in (blocks[:1], *zip(blocks, blocks, strict=True)))
+    mixed = [_batch(task, *pair) for pair in itertools.pairwise(blocks)]
+    params, tolerance, (value, all_of_it) = task.start(), _tolerance(task), _compiled(task.loss)
     try:
-        fx, fy, fxy = f(in_x), f(in_y), f(in_xy)
-        apart, scale = np.abs(2 * fxy - fx - fy), np.abs(fx) + np.abs(fy)
-        if apart[0] <= tolerance * scale[0] and apart[1] <= tolerance * scale[2]:
-            return "mean"
-        first, second = f(in_xyx) - fxy, f(in_yx) - fy
+        shift = _SHIFT if np.isfinite(all_of_it(params, twice[0], _SHIFT)).all() else 0.0
+        of_twice, of_mixed = (
+            [np.asarray(all_of_it(params, batch, shift), np.float64) for batch in batches]
+            for batches in (twice, mixed)
+        )
+        of_once = float(value(params, once, shift))
     except Exception:  # a loss for batches of one size only
         return "other"
-    same = np.abs(first - second) <= tolerance * (np.abs(first) + np.abs(second))
-    more = np.abs(first) > tolerance * np.abs(fxy)
-    return "sum" if (same & more)[:2].all() else "other"
+    for found, pair in zip(of_mixed, itertools.pairwise(of_twice), strict=True):
+        apart, (loss, _, norm) = np.abs(2 * found - sum(pair)), np.abs(pair).sum(0)
+        if not (apart[0] <= tolerance * loss and apart[1] <= tolerance * norm):
+            return "other"
+    return "mean" if abs(of_twice[0][0] - of_once) <= tolerance * abs(of_once) else "sum"
 
 
-def _tried(loss: LossFn, params: Params, batch: Batch) -> Any:
-    """[3]: the loss, its derivative along a direction, the norm of its gradient."""
-    found = np.asarray(_probe(loss)(params, batch, _SHIFT), np.float64)
-    if not np.isfinite(found).all():  # shifted parameters may be none that the loss can take
-        found = np.asarray(_probe(loss)(params, batch, 0.0), np.float64)
-    return found
+def _batch(task: Task, *blocks: Any) -> Batch:
+    return jax.tree.map(jnp.asarray, task.examples.gather(np.concatenate(blocks)))
 
 
 def _tolerance(task: Task) -> float:
@@ -95,8 +97,8 @@ def _tolerance(task: Task) -> float:
 
 
 @functools.lru_cache(maxsize=16)
-def _probe(loss: LossFn) -> jax.stages.Wrapped:
-    """(params, batch, shift) -> loss, derivative along a direction, norm of the gradient.
+def _compiled(loss: LossFn) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
+    """(params, batch, shift) -> the loss; and, [3], with its derivative and its gradient's norm.
 
     At shifted parameters: at the initial ones much may vanish, such as all that is multiplied with
     a layer that is zero at first.
@@ -111,16 +113,22 @@ def _probe(loss: LossFn) -> jax.stages.Wrapped:
         step = shift * jnp.where(size > 0, size, 1) * direction(leaf, 1.7)
         return leaf + step.astype(leaf.dtype)
 
+    def there(params: Params, shift: jax.Array) -> Params:
+        return jax.tree.map(lambda leaf: shifted(leaf, shift), params)
+
     @jax.jit
-    def probe(params: Params, batch: Any, shift: jax.Array) -> jax.Array:
-        there = jax.tree.map(lambda leaf: shifted(leaf, shift), params)
-        value, gradient = jax.value_and_grad(loss)(there, batch)
+    def value(params: Params, batch: Batch, shift: jax.Array) -> jax.Array:
+        return loss(there(params, shift), batch)
+
+    @jax.jit
+    def all_of_it(params: Params, batch: Batch, shift: jax.Array) -> jax.Array:
+        value, gradient = jax.value_and_grad(loss)(there(params, shift), batch)
         wide = [_at_least_float32(leaf) for leaf in jax.tree.leaves(gradient)]
         along = sum(jnp.sum(leaf * direction(leaf, 2.3)) for leaf in wide)
         square = sum(jnp.sum(jnp.square(leaf)) for leaf in wide)
         return jnp.stack([_at_least_float32(value), along, jnp.sqrt(square)])
 
-    return probe
+    return value, all_of_it
 
 
 def _at_least_float32(leaf: jax.Array) -> jax.Array:
