@@ -7,7 +7,7 @@ A primitive that is not known here counts as one that mixes elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -223,7 +223,7 @@ class _Loop(NamedTuple):
                 params["cond_jaxpr"],
                 inputs[:c],
             )
-        constants, carried = params["num_consts"], params["num_carry"]
+        constants, carried = _constants_and_carried(params)
         elements = [
             _element(one, variable.aval.shape)
             for one, variable in zip(
@@ -238,6 +238,14 @@ class _Loop(NamedTuple):
             inputs[constants : constants + carried],
             elements,
         )
+
+
+def _constants_and_carried(params: Mapping[str, Any]) -> tuple[int, int]:
+    """How many inputs of a scan are of either kind; jax 0.10 gives numbers, newer ones trees."""
+    if "num_consts" in params:
+        return params["num_consts"], params["num_carry"]
+    constants, carried, _ = params["ft_in"]
+    return len(constants), len(carried)
 
 
 def _element(array: Reads, shape: tuple[int, ...]) -> Reads:

@@ -131,7 +131,7 @@ class PartitionedGradient:
         """
         del slices  # their shapes are known
         leaves, structure = jax.tree.flatten(batch)
-        key = (structure, *((x.shape, x.dtype) for x in leaves))
+        key = (structure, *((x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves))
         if key not in self._lowered:
             like = [jax.ShapeDtypeStruct(*key_, sharding=self._replicated) for key_ in key[1:]]
             batch_like = jax.tree.unflatten(structure, like)

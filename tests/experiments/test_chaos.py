@@ -16,7 +16,7 @@ ARGUMENTS = ["--config=configs/digits_downpour.py:smoke", "--runtime=virtual"]
 
 
 def test_the_command_kills_recovers_and_loses_nothing(tmp_path, capsys):
-    given = [*ARGUMENTS, "--kill-every=1s", "--for=15s", f"--workdir={tmp_path}"]
+    given = [*ARGUMENTS, "--kill-every=1s", "--for=8s", f"--workdir={tmp_path}"]
     assert chaos.main(given) == 0
     said = capsys.readouterr().out
     assert "nothing that was acknowledged is lost" in said
@@ -24,7 +24,7 @@ def test_the_command_kills_recovers_and_loses_nothing(tmp_path, capsys):
 
 
 def test_without_backups_what_is_lost_is_counted(tmp_path, capsys):
-    given = [*ARGUMENTS, "--kill-every=1s", "--for=15s", "--backups=0", f"--workdir={tmp_path}"]
+    given = [*ARGUMENTS, "--kill-every=1s", "--for=8s", "--backups=0", f"--workdir={tmp_path}"]
     assert chaos.main(given) in (0, 1)  # the accuracy may suffer
     (lost,) = (line for line in capsys.readouterr().out.splitlines() if "lost pushes" in line)
     counted = int(lost.split("│")[-2].replace(",", ""))

@@ -37,12 +37,9 @@ CHEAP = [
 
 
 @pytest.fixture(autouse=True)
-def quick(tmp_path_factory, monkeypatch):
-    """Workers compile little, and once."""
-    cache = tmp_path_factory.getbasetemp() / "compiled"
+def quick(monkeypatch):
+    """Workers compile little."""
     monkeypatch.setenv("XLA_FLAGS", FAST)
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(cache))
-    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def arguments(workdir, *more):

@@ -184,7 +184,7 @@ PROBLEMS = {
     "Rosenbrock 10": (lambda: rosenbrock, np.tile([-1.2, 1.0], 5), 0.39),
     "Rosenbrock 100": (lambda: rosenbrock, np.tile([-1.2, 1.0], 50), 0.39),
     "Rosenbrock 1000": (lambda: rosenbrock, np.tile([-1.2, 1.0], 500), 0.39),
-    "quadratic of condition 1e6": (lambda: quadratic, np.ones(100), 1.0),
+    "quadratic of condition 1e6": (lambda: quadratic, np.ones(15), 1.0),
 }
 
 
