@@ -47,7 +47,9 @@ def main(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip(), "\n\nspaces:", *available(SPACES), sep="\n  ")
         return 0
-    chosen = parse(arguments, ("space", "on", *_NUMBERS, *_NAMES), asked=("ray.address",))
+    chosen = parse(
+        arguments, ("space", "on", *_NUMBERS, *_NAMES), asked=("ray.address", "evaluations")
+    )
     options = chosen.options
     if chosen.config is None or chosen.workdir is None or "space" not in options:
         raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
