@@ -267,6 +267,7 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
         summary["most_frequent_class"] = {"share": guess.share, "examples": guess.examples}
     backups = getattr(config, "shard_backups", 0)
     ended = Ended(task, program, config.replicas, backups, times.until_s, params, summary)
+    summary["warnings"] = list[str]()
     with only_reports("warnings, what went wrong in the run"):
         summary["warnings"] = all_warnings(ended, trace, reports)
     return Result(params, summary, trace, staleness_histogram(reports))
