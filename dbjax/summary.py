@@ -31,7 +31,7 @@ RESERVED = frozenset({
     "staleness_updates", "replica_devices", "refused_pushes", "repeated_pushes", "lost_pushes",
     "deaths", "returns", "clock", "wall_s", "interrupted", "params_sha256",
     "iterations", "stopped_because", "backups", "coordinator", "phases_s",
-    "staleness_histogram", "config", "versions", "warnings",
+    "staleness_histogram", "config", "versions", "warnings", "most_frequent_class",
 })  # fmt: skip
 
 
