@@ -140,7 +140,9 @@ def test_the_loss_is_traced_once_for_all_replicas(runtime):
 
     task = dbjax.Task(jnp.zeros(2), loss, TASK.data, batch_size=1)
     dbjax.run(task, downpour.Config(replicas=5, shards=2, steps=4, n_fetch=2), runtime=runtime)
-    assert len(traces) <= (1 if runtime == "virtual" else 5)  # threads may begin it at once
+    checked = 1  # before the run, for what the loss returns
+    compiled = 1 if runtime == "virtual" else 5  # threads may begin it at once
+    assert len(traces) <= checked + compiled
 
 
 @pytest.mark.parametrize(
