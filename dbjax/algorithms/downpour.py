@@ -16,7 +16,6 @@ import optax
 
 from dbjax.algorithms.local import LocalRule
 from dbjax.data.stream import Stream
-from dbjax.optim.elementwise import require_server_rule
 from dbjax.optim.inputs import as_rule
 from dbjax.runtime.base import Future, Node, Runtime, ready
 from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
@@ -167,8 +166,6 @@ async def late_client(
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
-    if config.local_rule is not None:
-        require_server_rule(config.local_rule, task.shapes)
     streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     store = Sharded.serve(
         runtime,

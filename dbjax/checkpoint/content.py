@@ -13,6 +13,7 @@ import optax
 from dbjax.checkpoint.encoding import built
 from dbjax.checkpoint.exact import Exact
 from dbjax.checkpoint.trees import Structures, node_of
+from dbjax.optim.elementwise import require_server_rule
 from dbjax.parallel.cut import name_of
 from dbjax.store.partition import Partition, Piece
 from dbjax.store.recut import dealt_anew, recut
@@ -114,13 +115,20 @@ def described(params: Params, config: Any) -> Described:
 
 
 def _rule_states(params: Params, config: Any) -> dict[str, Any]:
-    """What the rules in a method's config would begin with: shapes and types."""
+    """What the rules in a method's config would begin with: shapes and types.
+
+    Raises:
+      ValueError: a rule cannot run on these parameters.
+    """
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {
-        name: jax.eval_shape(rule.init, params)
+    rules = {
+        name: rule
         for name, rule in fields.items()
         if isinstance(rule, optax.GradientTransformation)
     }
+    for rule in rules.values():
+        require_server_rule(rule, params)
+    return {name: jax.eval_shape(rule.init, params) for name, rule in rules.items()}
 
 
 def _described(name: str, tree: Any) -> dict[str, str]:

@@ -7,7 +7,7 @@ A primitive that is not known here counts as one that mixes elements.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -223,29 +223,19 @@ class _Loop(NamedTuple):
                 params["cond_jaxpr"],
                 inputs[:c],
             )
-        constants, carried = _constants_and_carried(params)
+        body = params["jaxpr"]
+        # Arrays that a scan goes along, and those that it stacks, have an axis more outside of it.
+        inside = [*zip(step.invars, body.jaxpr.invars, strict=True)]
+        along = [len(_shape(outer)) > len(_shape(inner)) for outer, inner in inside]
+        outside = zip(step.outvars, body.jaxpr.outvars, strict=True)
+        carried = sum(len(_shape(outer)) == len(_shape(inner)) for outer, inner in outside)
+        constants = len(along) - sum(along) - carried
         elements = [
-            _element(one, variable.aval.shape)
-            for one, variable in zip(
-                inputs[constants + carried :],
-                params["jaxpr"].jaxpr.invars[constants + carried :],
-                strict=True,
-            )
+            _element(one, _shape(inner))
+            for one, (_, inner), goes in zip(inputs, inside, along, strict=True)
+            if goes
         ]
-        return cls(
-            params["jaxpr"],
-            inputs[:constants],
-            inputs[constants : constants + carried],
-            elements,
-        )
-
-
-def _constants_and_carried(params: Mapping[str, Any]) -> tuple[int, int]:
-    """How many inputs of a scan are of either kind; jax 0.10 gives numbers, newer ones trees."""
-    if "num_consts" in params:
-        return params["num_consts"], params["num_carry"]
-    constants, carried, _ = params["ft_in"]
-    return len(constants), len(carried)
+        return cls(body, inputs[:constants], inputs[constants : constants + carried], elements)
 
 
 def _element(array: Reads, shape: tuple[int, ...]) -> Reads:
