@@ -163,7 +163,6 @@ def run(
         "evaluate_every_s": evaluate_every_s,
         "checkpoint_every": checkpoint_every,
         "checkpoints": checkpoints,
-        "resume": resume,
         "beside": beside,
         "seed": seed,
         "trace": trace,

@@ -115,9 +115,9 @@ class Task:
         part = len(self.examples) // replicas
         if part < self.batch_size:
             raise ValueError(
-                f"Task.batch_size={self.batch_size} is more than the {part} of "
-                f"{len(self.examples)} examples that each of replicas={replicas} has for itself; "
-                "use smaller batches, or fewer replicas"
+                f"{len(self.examples)} examples cannot be dealt to replicas={replicas}: "
+                f"batch_size={self.batch_size} is more than the {part} that each would have; use "
+                "smaller batches, or fewer replicas"
             )
         return Stream(
             self.examples, self.batch_size, self.seed or 0, replica, replicas, keyed=self.takes_key

@@ -166,13 +166,16 @@ TASKS = {
     "batch too large": ({"batch_size": 62}, "batch_size=62 is more than all 61 examples"),
     "batch of a part": (
         {"batch_size": 32, "config": one_step(replicas=2)},
-        "batch_size=32 is more than the 30 of 61 examples that each of replicas=2 has",
+        "61 examples cannot be dealt to replicas=2: batch_size=32 is more than the 30 that each",
     ),
     "batch of a part, synchronous": (
         {"batch_size": 31, "config": sgd.Config(replicas=2, shards=2, steps=1)},
         "batch_size=31 is more than the 30",
     ),
-    "more replicas than examples": ({"config": one_step(replicas=62)}, "more than the 0 of 61"),
+    "more replicas than examples": (
+        {"config": one_step(replicas=62)},
+        "61 examples cannot be dealt to replicas=62",
+    ),
     "fraction": ({"batch_size": 8.0}, "Task.batch_size=8.0 must be int"),
     "negative": ({"batch_size": -1}, "Task.batch_size=-1 must be at least 1"),
     "vector": ({"loss": lambda p, b: b[0] @ p["w"]}, r"loss returns float32\[8\]; .*jnp.mean"),

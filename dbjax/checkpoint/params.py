@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,9 @@ def save_params(path: Path, params: Params) -> None:
 
 def _require_room(directory: Path, size: int) -> None:
     """Raises OSError on a full disk: Orbax would say it in pages, from its threads."""
-    if shutil.disk_usage(directory).free < size + _OVERHEAD_BYTES:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with tempfile.TemporaryFile(dir=directory) as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD_BYTES)
 
 
 def load_params(path: Path, like: Params) -> Params:
