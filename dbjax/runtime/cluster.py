@@ -146,6 +146,8 @@ class Cluster:
     seed: int | None = None
 
     def __post_init__(self) -> None:
+        if not callable(self.compute_s) and self.compute_s != "costs":
+            require_finite("Cluster.compute_s", self.compute_s, ", or 'costs'")
         require_fields("Cluster", self)
         for field in ("latency_s", "message_s", "service_s"):
             require_finite(f"Cluster.{field}", getattr(self, field))
@@ -165,10 +167,6 @@ class Cluster:
                         f"Cluster.compute_s='costs' needs every machine's speed: set flops_per_s "
                         f"of {name!r}"
                     )
-        elif callable(self.compute_s):
-            return
-        else:
-            require_finite("Cluster.compute_s", self.compute_s, ", or 'costs'")
 
     @property
     def mortal(self) -> bool:
