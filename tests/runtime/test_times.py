@@ -80,7 +80,7 @@ NONE = [math.nan, -1.0, "5", True]
     ],
 )
 def test_what_must_be_above_0_and_finite(use, value):
-    with pytest.raises(ValueError, match=r"\w=.* must be above 0 and finite"):
+    with pytest.raises(ValueError, match=r"\w=.* must be (above 0 and finite|float)"):
         use(value)
 
 
@@ -95,7 +95,7 @@ def test_what_must_be_above_0_and_finite(use, value):
     ],
 )  # fmt: skip
 def test_what_must_be_finite_and_at_least_0(use, value):
-    with pytest.raises(ValueError, match=r"\w=.* must be finite and at least 0"):
+    with pytest.raises(ValueError, match=r"\w=.* must be (finite and at least 0|float)"):
         use(value)
 
 
@@ -105,7 +105,7 @@ def test_what_must_be_finite_and_at_least_0(use, value):
     "mean_time_between_failures_s", "mean_time_to_repair_s",
 ])  # fmt: skip
 def test_what_of_a_machine_must_be_above_0(name, value):
-    with pytest.raises(ValueError, match=rf"Machine\.{name}=.* must be above 0"):
+    with pytest.raises(ValueError, match=rf"Machine\.{name}=.* must be (above 0|float)"):
         Machine(**{name: value})
 
 
@@ -120,13 +120,13 @@ def test_what_of_a_machine_must_be_above_0(name, value):
     ],
 )
 def test_when_something_happens_is_a_time(use, value):
-    with pytest.raises(ValueError, match="needs 0 <= at_s="):
+    with pytest.raises(ValueError, match=r"needs 0 <= at_s=|_s=.* must be float"):
         use(value)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -1.0])
 def test_a_warm_start_lasts_a_finite_time(value):
-    with pytest.raises(ValueError, match=r"downpour\.warm_start_s=.* must be finite"):
+    with pytest.raises(ValueError, match=r"downpour\.warm_start_s=.* must be (finite|at least 0)"):
         downpour.Config(warm_start_s=value)
 
 
@@ -145,7 +145,7 @@ def test_stragglers_that_are_not_slower_are_refused(probability):
 
 
 def test_parts_of_a_cluster_are_of_their_kind():
-    with pytest.raises(ValueError, match=r"Cluster\.machines: \{'speed': 2\} must be a Machine"):
+    with pytest.raises(ValueError, match=r"Cluster\.machines=.* must be a dict of Machine"):
         dbjax.Cluster(machines={"replica/0": {"speed": 2}})
 
 
