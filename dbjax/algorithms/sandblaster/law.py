@@ -75,6 +75,8 @@ def _law(task: Task) -> Law:
         of_once = float(value(params, once, shift))
     except Exception:  # a loss for batches of one size only
         return "other"
+    if not np.isfinite([*np.ravel(of_twice), *np.ravel(of_mixed), of_once]).all():
+        return "other"  # nothing can be told
     for found, pair in zip(of_mixed, itertools.pairwise(of_twice), strict=True):
         apart, (loss, _, norm) = np.abs(2 * found - sum(pair)), np.abs(pair).sum(0)
         if not (apart[0] <= tolerance * loss and apart[1] <= tolerance * norm):
