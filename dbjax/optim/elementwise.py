@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jax.extend.core import ClosedJaxpr
 
-from dbjax.optim.dependence import MIXED, UNIFORM, Dependence, Reads, either
+from dbjax.optim.dependence import MIXED, Dependence, Reads, either
 
 _REMEDY = "use shards=1, or a rule that treats every parameter by itself"
 # Larger than any limit of a rule that depends on size, such as a factored one: nothing is computed.
@@ -91,7 +91,7 @@ class _Found(NamedTuple):
     """What the numbers that a rule computes depend on; each dict by path."""
 
     start: dict[str, Reads]  # the state at first
-    updates: dict[str, Reads]
+    new: dict[str, Reads]  # the parameters after an update
     state: dict[str, Reads]
 
 
@@ -113,7 +113,7 @@ def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any
     reading = Dependence()
     numbers = {path: number for number, path in enumerate(_paths(params))}
     whole = _read(_trace(rule, params), numbers, reading)
-    if any(r.what not in (UNIFORM, numbers[path]) for path, r in whole.updates.items()):
+    if any(r.what != numbers[path] for path, r in whole.new.items()):
         return "is not elementwise: a shard would apply it to its own slice only"
     for tree in slices:
         try:
