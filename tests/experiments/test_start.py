@@ -185,10 +185,6 @@ def test_what_a_figure_cannot_show_is_refused_before_any_run(change, text, tmp_p
         (["mnist", "--seed=9"], "--seed is for speech_frames"),
         (["speech_frames", "--seed=-1"], "seed=-1 must be in 0 ..."),
         (["speech_frames", "--data-dir="], "is empty: name a folder"),
-        (
-            ["digits", "--data-dir=/somewhere"],
-            "--data-dir has no effect: 'digits' is made in memory",
-        ),
     ],
 )
 def test_mistakes_when_data_are_made(arguments, text, capsys):
