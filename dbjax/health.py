@@ -98,12 +98,8 @@ def listening(trace: Trace, recent: int) -> Iterator[None]:
             losses = recent_losses(rows, recent)
             _say(trace, row["time_s"], _diverged(losses, trace.rows, row["time_s"]))
 
-    trace.listeners.append(listen)
-    try:
+    with trace.listening(listen):
         yield
-    finally:
-        if listen in trace.listeners:
-            trace.listeners.remove(listen)
 
 
 def _say(trace: Trace, time_s: float, warnings: Iterable[str]) -> None:

@@ -218,15 +218,11 @@ def _deaths_noted(log: EventLog | None, trace: Trace) -> Iterator[None]:
 
     def listen(row: Row) -> None:
         if row.get("event") == "died":
-            trace.listeners.remove(listen)
+            trace.unlisten(listen)
             log.no_replay(f"{row['node']} died")
 
-    trace.listeners.append(listen)
-    try:
+    with trace.listening(listen):
         yield
-    finally:
-        if listen in trace.listeners:
-            trace.listeners.remove(listen)
 
 
 def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:

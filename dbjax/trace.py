@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Iterable, Iterator
@@ -74,12 +75,26 @@ class Trace:
             except NotBegun:
                 raise
             except Exception as error:
-                self.listeners.remove(listen)
+                self.unlisten(listen)
                 name = getattr(listen, "__qualname__", repr(listen))
                 _LOG.warning("%s hears no more of the run: %s", name, in_a_line(error))
         self._latest.append(row)
         if len(self._latest) > _LATEST:
             _make_plain(self._latest.popleft())
+
+    @contextlib.contextmanager
+    def listening(self, listen: Callable[[Row], None]) -> Iterator[None]:
+        """In the block `listen` is called with every row, unless it fails or is left out."""
+        self.listeners.append(listen)
+        try:
+            yield
+        finally:
+            self.unlisten(listen)
+
+    def unlisten(self, listen: Callable[[Row], None]) -> None:
+        """Leaves a listener out, if it is still one."""
+        if listen in self.listeners:
+            self.listeners.remove(listen)
 
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
         if len(self.spans) < self.max_spans:

@@ -10,6 +10,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sgd
 from dbjax.runtime.ray import RayOptions
+from tests.checkpoint.stopped import ShardsOnly
 
 
 def counting(params, batch):
@@ -31,21 +32,8 @@ def run(config=ONE, cluster=SECOND, **kwargs):
     return dbjax.run(TASK, config, cluster=cluster, **kwargs)
 
 
-class Kept(dbjax.Checkpoints):
-    """Only what the shards know, in memory."""
-
-    def __init__(self):
-        self.all = []
-
-    def save(self, content, arrays=None):
-        self.all.append(dataclasses.replace(content, exact=None))
-
-    def wait(self):
-        pass
-
-
 def stopped(config, until_s, **kwargs):
-    kept = Kept()
+    kept = ShardsOnly()
     run(config, until_s=until_s, checkpoints=kept, **kwargs)
     return kept.all[-1]
 
@@ -154,7 +142,7 @@ def test_other_numbers_of_replicas_go_on_where_the_others_were_together(replicas
 @pytest.mark.parametrize("replicas", [1, 3])
 def test_checkpoints_every_so_many_updates(replicas):
     """Of the shard that is behind; a second is enough to see that one came."""
-    kept = Kept()
+    kept = ShardsOnly()
     config = dataclasses.replace(ONE, replicas=replicas, shards=2)
     every = dbjax.Every(updates=4 * replicas)
     run(config, until_s=13.5, checkpoints=kept, checkpoint_every=every)
@@ -167,10 +155,10 @@ def test_checkpoints_every_so_many_updates(replicas):
 
 
 def test_checkpoints_every_so_many_seconds():
-    kept = Kept()
+    kept = ShardsOnly()
     run(until_s=7.0, checkpoints=kept, checkpoint_every=dbjax.Every(seconds=2.0))
     assert [content.time_s for content in kept.all] == [2.0, 4.0, 6.0, 7.0]
-    both = Kept()
+    both = ShardsOnly()
     run(until_s=7.0, checkpoints=both, checkpoint_every=dbjax.Every(seconds=2.0, updates=1000))
     assert [content.time_s for content in both.all] == [2.0, 4.0, 6.0, 7.0]
 

@@ -31,6 +31,13 @@ class Kept(dbjax.Checkpoints):
         pass
 
 
+class ShardsOnly(Kept):
+    """Only what the shards know: a run that resumes from it does not go on exactly."""
+
+    def save(self, content, arrays=None):
+        super().save(dataclasses.replace(content, exact=None))
+
+
 class Stopping:
     """A heap of which the run ends after so many events."""
 

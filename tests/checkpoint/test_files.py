@@ -15,6 +15,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.checkpoint import Checkpoints, Content
+from tests.checkpoint.stopped import ShardsOnly
 from tests.store.test_chain import CLUSTER
 from tests.test_conformance import TASK, loss
 
@@ -173,21 +174,8 @@ METHODS = {
 }  # fmt: skip
 
 
-class InMemory(Checkpoints):
-    """Only what the shards know."""
-
-    def __init__(self):
-        self.all = []
-
-    def save(self, content, arrays=None):
-        self.all.append(dataclasses.replace(content, exact=None))
-
-    def wait(self):
-        pass
-
-
 def stopped(config, until_s=1.6, **kwargs):
-    kept = InMemory()
+    kept = ShardsOnly()
     given = {"cluster": CLUSTER} | kwargs
     result = dbjax.run(TASK, config, until_s=until_s, checkpoints=kept, **given)
     return kept.all[-1], result.summary["full_loss"]
