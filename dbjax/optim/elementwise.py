@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -96,10 +97,19 @@ class _Found(NamedTuple):
 
 
 def _trace(rule: optax.GradientTransformation, params: Any) -> _Traced:
+    leaves = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(params))
+    return _traced(rule, _structure(params), leaves)
+
+
+@functools.lru_cache(maxsize=64)  # a run asks several times of one rule
+def _traced(
+    rule: optax.GradientTransformation, structure: Any, leaves: tuple[tuple[Any, Any], ...]
+) -> _Traced:
     def update(gradient: Any, state: Any, params: Any) -> tuple[Any, Any]:
         updates, state = rule.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
+    params = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     init, state = jax.make_jaxpr(rule.init, return_shape=True)(params)
     updating, (new, after) = jax.make_jaxpr(update, return_shape=True)(params, state, params)
     for name, got, expected in (("updates", new, params), ("state", after, state)):
