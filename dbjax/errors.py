@@ -37,9 +37,10 @@ class NodeDied(DbjaxError):
     """A node died: that of an awaited main for good, or that of a called service."""
 
 
-def in_a_line(error: BaseException) -> str:
-    """An error's kind and text."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:_SAID]}"
+def in_a_line(error: BaseException, *, kind: bool = True) -> str:
+    """An error's text, after its kind if that is asked for."""
+    text = " ".join(str(error).split())[:_SAID]
+    return f"{type(error).__name__}: {text}" if kind else text
 
 
 @contextlib.contextmanager

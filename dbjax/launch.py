@@ -156,20 +156,10 @@ def run(
         the task, the config or another argument is not what it must be. This is said before
         anything is placed.
     """
+    given = locals()
     algorithm_of(config)
-    given = {
-        "cluster": cluster,
-        "until_s": until_s,
-        "evaluate_every_s": evaluate_every_s,
-        "checkpoint_every": checkpoint_every,
-        "checkpoints": checkpoints,
-        "beside": beside,
-        "seed": seed,
-        "trace": trace,
-        "log": log,
-        "ray": ray,
-    }
-    require_known("dbjax.run", given, keyword_hints(run))
+    hints = {name: hint for name, hint in keyword_hints(run).items() if name != "resume"}
+    require_known("dbjax.run", {name: given[name] for name in hints}, hints)
     _check_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)
     task = task.seeded(seed)

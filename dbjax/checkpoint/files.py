@@ -19,10 +19,10 @@ from dbjax.checkpoint.digests import Damaged, require_whole, write_digests
 from dbjax.checkpoint.encoding import Arrays, bytes_of, decode, encode
 from dbjax.checkpoint.exact import Exact
 from dbjax.checkpoint.known import Unknown
+from dbjax.errors import in_a_line
 
 _FORMAT = 2
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
-_SAID = 300  # characters of an error, in a line of the log
 _LOG = logging.getLogger("dbjax")
 
 
@@ -150,7 +150,7 @@ class Checkpoints:
             try:
                 content = self._read(step)
             except Exception as error:
-                said = " ".join(str(error).split())[:_SAID]
+                said = in_a_line(error, kind=False)
                 if isinstance(error, Damaged):
                     failed.append(f"checkpoint {path} is damaged and left out: {said}")
                     continue
@@ -197,5 +197,5 @@ class Checkpoints:
         except Exception as error:
             _LOG.warning(
                 "a checkpoint in %s could not be written, the one before stays: %s",
-                self._directory, " ".join(str(error).split())[:_SAID],
+                self._directory, in_a_line(error, kind=False),
             )  # fmt: skip

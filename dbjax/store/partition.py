@@ -166,6 +166,11 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
     return Partition(treedef, tuple(map(tuple, found)))
 
 
+def is_absent(value: Any) -> bool:
+    """Whether a node stands for a leaf that a shard does not hold (`Partition.trees_of`)."""
+    return isinstance(value, optax.MaskedNode)
+
+
 def slice_nbytes(slice_: Slice) -> int:
     """How many bytes a slice holds."""
     return sum(value.size * value.dtype.itemsize for value in slice_.values())

@@ -12,7 +12,14 @@ import jax
 import optax
 
 from dbjax.store.delays import Delays
-from dbjax.store.partition import Partition, Piece, compiled_join, compiled_split, slice_nbytes
+from dbjax.store.partition import (
+    Partition,
+    Piece,
+    compiled_join,
+    compiled_split,
+    is_absent,
+    slice_nbytes,
+)
 from dbjax.store.regions import joined
 from dbjax.store.regions import whole as full
 from dbjax.store.shard import Counts, ServerState, ShardState, Snapshot
@@ -133,13 +140,9 @@ def _rules(
 
 def _flat(state: Any) -> tuple[list[tuple[Any, Any]], Any]:
     found: tuple[list[tuple[Any, Any]], Any] = jax.tree_util.tree_flatten_with_path(
-        state, is_leaf=_is_absent
+        state, is_leaf=is_absent
     )
     return found
-
-
-def _is_absent(value: Any) -> bool:
-    return isinstance(value, optax.MaskedNode)
 
 
 Held = dict[int, Piece]  # of a tree of a shard: leaf -> the piece of it that is there
@@ -149,7 +152,7 @@ def _column(
     leaves: Sequence[tuple[Any, tuple[int, ...]]], path: Any, values: Sequence[tuple[Held, Any]]
 ) -> Callable[[Held], Any]:
     """One value of a rule's states, for a tree that holds other pieces."""
-    kept = [(tree, value) for tree, value in values if not _is_absent(value)]
+    kept = [(tree, value) for tree, value in values if not is_absent(value)]
     if not kept:
         return lambda tree: optax.MaskedNode()
     leaf = _leaf_of(leaves, path)

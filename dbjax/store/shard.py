@@ -13,7 +13,7 @@ import optax
 
 from dbjax.runtime.base import Future, Node, ready
 from dbjax.store.delays import Delays
-from dbjax.store.partition import slice_nbytes
+from dbjax.store.partition import is_absent, slice_nbytes
 from dbjax.store.rule_trees import RuleTrees
 from dbjax.types import Slice
 
@@ -286,10 +286,6 @@ def _kept(own: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
 
     After resharding a state may have values for leaves that the shard does not hold.
     """
-
-    def is_absent(value: Any) -> bool:
-        return isinstance(value, optax.MaskedNode)
-
     structures: list[Any] = [jax.tree.structure(tree, is_leaf=is_absent) for tree in (own, given)]
     if structures[0] != structures[1]:
         raise ValueError(
