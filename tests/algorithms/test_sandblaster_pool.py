@@ -138,16 +138,21 @@ def test_gradients_are_sent_every_few_portions_and_the_rest_at_the_end():
     assert case.counts.calls == 5 + 3
 
 
-def test_what_is_overdue_is_copied_by_whoever_is_idle_and_the_first_copy_counts():
-    """A portion takes 2 s. Portion 1 was begun at 0: at 3 s, which is long past, it is overdue."""
-    case = Case(3, 2, backup_after=1.5)
-    first, second = case.replicas
-    case.clock.time_s = 2.0
-    first.answer(kind="process_portion")
-    case.clock.time_s = 4.0
-    first.answer(kind="process_portion")  # 0 and 2 are done; nothing is left
+def one_portion_left(backup_after):
+    """At 4 s the first of two replicas has done portions 0 and 2, each in 2 s; 1 is the other's."""
+    case = Case(3, 2, backup_after=backup_after)
+    first, _ = case.replicas
+    for time_s in (2.0, 4.0):
+        case.clock.time_s = time_s
+        first.answer(kind="process_portion")
     while first.open("send_gradients"):
         first.answer(kind="send_gradients")
+    return case, case.replicas
+
+
+def test_what_is_overdue_is_copied_by_whoever_is_idle_and_the_first_copy_counts():
+    """A portion takes 2 s. Portion 1 was begun at 0: at 3 s, which is long past, it is overdue."""
+    case, (first, second) = one_portion_left(backup_after=1.5)
     case.alarm(4.0)  # at once
     assert first.open() == [1]
     assert case.counts.backups_started == 1
@@ -176,14 +181,7 @@ def test_a_copy_that_comes_second_does_not_count():
 
 
 def test_a_copy_is_made_when_the_time_has_come_and_not_before():
-    case = Case(3, 2, backup_after=10.0)
-    first, _ = case.replicas
-    case.clock.time_s = 2.0
-    first.answer(kind="process_portion")
-    case.clock.time_s = 4.0
-    first.answer(kind="process_portion")
-    while first.open("send_gradients"):
-        first.answer(kind="send_gradients")
+    case, (first, _) = one_portion_left(backup_after=10.0)
     assert first.open() == []
     case.alarm(20.0)  # ten times the 2 s
     assert first.open() == [1]
