@@ -158,7 +158,9 @@ def run(
     """
     given = locals()
     algorithm_of(config)
-    hints = {name: hint for name, hint in keyword_hints(run).items() if name != "resume"}
+    # What `resume` and `runtime` must be is said below, with more of a remedy.
+    own = ("resume", "runtime")
+    hints = {name: hint for name, hint in keyword_hints(run).items() if name not in own}
     require_known("dbjax.run", {name: given[name] for name in hints}, hints)
     _check_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)

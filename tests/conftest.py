@@ -4,6 +4,17 @@ import pytest
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
+def pytest_collection_modifyitems(items):
+    """With `-n` a file's tests, which share what they make, run in one process.
+
+    So do all tests of Ray, as a run of Ray looks for others on the machine.
+    """
+    for item in items:
+        name = item.nodeid.partition("::")[0]
+        group = "ray" if "test_ray" in name else name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def compiled_once(tmp_path_factory):
     """Processes that tests start find what others have compiled; this one, which runs, does not."""
