@@ -87,7 +87,7 @@ class Content:
         self._require_of(expected)
         try:
             shards = [built(shard, expected.structures) for shard in self.shards]
-            old = Partition(cuts.treedef, self.pieces)
+            old = dataclasses.replace(cuts, shards=self.pieces)
             return dealt_anew(recut(shards, old, cuts), self.replicas, replicas)
         except Exception as error:
             raise NotRestored(f"{type(error).__name__}: {error}") from error

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,60 @@ from jax.extend.core import ClosedJaxpr
 from dbjax.optim.dependence import MIXED, Dependence, Reads, either
 
 _REMEDY = "use shards=1, or a rule that treats every parameter by itself"
+_REMEDY_OF_MASKS = (
+    "use shards=1, or give the mask or labels as a tree, or as a function that goes by path or "
+    "leaf through jax.tree_util.tree_map_with_path"
+)
 # Larger than any limit of a rule that depends on size, such as a factored one: nothing is computed.
 _SHAPES = {"kernel": (1 << 15, 1 << 14), "bias": (1 << 15,), "filters": (3, 3, 512, 1024)}
+
+
+@final
+class AbsentLeaf(optax.MaskedNode):  # type: ignore[misc]  # optax does not export its type
+    """Stands in a tree for a leaf that a shard does not hold, as optax leaves leaves out.
+
+    It is a node without children, so a rule does nothing with it. A mask that does not go through
+    `jax.tree.map`, such as one of `flax.traverse_util.path_aware_map`, may look at its shape.
+
+    Args:
+      shape: of the whole leaf.
+      dtype: of the leaf, by name.
+    """
+
+    def __new__(cls, shape: Iterable[int], dtype: str) -> AbsentLeaf:
+        return cls._make((tuple(shape), dtype))
+
+    @classmethod
+    def _make(cls, fields: Iterable[Any]) -> AbsentLeaf:
+        return tuple.__new__(cls, tuple(fields))
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        shape: tuple[int, ...] = self[0]
+        return shape
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        dtype: np.dtype[Any] = np.dtype(self[1])
+        return dtype
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    def __repr__(self) -> str:
+        return f"AbsentLeaf({self.dtype}{list(self.shape)})"
+
+
+jax.tree_util.register_pytree_node(
+    AbsentLeaf,
+    lambda node: ((), tuple(node)),
+    lambda fields, _: AbsentLeaf._make(fields),
+)
 
 
 def require_elementwise(
@@ -53,7 +106,7 @@ def require_elementwise(
     reason = _fault(rule, params, slices)
     if reason:
         name = _culprit(rule, lambda part: _runs(part, params) and _fault(part, params, slices))
-        raise ValueError(f"{name} {reason}; {_REMEDY}")
+        raise ValueError(f"{name} {reason}")
 
 
 def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> bool:
@@ -124,17 +177,21 @@ def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any
     numbers = {path: number for number, path in enumerate(_paths(params))}
     whole = _read(_trace(rule, params), numbers, reading)
     if any(r.what != numbers[path] for path, r in whole.new.items()):
-        return "is not elementwise: a shard would apply it to its own slice only"
+        return f"is not elementwise: a shard would apply it to its own slice only; {_REMEDY}"
     for tree in slices:
         try:
             found = _read(_trace(rule, tree), numbers, reading)
         except Exception as error:  # whatever a mask or label function raises
             return (
                 "fails on a shard, where leaves that the shard does not hold are "
-                f"optax.MaskedNode, which has no leaves: {_first_line(error)}"
+                f"optax.MaskedNode, which has no leaves: {_first_line(error)}; {_REMEDY_OF_MASKS}"
             )
         if not _alike(found, whole):
-            return "does something else on a slice than on the whole: it depends on shapes"
+            return (
+                "does something else on a slice than on the whole: it depends on shapes, "
+                "or on positions of leaves, and a shard holds only some leaves and may hold "
+                f"part of one; {_REMEDY_OF_MASKS}"
+            )
     return ""
 
 
@@ -187,10 +244,14 @@ def _sample(dtype: Any) -> Any:
 
 def _halves(params: Any) -> list[Any]:
     """Two slices: the leaves that one has are absent from the other."""
-    structure, halves = _structure(params), [_half(leaf) for leaf in jax.tree.leaves(params)]
-    absent = optax.MaskedNode()
+    structure, leaves = _structure(params), jax.tree.leaves(params)
     return [
-        structure.unflatten([half if i % 2 == s else absent for i, half in enumerate(halves)])
+        structure.unflatten(
+            [
+                _half(leaf) if i % 2 == s else AbsentLeaf(leaf.shape, str(leaf.dtype))
+                for i, leaf in enumerate(leaves)
+            ]
+        )
         for s in range(2)
     ]
 

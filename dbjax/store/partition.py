@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import optax
 
+from dbjax.optim.elementwise import AbsentLeaf
 from dbjax.parallel.cut import Layout, Region, name_of
 from dbjax.store.regions import Block, joined, numbers_in, whole
 from dbjax.types import Params, Slice, Slices
@@ -45,10 +46,12 @@ class Partition:
     Attributes:
       treedef: structure of the parameters.
       shards: for each shard its pieces; together they are every leaf once, in order.
+      absent: what stands for each leaf where a shard does not hold it.
     """
 
     treedef: jax.tree_util.PyTreeDef
     shards: tuple[tuple[Piece, ...], ...]
+    absent: tuple[AbsentLeaf, ...]
 
     def split(self, tree: Params) -> Slices:
         """The slice of each shard; leaves that are not cut are passed on, not copied."""
@@ -68,12 +71,12 @@ class Partition:
     def trees_of(self, slice_: Slice) -> tuple[Params, ...]:
         """A slice as pytrees with the structure and the paths of the parameters.
 
-        Leaves that the shard does not hold are `optax.MaskedNode`, which is how optax leaves
-        leaves out. A leaf keeps its path when it is cut. A shard may hold several blocks of one
-        leaf, where replicas are partitioned over devices; it then has one tree for each.
+        Leaves that the shard does not hold are `AbsentLeaf`, an `optax.MaskedNode`, which is how
+        optax leaves leaves out. A leaf keeps its path when it is cut. A shard may hold several
+        blocks of one leaf, where replicas are partitioned over devices; it then has one tree for
+        each.
         """
-        absent = optax.MaskedNode()
-        trees = [[absent] * self.treedef.num_leaves for _ in range(self.tree_count(slice_))]
+        trees: list[list[Any]] = [list(self.absent) for _ in range(self.tree_count(slice_))]
         for name, values in slice_.items():
             number, leaf = self._places[name]
             trees[number][leaf] = values
@@ -88,19 +91,6 @@ class Partition:
     def tree_count(self, slice_: Slice) -> int:
         """How many trees a slice has."""
         return 1 + max(self._places[name][0] for name in slice_)
-
-    def every_shape(self, slices: Slices) -> list[Params]:
-        """A few pytrees like the parameters, with every shape that a leaf has on some shard.
-
-        A leaf is absent where no shape of it is left. The last tree is the first shard's.
-        """
-        found: list[dict[tuple[int, ...], Any]] = [{} for _ in range(self.treedef.num_leaves)]
-        for slice_ in slices:
-            for name, values in slice_.items():
-                found[self._places[name][1]].setdefault(values.shape, values)
-        columns = [list(shapes.values()) for shapes in found]
-        rows = itertools.zip_longest(*columns, fillvalue=optax.MaskedNode())
-        return [*map(self.treedef.unflatten, rows), *self.trees_of(slices[0])[:1]]
 
     def held(self, shard: int) -> list[dict[int, Piece]]:
         """The trees of a shard's slice, as the pieces that they hold by leaf."""
@@ -163,7 +153,8 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
         raise ValueError(
             f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
         )
-    return Partition(treedef, tuple(map(tuple, found)))
+    absent = tuple(AbsentLeaf(leaf.shape, str(leaf.dtype)) for _, leaf in paths)
+    return Partition(treedef, tuple(map(tuple, found)), absent)
 
 
 def is_absent(value: Any) -> bool:

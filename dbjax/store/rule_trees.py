@@ -70,7 +70,7 @@ def trees_for(rule: optax.GradientTransformation, cuts: Partition, slices: Slice
       slices: of all shards; only shapes and types are looked at.
     """
     params = jax.eval_shape(cuts.join, slices)
-    return RuleTrees(cuts, not is_elementwise(rule, params, cuts.every_shape(slices)))
+    return RuleTrees(cuts, not is_elementwise(rule, params, RuleTrees(cuts, False).of(slices)))
 
 
 def server_trees(rule: optax.GradientTransformation, cuts: Partition, slices: Slices) -> RuleTrees:
@@ -81,7 +81,8 @@ def server_trees(rule: optax.GradientTransformation, cuts: Partition, slices: Sl
     """
     params = jax.eval_shape(cuts.join, slices)
     if len(slices) > 1:
-        require_elementwise(rule, params=params, slices=cuts.every_shape(slices))
-        return RuleTrees(cuts, whole=False)
+        trees = RuleTrees(cuts, whole=False)
+        require_elementwise(rule, params=params, slices=trees.of(slices))
+        return trees
     require_server_rule(rule, params)
     return trees_for(rule, cuts, slices)

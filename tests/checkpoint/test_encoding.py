@@ -25,6 +25,7 @@ from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
 from dbjax.checkpoint.trees import Structures
 from dbjax.errors import NodeDied, ServiceError
+from dbjax.optim.elementwise import AbsentLeaf
 from dbjax.runtime.futures import Future, all_of
 from dbjax.store.shard import Counts, Snapshot
 
@@ -132,6 +133,7 @@ TREES = {
     "keys": {0: ONES, 7: {(1, "a"): ONES}},
     "dicts": collections.OrderedDict(b=ONES, a=collections.defaultdict(list, c=ONES)),
     "masked": [ONES, optax.MaskedNode(), None, (ONES, optax.MaskedNode())],
+    "absent": [ONES, AbsentLeaf((3, 2), "bfloat16")],
     "random": {"w": jax.random.key(3)},
 }
 

@@ -17,7 +17,7 @@ from dbjax.parallel.cut import Cut, Layout
 from dbjax.store import partition, server_rule
 from dbjax.store import shard as shards_own
 from dbjax.store.recut import Cuts, _rules
-from dbjax.store.rule_trees import server_trees
+from dbjax.store.rule_trees import server_trees, trees_for
 
 # The same operations on the same numbers, so at most a few roundings of float32 apart: loops of
 # other lengths may round a root or a power differently, and four updates may add that up.
@@ -320,6 +320,68 @@ def test_a_mask_that_cannot_be_used_on_a_shard_says_so():
     rule = optax.masked(optax.scale(0.5), by_size)
     with pytest.raises(ValueError, match=r"masked fails on a shard, where .* optax.MaskedNode"):
         trained(downpour.Config(rule, replicas=1, shards=3, steps=1))
+
+
+DICTS = {"encoder": {"w": PARAMS["encoder"]["w"], "bias": PARAMS["encoder"]["bias"]},
+         "head": {"w": PARAMS["head"][0], "bias": jnp.zeros(1)}}  # fmt: skip
+
+
+def on_shards_of_dicts(rule, shards):
+    cuts = partition(DICTS, shards)
+    slices = cuts.split(DICTS)
+    served = server_rule(rule, server_trees(rule, cuts, slices))
+    states = [served.init(slice_) for slice_ in slices]
+    return cuts.join(pushed(served, cuts, slices, states, [DICTS, DICTS])[0])
+
+
+@pytest.mark.parametrize("shards", [1, 2, 3])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        lambda tree: path_aware_map(lambda path, leaf: leaf.ndim > 1, tree),
+        lambda tree: path_aware_map(lambda path, leaf: leaf.size > 4 and "w" in path, tree),
+        lambda tree: {k: {n: len(v.shape) > 1 for n, v in of.items()} for k, of in tree.items()},
+    ],
+    ids=["flax's path", "size", "dicts"],
+)
+def test_a_mask_may_look_at_every_leaf_also_at_absent_ones(mask, shards):
+    rule = optax.adamw(0.1, weight_decay=0.5, mask=mask)
+    with jax.disable_jit():
+        assert_close(on_shards_of_dicts(rule, shards), plain(rule, DICTS, [DICTS, DICTS]))
+
+
+def by_position(chosen):
+    def mask(tree):
+        leaves, structure = jax.tree.flatten(tree)
+        return structure.unflatten([chosen(i) for i in range(len(leaves))])
+
+    return mask
+
+
+@pytest.mark.parametrize(
+    "chosen", [lambda i: i < 2, lambda i: i == 0, lambda i: i % 2], ids=["two", "first", "even"]
+)
+def test_a_mask_by_position_is_refused_where_a_shard_holds_other_positions(chosen):
+    """An absent leaf is none, so the leaves behind it would move up."""
+    rule = optax.chain(optax.masked(optax.set_to_zero(), by_position(chosen)), optax.adam(0.01))
+    for shards in (2, 3):
+        cuts = partition(PARAMS, shards)
+        with pytest.raises(ValueError, match=r"masked does something .* positions.*; use shards=1"):
+            server_trees(rule, cuts, cuts.split(PARAMS))
+    with jax.disable_jit():
+        assert_close(on_shards(rule, partition(PARAMS, 1)), plain(rule, PARAMS, GRADIENTS))
+
+
+def test_a_local_rule_may_go_by_position():
+    rule = optax.chain(
+        optax.masked(optax.set_to_zero(), by_position(lambda i: i < 2)), optax.sgd(1.0)
+    )
+    cuts = partition(PARAMS, 2)
+    slices, gradient = cuts.split(PARAMS), cuts.split(GRADIENTS[0])
+    trees = trees_for(rule, cuts, slices)
+    with jax.disable_jit():
+        new, _ = trees.update(rule, slices, trees.init(rule, slices), gradient)
+        assert_close(cuts.join(new), plain(rule, PARAMS, GRADIENTS[:1]))
 
 
 def _flattened(tree):
