@@ -41,6 +41,7 @@ class Ended(NamedTuple):
     """A run that has ended.
 
     Attributes:
+      of_task: what was said of the task before it began.
       replicas: how many it has.
       shard_backups: of each shard.
       until_s: when it was to end.
@@ -49,6 +50,7 @@ class Ended(NamedTuple):
     """
 
     task: Task
+    of_task: list[str]
     program: Program
     replicas: int
     shard_backups: int
@@ -66,10 +68,11 @@ def look(program: Program, trace: Trace, time_s: float, reports: Sequence[Report
     """Logs what has gone wrong so far, and returns what the row of this evaluation says of it."""
     losses = recent_losses(reversed(trace.rows), program.recent_losses)
     lost = sum(report.counts.lost for report in reports)
-    found = [*_diverged(losses, trace.rows, time_s), *_refused(reports), *_lost(lost)]
+    wrong = [*_diverged(losses, trace.rows, time_s), *_refused(reports)]
+    found = [*(wrong or _not_finite(losses, time_s)), *_lost(lost)]
     if not found:
         return {}
-    _say(trace, time_s, found)
+    say(trace, time_s, found)
     before = _by_kind(_in_rows(trace.rows, "evaluator"))
     new = [warning for warning in found if kind(warning) not in before]
     return {"warnings": new} if new else {}
@@ -78,12 +81,13 @@ def look(program: Program, trace: Trace, time_s: float, reports: Sequence[Report
 def all_warnings(ended: Ended, trace: Trace, reports: Sequence[Report]) -> list[str]:
     """What went wrong in a run, for its summary; logs what has not been said before."""
     last = [
+        *ended.of_task,
         *_refused(reports),  # by now there may be more
         *_lost(ended.summary["lost_pushes"]),
         *_overflowed(ended.params),
         *([] if ended.summary["interrupted"] else _of_a_whole_run(ended, trace.rows)),
     ]
-    _say(trace, ended.summary["time_s"], last)
+    say(trace, ended.summary["time_s"], last)
     return list((_by_kind(_in_rows(trace.rows, "evaluator")) | _by_kind(last)).values())
 
 
@@ -96,13 +100,13 @@ def listening(trace: Trace, recent: int) -> Iterator[None]:
         if "loss" in row and next(heard) % _EVERY == 0:
             rows = itertools.islice(reversed(trace.rows), _SETTLED, None)
             losses = recent_losses(rows, recent)
-            _say(trace, row["time_s"], _diverged(losses, trace.rows, row["time_s"]))
+            say(trace, row["time_s"], _diverged(losses, trace.rows, row["time_s"]))
 
     with trace.listening(listen):
         yield
 
 
-def _say(trace: Trace, time_s: float, warnings: Iterable[str]) -> None:
+def say(trace: Trace, time_s: float, warnings: Iterable[str]) -> None:
     """Logs those of a kind that neither this run nor the one that it takes up has logged.
 
     Rows of a node of their own tell; they come with a checkpoint.
@@ -136,6 +140,15 @@ def _diverged(losses: Sequence[float], rows: Sequence[Row], time_s: float) -> It
             f"diverged: by {time_s:.4g} s, {beyond} of the last {len(losses)} training losses are "
             f"not finite or above {limit:,.4g}; the first was {first:.4g}, the latest "
             f"{losses[0]:.4g}"
+        )
+
+
+def _not_finite(losses: Sequence[float], time_s: float) -> Iterator[str]:
+    not_finite = sum(not math.isfinite(loss) for loss in losses)
+    if not_finite:
+        yield (
+            f"losses not finite: by {time_s:.4g} s, {not_finite} of the last {len(losses)} "
+            "training losses, so their mean, train_loss, is not finite either"
         )
 
 

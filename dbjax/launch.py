@@ -23,7 +23,7 @@ from dbjax.checkpoint import (
 )
 from dbjax.errors import only_reports
 from dbjax.evaluator import Schedule, cards, evaluation, evaluator, schedule
-from dbjax.health import Ended, all_warnings, listening, look
+from dbjax.health import Ended, all_warnings, listening, look, say
 from dbjax.interrupts import noted
 from dbjax.parallel.speedup import CompiledSteps
 from dbjax.runtime.base import Node, Runtime
@@ -44,7 +44,7 @@ from dbjax.summary import (
 from dbjax.task import Program, Task
 from dbjax.trace import Row, Trace
 from dbjax.types import Params
-from dbjax.validation import algorithm_of, require_sound
+from dbjax.validation import algorithm_of, require_sound, require_task
 
 Beside = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
@@ -157,6 +157,7 @@ def run(
         anything is placed.
     """
     given = locals()
+    require_task(task)
     algorithm_of(config)
     # What `resume` and `runtime` must be is said below, with more of a remedy.
     own = ("resume", "runtime")
@@ -170,7 +171,7 @@ def run(
             f"resume={resume!r} is a {type(resume).__name__}; give what a checkpoint says, "
             "Checkpoints(directory).latest()"
         )
-    require_sound(task)
+    of_task = require_sound(task)
     trace = trace if trace is not None else Trace()
     end_s = math.inf if until_s is None else until_s
     every_s = math.inf if evaluate_every_s is None else evaluate_every_s
@@ -182,7 +183,7 @@ def run(
         log.no_replay("it was taken up from a checkpoint")
     try:
         with _deaths_noted(log, trace):
-            return _run(placed, task, trace, times)
+            return _run(placed, task, trace, times, of_task)
     finally:
         placed.machines.close()
         if log is not None:
@@ -217,8 +218,9 @@ def _deaths_noted(log: EventLog | None, trace: Trace) -> Iterator[None]:
         yield
 
 
-def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
+def _run(run: _Run, task: Task, trace: Trace, times: Times, of_task: list[str]) -> Result:
     machines, program, taking, _, config, taken_up = run
+    say(trace, 0.0, of_task)
     begin = time.perf_counter()
     with listening(trace, program.recent_losses), noted(machines.stop) as interrupted:
         end_s = machines.run(times.until_s)
@@ -253,7 +255,7 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times) -> Result:
         guess = task.most_frequent
         summary["most_frequent_class"] = {"share": guess.share, "examples": guess.examples}
     backups = getattr(config, "shard_backups", 0)
-    ended = Ended(task, program, config.replicas, backups, times.until_s, params, summary)
+    ended = Ended(task, of_task, program, config.replicas, backups, times.until_s, params, summary)
     summary["warnings"] = list[str]()
     with only_reports("warnings, what went wrong in the run"):
         summary["warnings"] = all_warnings(ended, trace, reports)

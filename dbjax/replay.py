@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 from dbjax.errors import ReplayError
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import Script
+from dbjax.runtime.fields import shown
 from dbjax.runtime.quantities import require_seed
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
 from dbjax.types import Params
-from dbjax.validation import algorithm_of
+from dbjax.validation import algorithm_of, require_task
 
 _LOG = logging.getLogger("dbjax")
 
@@ -48,8 +49,13 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       ReplayError: nodes died in the run, or it was taken up; a version differs, or the log asks
         for calls that are never made.
     """
+    require_task(task)
+    if not isinstance(script, Script):
+        raise TypeError(f"script={shown(script)} is no Script: give dbjax.Script(lines) of the log")
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be done again: {script.no_replay}")
+    if script.breaks_off is None and not script.count():
+        raise ReplayError("the event log holds no calls: there is nothing to do again")
     seed = require_seed("seed", seed)
     machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
     program: Program = algorithm_of(config).program(machines, task.seeded(seed), config)
@@ -62,7 +68,8 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
         )  # fmt: skip
     elif done != there_are:
         raise ReplayError(
-            f"only {done} of {there_are} calls of the log were made: it is of another program"
+            f"only {done} of {there_are} calls of the log were made: it is of another program, or "
+            "damaged"
         )
     params = program.join(program.store.pull(program.shard.peek).result().slices)
     return Replayed(params, params_sha256(params), done, script.breaks_off)

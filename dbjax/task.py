@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.data.examples import Examples, examples_of
+from dbjax.data.examples import Examples, examples_of, require_known_to_jax
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
@@ -77,6 +77,8 @@ class Task:
         if not is_function(self.params):
             require_parameters(self.params)
             require_floats(self.params)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
+                require_known_to_jax(f"params{jax.tree_util.keystr(path)}", leaf.dtype)
         if self.most_frequent is not None and self.evaluate is None:
             raise ValueError(
                 "Task.most_frequent is held against an accuracy: give Task.evaluate, which "
@@ -104,7 +106,7 @@ class Task:
     @functools.cached_property
     def examples(self) -> Examples:
         """The training examples, to be gathered by number."""
-        return examples_of(self.data, getattr(self.loss, "require_labels", None))
+        return examples_of(self.data, _require_labels(self.loss))
 
     def batches(self, replica: int, replicas: int) -> Stream:
         """The mini-batches of one of `replicas` replicas, from its own part of the data.
@@ -147,6 +149,17 @@ class Task:
     @functools.cached_property
     def _seeded(self) -> dict[int, Task]:
         return {}
+
+
+def _require_labels(loss: Any) -> Callable[[Any], None] | None:
+    """What a loss has of that name, also under `jax.jit` and `functools.partial`."""
+    while not hasattr(loss, "require_labels"):
+        within = getattr(loss, "__wrapped__", getattr(loss, "func", None))
+        if within is None:
+            return None
+        loss = within
+    found: Callable[[Any], None] = loss.require_labels
+    return found
 
 
 def _require_arguments(name: str, loss: LossFn, takes_key: bool) -> None:

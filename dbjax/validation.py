@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import functools
 import importlib
+import operator
 import types
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.extend.core import Jaxpr, Literal
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
 from dbjax.evaluator import metrics
 from dbjax.optim.inputs import require_floats, require_loss
 from dbjax.runtime.fields import shown
 from dbjax.task import Task
+from dbjax.trace import Row
 from dbjax.types import loss_of
 
+_NAMED = 3  # leaves in a line
 _REMEDY = "give the Config of a module of dbjax.algorithms, such as downpour.Config(replicas=4)"
 
 
@@ -36,11 +40,19 @@ def algorithm_of(config: Any) -> Any:
     return module
 
 
-def require_sound(task: Any) -> None:
-    """Raises TypeError or ValueError for what would be wrong later, when the run has begun."""
+def require_task(task: Any) -> None:
+    """Raises TypeError for anything else."""
     if not isinstance(task, Task):
         call = "call the class" if isinstance(task, type) else "give dbjax.Task(params, loss, data)"
         raise TypeError(f"task={shown(task)} is no Task: {call}")
+
+
+def require_sound(task: Task) -> list[str]:
+    """Raises TypeError or ValueError for what would be wrong later, when the run has begun.
+
+    Returns:
+      Warnings, of what can hardly be meant and is done all the same; see `dbjax.health`.
+    """
     count = len(task.examples)
     if task.batch_size > count:
         raise ValueError(
@@ -48,31 +60,103 @@ def require_sound(task: Any) -> None:
             "batches"
         )
     require_floats(task.shapes)
-    _require_loss(task)
+    warnings = _require_loss(task)
     if task.evaluate is not None:
-        metrics(task.evaluate, task.start())
+        _require_metrics(task, metrics(task.evaluate, task.start()))
+    return warnings
 
 
-def _require_loss(task: Task) -> None:
+def _require_metrics(task: Task, found: Row) -> None:
+    """Raises ValueError unless a guess of the most frequent class can be held against them."""
+    if task.most_frequent is None:
+        return
+    name = task.most_frequent.metric
+    if name not in found:
+        raise ValueError(
+            f"Task.most_frequent.metric={name!r} is none of what Task.evaluate returns: "
+            f"{', '.join(found) or 'nothing'}"
+        )
+    if found[name] > 1:
+        raise ValueError(
+            f"Task.evaluate returns {name}={found[name]:.4g}, and Task.most_frequent needs a share "
+            "of 0 to 1: divide it by 100, or by the number of examples"
+        )
+
+
+def _require_loss(task: Task) -> list[str]:
     """Raises ValueError unless the loss is a real scalar that depends on the parameters."""
     loss = functools.partial(loss_of, task.loss)
     program, found = jax.make_jaxpr(loss, return_shape=True)(task.shapes, task.batch)
     require_loss(found, "Task.loss")
-    count = len(jax.tree.leaves(task.shapes))
-    if not _reads(program.jaxpr, count):
+    names = [
+        "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        for path, _ in jax.tree_util.tree_leaves_with_path(task.shapes)
+    ]
+    read = _read(program.jaxpr, len(names))
+    unread = [name for name, of_loss in zip(names, read, strict=True) if not of_loss]
+    if len(unread) == len(names):
         raise ValueError(
             "Task.loss does not depend on the parameters: it must be computed from its first "
             "argument, and not from others of the same name"
         )
+    warnings = []
+    if unread:
+        more = ", ..." if len(unread) > _NAMED else ""
+        warnings.append(
+            f"unread parameters: the loss does not depend on {len(unread):,} of {len(names):,} "
+            f"leaves ({', '.join(unread[:_NAMED])}{more}), so that a rule can only decay them; "
+            "leave what is no parameter out of Task.params (docs/models.md)"
+        )
+    if _draws_from_constants(program.jaxpr, [True] * len(program.jaxpr.invars)):
+        warnings.append(
+            "fixed random numbers: Task.loss draws the same ones in every step, from a key of its "
+            "own; for dropout set Task.takes_key=True and use the key that is its third argument"
+        )
+    return warnings
 
 
-def _reads(program: Jaxpr, count: int) -> bool:
-    """Whether the result may depend on one of the first `count` inputs.
+def _read(program: Jaxpr, count: int) -> list[bool]:
+    """Whether the result may depend on each of the first `count` inputs.
 
     Every step counts as depending on all that it is given: False is certain, True is not.
     """
-    depending = set(program.invars[:count])
+    sources = {variable: 1 << i for i, variable in enumerate(program.invars[:count])}
+
+    def of(variables: Sequence[Any]) -> int:
+        known = (sources.get(v, 0) for v in variables if not isinstance(v, Literal))
+        return functools.reduce(operator.or_, known, 0)
+
     for step in program.eqns:
-        if any(not isinstance(read, Literal) and read in depending for read in step.invars):
-            depending.update(step.outvars)
-    return any(not isinstance(out, Literal) and out in depending for out in program.outvars)
+        sources.update(dict.fromkeys(step.outvars, of(step.invars)))
+    read = of(program.outvars)
+    return [bool(read >> i & 1) for i in range(count)]
+
+
+def _within(step: Any) -> Iterator[Jaxpr]:
+    """The programs that a step of a program calls."""
+    for value in step.params.values():
+        for part in value if isinstance(value, (tuple, list)) else (value,):
+            if isinstance(part, (Jaxpr, ClosedJaxpr)):
+                yield part.jaxpr if isinstance(part, ClosedJaxpr) else part
+
+
+def _draws_from_constants(program: Jaxpr, given: Sequence[bool]) -> bool:
+    """Whether random numbers are drawn from a key that depends on none of the inputs.
+
+    Args:
+      given: of each input, whether it may change from step to step.
+    """
+    changing = {
+        variable for variable, of_step in zip(program.invars, given, strict=True) if of_step
+    }
+    for step in program.eqns:
+        reads = [not isinstance(read, Literal) and read in changing for read in step.invars]
+        if step.primitive.name in ("random_bits", "threefry2x32") and not any(reads):
+            return True
+        for inner in _within(step):
+            same = len(inner.invars) == len(reads)
+            if _draws_from_constants(inner, reads if same else [any(reads)] * len(inner.invars)):
+                return True
+        if any(reads):
+            changing.update(step.outvars)
+    return False

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import types
 
 import jax
@@ -13,9 +14,11 @@ import pytest
 import dbjax
 from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster, sgd
+from dbjax.checkpoint import Checkpoints
 from dbjax.data import Arrays, Frames, Labelled, Splits, Stream, images
+from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
-from dbjax.models import build
+from dbjax.models import build, functional
 from dbjax.runtime.ray import RayOptions
 
 X = np.random.default_rng(0).normal(size=(61, 6)).astype(np.float32)
@@ -477,15 +480,19 @@ def test_a_users_metrics_do_not_take_our_names(monkeypatch):
     assert calls == [1]
 
 
-def test_metrics_that_come_later_are_looked_at_too():
+def test_metrics_that_come_later_are_looked_at_too(caplog):
+    """They do not cost the run."""
     calls = []
 
     def evaluate(params):
         calls.append(1)
         return {"accuracy": 0.5} if len(calls) < 3 else {"time_s": 0.0}
 
-    with one_line("evaluate returns 'time_s'"):
-        run(evaluate=evaluate, config=one_step(steps=5), evaluate_every_s=1.0)
+    run(evaluate=evaluate, config=one_step(steps=5), evaluate_every_s=1.0)
+    said = [record.getMessage() for record in caplog.records]
+    assert said[0].startswith(
+        "the evaluation at 1 s is left out: ValueError: Task.evaluate returns"
+    )
 
 
 def test_metrics_may_be_any_real_numbers():
@@ -496,3 +503,130 @@ def test_metrics_may_be_any_real_numbers():
     assert found[:5] == [0.5, 3.0, 2.5, 1.0, 4.0]
     assert np.isnan(found[5])
     assert {type(value) for value in found} == {float}
+
+
+def test_a_function_that_changes_its_argument_in_place_changes_no_parameters():
+    def value_and_grad(w):
+        value, gradient = float(((w - 3) ** 2).sum()), 2 * (w - 3)
+        w += 1
+        return value, gradient
+
+    found, _ = optim.minimise(None, np.zeros(3), value_and_grad=value_and_grad)
+    np.testing.assert_allclose(found, 3.0)
+
+
+@pytest.mark.parametrize("shards", [1, 2])
+def test_a_rule_that_changes_a_shape_is_refused(shards):
+    outer = optax.stateless(lambda g, _: jax.tree.map(lambda x: jnp.outer(x, x), g))
+    grows = optax.GradientTransformation(
+        lambda _: jnp.zeros(1), lambda g, s, _=None: (g, jnp.concatenate([s, s]))
+    )
+    parameters = r"stateless changes \['w'\] of the parameters from \[6\] to \[6, 6\]; use"
+    # Plain jax broadcasts across ranks, which these tests forbid.
+    with jax.numpy_rank_promotion("allow"), one_line(parameters):
+        run(config=one_step(rule=outer, shards=shards))
+    with one_line(r"changes .* of the state from \[1\] to \[2\]; use a rule that keeps"):
+        run(config=one_step(rule=grows, shards=shards))
+
+
+def test_a_rule_whose_functions_are_no_keys_is_a_rule():
+    @dataclasses.dataclass
+    class Update:
+        rate: float
+
+        def __call__(self, gradient, state, params=None):
+            return jax.tree.map(lambda g: -self.rate * g, gradient), state
+
+    rule = optax.GradientTransformation(lambda _: (), Update(0.01))
+    found = run(config=one_step(rule=rule, steps=3)).params
+    expected = run(config=one_step(rule=optax.sgd(0.01), steps=3)).params
+    np.testing.assert_allclose(found["w"], expected["w"], rtol=1e-6)  # one rounding a step
+
+
+@pytest.mark.parametrize("task", [None, {}, P, dbjax.Task], ids=["None", "dict", "params", "class"])
+def test_what_is_no_task_is_refused(task):
+    with one_line("task=.* is no Task: "):
+        dbjax.run(task, CONFIG)
+    with one_line("task=.* is no Task: "):
+        dbjax.replay(task, CONFIG, None)
+    with one_line("script=None is no Script"):
+        dbjax.replay(dbjax.Task(P, mean, (X, Y)), CONFIG, None)
+
+
+@pytest.mark.parametrize("dtype", [">f4", np.longdouble, ">i8"])
+def test_types_of_numpy_that_jax_lacks_are_refused(dtype):
+    with one_line("data/0 holds '.*', which jax does not know: .* convert it with"):
+        run(data=(X.astype(dtype), Y))
+    if np.dtype(dtype).kind == "f":
+        with one_line("params.*'w'.* holds '.*', which jax does not know"):
+            run(params={"w": np.zeros(6, dtype)})
+
+
+def test_a_key_that_is_the_name_of_a_part_of_another_leaf_is_refused():
+    params = {"w": jnp.zeros(6), "w[0:3]": jnp.zeros(3)}
+    with one_line(r"params/w\[0:3\] is also what a part of a leaf is called; give it another key"):
+        run(params, lambda p, b: mean(p, b) + p["w[0:3]"].sum(), config=one_step(shards=3))
+
+
+def test_an_evaluation_that_fails_in_the_middle_does_not_cost_the_run(caplog, tmp_path):
+    calls = []
+
+    def evaluate(params):
+        calls.append(1)
+        if len(calls) in (3, 4):
+            raise ValueError("Input contains NaN")
+        return {"accuracy": 0.5}
+
+    with Checkpoints(tmp_path) as checkpoints:
+        result = run(
+            evaluate=evaluate, config=one_step(steps=5), evaluate_every_s=1.0,
+            checkpoints=checkpoints,
+        )  # fmt: skip
+        assert checkpoints.latest() is not None
+    assert [("accuracy" in row) for row in result.evaluations[:4]] == [True, False, False, True]
+    said = [record.getMessage() for record in caplog.records]
+    assert said == [
+        f"the evaluation at {s} s is left out: ValueError: Input contains NaN" for s in (1, 2)
+    ]
+
+
+def test_an_accuracy_that_a_guess_is_held_against_is_a_share():
+    guess = MostFrequent(0.4, 61, "accuracy")
+    task = dbjax.Task(P, mean, (X, Y), 8, lambda _: {"accuracy": 65.6}, most_frequent=guess)
+    with one_line("accuracy=65.6, and Task.most_frequent needs a share of 0 to 1: divide it"):
+        dbjax.run(task, CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("labels", "text"),
+    [
+        (np.eye(3, dtype=int), "have a one in every row.*argmax"),
+        ([], r"labels are float64\[0\]; give the numbers of classes"),
+        (np.ones(3), r"labels are float64\[3\]; give the numbers of classes"),
+    ],
+)
+def test_labels_of_a_guess(labels, text):
+    with one_line(text):
+        MostFrequent.of(labels)
+    with one_line("MostFrequent.examples='3' must be int"):
+        MostFrequent(0.5, "3")
+
+
+@pytest.mark.parametrize("wrap", [jax.jit, functools.partial, jax.checkpoint])
+def test_a_loss_that_is_wrapped_still_looks_at_labels(wrap):
+    model = build("mlp", inputs=6, classes=3, widths=(4,), seed=0)
+    labels = np.arange(61) % 3 - 1
+    with one_line("labels.*-1"):
+        dbjax.Task(model.params, wrap(model.loss), (X, labels))
+
+
+@pytest.mark.parametrize("name", ["mlp", "vision"])
+def test_a_label_that_is_no_class_makes_the_loss_nan(name):
+    """Where nobody knows which array holds labels, as in a function of the user's own."""
+    logits = jnp.zeros((4, 3))
+    loss = {"mlp": functional.cross_entropy, "vision": functional.one_against_all}[name]
+    assert np.isfinite(loss(logits, jnp.array([0, 1, 2, 0])))
+    for label in (-1, 3):
+        value, gradient = jax.value_and_grad(loss)(logits, jnp.array([0, 1, 2, label]))
+        assert np.isnan(value)
+        assert np.isnan(gradient).all()

@@ -15,7 +15,15 @@ from dbjax.checkpoint import Checkpoints
 from dbjax.checkpoint.params import load_params, save_params
 from dbjax.summary import params_sha256
 
-DTYPES = ["float16", "bfloat16", "float32", "float64", "float8_e4m3fn", "float8_e5m2"]
+DTYPES = [
+    "float16",
+    "bfloat16",
+    "float32",
+    "float64",
+    "float8_e4m3fn",
+    "float8_e4m3",
+    "float8_e5m2",
+]
 X = np.random.default_rng(0).normal(size=(32, 6)).astype(np.float32)
 Y = X @ np.arange(6, dtype=np.float32)
 
@@ -108,3 +116,11 @@ def test_minimised_by_jax_and_by_numpy(dtype):
         # The minimiser is 0, 1, ..., 5, which each of these dtypes has; around it the gradient
         # of float32 arithmetic vanishes to 1e-5, what `Stops` ends at.
         np.testing.assert_allclose(found["w"].astype(np.float32), np.arange(6), atol=1e-4)
+
+
+def test_leaves_of_types_that_nothing_holds_both_of_are_trained_in_one_shard():
+    params = {"w": jnp.zeros(6, "float8_e4m3fn"), "b": jnp.zeros((), "float8_e5m2")}
+    config = downpour.Config(optax.sgd(0.1), replicas=1, shards=1, steps=2)
+    result = dbjax.run(dbjax.Task(params, loss, (X, Y), batch_size=8), config)
+    assert result.summary["updates"] == 2
+    assert {k: v.dtype for k, v in result.params.items()} == {k: v.dtype for k, v in params.items()}

@@ -5,6 +5,7 @@ import logging
 import math
 import signal
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -205,9 +206,48 @@ def test_a_rate_of_nothing_is_said(rule):
     assert said.startswith("unchanged parameters: 60 updates left every one as it was")
 
 
-def test_parameters_of_which_some_stay_are_ordinary():
-    params = TASK.params | {"other": np.ones(2, np.float32)}
-    assert dbjax.run(dataclasses.replace(TASK, params=params), ONE).summary["warnings"] == []
+def test_parameters_that_the_loss_does_not_read_are_said():
+    """Running statistics are such: no gradient changes them, and decay does."""
+    task = dataclasses.replace(TASK, params=TASK.params | {"other": np.ones(2, np.float32)})
+    (said,) = dbjax.run(task, ONE).summary["warnings"]
+    assert said.startswith(
+        "unread parameters: the loss does not depend on 1 of 2 leaves (params/other), so that"
+    )
+
+
+def fixed_dropout(params, batch):
+    x, y = batch
+    kept = jax.random.bernoulli(jax.random.key(0), 0.5, x.shape)
+    return jnp.mean(((x * kept) @ params["w"] - y) ** 2)
+
+
+def dropout(params, batch, key):
+    x, y = batch
+    kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5, x.shape)
+    return jnp.mean(((x * kept) @ params["w"] - y) ** 2)
+
+
+@pytest.mark.parametrize("wrap", [lambda loss: loss, jax.jit, jax.checkpoint])
+def test_a_loss_that_draws_the_same_numbers_in_every_step_is_said(wrap):
+    task = dataclasses.replace(TASK, loss=wrap(fixed_dropout))
+    (said,) = dbjax.run(task, ONE).summary["warnings"]
+    assert said.startswith("fixed random numbers: Task.loss draws the same ones in every step")
+    assert "takes_key=True" in said
+    task = dataclasses.replace(TASK, loss=wrap(dropout), takes_key=True)
+    assert dbjax.run(task, ONE).summary["warnings"] == []
+
+
+def test_losses_that_are_not_finite_are_said_though_gradients_are():
+    def loss(params, batch):
+        return TASK.loss(params, batch) + jnp.where(batch[0][0, 0] > 1.5, jnp.nan, 0.0)
+
+    task = dataclasses.replace(TASK, loss=loss, batch_size=1)
+    bad = int(np.sum(X[:, 0] > 1.5))
+    result = dbjax.run(task, dataclasses.replace(ONE, steps=64))
+    (said,) = result.summary["warnings"]
+    assert said.startswith("losses not finite: by ")
+    assert f"{bad} of the last 64 training losses" in said
+    assert np.isnan(result.summary["train_loss"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])

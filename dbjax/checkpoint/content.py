@@ -13,7 +13,7 @@ import optax
 from dbjax.checkpoint.encoding import built
 from dbjax.checkpoint.exact import Exact
 from dbjax.checkpoint.trees import Structures, node_of
-from dbjax.optim.elementwise import require_server_rule
+from dbjax.optim.elementwise import require_server_rule, transforms_of
 from dbjax.parallel.cut import name_of
 from dbjax.store.partition import Partition, Piece
 from dbjax.store.recut import dealt_anew, recut
@@ -104,28 +104,34 @@ class Content:
 
 def described(params: Params, config: Any) -> Described:
     """The method, its rule's state, and every parameter's type and shape."""
-    states = _rule_states(params, config)
+    rules = _rules(config)
+    states = _rule_states(params, rules)
     found = {"algorithm": type(config).__module__}
     if hasattr(config, "method"):
         found["method"] = type(config.method).__name__
     found |= _described("params", params)
     if "rule" in states:
         found |= _described("rule", states["rule"])
+    found |= {f"the transforms of {name}": transforms_of(rule) for name, rule in rules.items()}
     return Described(found, Structures(params, *states.values()))
 
 
-def _rule_states(params: Params, config: Any) -> dict[str, Any]:
-    """What the rules in a method's config would begin with: shapes and types.
-
-    Raises:
-      ValueError: a rule cannot run on these parameters.
-    """
+def _rules(config: Any) -> dict[str, optax.GradientTransformation]:
+    """Those in a method's config, by the names of their fields."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    rules = {
+    return {
         name: rule
         for name, rule in fields.items()
         if isinstance(rule, optax.GradientTransformation)
     }
+
+
+def _rule_states(params: Params, rules: dict[str, optax.GradientTransformation]) -> dict[str, Any]:
+    """What the rules would begin with: shapes and types.
+
+    Raises:
+      ValueError: a rule cannot run on these parameters.
+    """
     for rule in rules.values():
         require_server_rule(rule, params)
     return {name: jax.eval_shape(rule.init, params) for name, rule in rules.items()}

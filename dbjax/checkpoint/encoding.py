@@ -215,6 +215,11 @@ def bytes_of(array: Array) -> memoryview:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
+def storable(array: Array) -> Array:
+    """The array, or its bytes where it is of the one float8 that Orbax's files do not know."""
+    return array.view(np.uint8) if array.dtype == jnp.float8_e4m3 else array
+
+
 def is_key(value: Any) -> bool:
     """Whether an array holds random keys of jax, which NumPy does not know."""
     return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key))

@@ -16,7 +16,7 @@ import numpy as np
 
 from dbjax.checkpoint.content import Content, Stored
 from dbjax.checkpoint.digests import Damaged, require_whole, write_digests
-from dbjax.checkpoint.encoding import Arrays, bytes_of, decode, encode
+from dbjax.checkpoint.encoding import Arrays, bytes_of, decode, encode, storable
 from dbjax.checkpoint.exact import Exact
 from dbjax.checkpoint.known import Unknown
 from dbjax.errors import in_a_line
@@ -44,6 +44,8 @@ class Checkpoints:
 
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
+        if not str(directory):
+            raise ValueError("directory='' is no folder for checkpoints; name one")
         self._directory, self._ocp = Path(directory).absolute(), ocp
         self._full, self._anew = False, anew  # the disk was, the last time
         self._writing = 0  # the number of the one that was begun last
@@ -94,7 +96,9 @@ class Checkpoints:
         }
         args = self._ocp.args
         parts = args.Composite(
-            arrays=args.PyTreeSave({str(i): a for i, a in enumerate(arrays.values) if a.size}),
+            arrays=args.PyTreeSave(
+                {str(i): storable(a) for i, a in enumerate(arrays.values) if a.size}
+            ),
             about=args.JsonSave(about),
         )
         if self._has_room(sum(array.nbytes for array in arrays.values)):
@@ -177,11 +181,13 @@ class Checkpoints:
         kinds = about["arrays"]
         shaped = [np.zeros(shape, jnp.dtype(name)) for name, shape, _ in kinds]
         # Orbax takes no arrays without numbers.
-        like = {str(i): array for i, array in enumerate(shaped) if array.size}
+        like = {str(i): storable(array) for i, array in enumerate(shaped) if array.size}
         as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in like}
         whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
         found = self._manager.restore(step, args=whole).arrays if like else {}
-        arrays = [np.asarray(found.get(str(i), empty)) for i, empty in enumerate(shaped)]
+        arrays = [
+            np.asarray(found.get(str(i), empty)).view(empty.dtype) for i, empty in enumerate(shaped)
+        ]
         if any(zlib.crc32(bytes_of(a)) != kind[2] for a, kind in zip(arrays, kinds, strict=True)):
             raise Damaged("an array is not what was to be written")
         content, exact = decode(about["content"], arrays), about["exact"]

@@ -12,13 +12,14 @@ import jax
 import numpy as np
 
 from dbjax.checkpoint.digests import require_whole, write_digests
+from dbjax.checkpoint.encoding import storable
 from dbjax.errors import in_a_line
 from dbjax.types import Params
 
 _OVERHEAD_BYTES = 50_000  # what Orbax writes beside the arrays
 
 
-def save_params(path: Path, params: Params) -> None:
+def save_params(path: str | Path, params: Params) -> None:
     """Writes a directory: an Orbax checkpoint of the leaves by their paths, and digests of it.
 
     Raises:
@@ -26,21 +27,23 @@ def save_params(path: Path, params: Params) -> None:
     """
     import orbax.checkpoint as ocp
 
+    path = Path(path)
     part, leaves = path.absolute().with_name(f".{path.name}"), _not_empty(_leaves(params))
     try:
         path.parent.mkdir(parents=True, exist_ok=True)  # else Orbax waits for it for minutes
         _require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()))
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(part, leaves, force=True)
+            checkpointer.save(part, jax.tree.map(storable, leaves), force=True)
         write_digests(part)
         shutil.rmtree(path, ignore_errors=True)
         part.rename(path)
     except Exception as error:
         for left in part.parent.glob(f"{part.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        number = error.errno if isinstance(error, OSError) else None
         said = f"the parameters cannot be written ({in_a_line(error)})"
-        raise OSError(number, said, str(path)) from error
+        if isinstance(error, OSError) and error.errno is not None:
+            raise OSError(error.errno, said, str(path)) from error
+        raise OSError(f"{said}: {str(path)!r}") from error
 
 
 def _require_room(directory: Path, size: int) -> None:
@@ -50,7 +53,7 @@ def _require_room(directory: Path, size: int) -> None:
             os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD_BYTES)
 
 
-def load_params(path: Path, like: Params) -> Params:
+def load_params(path: str | Path, like: Params) -> Params:
     """Reads what `save_params` wrote, into the structure of `like`.
 
     Raises:
@@ -59,17 +62,19 @@ def load_params(path: Path, like: Params) -> Params:
     """
     import orbax.checkpoint as ocp
 
+    path = Path(path)
     if not path.is_dir():
         raise ValueError(f"{str(path)!r} is no directory of parameters: a run leaves one, params")
     require_whole(path)
     leaves = _leaves(like)
-    wanted = _not_empty(leaves)
+    wanted = jax.tree.map(storable, _not_empty(leaves))
     with ocp.StandardCheckpointer() as checkpointer:
         about: Any = checkpointer.metadata(path.absolute())
         _require_same(path, about.item_metadata.tree, wanted)
         found = checkpointer.restore(path.absolute(), wanted)
     return jax.tree.unflatten(
-        jax.tree.structure(like), [found.get(name, leaves[name]) for name in leaves]
+        jax.tree.structure(like),
+        [np.asarray(found.get(name, leaf)).view(leaf.dtype) for name, leaf in leaves.items()],
     )
 
 

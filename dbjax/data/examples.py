@@ -78,6 +78,7 @@ def _require_numbers(name: str, leaf: Any) -> None:
             f"{name} holds {rows.dtype}, no numbers; encode text as numbers, and give rows of "
             "different lengths one length"
         )
+    require_known_to_jax(name, rows.dtype)
     wide = jnp.issubdtype(rows.dtype, np.integer) and rows.dtype.itemsize > 4
     kept = np.dtype(jax.dtypes.canonicalize_dtype(rows.dtype))
     if wide and kept != rows.dtype and len(leaf):
@@ -88,6 +89,16 @@ def _require_numbers(name: str, leaf: Any) -> None:
                 f"{name} holds {rows.dtype} from {low} to {high}, which jax would cut to "
                 f"{most.dtype}: set jax_enable_x64, or give smaller numbers"
             )
+
+
+def require_known_to_jax(name: str, dtype: Any) -> None:
+    """Raises ValueError for a type of NumPy that jax lacks: of another byte order, or too wide."""
+    dtype = np.dtype(dtype)
+    if not dtype.isnative or dtype.itemsize > {"f": 8, "c": 16}.get(dtype.kind, dtype.itemsize):
+        raise ValueError(
+            f"{name} holds {dtype.str!r}, which jax does not know: it is of another byte order, or "
+            "too wide; convert it with .astype(np.float32)"
+        )
 
 
 def _first_row(leaf: Any) -> Any:

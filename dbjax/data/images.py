@@ -214,6 +214,10 @@ def _labels(labels: list[Any], where: str) -> Any:
     found = np.array(labels)
     if found.dtype.kind not in "iu":
         raise ValueError(f"{where} has labels of type {found.dtype}: they must be integers")
+    if found.size and not 0 <= int(found.max()) - min(0, int(found.min())) < 2**31:
+        raise ValueError(
+            f"{where} has labels from {found.min()} to {found.max()}: each must be a class number"
+        )
     return found.astype(np.int32)
 
 

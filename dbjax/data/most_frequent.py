@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from dbjax.runtime.fields import require_fields
+
 _DEVIATIONS = 2.0  # of an accuracy measured on so many examples: 1 of 40 is above by chance
 
 
@@ -26,6 +28,7 @@ class MostFrequent:
     metric: str = "test_accuracy"
 
     def __post_init__(self) -> None:
+        require_fields("MostFrequent", self)
         if not 0 < self.share <= 1:
             raise ValueError(f"MostFrequent.share={self.share} must be above 0 and at most 1")
         if self.examples < 1:
@@ -34,7 +37,18 @@ class MostFrequent:
     @classmethod
     def of(cls, labels: Any, metric: str = "test_accuracy") -> MostFrequent:
         """Counts integer labels, of any shape, that `metric` is measured on."""
-        _, counts = np.unique(np.asarray(labels), return_counts=True)
+        labels = np.asarray(labels)
+        if labels.dtype.kind not in "iu" or not labels.size:
+            raise ValueError(
+                f"MostFrequent.of: labels are {labels.dtype}{list(labels.shape)}; give the numbers "
+                "of classes, at least one"
+            )
+        if labels.ndim == 2 and labels.shape[1] > 1 and (np.sort(labels)[:, :-1] == 0).all():
+            raise ValueError(
+                "MostFrequent.of: labels have a one in every row, and else zeros; give the numbers "
+                "of classes: labels.argmax(1)"
+            )
+        _, counts = np.unique(labels, return_counts=True)
         return cls(float(counts.max() / counts.sum()), int(counts.sum()), metric)
 
     @property

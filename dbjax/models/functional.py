@@ -130,20 +130,21 @@ def require_sizes(model: str, **sizes: int) -> None:
 def cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """-log softmax(logits)[label], in nats; mean over the batch."""
+    """-log softmax(logits)[label], in nats; mean over the batch; NaN if a label is no class."""
     _require_classes(logits, labels)
-    return jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
+    return value * _nan_unless_classes(logits, labels)
 
 
 def one_against_all(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
     """Logistic loss of each class against all others, in nats; sum over classes, mean over the
-    batch.
+    batch; NaN if a label is no class.
     """
     _require_classes(logits, labels)
     each = optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-    return jnp.mean(jnp.sum(each, axis=-1))
+    return jnp.mean(jnp.sum(each, axis=-1)) * _nan_unless_classes(logits, labels)
 
 
 def squared_error(
@@ -179,6 +180,16 @@ def _require_classes(logits: Any, labels: Any) -> None:
             f"labels are {dtype}{list(shape)}; for logits {list(logits.shape)} they must be "
             f"integers {list(logits.shape[:-1])}: one class for each example"
         )
+
+
+def _nan_unless_classes(logits: Any, labels: Any) -> jax.Array:
+    """1 if every label is the number of a class, else NaN.
+
+    Else -1 would be taken for the last class, or for none. `dbjax.Task` looks at labels before a
+    run where it knows which array they are.
+    """
+    classes = jnp.all((labels >= 0) & (labels < logits.shape[-1]))
+    return jnp.where(classes, 1.0, jnp.nan).astype(logits.dtype)
 
 
 def _with_string_keys(tree: Any) -> Any:

@@ -128,8 +128,8 @@ def require_arguments(name: str, *, l2: float = 0.0, **options: Any) -> None:
     if name not in CONFIGS:
         raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
     require_known(f"model {name!r}", options | {"l2": l2}, argument_hints(name))
-    if not l2 >= 0:
-        raise ValueError(f"model {name!r}: l2={l2} must be at least 0")
+    if not 0 <= l2 < math.inf:
+        raise ValueError(f"model {name!r}: l2={l2} must be at least 0, and finite")
 
 
 def argument_hints(name: str) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import optax
 from jax.extend.core import ClosedJaxpr
 
 from dbjax.optim.dependence import MIXED, Dependence, Reads, either
+from dbjax.optim.inputs import as_rule, require_floats
 
 _REMEDY = "use shards=1, or a rule that treats every parameter by itself"
 _REMEDY_OF_MASKS = (
@@ -100,13 +101,30 @@ def require_elementwise(
         for a shape, factored moments), or cannot be run that way (needs the loss); names the
         transform.
     """
+    rule = as_rule("rule", rule)
+    if params is not None:
+        require_floats(params)
     params = _sample(dtype) if params is None else _shapes(params)
     slices = _halves(params) if slices is None else [_shapes(tree) for tree in slices]
-    require_server_rule(rule, params)
+    _require_runs(rule, params)
     reason = _fault(rule, params, slices)
     if reason:
         name = _culprit(rule, lambda part: _runs(part, params) and _fault(part, params, slices))
         raise ValueError(f"{name} {reason}")
+    _require_same_shapes(rule, params)
+
+
+def transforms_of(rule: optax.GradientTransformation) -> str:
+    """The transforms that a rule consists of, with their switches, but without rates.
+
+    Two rules of which the same is said may still differ in numbers, and in masks.
+    """
+    switches = [
+        f"{name}={value}"
+        for name, value in sorted(_closure(rule.update).items())
+        if isinstance(value, bool)
+    ]
+    return f"{_name(rule)}({', '.join([*map(transforms_of, _parts(rule)), *switches])})"
 
 
 def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> bool:
@@ -119,8 +137,21 @@ def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None
     """Returns if the rule can be run where it is given gradient, state and all parameters.
 
     Raises:
-      ValueError: it cannot: it needs the loss, or its mask does not fit; names the transform.
+      ValueError: it cannot: it needs the loss, its mask does not fit, or it returns other shapes
+        than it is given; names the transform.
     """
+    _require_runs(rule, params)
+    _require_same_shapes(rule, params)
+
+
+def _require_same_shapes(rule: optax.GradientTransformation, params: Any) -> None:
+    reason = _trace(rule, params).reshapes
+    if reason:
+        name = _culprit(rule, lambda part: _runs(part, params) and _trace(part, params).reshapes)
+        raise ValueError(f"{name} {reason}; use a rule that keeps every shape")
+
+
+def _require_runs(rule: optax.GradientTransformation, params: Any) -> None:
     try:
         _trace(rule, params)
     except Exception as error:  # whatever the rule raises
@@ -133,12 +164,17 @@ def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None
 
 
 class _Traced(NamedTuple):
-    """A rule's programs on one tree, and the paths of what they take and return."""
+    """A rule's programs on one tree, and the paths of what they take and return.
+
+    Attributes:
+      reshapes: what of it has another shape after an update than before; "": nothing.
+    """
 
     params: list[str]
     state: list[str]
     init: ClosedJaxpr
     update: ClosedJaxpr
+    reshapes: str
 
 
 class _Found(NamedTuple):
@@ -165,10 +201,20 @@ def _traced(
     params = structure.unflatten([jax.ShapeDtypeStruct(*leaf) for leaf in leaves])
     init, state = jax.make_jaxpr(rule.init, return_shape=True)(params)
     updating, (new, after) = jax.make_jaxpr(update, return_shape=True)(params, state, params)
-    for name, got, expected in (("updates", new, params), ("state", after, state)):
+    reshapes = ""
+    for name, got, expected in (("parameters", new, params), ("state", after, state)):
         if _structure(got) != _structure(expected):
             raise TypeError(f"its update changes the structure of the {name}")
-    return _Traced(_paths(params), _paths(state), init, updating)
+        reshapes = reshapes or _reshaped(name, got, expected)
+    return _Traced(_paths(params), _paths(state), init, updating, reshapes)
+
+
+def _reshaped(name: str, got: Any, expected: Any) -> str:
+    leaves = map(jax.tree.leaves, (got, expected))
+    for path, after, before in zip(_paths(expected), *leaves, strict=True):
+        if after.shape != before.shape:
+            return f"changes {path} of the {name} from {list(before.shape)} to {list(after.shape)}"
+    return ""
 
 
 def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> str:
@@ -233,10 +279,14 @@ def _alike(part: _Found, whole: _Found) -> bool:
     )
 
 
-def _sample(dtype: Any) -> Any:
-    dtype = np.dtype(dtype)
-    if not jnp.issubdtype(dtype, jnp.floating):
-        raise ValueError(f"require_elementwise: dtype={dtype} must be a floating-point type")
+def _sample(given: Any) -> Any:
+    dtype: Any = given
+    try:
+        dtype = np.dtype(dtype)
+    except TypeError:
+        dtype = None
+    if dtype is None or not jnp.issubdtype(dtype, jnp.floating):
+        raise ValueError(f"require_elementwise: dtype={given!r} must be a floating-point type")
     if jax.dtypes.canonicalize_dtype(dtype) != dtype:
         raise ValueError(f"require_elementwise: dtype={dtype} needs jax_enable_x64")
     return {"layer": {n: jax.ShapeDtypeStruct(shape, dtype) for n, shape in _SHAPES.items()}}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
+from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -48,11 +50,15 @@ def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
     Raises:
       ValueError: it is something else, and not None where that may be.
     """
-    if isinstance(rule, optax.GradientTransformation) or (rule is None and or_none):
+    if rule is None and or_none:
         return rule
     functions = [getattr(rule, function, None) for function in ("init", "update")]
     if all(map(callable, functions)) and not isinstance(rule, type):
-        return optax.GradientTransformation(*functions)
+        ours = isinstance(rule, optax.GradientTransformation)
+        if ours and all(isinstance(function, Hashable) for function in functions):
+            return rule
+        # What is compiled for a rule is found again by its functions.
+        return optax.GradientTransformation(*map(_hashable, functions))
     remedy = "give an optax transform, such as optax.sgd(0.05)"
     if callable(rule):
         remedy = (
@@ -60,6 +66,10 @@ def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
             "optax.sgd(0.05) or optax.sgd(schedule)"
         )
     raise ValueError(f"{name}={rule!r} is no rule; {remedy}")
+
+
+def _hashable(function: Any) -> Any:
+    return function if isinstance(function, Hashable) else functools.partial(function)
 
 
 def require_floats(params: Vector, name: str = "params") -> None:

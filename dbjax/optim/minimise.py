@@ -116,7 +116,9 @@ def _checked(value_and_grad: Callable[[Vector], Any]) -> Callable[..., Any]:
     """A function of the user's, whose answers are looked at."""
 
     def checked(params: Vector) -> tuple[float, Vector]:
-        found = value_and_grad(params)
+        # It may change what it is given: those are arrays of its own.
+        own = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, params)
+        found = value_and_grad(own)
         if not isinstance(found, (tuple, list)) or len(found) != 2:
             raise ValueError(
                 f"value_and_grad returned {outline(found)}; it must return (loss, gradient)"

@@ -187,7 +187,8 @@ class Script:
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 if not self._calls and not self._seen:
                     raise ValueError(
-                        f"this is no event log of this version of dbjax: line {number}: {error}"
+                        f"this event log is damaged from line {number} on, and nothing is before "
+                        f"it: {type(error).__name__}: {error}"
                     ) from error
                 whole = False
             if not whole:

@@ -148,6 +148,7 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
         for shard, piece in _cut(block, begin, size, borders):
             shape = paths[piece.leaf][1].shape
             found[shard].append(_named(piece, shape))
+    _require_other_names(found)
     empty = [i for i, pieces in enumerate(found) if not pieces]
     if empty:
         raise ValueError(
@@ -155,6 +156,16 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
         )
     absent = tuple(AbsentLeaf(leaf.shape, str(leaf.dtype)) for _, leaf in paths)
     return Partition(treedef, tuple(map(tuple, found)), absent)
+
+
+def _require_other_names(shards: Sequence[Sequence[Piece]]) -> None:
+    """Raises ValueError if a leaf's own name is that of a part of another leaf."""
+    pieces = [piece for of_shard in shards for piece in of_shard]
+    name, count = collections.Counter(piece.name for piece in pieces).most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"params/{name} is also what a part of a leaf is called; give it another key"
+        )
 
 
 def is_absent(value: Any) -> bool:

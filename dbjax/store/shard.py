@@ -152,9 +152,10 @@ def server_rule(rule: optax.GradientTransformation, trees: RuleTrees | None = No
 def _zero_if_finite(values: jax.Array) -> jax.Array:
     """0 if all values are finite, else NaN: a product with zeros runs as fast as memory does."""
     if values.ndim == 0:
-        return 0 * values
+        return (0 * values).astype(jnp.float32)
     zeros = jnp.zeros(values.shape[-1], values.dtype)
-    return jnp.sum(jnp.matmul(values, zeros, precision=jax.lax.Precision.HIGHEST))
+    found = jnp.sum(jnp.matmul(values, zeros, precision=jax.lax.Precision.HIGHEST))
+    return found.astype(jnp.float32)  # of leaves of all types there is one sum
 
 
 @final

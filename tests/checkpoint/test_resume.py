@@ -45,6 +45,10 @@ OTHERS = {
     "no momentum": ("momentum", TASK, SGD, "rule/0 is TraceState, here it is EmptyState"),
     "shorter": ("momentum", TASK, dataclasses.replace(SGD, rule=optax.trace(0.9)),
                 "rule is tuple, here it is TraceState"),
+    "another with the same state": ("sgd", TASK, dataclasses.replace(SGD, rule=optax.sign_sgd(0.1)),
+        r"the transforms of rule is chain\(.*\), here it is chain\(.*sign"),
+    "nesterov": ("momentum", TASK, dataclasses.replace(
+        SGD, rule=optax.sgd(0.03, momentum=0.9, nesterov=True)), "the transforms of rule .*=False"),
     "accumulator": ("momentum", TASK, dataclasses.replace(
         SGD, rule=optax.sgd(0.03, momentum=0.9, accumulator_dtype=jnp.bfloat16)),
         r"rule/0/trace/w is float32\[12\], here it is bfloat16\[12\]"),
@@ -139,3 +143,9 @@ def test_what_cannot_be_written_is_a_warning_and_the_run_is_whole(tmp_path, capl
     said = [r.getMessage() for r in caplog.records if "could not be written" in r.getMessage()]
     assert len(said) == 1
     assert "cannot hold a builtins.function" in said[0]
+
+
+def test_a_rule_may_go_on_with_another_rate(left):
+    slower = dataclasses.replace(MOMENTUM, rule=optax.sgd(0.003, momentum=0.8))
+    result = dbjax.run(TASK, slower, runtime="threads", resume=left["momentum"])
+    assert result.summary["updates"] > 0
