@@ -36,6 +36,7 @@ from dbjax.data import (
     option_hints,
     require_options,
 )
+from dbjax.launch import RuntimeName
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
 from dbjax.parallel.cut import Cut
@@ -49,6 +50,7 @@ BATCH_METHODS: dict[str, type[Any]] = {
     "conjugate_gradients": dbjax.optim.ConjugateGradients,
     "gradient_descent": dbjax.optim.GradientDescent,
 }
+RUNTIMES = typing.get_args(RuntimeName)
 _LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
 
 
@@ -152,6 +154,9 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
 def require_sound(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if a field is wrong, as far as can be said without data and network."""
     require_whole(config)
+    if config.runtime not in RUNTIMES:
+        names = " nor ".join(map(repr, RUNTIMES))
+        raise ValueError(f"runtime={config.runtime!r} is neither {names}")
     _require_numbers(config)
     algorithm(config)
     cluster(config)
