@@ -106,10 +106,18 @@ def test_fixed_fields_are_arguments_of_the_name_that_a_space_chooses():
         Plan(chosen.config, Space(RULES), tuple(chosen.changes))
 
 
-@pytest.mark.parametrize("name", ["event_log", "max_spans", "checkpoint.keep", "ray.cpus"])
+@pytest.mark.parametrize(
+    "name", ["event_log", "max_spans", "checkpoint.keep", "ray.cpus", "checkpoint.every_updates"]
+)
 def test_a_space_refuses_what_changes_no_trial(name):
     with pytest.raises(ValueError, match=f"'{name}' does not change"):
         Plan(load_config("configs/quickstart.py:smoke"), Space({name: choice(1)}))
+
+
+def test_a_space_may_vary_what_nodes_that_die_go_on_from():
+    deaths = {"cluster.machine.mean_time_between_failures_s": choice(float("inf"), 9.0)}
+    values = deaths | {"checkpoint.every_s": choice(0.5, 1.0)}
+    Plan(load_config("configs/quickstart.py:smoke"), Space(values))
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ def test_a_space_may_import_whatever_helps_it(head, own):
         ("RATES, SEED = 3, 4", "it has no 'RATES'"),
         ("trials = 5", "trials=5 has no effect: write TRIALS"),
         ("PRUNE_FROM = 0.5", "PRUNE_FROM=0.5 has no effect: say which PRUNER"),
+        ("TRIALS = True", r"^space '.*own\.py': TRIALS=True must be int or None$"),
         ("SEED = 1e23", r"SEED=1e\+23 must be int"),
         ("SEED = -1", r"seed=-1 must be in 0 \.\.\. "),
         ("choice()", r"own\.py, line 3: "),
