@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
 import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -43,6 +44,7 @@ from dbjax.launch import RuntimeName
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
 from dbjax.parallel.cut import Cut
+from dbjax.runtime.network import matches
 from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
@@ -54,6 +56,7 @@ BATCH_METHODS: dict[str, type[Any]] = {
     "gradient_descent": dbjax.optim.GradientDescent,
 }
 RUNTIMES = typing.get_args(RuntimeName)
+_SEVERAL, _NODES = ("replica/{}", "shard/{}", "shard/{}/backup"), 10_000  # names of nodes
 _LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
 
 
@@ -149,9 +152,25 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
         for pattern, machine_fields in dict(fields.pop("machines")).items()
     }
     listed = {name: _listed(kind, f"cluster.{name}", fields.pop(name)) for name, kind in _LISTED}
+    _require_names(machines)
     given = {"machine": machine, "machines": machines, **listed}
     made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
     return made
+
+
+def _require_names(patterns: Iterable[str]) -> None:
+    """Raises ValueError if a pattern matches no node, however many replicas and shards there are.
+
+    One that matches none of this run only is warned of when it runs: a command line may ask for
+    fewer replicas than the file has machines for.
+    """
+    for pattern in patterns:
+        several = (name.format(k) for k in range(_NODES) for name in _SEVERAL)
+        if not any(matches(pattern, n) for n in itertools.chain(("coordinator",), several)):
+            raise ValueError(
+                f"cluster.machines[{pattern!r}]: no node has such a name; there are replica/0, "
+                "shard/0, shard/0/backup and so on, and Sandblaster's coordinator"
+            )
 
 
 def require_sound(config: ml_collections.ConfigDict) -> None:
