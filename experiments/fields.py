@@ -173,13 +173,13 @@ def _fitting(value: Any, path: str, before: Any, text: str) -> Any:
     """The value, if the field may have it."""
     value = value.item() if isinstance(value, np.generic) else value
     hint = _hint(path, before)
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"--config.{path}={text} is no number: give one")
     if isinstance(value, bool) and type(before) in (int, float):
         hint = type(before)  # a config would take it for 1 or 0
     if not fits(value, hint):
         was = "" if before is None else f", as {before!r} is"
         raise ValueError(f"--config.{path}={text} must be {describe(hint)}{was}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"--config.{path}={text} is no number: give one")
     is_float = float in (hint, *typing.get_args(hint)) or isinstance(before, float)
     return float(value) if is_float and type(value) is int else value
 

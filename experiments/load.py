@@ -22,7 +22,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     """The config of FILE or FILE:VARIANT.
 
     A file has `get_config()`; or `get_config(variant)`, and `VARIANTS` that lists them. Where none
-    is named, the variant is what the function says, else empty.
+    is named, the function's own default counts; without a default the variant is empty.
 
     Raises:
       ValueError: there is no such file or variant, or the file is no config; says what it needs.

@@ -92,7 +92,7 @@ def log_uniform(low: float, high: float, *, points: int = 5) -> Values:
 
 
 def integers(low: int, high: int, *, step: int = 1) -> Values:
-    """An integer from `low` up to `high` at most, in steps; of steps of 1 both are included."""
+    """An integer from `low` to `high`, in steps; `high` is included if a step ends there."""
     _require_range("integers", low, high)
     require_at_least_one(**{"integers: step": step})
     grid = tuple(range(low, high + 1, step))

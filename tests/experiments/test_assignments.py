@@ -181,6 +181,7 @@ def test_what_has_an_effect_is_taken(given):
          "rule 'adamw': mask='nothing' must be a tree or a function, not a word"),
         (["rule.learning_rate=nan"], "rule.learning_rate=nan is no number: give one"),
         (["until_s=nan"], "--config.until_s=nan is no number"),
+        (["event_log=nan"], "--config.event_log=nan must be bool or None"),
         (["rule.name=adam", "rule.learning_rate=nan"], "rule.learning_rate=nan is no number"),
         (["rule.learning_rate=true"], r"rule\.learning_rate=true must be float, as 0\.05 is"),
         (["rule.name=adam", "rule.learning_rate=true"], "learning_rate=True must be float"),
