@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> int:
 
 def _require_free(out: Path) -> None:
     """Raises ValueError if a page would take the place of a file that is none."""
-    of_a_run = (out.parent / CONFIG).is_file() and out.name in (CONFIG, *OF_A_RUN)
+    of_a_run = (out.parent / CONFIG).is_file() and out.name in (CONFIG, "curves.png", *OF_A_RUN)
     if of_a_run or (out.is_file() and not is_page(out)):
         raise ValueError(
             f"{str(out)!r} is {'for a file of a run' if of_a_run else 'no page of this command'}: "

@@ -112,7 +112,7 @@ def test_metrics_without_a_line_are_said_to_be_empty(left, capsys):
     assert "metrics.jsonl' is not what a run leaves: it has no whole line" in error
 
 
-OUT = [*FILES, "events.jsonl", "own.html", "a link"]
+OUT = [*FILES, "events.jsonl", "curves.png", "own.html", "a link"]
 
 
 @pytest.mark.parametrize("name", OUT)
