@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import itertools
+import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -32,13 +34,17 @@ from dbjax.data import (
     IN_MEMORY,
     Examples,
     MostFrequent,
+    Splits,
     load,
     option_hints,
     require_options,
 )
+from dbjax.errors import in_a_line
+from dbjax.launch import RuntimeName
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
 from dbjax.parallel.cut import Cut
+from dbjax.runtime.network import matches
 from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.ray import RayOptions
 from dbjax.types import Metrics, Params
@@ -49,6 +55,8 @@ BATCH_METHODS: dict[str, type[Any]] = {
     "conjugate_gradients": dbjax.optim.ConjugateGradients,
     "gradient_descent": dbjax.optim.GradientDescent,
 }
+RUNTIMES = typing.get_args(RuntimeName)
+_SEVERAL, _NODES = ("replica/{}", "shard/{}", "shard/{}/backup"), 10_000  # names of nodes
 _LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
 
 
@@ -140,18 +148,37 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
     fields = dict(config.cluster)
     machine = _make(dbjax.Machine, "cluster.machine", dict(fields.pop("machine")))
     machines = {
-        pattern: _make(dbjax.Machine, f"cluster.machines[{pattern!r}]", dict(machine_fields))
+        pattern: _entry(dbjax.Machine, f"cluster.machines[{pattern!r}]", machine_fields)
         for pattern, machine_fields in dict(fields.pop("machines")).items()
     }
     listed = {name: _listed(kind, f"cluster.{name}", fields.pop(name)) for name, kind in _LISTED}
+    _require_names(machines)
     given = {"machine": machine, "machines": machines, **listed}
     made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
     return made
 
 
+def _require_names(patterns: Iterable[str]) -> None:
+    """Raises ValueError if a pattern matches no node, however many replicas and shards there are.
+
+    One that matches none of this run only is warned of when it runs: a command line may ask for
+    fewer replicas than the file has machines for.
+    """
+    for pattern in patterns:
+        several = (name.format(k) for k in range(_NODES) for name in _SEVERAL)
+        if not any(matches(pattern, n) for n in itertools.chain(("coordinator",), several)):
+            raise ValueError(
+                f"cluster.machines[{pattern!r}]: no node has such a name; there are replica/0, "
+                "shard/0, shard/0/backup and so on, and Sandblaster's coordinator"
+            )
+
+
 def require_sound(config: ml_collections.ConfigDict) -> None:
     """Raises ValueError if a field is wrong, as far as can be said without data and network."""
     require_whole(config)
+    if config.runtime not in RUNTIMES:
+        names = " nor ".join(map(repr, RUNTIMES))
+        raise ValueError(f"runtime={config.runtime!r} is neither {names}")
     _require_numbers(config)
     algorithm(config)
     cluster(config)
@@ -218,8 +245,7 @@ def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 def task(config: ml_collections.ConfigDict) -> dbjax.Task:
     """Loads the data and makes the network."""
     require_arguments(**config.model)  # before data is made
-    data = dict(config.data)
-    splits = load(data.pop("name"), data_dir=config.data_dir, **data)
+    splits = _splits(config)
     if config.batch_size > len(splits.train):
         raise ValueError(
             f"batch_size={config.batch_size} is more than all {len(splits.train)} examples"
@@ -245,6 +271,19 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         cut,
         most_frequent=guess,
     )
+
+
+def _splits(config: ml_collections.ConfigDict) -> Splits:
+    """The data; errors name the set, and how it was to be made."""
+    options = dict(config.data)
+    name = options.pop("name")
+    try:
+        return load(name, data_dir=config.data_dir, **options)
+    except ValueError as error:
+        if not options or any(word in str(error) for word in (repr(name), *options)):
+            raise
+        chosen = ", ".join(f"{option}={value!r}" for option, value in options.items())
+        raise ValueError(f"data {name!r} with {chosen}: {error}") from error
 
 
 def make_host_devices(config: ml_collections.ConfigDict) -> None:
@@ -325,11 +364,14 @@ def _sample(source: Examples, examples: int) -> Any:
 
 def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
     """What a cluster has several of."""
-    for entry in entries:
-        if not isinstance(entry, Mapping | ml_collections.ConfigDict):
-            names = ", ".join(field.name for field in dataclasses.fields(kind))
-            raise ValueError(f"{place}: {entry!r} must be a dict of some of {names}")
-    return tuple(_make(kind, place, dict(entry)) for entry in entries)
+    return tuple(_entry(kind, place, entry) for entry in entries)
+
+
+def _entry(kind: type[Any], place: str, entry: Any) -> Any:
+    if not isinstance(entry, Mapping | ml_collections.ConfigDict):
+        names = ", ".join(field.name for field in dataclasses.fields(kind))
+        raise ValueError(f"{place}: {entry!r} must be a dict of some of {names}")
+    return _make(kind, place, dict(entry))
 
 
 def _make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:
@@ -366,8 +408,16 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
                 f"{place} has no argument {name!r}{nearest(name, parameters)} (given: {value!r})"
             )
         hint = _hint_of(make, name)
-        if not fits(value, hint):
+        if not fits(value, hint) or (isinstance(value, bool) and float in typing.get_args(hint)):
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError(f"{place}: {name}=nan is no number: give one")
+        if isinstance(value, str) and "Callable" in str(make.__annotations__.get(name)):
+            raise ValueError(
+                f"{place}: {name}={value!r} must be a tree or a function, not a word; leave it "
+                "away, or set it in a config file"
+            )
+    _require_momentum(parameters, place, arguments)
     for parameter in parameters.values():
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         needed = parameter.default is parameter.empty and not variadic
@@ -375,8 +425,20 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
             raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
     try:
         return make(**arguments)
-    except TypeError as error:
-        raise ValueError(f"{place}: {error}") from error
+    except Exception as error:  # of optax: some look at few of their arguments
+        known = isinstance(error, TypeError | ValueError)
+        raise ValueError(f"{place}: {in_a_line(error, kind=not known)}") from error
+
+
+def _require_momentum(
+    parameters: Mapping[str, inspect.Parameter], place: str, arguments: Mapping[str, Any]
+) -> None:
+    """Raises ValueError if what only momentum asks for is set, and there is none."""
+    if "momentum" not in parameters or parameters["momentum"].default is not None:
+        return
+    for name in ("nesterov", "accumulator_dtype", "dtype_momentum"):
+        if arguments.get(name) and arguments.get("momentum") is None:
+            raise ValueError(f"{place}: {name}={arguments[name]!r} has no effect: set momentum too")
 
 
 def _hint_of(make: Callable[..., Any], parameter: str) -> Any:

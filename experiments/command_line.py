@@ -83,7 +83,7 @@ def parse(
         name = flag.removeprefix("--")
         is_field = name.startswith("config.") and config != "none"
         if not flag.startswith("--") or not equals:
-            said = _nearest(name, value, own, _fields(arguments, config))
+            said = _nearest(name, "VALUE", own, _fields(arguments, config))
             raise ValueError(f"{argument!r} is not of the form --name=value{said}")
         if name not in own and not is_field:
             said = _nearest(name, value, own, _fields(arguments, config))
@@ -120,8 +120,10 @@ def _fields(arguments: list[str], config: str) -> Collection[str]:
 def _nearest(name: str, value: str, own: Collection[str], fields: Collection[str]) -> str:
     """How an error ends that names the nearest flag or field; if none is near, the flags."""
     text = f"={value}" if value else ""
+    is_field = name.startswith("config.") and bool(fields)
+    name = name.removeprefix("config.") if is_field else name
     meant = near(name, fields)
-    flags = difflib.get_close_matches(name.replace("_", "-"), own, 1, NEAR)
+    flags = [] if is_field else difflib.get_close_matches(name.replace("_", "-"), own, 1, NEAR)
     exact = any(path.endswith(name.replace("-", "_")) for path in meant)
     if meant and (exact or not flags):
         return f"; nearest: {' or '.join(f'--config.{path}{text}' for path in meant[:3])}"

@@ -19,13 +19,20 @@ from experiments.defaults import OPEN, defaults, flat, hints
 
 NEAR = 0.7  # of `difflib`
 _COSTS = ("message_s", "machine.flops_per_s", "machine.memory_bandwidth_bytes_per_s")
+REPAIR = "cluster.machine.mean_time_to_repair_s"
 # Fields, when they have an effect, and what that takes.
 _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...] = (
     ("cluster.", lambda c: c.runtime == "virtual", "runtime=virtual"),
     ("ray.", lambda c: c.runtime == "ray", "runtime=ray"),
     # Without, a run is evaluated at its beginning and once at its end.
     ("evaluations", lambda c: c.until_s is not None or c.evaluations == 1, "until_s"),
-    ("cut.how", lambda c: c.cut.devices > 1, "cut.devices above 1"),
+    *(
+        (f"cut.{name}", lambda c: c.cut.devices > 1, "cut.devices above 1")
+        for name in ("how", "host_devices")
+    ),
+    (REPAIR, lambda c: _may_fail(c), "cluster.machine.mean_time_between_failures_s"),
+    ("cluster.machine.cards", lambda c: _has_cards(c), "a machine's bandwidth_bytes_per_s"),
+    ("cluster.size_scale", lambda c: _has_bandwidth(c), "a bandwidth_bytes_per_s"),
     *(
         (f"cluster.{name}", lambda c: c.cluster.compute_s == "costs", "cluster.compute_s=costs")
         for name in _COSTS
@@ -148,7 +155,13 @@ def _read(text: str, path: str, before: Any) -> Any:
     hint = _hint(path, before)
     if hint is str or (hint == str | None and text.lower() != "none"):
         return text
-    words: dict[str, Any] = {"true": True, "false": False, "none": None, "inf": math.inf}
+    words: dict[str, Any] = {
+        "true": True,
+        "false": False,
+        "none": None,
+        "inf": math.inf,
+        "nan": math.nan,
+    }
     try:
         value = words[text.lower()] if text.lower() in words else ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -160,9 +173,13 @@ def _fitting(value: Any, path: str, before: Any, text: str) -> Any:
     """The value, if the field may have it."""
     value = value.item() if isinstance(value, np.generic) else value
     hint = _hint(path, before)
+    if isinstance(value, bool) and type(before) in (int, float):
+        hint = type(before)  # a config would take it for 1 or 0
     if not fits(value, hint):
         was = "" if before is None else f", as {before!r} is"
         raise ValueError(f"--config.{path}={text} must be {describe(hint)}{was}")
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"--config.{path}={text} is no number: give one")
     is_float = float in (hint, *typing.get_args(hint)) or isinstance(before, float)
     return float(value) if is_float and type(value) is int else value
 
@@ -179,6 +196,24 @@ def _takes_checkpoints(config: ml_collections.ConfigDict) -> bool:
         return True
     cluster = build.cluster(config)
     return cluster is not None and cluster.mortal
+
+
+def _may_fail(config: ml_collections.ConfigDict) -> bool:
+    return math.isfinite(config.cluster.machine.mean_time_between_failures_s)
+
+
+def _has_cards(config: ml_collections.ConfigDict) -> bool:
+    """Whether a transfer takes time: as long as the slower of its two machines needs."""
+    cluster = build.cluster(config)
+    return cluster is None or any(
+        math.isfinite(machine.bandwidth_bytes_per_s)
+        for machine in (cluster.machine, *cluster.machines.values())
+    )
+
+
+def _has_bandwidth(config: ml_collections.ConfigDict) -> bool:
+    """Whether it takes time to move or to read what a message holds."""
+    return _has_cards(config) or math.isfinite(config.cluster.memory_bandwidth_bytes_per_s)
 
 
 def _has_local_steps(config: ml_collections.ConfigDict) -> bool:

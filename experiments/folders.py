@@ -13,7 +13,7 @@ CHECKPOINTS = "checkpoints"
 Kind = Literal["a run", "a sweep", "figure3", "figure4", "figure5", "runs"]
 _FIGURES = ("figure3", "figure4", "figure5")
 # What a run leaves, beside its config; where that is missing, they are somebody else's.
-_OF_A_RUN = (METRICS, SUMMARY, EVENTS, CHECKPOINTS, "params", "tensorboard", "trace.json")
+OF_A_RUN = (METRICS, SUMMARY, EVENTS, CHECKPOINTS, "params", "tensorboard", "trace.json")
 
 
 def require_place(folder: str | Path, kind: Kind) -> None:
@@ -59,9 +59,14 @@ def _ours(folder: Path) -> bool:
 
 
 def _require_nothing_of_runs(folder: Path) -> None:
-    """A run deletes what lies in its place, which must be its own."""
-    for name in _OF_A_RUN:
-        if (folder / name).exists():
+    """A run deletes what lies in its place, which must be its own.
+
+    An empty folder of checkpoints is what a run leaves that ended before it had a first row.
+    """
+    for name in OF_A_RUN:
+        path = folder / name
+        empty = name == CHECKPOINTS and path.is_dir() and not any(path.iterdir())
+        if path.exists() and not empty:
             raise ValueError(
                 f"workdir {str(folder)!r} holds {name!r} without the {CONFIG} of a run: it may be "
                 "of another program; give another --workdir, or delete it"

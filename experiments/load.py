@@ -6,7 +6,7 @@ import importlib.util
 import inspect
 import traceback
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ CONFIGS = Path("configs")
 def load_config(spec: str) -> ml_collections.ConfigDict:
     """The config of FILE or FILE:VARIANT.
 
-    A file has `get_config()`; or `get_config(variant)`, and `VARIANTS` that lists them. The variant
-    is empty where none is named.
+    A file has `get_config()`; or `get_config(variant)`, and `VARIANTS` that lists them. Where none
+    is named, the function's own default counts; without a default the variant is empty.
 
     Raises:
       ValueError: there is no such file or variant, or the file is no config; says what it needs.
@@ -35,8 +35,8 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
             f"config {name!r} has no get_config: define get_config(), which returns the config"
         )
     variants = _variants(module, name)
-    takes = bool(inspect.signature(get_config).parameters)
-    if variant and not takes:
+    parameters = list(inspect.signature(get_config).parameters.values())
+    if variant and not parameters:
         raise ValueError(
             f"config {name!r} has no variant {variant!r}: its get_config() takes none; give "
             f"--config={name}"
@@ -44,13 +44,28 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
     if variant not in ("", *variants):
         more = nearest(variant, variants) if variants else "; list it in VARIANTS = (...)"
         raise ValueError(f"config {name!r} has no variant {variant!r}{more}")
-    config = _called(get_config, name, (variant,) if takes else ())
+    config = _called(get_config, name, *_arguments(parameters, variant))
     try:
         require_whole(config)
     except ValueError as error:
         raise ValueError(f"config {name!r}: {error}") from error
     made: ml_collections.ConfigDict = config
     return made
+
+
+def _arguments(
+    parameters: Sequence[inspect.Parameter], variant: str
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """What a get_config is called with: nothing, where it needs nothing and no variant is named."""
+    needs = any(
+        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
+    )
+    if not variant and not needs:
+        return (), {}
+    first = parameters[0]
+    if first.kind is first.KEYWORD_ONLY:
+        return (), {first.name: variant}
+    return (variant,), {}
 
 
 def _variants(module: types.ModuleType, name: str) -> Sequence[str]:
@@ -68,6 +83,8 @@ def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
         raises an error, and says in which line.
     """
     path = Path(name)
+    if path.suffix == ".py" and path.is_dir():
+        raise ValueError(f"{what} file {name!r} is a directory: name a file")
     if not path.is_file():
         found = available(path.parent) or available(folder)
         raise ValueError(f"no {what} file {name!r}{nearest(name, found)}")
@@ -75,7 +92,7 @@ def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
     if loaded is None or loaded.loader is None:
         raise ValueError(f"{name!r} is no Python file: its name must end in .py")
     module = importlib.util.module_from_spec(loaded)
-    _called(loaded.loader.exec_module, name, (module,))
+    _called(loaded.loader.exec_module, name, (module,), {})
     return module
 
 
@@ -84,10 +101,12 @@ def available(folder: Path = CONFIGS) -> list[str]:
     return sorted(str(path) for path in folder.glob("[!_]*.py"))
 
 
-def _called(function: Any, name: str, arguments: tuple[Any, ...]) -> Any:
+def _called(
+    function: Any, name: str, arguments: tuple[Any, ...], by_name: Mapping[str, Any]
+) -> Any:
     """What it returns; whatever it raises is an error of the file."""
     try:
-        return function(*arguments)
+        return function(*arguments, **by_name)
     except Exception as error:
         line = _line(error, name)
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"

@@ -14,7 +14,7 @@ import rich.table
 import dbjax
 from dbjax.errors import ReplayError
 from dbjax.workdir import EVENTS, SUMMARY, read_json
-from dbjax.workdir.files import reading
+from dbjax.workdir.files import not_left, reading
 from experiments import build
 from experiments.command_line import command, parse
 from experiments.saved import CONFIG, saved
@@ -33,8 +33,15 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
         task, method = build.task(config), build.algorithm(config)
     found = dbjax.replay(task, method, script, seed=config.seed)
     summary = Path(workdir) / SUMMARY
-    ended = read_json(summary, "params_sha256")["params_sha256"] if summary.exists() else None
-    return found, ended
+    return found, _digest(summary) if summary.exists() else None
+
+
+def _digest(path: Path) -> str | None:
+    """Of the final parameters, as a summary says; None where it could not be told."""
+    digest = read_json(path, "params_sha256")["params_sha256"]
+    if not isinstance(digest, str | None):
+        raise not_left(path, f"params_sha256={digest!r} must be str or None")
+    return digest
 
 
 def _script(path: Path) -> dbjax.Script:

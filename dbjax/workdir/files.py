@@ -14,21 +14,24 @@ from typing import Any
 from dbjax.errors import in_a_line
 
 
-def prepare(directory: str | Path) -> Path:
+def prepare(directory: str | Path, what: str = "workdir") -> Path:
     """Makes a directory that can be written to.
+
+    Args:
+      what: it is, in errors.
 
     Raises:
       ValueError: it cannot be made or written to.
     """
     if not str(directory).strip():
-        raise ValueError(f"workdir {str(directory)!r} is empty: name a folder")
+        raise ValueError(f"{what} {str(directory)!r} is empty: name a folder")
     path = Path(directory)
     try:
         path.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise ValueError(f"workdir {str(path)!r} cannot be written: {error.strerror}") from error
+        raise ValueError(f"{what} {str(path)!r} cannot be written: {error.strerror}") from error
 
 
 def prepare_file(path: Path) -> Path:
@@ -39,7 +42,7 @@ def prepare_file(path: Path) -> Path:
     """
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a directory: name a file")
-    prepare(path.parent)
+    prepare(path.parent, f"the folder of {path.name!r},")
     return path
 
 

@@ -13,8 +13,10 @@ from pathlib import Path
 
 from dbjax.workdir.files import prepare_file, write_text
 from experiments.command_line import command, parse
-from experiments.report.page import page
+from experiments.folders import OF_A_RUN
+from experiments.report.page import is_page, page
 from experiments.report.read import labels, read
+from experiments.saved import CONFIG
 
 
 def main(arguments: list[str]) -> int:
@@ -30,10 +32,21 @@ def main(arguments: list[str]) -> int:
     out = Path(chosen.options.get("out", Path(workdirs[0]) / "report.html"))
     if "out" in chosen.options:
         prepare_file(out)
+    _require_free(out)
     runs = [read(*one) for one in zip(workdirs, labels(workdirs), strict=True)]
     write_text(prepare_file(out), page(runs))
     print(f"the page is {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
+
+
+def _require_free(out: Path) -> None:
+    """Raises ValueError if a page would take the place of a file that is none."""
+    of_a_run = (out.parent / CONFIG).is_file() and out.name in (CONFIG, "curves.png", *OF_A_RUN)
+    if of_a_run or (out.is_file() and not is_page(out)):
+        raise ValueError(
+            f"{str(out)!r} is {'for a file of a run' if of_a_run else 'no page of this command'}: "
+            "give another --out"
+        )
 
 
 def _once(workdirs: Sequence[str]) -> list[str]:

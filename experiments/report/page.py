@@ -13,15 +13,18 @@ from typing import Any
 
 from dbjax.chaos import kills
 from dbjax.trace import Row
+from dbjax.workdir import METRICS, SUMMARY
 from dbjax.workdir.files import reading
 from experiments.report import busy, laws
 from experiments.report.configuration import configuration, origin
-from experiments.report.read import Run
+from experiments.report.read import TRACE, Run
 from experiments.report.timeline import timeline, with_deaths
 from experiments.report.words import count, numbers, sentence, warnings
+from experiments.saved import CONFIG
 
 BLOCKS = 100_000  # that the timelines of a page hold together
 _DEATHS = 200  # that are listed
+_HEAD_BYTES = 100_000  # more than stands before a page's main part
 _PARTS = ("page.css", "charts.js", "timeline.js", "page.js")
 
 
@@ -32,6 +35,13 @@ def page(runs: Sequence[Run]) -> str:
     parts |= {"title": html.escape(about["title"]), "data": embedded(about)}
     template = (here / "page.html").read_text()
     return re.sub(r"/\*([\w.]+)\*/", lambda found: parts[found[1]], template)
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is such a page, of whatever runs, or is empty."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD_BYTES)
+    return not head or (head.startswith(b"<!doctype html>") and b'<main id="page"></main>' in head)
 
 
 def embedded(value: Any) -> str:
@@ -56,28 +66,29 @@ def data(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _read(run: Run, blocks: int) -> dict[str, Any]:
-    with reading(run.path):
-        return _run(run, blocks)
-
-
-def _run(run: Run, blocks: int) -> dict[str, Any]:
-    found = [*busy.nodes(run), *busy.cards(run.rows)]
-    return {
-        "label": run.label,
-        "clock": run.clock,
-        "state": run.state,
-        "end_s": run.end_s,
-        "said": sentence(run),
-        "numbers": numbers(run),
-        "rows": columns(run.rows),
-        "staleness": staleness(run),
-        "busy": [_busy(one) for one in found],
-        "busy_said": _busy_said(run),
-        "bytes": moved(run),
-        "timeline": _timeline(run, blocks) if len(run.spans) else None,
-        "deaths": [[k.node, k.at_s, k.back_after_s] for k in kills(run.events)[:_DEATHS]],
-        "deaths_said": _deaths_said(run),
-    }
+    """What is shown of a run; what is wrong with a file of it is said of that file."""
+    config, metrics = (reading(run.path / name) for name in (CONFIG, METRICS))
+    summary, trace = (reading(run.path / name) for name in (SUMMARY, TRACE))
+    with config:
+        found: dict[str, Any] = {
+            "label": run.label,
+            "clock": run.clock,
+            "state": run.state,
+            "end_s": run.end_s,
+            "said": sentence(run),
+        }
+    with metrics:
+        rows = columns(run.rows)
+        cards = busy.cards(run.rows)
+        deaths = [[k.node, k.at_s, k.back_after_s] for k in kills(run.events)[:_DEATHS]]
+        found |= {"rows": rows, "deaths": deaths, "deaths_said": _deaths_said(run)}
+    with summary:
+        found |= {"numbers": numbers(run), "staleness": staleness(run), "bytes": moved(run)}
+    with trace:
+        drawn = _timeline(run, blocks) if len(run.spans) else None
+        shares = [_busy(one) for one in (*busy.nodes(run), *cards)]
+        found |= {"timeline": drawn, "busy": shares, "busy_said": _busy_said(run)}
+    return found
 
 
 def columns(rows: Sequence[Row]) -> dict[str, list[Any]]:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dbjax.arguments import describe, fits
 from dbjax.trace import Row
 from dbjax.workdir import METRICS, SUMMARY, read_json
-from dbjax.workdir.files import reading
+from dbjax.workdir.files import not_left, reading
 from experiments.saved import CONFIG
 
 TRACE = "trace.json"
@@ -34,6 +34,9 @@ _SHOWN = (  # numbers that the page has
     "deaths", "returns", "lost_pushes", "repeated_pushes", "refused_pushes", "bytes_fetched",
     "bytes_pushed", "iterations",
 )  # fmt: skip
+
+
+_COUNTS = ("updates", "examples", "bytes_fetched", "bytes_pushed")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -158,20 +161,27 @@ def _metrics(path: Path) -> tuple[Row, list[Row]]:
     """The header and the rows; a last line that was cut off is left out."""
     lines = path.read_bytes().splitlines(keepends=True)
     with reading(path):
-        header, *rows = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        found = [json.loads(line) for line in lines if line.endswith(b"\n")]
+        if not found:
+            raise not_left(path, "it has no whole line")
+        header, *rows = found
         _require(header, {"clock": str})
         for row in rows:
             _require(row, {"time_s": float, "node": str, **_numbers(row)})
+            _require_warnings(row)
             _require(row.get("cards_busy_s", {}), dict.fromkeys(row.get("cards_busy_s", {}), float))
     return header, rows
 
 
 def _summary(path: Path) -> Row:
-    found = read_json(path)
+    found = read_json(path, "interrupted")
     with reading(path):
+        _require_warnings(found)
         histogram = found.get("staleness_histogram", {})
         _require(found, _numbers(found))
         _require({str(int(k)): n for k, n in histogram.items()}, dict.fromkeys(histogram, int))
+        if any(int(k) < 0 or n < 0 for k, n in histogram.items()):
+            raise ValueError("staleness_histogram has numbers below 0")
         if histogram:
             _require(found["staleness_updates"], {"mean": float, "p95": int, "max": int})
     return found
@@ -186,8 +196,19 @@ def _spans(path: Path) -> Spans:
 
 
 def _numbers(row: Row) -> dict[str, type[Any]]:
-    """Those of the fields that are to be numbers, if they are known at all."""
-    return {name: float for name in _SHOWN if row.get(name) is not None}
+    """Those of the fields that are to be numbers, if they are known at all: counts are."""
+    return {
+        name: float
+        for name in _SHOWN
+        if row.get(name) is not None or (name in row and name in _COUNTS)
+    }
+
+
+def _require_warnings(row: Row) -> None:
+    """Raises TypeError unless they are lines, if there are any."""
+    warnings = row.get("warnings", [])
+    if not isinstance(warnings, list) or not all(isinstance(line, str) for line in warnings):
+        raise TypeError(f"warnings={warnings!r} must be a list of str")
 
 
 def _require(value: Any, kinds: Mapping[str, Any]) -> None:

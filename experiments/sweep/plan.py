@@ -57,8 +57,6 @@ class Plan:
         known = _metrics(self.config)
         if self.metric not in known:
             raise ValueError(f"no metric {self.metric!r}{nearest(self.metric, known)}")
-        if self.config.runtime == "ray":
-            raise ValueError("runtime='ray' is not for sweeps: trials run in one process each")
         if self.space.pruner != "none":
             if self.config.until_s is None or self.config.evaluations < 2:
                 raise ValueError("a pruner needs until_s and evaluations before it")
@@ -74,17 +72,44 @@ class Plan:
                 raise ValueError(f"--config.{name}={value} has no effect: SPACE sets it")
             if name in UNUSED or name.startswith("ray."):
                 raise ValueError(f"SPACE: {name!r} does not change what comes of a trial")
+        ends = list(self.space.ends())
+        self._require_effect([self._sound(values, first=ends[0]) for values in ends])
+
+    def _sound(
+        self, values: Mapping[str, Any], first: Mapping[str, Any]
+    ) -> ml_collections.ConfigDict:
+        """The config of a trial with these values, if there can be one."""
         several = [n for n, v in self.space.space.items() if n in OPEN.values() and len(v.ends) > 1]
-        for values in self.space.ends():
-            try:
-                build.require_sound(self.configured(values))
-            except ValueError as error:
-                if not several:
-                    raise
+        try:
+            config = self.configured(values)
+            if config.runtime == "ray":
+                raise ValueError("runtime='ray' is not for sweeps: trials run in one process each")
+            build.require_sound(config)
+        except ValueError as error:
+            if several:
                 raise ValueError(
                     f"{error}; every value of {several[0]!r} is tried with all fields of SPACE: "
                     "where they differ in their fields, give each a space of its own"
                 ) from error
+            if values == first:
+                raise
+            chosen = ", ".join(f"{name}={value!r}" for name, value in values.items())
+            raise ValueError(f"{error}; SPACE may choose {chosen}") from error
+        return config
+
+    def _require_effect(self, configs: Sequence[ml_collections.ConfigDict]) -> None:
+        """Raises ValueError if something changes no trial, whatever is chosen."""
+        clusters = [cluster for cluster in map(build.cluster, configs) if cluster is not None]
+        if self.space.cluster_seeds > 1 and not clusters:
+            raise ValueError(
+                f"cluster_seeds={self.space.cluster_seeds} has no effect: it needs runtime=virtual"
+            )
+        every = [name for name in self.space.space if name.startswith("checkpoint.every")]
+        if every and not any(cluster.mortal for cluster in clusters):
+            raise ValueError(
+                f"SPACE: {every[0]!r} does not change what comes of a trial: it needs nodes that "
+                "die"
+            )
 
     def configured(self, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
         """The config of a trial whose fields have these values."""

@@ -23,13 +23,20 @@ from optuna.distributions import (
     IntDistribution,
 )
 
-from dbjax.arguments import nearest, require_at_least_one, require_known, require_seed
+from dbjax.arguments import (
+    describe,
+    fits,
+    nearest,
+    require_at_least_one,
+    require_seed,
+)
 from experiments.defaults import OPEN
 from experiments.load import load_module
 
 SPACES = Path("configs/spaces")
 SAMPLERS = ("grid", "random", "tpe")
 PRUNERS = ("none", "median", "halving")
+_COMBINATIONS = 64  # of ends, that are all tried
 
 
 @final
@@ -63,31 +70,53 @@ class Values:
 
 def choice(*values: Any) -> Values:
     """One of these."""
+    for value in values:
+        if isinstance(value, float) and math.isnan(value):
+            raise ValueError("choice: nan is no value that a field may have; leave it out")
     named = {v if isinstance(v, str | int | float | None) else repr(v): v for v in values}
     return Values(CategoricalDistribution(tuple(named)), tuple(named), named)
 
 
 def uniform(low: float, high: float, *, points: int = 5) -> Values:
     """A number between the two; so many, equally spaced, in a grid."""
+    _require_range("uniform", low, high, points)
     grid = tuple(map(float, np.linspace(low, high, points)))
     return Values(FloatDistribution(low, high), grid)
 
 
 def log_uniform(low: float, high: float, *, points: int = 5) -> Values:
     """A number between the two, its logarithm uniform."""
+    _require_range("log_uniform", low, high, points)
     distribution = FloatDistribution(low, high, log=True)
     return Values(distribution, tuple(map(float, np.geomspace(low, high, points))))
 
 
 def integers(low: int, high: int, *, step: int = 1) -> Values:
-    """An integer from `low` to `high`, both included."""
-    return Values(IntDistribution(low, high, step=step), tuple(range(low, high + 1, step)))
+    """An integer from `low` to `high`, in steps; `high` is included if a step ends there."""
+    _require_range("integers", low, high)
+    require_at_least_one(**{"integers: step": step})
+    grid = tuple(range(low, high + 1, step))
+    return Values(IntDistribution(low, grid[-1], step=step), grid)
 
 
 def log_integers(low: int, high: int, *, points: int = 5) -> Values:
     """An integer from `low` to `high`, its logarithm uniform."""
+    _require_range("log_integers", low, high, points)
     distribution = IntDistribution(low, high, log=True)
     return Values(distribution, tuple(sorted({round(x) for x in np.geomspace(low, high, points)})))
+
+
+def _require_range(of: str, low: float, high: float, points: int = 1) -> None:
+    """Raises ValueError unless both are finite, the smaller first, and a grid has a point."""
+    kind = int if "integers" in of else float
+    for name, value in (("low", low), ("high", high)):
+        if not fits(value, kind) or not math.isfinite(value):
+            raise ValueError(f"{of}: {name}={value!r} must be a finite {describe(kind)}")
+    if low > high:
+        raise ValueError(f"{of}: low={low!r} is above high={high!r}: give the smaller one first")
+    if not fits(points, int):
+        raise ValueError(f"{of}: points={points!r} must be int")
+    require_at_least_one(**{f"{of}: points": points})
 
 
 @final
@@ -124,6 +153,8 @@ class Space:
         if not isinstance(self.space, Mapping) or not self.space:
             raise ValueError("SPACE must be a dict, of fields and their values")
         for name, values in self.space.items():
+            if not isinstance(name, str):
+                raise ValueError(f"SPACE: {name!r} is no name of a field: write it as a string")
             if not isinstance(values, Values):
                 raise ValueError(f"SPACE: {name!r} is {values!r}; write choice({values!r})")
         for kind, known in (("sampler", SAMPLERS), ("pruner", PRUNERS)):
@@ -168,16 +199,26 @@ class Space:
     def ends(self) -> Iterator[dict[str, Any]]:
         """Trials that tell whether the fields can be set at all.
 
-        With every name that a field may choose, such as `rule.name`: each end of each other field.
+        Every combination of ends, where there are few. Else, with every name that a field may
+        choose, such as `rule.name`: all fields at their first end, or all at their last, but for
+        one, which is at each of its ends.
         """
+        ends = {name: values.ends for name, values in self.space.items()}
+        if math.prod(map(len, ends.values())) <= _COMBINATIONS:
+            yield from (
+                dict(zip(ends, one, strict=True)) for one in itertools.product(*ends.values())
+            )
+            return
         chosen = [name for name in self.space if name in OPEN.values()]
-        firsts = {name: values.ends[0] for name, values in self.space.items()}
-        for names in itertools.product(*(self.space[name].ends for name in chosen)):
-            named = firsts | dict(zip(chosen, names, strict=True))
+        for names, end in itertools.product(
+            itertools.product(*(ends[name] for name in chosen)), (0, -1)
+        ):
+            others = {name: values[end] for name, values in ends.items()}
+            named = others | dict(zip(chosen, names, strict=True))
             yield named
-            for name, values in self.space.items():
+            for name, values in ends.items():
                 if name not in chosen:
-                    yield from (named | {name: value} for value in values.ends[1:])
+                    yield from (named | {name: value} for value in values if value != named[name])
 
     def described(self) -> dict[str, Any]:
         """All that decides what the trials are, for JSON."""
@@ -203,7 +244,9 @@ def load_space(name: str, **chosen: Any) -> Space:
                     f"it has no {own!r}{nearest(own, hints)}; what only helps begins with _"
                 )
         given = {k: module[k] for k in hints if k in module}
-        require_known("it", given, hints)
+        for own, value in given.items():
+            if not fits(value, hints[own]):
+                raise ValueError(f"{own}={value!r} must be {describe(hints[own])}")
         if "SPACE" not in given:
             raise ValueError("it has no SPACE, a dict of fields and their values")
         made = Space(**{k.lower(): v for k, v in given.items()} | chosen)

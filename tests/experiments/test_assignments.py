@@ -106,10 +106,18 @@ def test_fixed_fields_are_arguments_of_the_name_that_a_space_chooses():
         Plan(chosen.config, Space(RULES), tuple(chosen.changes))
 
 
-@pytest.mark.parametrize("name", ["event_log", "max_spans", "checkpoint.keep", "ray.cpus"])
+@pytest.mark.parametrize(
+    "name", ["event_log", "max_spans", "checkpoint.keep", "ray.cpus", "checkpoint.every_updates"]
+)
 def test_a_space_refuses_what_changes_no_trial(name):
     with pytest.raises(ValueError, match=f"'{name}' does not change"):
         Plan(load_config("configs/quickstart.py:smoke"), Space({name: choice(1)}))
+
+
+def test_a_space_may_vary_what_nodes_that_die_go_on_from():
+    deaths = {"cluster.machine.mean_time_between_failures_s": choice(float("inf"), 9.0)}
+    values = deaths | {"checkpoint.every_s": choice(0.5, 1.0)}
+    Plan(load_config("configs/quickstart.py:smoke"), Space(values))
 
 
 @pytest.mark.parametrize(
@@ -129,6 +137,18 @@ def test_a_space_refuses_what_changes_no_trial(name):
         (["cluster.machine.straggle_factor=3"], "straggle_factor=3.0: set both, or neither"),
         (["algorithm=sandblaster", "rule.name=lbfgs", "options.overlap=0.5"],
          "it needs options.sample below 1"),
+        (["cluster.machine.mean_time_to_repair_s=3"],
+         "it needs cluster.machine.mean_time_between_failures_s"),
+        (["cluster.machine.cards=3"], "it needs a machine's bandwidth_bytes_per_s"),
+        (["cluster.machine.cards=3", "cluster.memory_bandwidth_bytes_per_s=1e9"],
+         "it needs a machine's bandwidth_bytes_per_s"),
+        (["cluster.size_scale=3"], "it needs a bandwidth_bytes_per_s"),
+        (["cut.host_devices=3"], "it needs cut.devices above 1"),
+        (["rule.nesterov=true"], "rule 'sgd': nesterov=True has no effect: set momentum too"),
+        (["rule.accumulator_dtype=foo"], "accumulator_dtype='foo' has no effect: set momentum"),
+        (["options.n_fetch=2", "options.local_rule.name=rmsprop",
+          "options.local_rule.learning_rate=0.1", "options.local_rule.nesterov=true"],
+         "rule 'rmsprop': nesterov=True has no effect: set momentum too"),
         (["data_dir=/somewhere"], "data_dir='/somewhere' has no effect"),
         (["data_dir="], "--config.data_dir= is empty"),
     ],
@@ -136,6 +156,49 @@ def test_a_space_refuses_what_changes_no_trial(name):
 def test_what_would_be_ignored_is_refused(given, said):
     with pytest.raises(ValueError, match=said):
         build.require_sound(parse([FILE, *(f"--config.{one}" for one in given)]).config)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        ["rule.nesterov=true", "rule.momentum=0.9", "rule.accumulator_dtype=bfloat16"],
+        ["rule.name=adam", "rule.learning_rate=0.1", "rule.nesterov=true"],
+        ["rule.name=adamw", "rule.learning_rate=0.1", "rule.mask=true"],
+        [f"cluster.machine.mean_time_{name}_s=3" for name in ("to_repair", "between_failures")],
+        ["cluster.machine.cards=3", "cluster.machine.bandwidth_bytes_per_s=1e9"],
+        ["cluster.size_scale=3", "cluster.memory_bandwidth_bytes_per_s=1e9"],
+        ["cut.host_devices=3", "cut.devices=2"],
+    ],
+)  # fmt: skip
+def test_what_has_an_effect_is_taken(given):
+    build.require_sound(parse([FILE, *(f"--config.{one}" for one in given)]).config)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["rule.name=adamw", "rule.learning_rate=0.1", "rule.mask=nothing"],
+         "rule 'adamw': mask='nothing' must be a tree or a function, not a word"),
+        (["rule.learning_rate=nan"], "rule.learning_rate=nan is no number: give one"),
+        (["until_s=nan"], "--config.until_s=nan is no number"),
+        (["event_log=nan"], "--config.event_log=nan must be bool or None"),
+        (["rule.name=adam", "rule.learning_rate=nan"], "rule.learning_rate=nan is no number"),
+        (["rule.learning_rate=true"], r"rule\.learning_rate=true must be float, as 0\.05 is"),
+        (["rule.name=adam", "rule.learning_rate=true"], "learning_rate=True must be float"),
+        (["options.replicas=true"], r"options\.replicas=true must be int, as 8 is"),
+        (["rule.name=chain"], "^rule 'chain': not enough values to unpack"),
+        (["rule.momentum=0.9", "rule.accumulator_dtype=foo"], "rule 'sgd': .*'foo'"),
+    ],
+)  # fmt: skip
+def test_a_value_that_no_rule_can_take_is_named(given, said):
+    with pytest.raises(ValueError, match=said):
+        build.require_sound(parse([FILE, *(f"--config.{one}" for one in given)]).config)
+
+
+def test_data_that_cannot_be_made_is_named_with_its_options():
+    given = ["--config.data.name=digits", "--config.data.test_share=1e-5"]
+    with pytest.raises(ValueError, match="data 'digits' with test_share=1e-05: data needs arrays"):
+        build.task(parse([FILE, *given]).config)
 
 
 class Handed(Exception):

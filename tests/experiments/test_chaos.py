@@ -67,6 +67,20 @@ def test_chaos_spares_the_last_copy():
             assert len(dead) < 2
 
 
+def test_a_time_to_repair_is_for_nodes_that_are_killed(tmp_path, monkeypatch):
+    """In a run where nothing fails it has no effect, and here it has one if time is virtual."""
+
+    def run(config, workdir, label, beside=None):
+        raise RuntimeError(config.cluster.machine.mean_time_to_repair_s)
+
+    monkeypatch.setattr(chaos, "run_config", run)
+    given = ["--config.cluster.machine.mean_time_to_repair_s=0.25", f"--workdir={tmp_path}"]
+    with pytest.raises(RuntimeError, match=r"0\.25"):
+        chaos.main([*ARGUMENTS, *given])
+    with pytest.raises(ValueError, match="it needs runtime=virtual"):
+        chaos.main([ARGUMENTS[0], *given])
+
+
 def test_nobody_can_be_killed_in_threads():
     endless = dataclasses.replace(METHODS["downpour [4]"], steps=None)
     with pytest.raises(ValueError, match="use virtual or ray"):

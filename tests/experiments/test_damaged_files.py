@@ -65,6 +65,10 @@ def test_a_report_names_the_file(name, text, left, capsys):
     ("config.json", ("config",), 3), ("config.json", ("config", "options"), []),
     ("config.json", ("config", "rule"), {}), ("config.json", ("versions",), "x"),
     ("config.json", ("host",), 1), ("config.json", ("commit",), 1),
+    ("config.json", ("config", "options", "replicas"), "x"),
+    ("summary.json", ("warnings",), 5), ("summary.json", ("warnings",), "abc"),
+    ("summary.json", ("warnings",), [5]), ("summary.json", ("staleness_histogram",), {"3": -2}),
+    ("summary.json", ("staleness_histogram",), {"-3": 2}),
     ("summary.json", ("staleness_histogram",), [1]),
     ("summary.json", ("staleness_histogram",), {"a": 1}),
     ("summary.json", ("staleness_updates",), None), ("summary.json", ("updates",), "many"),
@@ -86,11 +90,55 @@ def test_a_report_names_the_file_whose_values_are_of_another_kind(name, path, va
     [], {"time_s": 1.0}, {"time_s": "x", "node": "evaluator"}, {"time_s": 1.0, "node": 3},
     {"time_s": 40.0, "node": "evaluator", "cards_busy_s": 3},
     {"time_s": 40.0, "node": "evaluator", "updates": "x"},
+    {"time_s": 40.0, "node": "evaluator", "updates": None},
+    {"time_s": 40.0, "node": "evaluator", "warnings": 7},
 ], ids=repr)  # fmt: skip
 def test_a_report_names_metrics_whose_rows_are_of_another_kind(row, left, capsys):
     with (left / "metrics.jsonl").open("a") as metrics:
         metrics.write(json.dumps(row) + "\n")
     require_one_line(capsys, left / "metrics.jsonl", report_command.main, str(left))
+
+
+def test_a_summary_without_fields_is_none(left, capsys):
+    """Where there is no file the run has not ended."""
+    (left / "summary.json").write_text("{}")
+    require_one_line(capsys, left / "summary.json", report_command.main, str(left))
+
+
+def test_metrics_without_a_line_are_said_to_be_empty(left, capsys):
+    (left / "metrics.jsonl").write_text('{"clock": ')
+    code, error = said(capsys, report_command.main, str(left))
+    assert code == 2
+    assert "metrics.jsonl' is not what a run leaves: it has no whole line" in error
+
+
+OUT = [*FILES, "events.jsonl", "curves.png", "own.html", "a link"]
+
+
+@pytest.mark.parametrize("name", OUT)
+def test_a_page_takes_the_place_of_no_other_file(name, left, capsys):
+    (left / "own.html").write_text("<!doctype html>\n<p>mine</p>\n")
+    (left / "a link").symlink_to(left / "summary.json")
+    before = {path: path.read_bytes() for path in left.iterdir()}
+    code, error = said(capsys, report_command.main, str(left), f"--out={left / name}")
+    assert code == 2
+    assert error.startswith(f"error: {str(left / name)!r} is ")
+    assert error.endswith(": give another --out")
+    assert {path: path.read_bytes() for path in left.iterdir()} == before
+
+
+def test_a_page_takes_the_place_of_an_earlier_one_and_of_an_empty_file(left, tmp_path):
+    (tmp_path / "new.html").write_text("")
+    for _ in range(2):
+        assert report_command.main([str(left), f"--out={tmp_path / 'new.html'}"]) == 0
+
+
+def test_a_folder_where_no_page_can_be_is_no_workdir(left, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    given = [str(left), f"--out={tmp_path / 'file' / 'x.html'}"]
+    code, error = said(capsys, report_command.main, *given)
+    assert code == 2
+    assert error.startswith(f"error: the folder of 'x.html', {str(tmp_path / 'file')!r} cannot be")
 
 
 def test_flipped_bits_are_no_tracebacks(left, tmp_path, capsys):
@@ -154,6 +202,14 @@ def test_a_replay_names_the_file(text, left, capsys):
         (left / name).write_text(text)
         require_one_line(capsys, left / name, replay.main, f"--workdir={left}")
         (left / name).unlink() if whole is None else (left / name).write_text(whole)
+
+
+def test_a_replay_names_a_summary_whose_digest_is_none(left, capsys, monkeypatch):
+    monkeypatch.setattr(replay, "_script", lambda path: None)
+    monkeypatch.setattr("dbjax.replay", lambda *_, **__: None)
+    summary = json.loads((left / "summary.json").read_text())
+    (left / "summary.json").write_text(json.dumps(summary | {"params_sha256": 5}))
+    require_one_line(capsys, left / "summary.json", replay.main, f"--workdir={left}")
 
 
 QUICK, SEEDS = load_config("configs/quickstart.py:smoke"), Space({"seed": integers(0, 1)})

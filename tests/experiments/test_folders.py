@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from experiments import chaos, demo, run
-from experiments.command_line import command
+from experiments.command_line import command, load_config
 from experiments.figure3 import __main__ as figure3
 from experiments.figure4 import __main__ as figure4
 from experiments.figure5 import __main__ as figure5
@@ -104,6 +104,31 @@ def test_what_is_of_another_program_is_not_deleted(name, tmp_path, capsys):
     before = tree(tmp_path)
     assert refused(tmp_path, "run", capsys).startswith(f"holds {name!r} without the config.json")
     assert tree(tmp_path) == before
+
+
+def test_a_run_begins_where_one_ended_before_its_first_row(tmp_path, monkeypatch):
+    """Such a run leaves an empty folder of checkpoints, and no config."""
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    given = [CONFIG, "--config.options.replicas=2", "--config.until_s=0.2"]
+    with monkeypatch.context() as patch:
+        patch.setattr("dbjax.run", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.main([*given, f"--workdir={tmp_path}"])
+    assert "checkpoints" in tree(tmp_path)
+    assert run.main([*given, f"--workdir={tmp_path}"]) == 0
+
+
+@pytest.mark.parametrize("runtime", ["thread", "Virtual", ""])
+def test_a_runtime_that_is_none_is_refused_before_anything_is_made(runtime, tmp_path):
+    config = load_config("configs/quickstart.py:smoke")
+    config.runtime = runtime
+    said = f"^runtime='{runtime}' is neither 'virtual' nor 'threads' nor 'ray'$"
+    with pytest.raises(ValueError, match=said):
+        run.run_config(config, tmp_path / "run", "a run")
+    assert tree(tmp_path) == []
 
 
 def test_where_a_config_of_another_program_lies_above_all_is_well(tmp_path):

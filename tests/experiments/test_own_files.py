@@ -37,6 +37,27 @@ def test_a_config_without_variants_needs_no_list_of_them(own):
         assert config.until_s == 3.0
 
 
+@pytest.mark.parametrize("parameters", ['size="small"', '*, size="small"', '*_, size="small"'])
+def test_a_config_whose_variant_has_a_default_is_called_without(parameters, own):
+    text = RETURNS.format(parameters=parameters, until_s='{"small": 1.0}[size]')
+    assert load_config(own(text)).until_s == 1.0
+
+
+def test_a_variant_that_is_given_by_name_is(own):
+    until_s = '{"small": 1.0, "large": 9.0}[size]'
+    for parameters in ('*, size="small"', 'size="small"', "size"):
+        path = own(RETURNS.format(parameters=parameters, until_s=until_s) + "\nVARIANTS=['large']")
+        assert load_config(f"{path}:large").until_s == 9.0
+        if "=" in parameters:
+            assert load_config(path).until_s == 1.0
+
+
+def test_a_config_that_is_a_directory_is_said_to_be(tmp_path):
+    (tmp_path / "own.py").mkdir()
+    with pytest.raises(ValueError, match=r"config file '.*own\.py' is a directory: name a file"):
+        load_config(str(tmp_path / "own.py"))
+
+
 def test_a_config_that_lists_variants_is_told_which(own):
     text = RETURNS.format(parameters="variant", until_s="{'': 1.0, 'long': 9.0}[variant]")
     path = own(text + "\n\nVARIANTS = ['long']\n")
@@ -144,6 +165,7 @@ def test_a_space_may_import_whatever_helps_it(head, own):
         ("RATES, SEED = 3, 4", "it has no 'RATES'"),
         ("trials = 5", "trials=5 has no effect: write TRIALS"),
         ("PRUNE_FROM = 0.5", "PRUNE_FROM=0.5 has no effect: say which PRUNER"),
+        ("TRIALS = True", r"^space '.*own\.py': TRIALS=True must be int or None$"),
         ("SEED = 1e23", r"SEED=1e\+23 must be int"),
         ("SEED = -1", r"seed=-1 must be in 0 \.\.\. "),
         ("choice()", r"own\.py, line 3: "),

@@ -100,6 +100,23 @@ def test_the_nearest_flag_or_field_is_named(name, flag, meant, capsys):
     assert hint == f"nearest: {meant}" if meant else hint.startswith("there are")
 
 
+@pytest.mark.parametrize(
+    ("flag", "meant"),
+    [
+        ("--config.seed", "--config.seed=VALUE"),
+        ("--config.n-fetch", "--config.options.n_fetch=VALUE"),
+        ("--config.rule.learning_rate", "--config.rule.learning_rate=VALUE"),
+        ("--config.untl_s", "--config.until_s=VALUE"),
+        ("--workdir", "--workdir=VALUE"),
+        ("--config", "--config=VALUE"),
+        ("seed", "--config.seed=VALUE"),
+    ],
+)
+def test_a_flag_without_a_value_is_told_how_it_is_given(flag, meant, capsys):
+    error = said(capsys, "run", flag)
+    assert error == f"error: {flag!r} is not of the form --name=value; nearest: {meant}"
+
+
 def test_a_field_without_its_group_is_named(capsys):
     assert "nearest: 'options.replicas'" in said(capsys, "run", "--config.replicas=3")
 

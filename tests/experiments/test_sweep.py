@@ -19,7 +19,15 @@ from experiments.sweep import __main__ as command
 from experiments.sweep.plan import Plan
 from experiments.sweep.pool import Pool, Process
 from experiments.sweep.run import sweep
-from experiments.sweep.space import Space, choice, load_space, log_uniform, uniform
+from experiments.sweep.space import (
+    Space,
+    choice,
+    integers,
+    load_space,
+    log_integers,
+    log_uniform,
+    uniform,
+)
 from experiments.sweep.trial import Job, Outcome
 from tests.processes import FAST, LIMIT_S
 
@@ -197,6 +205,23 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         ({"options.replicas": choice(4, 0)}, "downpour.replicas=0 must be at least 1"),
         ({"batch_size": 3}, r"'batch_size' is 3; write choice\(3\)"),
         ({}, "SPACE must be a dict"),
+        ({1: choice(1, 2)}, "SPACE: 1 is no name of a field: write it as a string"),
+        ({"runtime": choice("ray", "virtual")}, "runtime='ray' is not for sweeps"),
+        ({"runtime": choice("virtual", "ray")}, "runtime='ray' is not for sweeps"),
+        ({"runtime": choice("virtual", "thread")}, "runtime='thread' is neither 'virtual' nor"),
+        (
+            {
+                "cluster.machine.law": choice("lognormal", "constant"),
+                "cluster.machine.sigma": choice(0.0, 0.2),
+            },
+            r"sigma=0\.2 has no effect: .* may choose cluster\.machine\.law='constant', cluster",
+        ),
+        (
+            {"cluster.machine.law": choice("lognormal", "constant")}
+            | {"cluster.machine.sigma": choice(0.0, 0.2)}
+            | {f"{group}seed": choice(*range(9)) for group in ("", "data_", "cluster.", "data.")},
+            r"sigma=0\.2 has no effect: ",  # where there are too many combinations for all
+        ),
     ],
 )
 def test_a_bad_space_is_one_line_before_anything_starts(change, text, tmp_path):
@@ -229,6 +254,43 @@ def test_a_misspelt_constant_is_named(tmp_path):
     file.write_text("from experiments.sweep.space import choice\nSPACE = {}\nSAMPLR = 'grid'\n")
     with pytest.raises(ValueError, match="has no 'SAMPLR'; nearest: 'SAMPLER'"):
         load_space(str(file))
+
+
+@pytest.mark.parametrize(
+    ("made", "text"),
+    [
+        (lambda: uniform(0, float("inf")), "uniform: high=inf must be a finite float"),
+        (lambda: uniform(float("nan"), 1), "uniform: low=nan must be a finite float"),
+        (lambda: uniform("a", 1), "uniform: low='a' must be a finite float"),
+        (lambda: uniform(1, 0), "uniform: low=1 is above high=0"),
+        (lambda: uniform(0, 1, points=0), "uniform: points=0 must be at least 1"),
+        (lambda: uniform(0, 1, points=2.5), r"uniform: points=2\.5 must be int"),
+        (lambda: log_uniform(1e-3, float("inf")), "log_uniform: high=inf must be a finite float"),
+        (lambda: integers(0.5, 3), r"integers: low=0\.5 must be a finite int"),
+        (lambda: integers(3, 1), "integers: low=3 is above high=1"),
+        (lambda: integers(1, 3, step=0), "integers: step=0 must be at least 1"),
+        (lambda: log_integers(1, 9, points=0), "log_integers: points=0 must be at least 1"),
+        (lambda: choice(1.0, float("nan")), "choice: nan is no value"),
+    ],
+)
+def test_values_that_are_none_are_named(made, text):
+    with pytest.raises(ValueError, match=text):
+        made()
+
+
+def test_integers_in_steps_end_at_the_last_step():
+    assert integers(1, 10, step=4).grid == (1, 5, 9)
+    assert integers(1, 10, step=4).distribution.high == 9
+
+
+def test_several_clusters_are_refused_where_none_is_modelled():
+    space = Space({"seed": choice(0, 1)}, cluster_seeds=3)
+    config = load_config("configs/quickstart.py:smoke")
+    config.runtime = "threads"
+    with pytest.raises(ValueError, match="cluster_seeds=3 has no effect: it needs runtime=virtual"):
+        Plan(config, space)
+    several = Space({"runtime": choice("threads", "virtual")}, cluster_seeds=3)
+    assert Plan(config, several).runs == 3
 
 
 @pytest.mark.parametrize("file", sorted(map(str, Path("configs/spaces").glob("*.py"))))
