@@ -7,6 +7,7 @@ leaf is what, and it is asked only where it is imported already.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -21,10 +22,10 @@ def require_parameters(params: Any) -> None:
     """Raises TypeError, of one line, if a leaf is known to be no parameter.
 
     Such are variables of NNX but for `nnx.Param`, arrays of an NNX module that are no variables,
-    a variable that stands in two places, and Linen's collection `batch_stats`.
+    a variable that stands in two places, and Linen's collection `batch_stats`, also flattened.
     """
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
-        if any(getattr(key, "key", None) == "batch_stats" for key in path):
+        if re.search(r"\bbatch_stats\b", jax.tree_util.keystr(path)):
             raise TypeError(
                 f"{_name(path)} is a running statistic, which no rule may change: give "
                 f"variables['params'] alone, and {_OWN_STATISTICS} (docs/models.md)"

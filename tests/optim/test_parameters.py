@@ -58,6 +58,9 @@ REFUSED = {
                              rf"^params/table stands in a module and is no nnx\.Param: .*{SPLIT}"),
     "tied": (tied(), rf"^params/1/kernel is the same variable as params/0/kernel, .*{SPLIT}"),
     "Linen": (LINEN, r"^params/batch_stats/mean is a running statistic, .*variables\['params'\]"),
+    "Linen, flattened": (
+        flax.traverse_util.flatten_dict(LINEN, sep="/"), "^params/batch_stats/mean is a running"),
+    "Linen, by tuples": (flax.traverse_util.flatten_dict(LINEN), "batch_stats.* is a running stat"),
     "Linen, frozen": (flax.core.freeze(LINEN), "^params/batch_stats/mean is a running statistic"),
 }  # fmt: skip
 refused = pytest.mark.parametrize(("params", "text"), REFUSED.values(), ids=list(REFUSED))
