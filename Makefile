@@ -18,7 +18,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m experiments.demo --workdir=$(RUNS)/demo
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(TESTS)
 
 test-slow: $(VENV)/installed
 	$(BIN)/python -m pytest -m slow

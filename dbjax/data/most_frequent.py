@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dbjax.runtime.fields import require_fields
+from dbjax.arguments import require_fields
 
 _DEVIATIONS = 2.0  # of an accuracy measured on so many examples: 1 of 40 is above by chance
 

@@ -50,13 +50,11 @@ def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
     Raises:
       ValueError: it is something else, and not None where that may be.
     """
-    if rule is None and or_none:
+    known = isinstance(rule, optax.GradientTransformation) and isinstance(rule.update, Hashable)
+    if known or (rule is None and or_none):
         return rule
     functions = [getattr(rule, function, None) for function in ("init", "update")]
     if all(map(callable, functions)) and not isinstance(rule, type):
-        ours = isinstance(rule, optax.GradientTransformation)
-        if ours and all(isinstance(function, Hashable) for function in functions):
-            return rule
         # What is compiled for a rule is found again by its functions.
         return optax.GradientTransformation(*map(_hashable, functions))
     remedy = "give an optax transform, such as optax.sgd(0.05)"
