@@ -73,20 +73,21 @@ def killed(given, workdir, ended):
     running.wait()
 
 
-@pytest.mark.parametrize("sampler", ["random", "grid"])
-def test_killed_twice_it_has_the_same_trials(sampler, tmp_path):
-    given = [f"--sampler={sampler}", "--jobs=2"]
+@pytest.mark.parametrize(("sampler", "count"), [("random", 20), ("grid", 40)])
+def test_killed_twice_it_has_the_same_trials(sampler, count, tmp_path):
+    given = [f"--sampler={sampler}", f"--trials={count}"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    assert command.main(arguments(whole, f"--sampler={sampler}", "--jobs=1")) == 0
-    for ended in (9, 23):
+    assert command.main(arguments(whole, *given, "--jobs=1")) == 0
+    given.append("--jobs=2")
+    for ended in (count // 4, count // 2):
         killed(arguments(broken, *given), broken, ended)
         left = [state for _, _, state, *_ in trials(broken)]
         assert TrialState.RUNNING in left
-        assert len(left) < 40
+        assert len(left) < count
     assert command.main(arguments(broken, *given)) == 0
     assert trials(broken) == trials(whole)
-    assert len({str(one[1:]) for one in trials(whole)}) > 30  # and they differ
-    for name in ("0007", "0031"):
+    assert len({str(one[1:]) for one in trials(whole)}) > 3 * count // 4  # and they differ
+    for name in ("0007", f"{count - 9:04}"):
         metrics = [(path / "trials" / name / "metrics.jsonl") for path in (whole, broken)]
         assert metrics[0].read_bytes() == metrics[1].read_bytes()
 
