@@ -88,22 +88,23 @@ def _require_loss(task: Task) -> list[str]:
     loss = functools.partial(loss_of, task.loss)
     program, found = jax.make_jaxpr(loss, return_shape=True)(task.shapes, task.batch)
     require_loss(found, "Task.loss")
-    names = [
-        "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
-        for path, _ in jax.tree_util.tree_leaves_with_path(task.shapes)
-    ]
-    read = _read(program.jaxpr, len(names))
-    unread = [name for name, of_loss in zip(names, read, strict=True) if not of_loss]
-    if len(unread) == len(names):
+    leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
+    read = _read(program.jaxpr, len(leaves))
+    if not any(read):
         raise ValueError(
             "Task.loss does not depend on the parameters: it must be computed from its first "
             "argument, and not from others of the same name"
         )
+    unread = [
+        "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        for (path, leaf), of_loss in zip(leaves, read, strict=True)
+        if not of_loss and leaf.size
+    ]
     warnings = []
     if unread:
         more = ", ..." if len(unread) > _NAMED else ""
         warnings.append(
-            f"unread parameters: the loss does not depend on {len(unread):,} of {len(names):,} "
+            f"unread parameters: the loss does not depend on {len(unread):,} of {len(leaves):,} "
             f"leaves ({', '.join(unread[:_NAMED])}{more}), so that a rule can only decay them; "
             "leave what is no parameter out of Task.params (docs/models.md)"
         )
