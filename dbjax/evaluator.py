@@ -60,7 +60,7 @@ async def evaluator(
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.store.pull(program.shard.peek)
         reports = await program.store.each(program.shard.report)
-        found = progress(reports)
+        found = counted(program, trace, reports)
         with only_reports(f"the evaluation at {node.now():.4g} s"):
             found = evaluation(program, task, trace, fetched, reports)
         news = look(program, trace, node.now(), reports)
@@ -71,10 +71,14 @@ async def evaluator(
 def evaluation(
     program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
 ) -> Row:
-    """Progress, and what the task says of the parameters."""
-    loss = {"train_loss": train_loss(trace.rows, program.recent_losses)}
+    """What is counted, and what the task says of the parameters."""
     theirs = metrics(task.evaluate, program.join(fetched.slices)) if task.evaluate else {}
-    return progress(reports) | loss | theirs
+    return counted(program, trace, reports) | theirs
+
+
+def counted(program: Program, trace: Trace, reports: list[Report]) -> Row:
+    """Progress, and the mean of the latest training losses: what needs no evaluation."""
+    return progress(reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
 
 
 def metrics(evaluate: Callable[[Params], Metrics], params: Params) -> Row:

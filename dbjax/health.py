@@ -41,7 +41,7 @@ class Ended(NamedTuple):
     """A run that has ended.
 
     Attributes:
-      of_task: what was said of the task before it began.
+      of_task: warnings about the task, from before the run.
       replicas: how many it has.
       shard_backups: of each shard.
       until_s: when it was to end.

@@ -152,7 +152,7 @@ class Task:
 
 
 def _require_labels(loss: Any) -> Callable[[Any], None] | None:
-    """What a loss has of that name, also under `jax.jit` and `functools.partial`."""
+    """The loss's `require_labels`, looked for also inside `jax.jit` and `functools.partial`."""
     while not hasattr(loss, "require_labels"):
         within = getattr(loss, "__wrapped__", getattr(loss, "func", None))
         if within is None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import importlib
-import operator
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
+from jax.interpreters.partial_eval import dce_jaxpr
 
 from dbjax.evaluator import metrics
 from dbjax.optim.inputs import require_floats, require_loss
@@ -41,7 +41,7 @@ def algorithm_of(config: Any) -> Any:
 
 
 def require_task(task: Any) -> None:
-    """Raises TypeError for anything else."""
+    """Raises TypeError unless it is a `Task`."""
     if not isinstance(task, Task):
         call = "call the class" if isinstance(task, type) else "give dbjax.Task(params, loss, data)"
         raise TypeError(f"task={shown(task)} is no Task: {call}")
@@ -51,7 +51,7 @@ def require_sound(task: Task) -> list[str]:
     """Raises TypeError or ValueError for what would be wrong later, when the run has begun.
 
     Returns:
-      Warnings, of what can hardly be meant and is done all the same; see `dbjax.health`.
+      Warnings of what is allowed, but is probably a mistake; see `dbjax.health`.
     """
     count = len(task.examples)
     if task.batch_size > count:
@@ -89,7 +89,8 @@ def _require_loss(task: Task) -> list[str]:
     program, found = jax.make_jaxpr(loss, return_shape=True)(task.shapes, task.batch)
     require_loss(found, "Task.loss")
     leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
-    read = _read(program.jaxpr, len(leaves))
+    needed, inputs = dce_jaxpr(program.jaxpr, [True])  # what the loss depends on
+    read = inputs[: len(leaves)]
     if not any(read):
         raise ValueError(
             "Task.loss does not depend on the parameters: it must be computed from its first "
@@ -108,29 +109,12 @@ def _require_loss(task: Task) -> list[str]:
             f"leaves ({', '.join(unread[:_NAMED])}{more}), so that a rule can only decay them; "
             "leave what is no parameter out of Task.params (docs/models.md)"
         )
-    if _draws_from_constants(program.jaxpr, [True] * len(program.jaxpr.invars)):
+    if _draws_from_constants(needed, [True] * len(needed.invars)):
         warnings.append(
-            "fixed random numbers: Task.loss draws the same ones in every step, from a key of its "
-            "own; for dropout set Task.takes_key=True and use the key that is its third argument"
+            "fixed random numbers: Task.loss uses the same ones in every step, as it makes its own "
+            "key; for dropout set Task.takes_key=True and use the key that is its third argument"
         )
     return warnings
-
-
-def _read(program: Jaxpr, count: int) -> list[bool]:
-    """Whether the result may depend on each of the first `count` inputs.
-
-    Every step counts as depending on all that it is given: False is certain, True is not.
-    """
-    sources = {variable: 1 << i for i, variable in enumerate(program.invars[:count])}
-
-    def of(variables: Sequence[Any]) -> int:
-        known = (sources.get(v, 0) for v in variables if not isinstance(v, Literal))
-        return functools.reduce(operator.or_, known, 0)
-
-    for step in program.eqns:
-        sources.update(dict.fromkeys(step.outvars, of(step.invars)))
-    read = of(program.outvars)
-    return [bool(read >> i & 1) for i in range(count)]
 
 
 def _within(step: Any) -> Iterator[Jaxpr]:

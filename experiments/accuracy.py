@@ -17,6 +17,8 @@ def time_to(rows: Sequence[Row], accuracy: float) -> float:
     """
     previous: Row | None = None
     for row in rows:
+        if "test_accuracy" not in row:  # that evaluation failed
+            continue
         if row["test_accuracy"] >= accuracy:
             if previous is None or row["test_accuracy"] == previous["test_accuracy"]:
                 return float(row["time_s"])

@@ -411,11 +411,11 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
         if not fits(value, hint) or (isinstance(value, bool) and float in typing.get_args(hint)):
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
         if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{place}: {name}=nan is no number: give one")
+            raise ValueError(f"{place}: {name}=nan must be a number")
         if isinstance(value, str) and "Callable" in str(make.__annotations__.get(name)):
             raise ValueError(
                 f"{place}: {name}={value!r} must be a tree or a function, not a word; leave it "
-                "away, or set it in a config file"
+                "out, or set it in a config file"
             )
     _require_momentum(parameters, place, arguments)
     for parameter in parameters.values():
@@ -447,5 +447,5 @@ def _hint_of(make: Callable[..., Any], parameter: str) -> Any:
     alone = types.SimpleNamespace(__annotations__={parameter: annotation})
     try:
         return typing.get_type_hints(alone, make.__globals__)[parameter]
-    except NameError:
+    except (NameError, AttributeError):  # AttributeError: a class
         return Any

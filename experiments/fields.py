@@ -43,17 +43,26 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
 )
 
 
-def assign(config: ml_collections.ConfigDict, given: Mapping[str, Any]) -> None:
+def assign(
+    config: ml_collections.ConfigDict, given: Mapping[str, Any], asked: Collection[str] = ()
+) -> None:
     """Gives fields of a config their values.
 
     A group in `OPEN` holds arguments of what it names, so it takes any field; the library refuses
     wrong ones. Naming something else drops the arguments of what the config named before, and
     none of those that are given.
 
+    Args:
+      asked: fields that may be without effect.
+
     Raises:
       ValueError: there is no such field, it cannot have that value, or it has no effect.
     """
-    _assign(config, given, lambda value, path, before: _fitting(value, path, before, repr(value)))
+
+    def read(value: Any, path: str, before: Any) -> Any:
+        return _fitting(value, path, before, repr(value))
+
+    _assign(config, given, read, asked)
 
 
 def assign_texts(

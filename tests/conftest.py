@@ -8,9 +8,10 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """With `-n` a file's tests, which share what they make, run in one process.
+    """With `-n` the tests of a file run in one process, since they share what they make.
 
-    So do all tests that start Ray, as a run of Ray looks for others on the machine.
+    All tests that start Ray run in one process too, because Ray looks for other clusters on the
+    machine.
     """
     from xdist.scheduler import LoadFileScheduling
 

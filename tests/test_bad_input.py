@@ -564,7 +564,9 @@ def test_types_of_numpy_that_jax_lacks_are_refused(dtype):
 
 def test_a_key_that_is_the_name_of_a_part_of_another_leaf_is_refused():
     params = {"w": jnp.zeros(6), "w[0:3]": jnp.zeros(3)}
-    with one_line(r"params/w\[0:3\] is also what a part of a leaf is called; give it another key"):
+    with one_line(
+        r"params/w\[0:3\] is also the name of a part of another leaf; give it another key"
+    ):
         run(params, lambda p, b: mean(p, b) + p["w[0:3]"].sum(), config=one_step(shards=3))
 
 
@@ -601,7 +603,7 @@ def test_an_accuracy_that_a_guess_is_held_against_is_a_share():
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        (np.eye(3, dtype=int), "have a one in every row.*argmax"),
+        (np.eye(3, dtype=int), "has a single 1, and zeros.*argmax"),
         ([], r"labels are float64\[0\]; give the numbers of classes"),
         (np.ones(3), r"labels are float64\[3\]; give the numbers of classes"),
     ],
@@ -609,6 +611,8 @@ def test_an_accuracy_that_a_guess_is_held_against_is_a_share():
 def test_labels_of_a_guess(labels, text):
     with one_line(text):
         MostFrequent.of(labels)
+    assert MostFrequent.of([[0, 3], [0, 5]]).share == 0.5  # a label for each of two positions
+    assert MostFrequent.of([True, False, True]).share == 2 / 3
     with one_line("MostFrequent.examples='3' must be int"):
         MostFrequent(0.5, "3")
 
@@ -631,3 +635,5 @@ def test_a_label_that_is_no_class_makes_the_loss_nan(name):
         value, gradient = jax.value_and_grad(loss)(logits, jnp.array([0, 1, 2, label]))
         assert np.isnan(value)
         assert np.isnan(gradient).all()
+    for dtype, classes in (("uint8", 256), ("uint8", 1000), ("int8", 128)):
+        assert np.isfinite(loss(jnp.zeros((2, classes)), jnp.array([0, 120], dtype)))

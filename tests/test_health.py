@@ -206,9 +206,11 @@ def test_a_rate_of_nothing_is_said(rule):
     assert said.startswith("unchanged parameters: 60 updates left every one as it was")
 
 
-def test_parameters_that_the_loss_does_not_read_are_said():
+@pytest.mark.parametrize("wrap", [lambda loss: loss, jax.jit, jax.checkpoint])
+def test_parameters_that_the_loss_does_not_read_are_said(wrap):
     """Running statistics are such: no gradient changes them, and decay does."""
-    task = dataclasses.replace(TASK, params=TASK.params | {"other": np.ones(2, np.float32)})
+    params = TASK.params | {"other": np.ones(2, np.float32)}
+    task = dataclasses.replace(TASK, params=params, loss=wrap(squared))
     (said,) = dbjax.run(task, ONE).summary["warnings"]
     assert said.startswith(
         "unread parameters: the loss does not depend on 1 of 2 leaves (params/other), so that"
@@ -221,6 +223,12 @@ def fixed_dropout(params, batch):
     return jnp.mean(((x * kept) @ params["w"] - y) ** 2)
 
 
+def unused_draw(params, batch):
+    """As where a network is made in the loss, and its initial values are replaced."""
+    jax.random.normal(jax.random.key(0), (3,))
+    return squared(params, batch)
+
+
 def dropout(params, batch, key):
     x, y = batch
     kept = jax.random.bernoulli(jax.random.fold_in(key, 1), 0.5, x.shape)
@@ -231,10 +239,11 @@ def dropout(params, batch, key):
 def test_a_loss_that_draws_the_same_numbers_in_every_step_is_said(wrap):
     task = dataclasses.replace(TASK, loss=wrap(fixed_dropout))
     (said,) = dbjax.run(task, ONE).summary["warnings"]
-    assert said.startswith("fixed random numbers: Task.loss draws the same ones in every step")
+    assert said.startswith("fixed random numbers: Task.loss uses the same ones in every step")
     assert "takes_key=True" in said
-    task = dataclasses.replace(TASK, loss=wrap(dropout), takes_key=True)
-    assert dbjax.run(task, ONE).summary["warnings"] == []
+    for loss, takes_key in ((dropout, True), (unused_draw, False)):
+        task = dataclasses.replace(TASK, loss=wrap(loss), takes_key=takes_key)
+        assert dbjax.run(task, ONE).summary["warnings"] == []
 
 
 def test_losses_that_are_not_finite_are_said_though_gradients_are():

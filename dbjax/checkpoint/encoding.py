@@ -216,7 +216,7 @@ def bytes_of(array: Array) -> memoryview:
 
 
 def storable(array: Array) -> Array:
-    """The array, or its bytes where it is of the one float8 that Orbax's files do not know."""
+    """The array; viewed as bytes if it is of float8_e4m3, which Orbax cannot store."""
     return array.view(np.uint8) if array.dtype == jnp.float8_e4m3 else array
 
 

@@ -38,14 +38,15 @@ class MostFrequent:
     def of(cls, labels: Any, metric: str = "test_accuracy") -> MostFrequent:
         """Counts integer labels, of any shape, that `metric` is measured on."""
         labels = np.asarray(labels)
-        if labels.dtype.kind not in "iu" or not labels.size:
+        if labels.dtype.kind not in "biu" or not labels.size:
             raise ValueError(
                 f"MostFrequent.of: labels are {labels.dtype}{list(labels.shape)}; give the numbers "
                 "of classes, at least one"
             )
-        if labels.ndim == 2 and labels.shape[1] > 1 and (np.sort(labels)[:, :-1] == 0).all():
+        ones = np.count_nonzero(labels, -1) == 1 if labels.ndim == 2 and labels.shape[1] > 1 else 0
+        if np.all(ones) and labels.min() == 0 and labels.max() == 1:
             raise ValueError(
-                "MostFrequent.of: labels have a one in every row, and else zeros; give the numbers "
+                "MostFrequent.of: every row of labels has a single 1, and zeros; give the numbers "
                 "of classes: labels.argmax(1)"
             )
         _, counts = np.unique(labels, return_counts=True)

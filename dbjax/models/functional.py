@@ -18,6 +18,7 @@ from flax import nnx
 from jaxtyping import Array, Float, Int
 
 from dbjax.parallel.cut import Cut, name_of
+from dbjax.parallel.losses import nan_unless_classes
 from dbjax.types import Params
 
 
@@ -133,7 +134,7 @@ def cross_entropy(
     """-log softmax(logits)[label], in nats; mean over the batch; NaN if a label is no class."""
     _require_classes(logits, labels)
     value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
-    return value * _nan_unless_classes(logits, labels)
+    return value * nan_unless_classes(labels, logits.shape[-1], logits.dtype)
 
 
 def one_against_all(
@@ -144,7 +145,8 @@ def one_against_all(
     """
     _require_classes(logits, labels)
     each = optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
-    return jnp.mean(jnp.sum(each, axis=-1)) * _nan_unless_classes(logits, labels)
+    value = jnp.mean(jnp.sum(each, axis=-1))
+    return value * nan_unless_classes(labels, logits.shape[-1], logits.dtype)
 
 
 def squared_error(
@@ -180,16 +182,6 @@ def _require_classes(logits: Any, labels: Any) -> None:
             f"labels are {dtype}{list(shape)}; for logits {list(logits.shape)} they must be "
             f"integers {list(logits.shape[:-1])}: one class for each example"
         )
-
-
-def _nan_unless_classes(logits: Any, labels: Any) -> jax.Array:
-    """1 if every label is the number of a class, else NaN.
-
-    Else -1 would be taken for the last class, or for none. `dbjax.Task` looks at labels before a
-    run where it knows which array they are.
-    """
-    classes = jnp.all((labels >= 0) & (labels < logits.shape[-1]))
-    return jnp.where(classes, 1.0, jnp.nan).astype(logits.dtype)
 
 
 def _with_string_keys(tree: Any) -> Any:

@@ -115,16 +115,20 @@ def require_elementwise(
 
 
 def transforms_of(rule: optax.GradientTransformation) -> str:
-    """The transforms that a rule consists of, with their switches, but without rates.
+    """Describes a rule: the transforms that it consists of, and their switches.
 
-    Two rules of which the same is said may still differ in numbers, and in masks.
+    Rules with the same description may still differ: in rates, in masks, and in what is inside
+    `optax.MultiSteps` or a compiled function, where this does not look.
     """
     switches = [
         f"{name}={value}"
         for name, value in sorted(_closure(rule.update).items())
         if isinstance(value, bool)
     ]
-    return f"{_name(rule)}({', '.join([*map(transforms_of, _parts(rule)), *switches])})"
+    factory = _closure(rule.update).get("inner_factory")  # of optax.inject_hyperparams
+    inner = [factory.__name__] if inspect.isfunction(factory) else []
+    parts = map(transforms_of, _parts(rule))
+    return f"{_name(rule)}({', '.join([*inner, *parts, *switches])})"
 
 
 def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> bool:
@@ -190,7 +194,7 @@ def _trace(rule: optax.GradientTransformation, params: Any) -> _Traced:
     return _traced(rule, _structure(params), leaves)
 
 
-@functools.lru_cache(maxsize=64)  # a run asks several times of one rule
+@functools.lru_cache(maxsize=1024)  # a run asks several times, of the tree of each shard
 def _traced(
     rule: optax.GradientTransformation, structure: Any, leaves: tuple[tuple[Any, Any], ...]
 ) -> _Traced:
@@ -354,14 +358,18 @@ def _parts(rule: optax.GradientTransformation) -> Iterator[optax.GradientTransfo
     for init, update in zip(inits.get("init_fns", ()), updates.get("update_fns", ()), strict=False):
         yield optax.GradientTransformation(init, update)
     for value in updates.values():
-        held = value.values() if isinstance(value, dict) else (value,)
+        held: Any = (value,)
+        if isinstance(value, dict):  # such as of optax.multi_transform, in whatever order
+            held = [value[key] for key in sorted(value, key=repr)]
+        elif isinstance(value, tuple) and not isinstance(value, optax.GradientTransformation):
+            held = [part[-1] if isinstance(part, tuple) and part else part for part in value]
         yield from (x for x in held if isinstance(x, optax.GradientTransformation))
 
 
 def _closure(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return dict(inspect.getclosurevars(function).nonlocals)
-    except TypeError:  # a callable, but no Python function
+    except (TypeError, ValueError):  # no Python function, or one that closes over what is not set
         return {}
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 import numbers
-from collections.abc import Hashable
 from typing import Any
 
 import jax
@@ -50,7 +49,7 @@ def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
     Raises:
       ValueError: it is something else, and not None where that may be.
     """
-    known = isinstance(rule, optax.GradientTransformation) and isinstance(rule.update, Hashable)
+    known = isinstance(rule, optax.GradientTransformation) and _is_hashable(rule)
     if known or (rule is None and or_none):
         return rule
     functions = [getattr(rule, function, None) for function in ("init", "update")]
@@ -67,7 +66,15 @@ def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
 
 
 def _hashable(function: Any) -> Any:
-    return function if isinstance(function, Hashable) else functools.partial(function)
+    return function if _is_hashable(function) else functools.partial(function)
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def require_floats(params: Vector, name: str = "params") -> None:

@@ -7,7 +7,6 @@ leaf is what, and it is asked only where it is imported already.
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -25,13 +24,19 @@ def require_parameters(params: Any) -> None:
     a variable that stands in two places, and Linen's collection `batch_stats`, also flattened.
     """
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
-        if re.search(r"\bbatch_stats\b", jax.tree_util.keystr(path)):
+        if any("batch_stats" in _parts(key) for key in path):
             raise TypeError(
                 f"{_name(path)} is a running statistic, which no rule may change: give "
                 f"variables['params'] alone, and {_OWN_STATISTICS} (docs/models.md)"
             )
     if (nnx := sys.modules.get("flax.nnx")) is not None:
         _require_params_of_nnx(nnx, params)
+
+
+def _parts(key: Any) -> tuple[Any, ...]:
+    """A key of a path, or those that flax has made one of: a tuple, or joined by slashes."""
+    name = getattr(key, "key", getattr(key, "name", None))
+    return name if isinstance(name, tuple) else tuple(str(name).split("/"))
 
 
 def _require_params_of_nnx(nnx: Any, params: Any) -> None:

@@ -8,6 +8,7 @@ They run under `jax.shard_map`, and return the same value on every device.
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ def cross_entropy(
     largest = jax.lax.pmax(jnp.max(jax.lax.stop_gradient(logits), axis=-1), axes)
     total = jax.lax.psum(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1), axes)
     at_label = jax.lax.psum(jnp.sum(jnp.where(mine, logits, 0), axis=-1), axes)
-    return jnp.mean(jnp.log(total) + largest - at_label)
+    value = jnp.mean(jnp.log(total) + largest - at_label)
+    return value * nan_unless_classes(labels, classes, logits.dtype)
 
 
 def one_against_all(
@@ -45,7 +47,17 @@ def one_against_all(
     mine, real = _labels(logits, labels, classes, axes)
     each = jnp.where(real, jax.nn.softplus(logits) - jnp.where(mine, logits, 0), 0)
     total: jax.Array = jax.lax.psum(jnp.sum(each), axes)
-    return total / len(labels)
+    return total / len(labels) * nan_unless_classes(labels, classes, logits.dtype)
+
+
+def nan_unless_classes(labels: Any, classes: int, dtype: Any) -> jax.Array:
+    """1 if every label is the number of a class, otherwise NaN.
+
+    Otherwise -1 would count as the last class, or as none at all. (`dbjax.Task` refuses such labels
+    before a run, if it can tell which of the arrays holds labels.)
+    """
+    labels = labels.astype(jnp.int32)  # 256 classes are more than uint8 can count
+    return jnp.where(jnp.all((labels >= 0) & (labels < classes)), 1.0, jnp.nan).astype(dtype)
 
 
 def penalised(cut: Cut, l2: float) -> Cut:

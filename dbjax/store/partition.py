@@ -148,12 +148,12 @@ def partition(params: Params, shards: int, layout: Layout | None = None) -> Part
         for shard, piece in _cut(block, begin, size, borders):
             shape = paths[piece.leaf][1].shape
             found[shard].append(_named(piece, shape))
-    _require_other_names(found)
     empty = [i for i, pieces in enumerate(found) if not pieces]
     if empty:
         raise ValueError(
             f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
         )
+    _require_other_names(found)
     absent = tuple(AbsentLeaf(leaf.shape, str(leaf.dtype)) for _, leaf in paths)
     return Partition(treedef, tuple(map(tuple, found)), absent)
 
@@ -164,7 +164,7 @@ def _require_other_names(shards: Sequence[Sequence[Piece]]) -> None:
     name, count = collections.Counter(piece.name for piece in pieces).most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"params/{name} is also what a part of a leaf is called; give it another key"
+            f"params/{name} is also the name of a part of another leaf; give it another key"
         )
 
 

@@ -18,7 +18,7 @@ def prepare(directory: str | Path, what: str = "workdir") -> Path:
     """Makes a directory that can be written to.
 
     Args:
-      what: it is, in errors.
+      what: how errors call it.
 
     Raises:
       ValueError: it cannot be made or written to.

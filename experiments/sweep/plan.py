@@ -18,7 +18,7 @@ from dbjax.arguments import nearest
 from dbjax.workdir.files import plain
 from experiments import build
 from experiments.defaults import OPEN, flat
-from experiments.fields import assign, at
+from experiments.fields import assign, at, require_effect
 from experiments.sweep.space import Space
 from experiments.sweep.trial import UNUSED, Job
 
@@ -104,6 +104,8 @@ class Plan:
             raise ValueError(
                 f"cluster_seeds={self.space.cluster_seeds} has no effect: it needs runtime=virtual"
             )
+        for name in self.space.space:
+            _require_effect_in_one(name, configs)
         every = [name for name in self.space.space if name.startswith("checkpoint.every")]
         if every and not any(cluster.mortal for cluster in clusters):
             raise ValueError(
@@ -114,7 +116,8 @@ class Plan:
     def configured(self, values: Mapping[str, Any]) -> ml_collections.ConfigDict:
         """The config of a trial whose fields have these values."""
         config = self.config.copy_and_resolve_references()
-        assign(config, {name: at(config, name) for name in self.fixed} | dict(values))
+        given = {name: at(config, name) for name in self.fixed} | dict(values)
+        assign(config, given, asked=values)  # what one trial ignores, another may not
         return config
 
     def config_of(self, drawn: Mapping[str, Any]) -> ml_collections.ConfigDict:
@@ -212,3 +215,15 @@ def _as_it_was(trial: FrozenTrial) -> FrozenTrial:
         intermediate_values=trial.intermediate_values,
         system_attrs=trial.user_attrs.get(RUNGS, {}),
     )
+
+
+def _require_effect_in_one(name: str, configs: Sequence[ml_collections.ConfigDict]) -> None:
+    """Raises ValueError if a field has no effect in any of the configs."""
+    errors = []
+    for config in configs:
+        try:
+            require_effect(config, [name])
+        except ValueError as error:
+            errors.append(error)
+    if len(errors) == len(configs):
+        raise ValueError(f"SPACE: {errors[0]}")

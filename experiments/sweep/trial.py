@@ -162,7 +162,8 @@ def _run(
         if row["node"] != "evaluator":
             return
         k = next(evaluated)
-        if stops and 0 < k < config.evaluations and look(k, row[metric]):
+        known = metric in row  # else that evaluation failed
+        if stops and 0 < k < config.evaluations and known and look(k, row[metric]):
             stops.pop()()
 
     with Workdir(folder, config.to_dict(), clock=build.clock(config)) as files:

@@ -7,6 +7,7 @@ import optax
 import pytest
 
 from dbjax.optim import downpour_adagrad, require_elementwise
+from dbjax.optim.elementwise import transforms_of
 
 
 def per_leaf(function):
@@ -169,3 +170,33 @@ def test_a_rule_that_needs_more_than_a_gradient_is_refused():
 def test_integers_are_refused():
     with pytest.raises(ValueError, match="floating-point"):
         require_elementwise(optax.sgd(0.1), dtype=jnp.int32)
+
+
+def test_a_rule_is_described_by_its_transforms_and_switches():
+    adam, nadam = optax.adam(0.1), optax.nadam(0.1)
+    assert transforms_of(adam) == transforms_of(optax.adam(0.5)) != transforms_of(nadam)
+    assert transforms_of(optax.sgd(0.1)) != transforms_of(optax.sign_sgd(0.1))
+    named = [optax.named_chain(("x", rule)) for rule in (adam, nadam)]
+    assert transforms_of(named[0]) != transforms_of(named[1])
+    injected = [optax.inject_hyperparams(make)(0.1) for make in (optax.adam, optax.sgd)]
+    assert transforms_of(injected[0]) != transforms_of(injected[1])
+
+
+def test_the_order_of_labels_means_nothing():
+    rules = {"a": optax.adam(0.1), "b": optax.sgd(0.1)}
+    back = dict(reversed(rules.items()))
+    first, second = (optax.multi_transform(each, {"w": "a"}) for each in (rules, back))
+    assert transforms_of(first) == transforms_of(second)
+
+
+def test_a_rule_may_close_over_what_is_not_set():
+    def make():
+        def update(gradient, state, params=None):
+            return (gradient if True else late), state
+
+        made = optax.GradientTransformation(lambda _: (), update)
+        if not made:
+            late = None
+        return made
+
+    assert "make" in transforms_of(make())
