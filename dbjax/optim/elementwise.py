@@ -361,8 +361,10 @@ def _parts(rule: optax.GradientTransformation) -> Iterator[optax.GradientTransfo
         held: Any = (value,)
         if isinstance(value, dict):  # such as of optax.multi_transform, in whatever order
             held = [value[key] for key in sorted(value, key=repr)]
-        elif isinstance(value, tuple) and not isinstance(value, optax.GradientTransformation):
-            held = [part[-1] if isinstance(part, tuple) and part else part for part in value]
+        elif isinstance(value, (tuple, list)) and not isinstance(
+            value, optax.GradientTransformation
+        ):
+            held = [part[-1] if type(part) is tuple and part else part for part in value]
         yield from (x for x in held if isinstance(x, optax.GradientTransformation))
 
 

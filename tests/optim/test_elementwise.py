@@ -199,4 +199,4 @@ def test_a_rule_may_close_over_what_is_not_set():
             late = None
         return made
 
-    assert "make" in transforms_of(make())
+    assert transforms_of(make()) == f"{test_a_rule_may_close_over_what_is_not_set.__name__}()"
