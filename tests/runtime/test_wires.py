@@ -87,7 +87,7 @@ def held(one):
 @pytest.mark.parametrize("who_stays_calls", [True, False])
 def test_those_who_come_and_go_leave_nothing(who_stays_calls):
     stays, counts = hub(), []
-    before = threading.active_count()
+    before = set(threading.enumerate())  # of other tests too, which may end meanwhile
     for _ in range(9):
         comes = hub()
         caller, called = (stays, comes) if who_stays_calls else (comes, stays)
@@ -97,7 +97,7 @@ def test_those_who_come_and_go_leave_nothing(who_stays_calls):
         calls.call(Echo.wait)  # whose answer keeps the wire
         end(comes)
         stays.bury(comes.address)
-        until(lambda: threading.active_count() == before)
+        until(lambda: before.issuperset(threading.enumerate()))
         counts.append(held(stays))
     assert counts[-1] == counts[2], counts
     end(stays)
