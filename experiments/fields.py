@@ -31,7 +31,11 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
         for name in ("how", "host_devices")
     ),
     (REPAIR, lambda c: _may_fail(c), "cluster.machine.mean_time_between_failures_s"),
-    ("cluster.machine.cards", lambda c: _has_cards(c), "a machine's bandwidth_bytes_per_s"),
+    (
+        "cluster.machine.cards",
+        lambda c: _transfers_take_time(c),
+        "a machine's bandwidth_bytes_per_s",
+    ),
     ("cluster.size_scale", lambda c: _has_bandwidth(c), "a bandwidth_bytes_per_s"),
     *(
         (f"cluster.{name}", lambda c: c.cluster.compute_s == "costs", "cluster.compute_s=costs")
@@ -211,7 +215,7 @@ def _may_fail(config: ml_collections.ConfigDict) -> bool:
     return math.isfinite(config.cluster.machine.mean_time_between_failures_s)
 
 
-def _has_cards(config: ml_collections.ConfigDict) -> bool:
+def _transfers_take_time(config: ml_collections.ConfigDict) -> bool:
     """Whether a transfer takes time: as long as the slower of its two machines needs."""
     cluster = build.cluster(config)
     return cluster is None or any(
@@ -222,7 +226,9 @@ def _has_cards(config: ml_collections.ConfigDict) -> bool:
 
 def _has_bandwidth(config: ml_collections.ConfigDict) -> bool:
     """Whether it takes time to move or to read what a message holds."""
-    return _has_cards(config) or math.isfinite(config.cluster.memory_bandwidth_bytes_per_s)
+    return _transfers_take_time(config) or math.isfinite(
+        config.cluster.memory_bandwidth_bytes_per_s
+    )
 
 
 def _has_local_steps(config: ml_collections.ConfigDict) -> bool:

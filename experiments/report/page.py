@@ -38,7 +38,7 @@ def page(runs: Sequence[Run]) -> str:
 
 
 def is_page(path: Path) -> bool:
-    """Whether a file is such a page, of whatever runs, or is empty."""
+    """Whether a file is a page of this command, or is empty."""
     with path.open("rb") as file:
         head = file.read(_HEAD_BYTES)
     return not head or (head.startswith(b"<!doctype html>") and b'<main id="page"></main>' in head)

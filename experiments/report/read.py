@@ -34,8 +34,6 @@ _SHOWN = (  # numbers that the page has
     "deaths", "returns", "lost_pushes", "repeated_pushes", "refused_pushes", "bytes_fetched",
     "bytes_pushed", "iterations",
 )  # fmt: skip
-
-
 _COUNTS = ("updates", "examples", "bytes_fetched", "bytes_pushed")
 
 
@@ -196,7 +194,7 @@ def _spans(path: Path) -> Spans:
 
 
 def _numbers(row: Row) -> dict[str, type[Any]]:
-    """Those of the fields that are to be numbers, if they are known at all: counts are."""
+    """The fields of a row that must be numbers. Only counts are never None."""
     return {
         name: float
         for name in _SHOWN
@@ -205,7 +203,7 @@ def _numbers(row: Row) -> dict[str, type[Any]]:
 
 
 def _require_warnings(row: Row) -> None:
-    """Raises TypeError unless they are lines, if there are any."""
+    """Raises TypeError unless `warnings`, where a row has it, is a list of strings."""
     warnings = row.get("warnings", [])
     if not isinstance(warnings, list) or not all(isinstance(line, str) for line in warnings):
         raise TypeError(f"warnings={warnings!r} must be a list of str")
