@@ -150,8 +150,8 @@ class Taking:
     async def _wait(self, node: Node, due_s: float, updates: int) -> None:
         """Until then, or until there are that many; looks the more often the nearer it is.
 
-        Next after half the time that the rest should take, but not sooner than after a tenth of
-        an update's time: else the looks would come ever faster before the last one, without end.
+        Next after half the time that the rest should take, which is half an update's at least:
+        otherwise the looks would come ever faster before the last update, without end.
         """
         begin_s, before, step_s = node.now(), await self._updates(), 1e-3
         now = before
@@ -159,4 +159,4 @@ class Taking:
             await node.sleep(min(step_s, max(0.0, due_s - node.now())))
             now = await self._updates()
             each_s = (node.now() - begin_s) / max(1, now - before)
-            step_s = min(2 * step_s, max(0.1, (updates - now) / 2) * each_s)
+            step_s = min(2 * step_s, (updates - now) / 2 * each_s)
