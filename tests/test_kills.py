@@ -2,7 +2,11 @@
 
 import math
 
-from dbjax.chaos import Kill, kills
+import pytest
+
+from dbjax.chaos import Kill, _may_die, kills
+from dbjax.errors import NodeDied, ServiceError
+from dbjax.store.copy import Copy
 
 
 def test_a_node_is_back_when_it_returns_itself():
@@ -21,3 +25,46 @@ def test_a_node_is_back_when_it_returns_itself():
         Kill("shard/0", 5.0, 1.5),
         Kill("replica/2", 6.0, math.inf),
     ]
+
+
+class Asked:
+    """A node that asks copies of a shard; `whole` is what each says, or raises."""
+
+    def __init__(self, whole):
+        self.whole, self.name = whole, ""
+
+    def service(self, name):
+        asked = Asked(self.whole)
+        asked.name = name
+        return asked
+
+    async def call(self, method):
+        assert method is Copy.whole
+        said = self.whole[self.name]
+        if isinstance(said, Exception):
+            raise said
+        return said
+
+
+@pytest.mark.parametrize("victim", ["shard/0", "shard/0/backup"])
+@pytest.mark.parametrize(
+    ("first", "backup", "may_die"),
+    [(True, True, True), (False, True, False), (True, False, False),
+     (NodeDied("shard/0"), True, False), (True, ServiceError("shard/0/backup"), False)],
+)  # fmt: skip
+def test_a_copy_may_die_only_where_both_are_whole(victim, first, backup, may_die):
+    nodes = ["replica/0", "shard/0", "shard/0/backup"]
+    asking = _may_die(Asked({"shard/0": first, "shard/0/backup": backup}), victim, nodes)
+    assert asyncless(asking) == may_die
+
+
+@pytest.mark.parametrize("victim", ["replica/0", "shard/0"])
+def test_who_has_no_copy_may_die(victim):
+    assert asyncless(_may_die(Asked({}), victim, ["replica/0", "shard/0"]))
+
+
+def asyncless(coroutine):
+    """What a coroutine returns that never waits."""
+    with pytest.raises(StopIteration) as ended:
+        coroutine.send(None)
+    return ended.value.value
