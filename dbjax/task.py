@@ -16,7 +16,7 @@ from dbjax.data.examples import Examples, examples_of, require_known_to_jax
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
-from dbjax.optim.inputs import require_finite, require_floats
+from dbjax.optim.inputs import leaf_name, require_finite, require_floats
 from dbjax.optim.parameters import require_parameters
 from dbjax.parallel.cut import Cut
 from dbjax.runtime.base import Future
@@ -78,7 +78,7 @@ class Task:
             require_parameters(self.params)
             require_floats(self.params)
             for path, leaf in jax.tree_util.tree_leaves_with_path(self.params):
-                require_known_to_jax(f"params{jax.tree_util.keystr(path)}", leaf.dtype)
+                require_known_to_jax(leaf_name("params", path), leaf.dtype)
         if self.most_frequent is not None and self.evaluate is None:
             raise ValueError(
                 "Task.most_frequent is held against an accuracy: give Task.evaluate, which "

@@ -13,7 +13,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
 from dbjax.evaluator import metrics
-from dbjax.optim.inputs import require_floats, require_loss
+from dbjax.optim.inputs import leaf_name, require_floats, require_loss
 from dbjax.runtime.fields import shown
 from dbjax.task import Task
 from dbjax.trace import Row
@@ -97,7 +97,7 @@ def _require_loss(task: Task) -> list[str]:
             "argument, and not from others of the same name"
         )
     unread = [
-        "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
+        leaf_name("params", path)
         for (path, leaf), of_loss in zip(leaves, read, strict=True)
         if not of_loss and leaf.size
     ]

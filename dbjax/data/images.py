@@ -214,7 +214,8 @@ def _labels(labels: list[Any], where: str) -> Any:
     found = np.array(labels)
     if found.dtype.kind not in "iu":
         raise ValueError(f"{where} has labels of type {found.dtype}: they must be integers")
-    if found.size and not 0 <= int(found.max()) - min(0, int(found.min())) < 2**31:
+    limits = np.iinfo(np.int32)
+    if found.size and (found.min() < limits.min or found.max() > limits.max):
         raise ValueError(
             f"{where} has labels from {found.min()} to {found.max()}: each must be a class number"
         )

@@ -43,8 +43,7 @@ class MostFrequent:
                 f"MostFrequent.of: labels are {labels.dtype}{list(labels.shape)}; give the numbers "
                 "of classes, at least one"
             )
-        ones = np.count_nonzero(labels, -1) == 1 if labels.ndim == 2 and labels.shape[1] > 1 else 0
-        if np.all(ones) and labels.min() == 0 and labels.max() == 1:
+        if _is_one_hot(labels):
             raise ValueError(
                 "MostFrequent.of: every row of labels has a single 1, and zeros; give the numbers "
                 "of classes: labels.argmax(1)"
@@ -70,3 +69,9 @@ class MostFrequent:
     def explains(self, accuracy: float) -> bool:
         """Whether that guess is as accurate, but for noise. (NaN is no accuracy.)"""
         return accuracy <= self.bound
+
+
+def _is_one_hot(labels: np.ndarray[Any, Any]) -> bool:
+    if labels.ndim != 2 or labels.shape[1] < 2:
+        return False
+    return bool(((labels == 0) | (labels == 1)).all() and (np.count_nonzero(labels, 1) == 1).all())

@@ -88,12 +88,12 @@ def require_floats(params: Vector, name: str = "params") -> None:
     for path, leaf in leaves:
         if not _is_array(leaf):
             raise TypeError(
-                f"{_at(name, path)} is {outline(leaf)}; make it an array of floats: {_FLOATS}"
+                f"{leaf_name(name, path)} is {outline(leaf)}; make it an array of floats: {_FLOATS}"
             )
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             raise TypeError(
-                f"{_at(name, path)} is {leaf.dtype}; make it an array of floats, or keep it out of "
-                f"{name}: {_FLOATS}"
+                f"{leaf_name(name, path)} is {leaf.dtype}; make it an array of floats, or keep "
+                f"it out of {name}: {_FLOATS}"
             )
     if not any(math.prod(leaf.shape) for _, leaf in leaves):
         raise ValueError(f"{name}={_outline(params)} holds no numbers: there is nothing to train")
@@ -105,8 +105,8 @@ def require_finite(params: Vector, name: str = "params") -> None:
         finite = np.isfinite(np.asarray(leaf))
         if not finite.all():
             raise ValueError(
-                f"{_at(name, path)} holds {finite.size - finite.sum()} values that are not finite, "
-                f"of {finite.size}; start from finite parameters"
+                f"{leaf_name(name, path)} holds {finite.size - finite.sum()} values that are not "
+                f"finite, of {finite.size}; start from finite parameters"
             )
 
 
@@ -165,11 +165,13 @@ def _like(part: Any, leaf: Any, name: str, path: Any) -> Any:
     array = part if _is_array(part) else _array(part)
     if array is None or array.shape != leaf.shape:
         raise ValueError(
-            f"{_at(name, path)} is {outline(part if array is None else array)}, the parameter is "
-            f"{outline(leaf)}: give it the same shape"
+            f"{leaf_name(name, path)} is {outline(part if array is None else array)}, the "
+            f"parameter is {outline(leaf)}: give it the same shape"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise ValueError(f"{_at(name, path)} is {outline(array)}; give it floating-point numbers")
+        raise ValueError(
+            f"{leaf_name(name, path)} is {outline(array)}; give it floating-point numbers"
+        )
     if isinstance(leaf, jax.Array):
         return jnp.asarray(array, leaf.dtype)
     return np.array(array, leaf.dtype)  # a copy: functions of NumPy arrays may use theirs again
@@ -206,5 +208,6 @@ def _outline(tree: Any) -> str:
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
-def _at(name: str, path: Any) -> str:
+def leaf_name(name: str, path: Any) -> str:
+    """What errors call a leaf of a pytree of that name: its keys, joined by slashes."""
     return "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])

@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from dbjax.optim.inputs import leaf_name
+
 _SPLIT = "`graphdef, params, rest = nnx.split(model, nnx.Param, ...)`"
 _OWN_STATISTICS = "normalise by each batch's own statistics, or use LayerNorm or GroupNorm"
 
@@ -26,8 +28,8 @@ def require_parameters(params: Any) -> None:
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         if any("batch_stats" in _parts(key) for key in path):
             raise TypeError(
-                f"{_name(path)} is a running statistic, which no rule may change: give "
-                f"variables['params'] alone, and {_OWN_STATISTICS} (docs/models.md)"
+                f"{leaf_name('params', path)} is a running statistic, which no rule may change: "
+                f"give variables['params'] alone, and {_OWN_STATISTICS} (docs/models.md)"
             )
     if (nnx := sys.modules.get("flax.nnx")) is not None:
         _require_params_of_nnx(nnx, params)
@@ -43,7 +45,7 @@ def _require_params_of_nnx(nnx: Any, params: Any) -> None:
     places: dict[int, str] = {}
     for path, part in _leaves(params, (nnx.Pytree, nnx.Variable)):
         for inner, leaf in _leaves(part, (nnx.Variable,)):
-            name, kind = _name((*path, *inner)), type(leaf).__name__
+            name, kind = leaf_name("params", (*path, *inner)), type(leaf).__name__
             if isinstance(leaf, nnx.Param):
                 if places.setdefault(id(leaf), name) != name:
                     raise TypeError(
@@ -73,7 +75,3 @@ def _remedy(nnx: Any, variable: Any) -> str:
 def _leaves(tree: Any, kinds: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
     """Paths and leaves, among which are whole instances of these classes."""
     yield from jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kinds))
-
-
-def _name(path: Any) -> str:
-    return "params/" + jax.tree_util.keystr(path, simple=True, separator="/")
