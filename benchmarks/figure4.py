@@ -12,7 +12,7 @@ import optax
 import dbjax
 from benchmarks.measure import Measured, in_turn
 from configs._figure4 import with_replicas
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 from dbjax.types import Params
 from experiments import build
 from experiments.command_line import load_config

@@ -24,11 +24,11 @@ import rich.table
 import dbjax
 from benchmarks.measure import peak_memory_gb
 from dbjax.algorithms import downpour
-from dbjax.data import Arrays, Labelled
+from dbjax.data import ArrayExamples, Labelled
 from dbjax.models import VisionConfig, model
-from dbjax.trace import Span, Trace
-from dbjax.workdir import prepare, write_json
-from dbjax.workdir.origin import commit, host, versions
+from dbjax.run_dir import prepare, write_json
+from dbjax.run_dir.provenance import commit, host, versions
+from dbjax.runtime.trace import Span, Trace
 
 RATE = 0.004
 _GIB = 1e9 / 2**30  # a GB
@@ -74,10 +74,12 @@ def train(config: VisionConfig, *, steps: int, batch_size: int, shards: int) -> 
     )
 
 
-def _examples(config: VisionConfig, number: int) -> Arrays:
+def _examples(config: VisionConfig, number: int) -> ArrayExamples:
     random = np.random.default_rng(0)
     images = random.normal(size=(number, config.inputs)).astype(np.float32)
-    return Arrays(Labelled(images, random.integers(config.classes, size=number).astype(np.int32)))
+    return ArrayExamples(
+        Labelled(images, random.integers(config.classes, size=number).astype(np.int32))
+    )
 
 
 def _parts_s(spans: list[Span]) -> dict[str, float]:

@@ -14,9 +14,9 @@ from collections.abc import Mapping
 from benchmarks.measure import Measured, in_turn
 from benchmarks.step_time import NETWORKS, Child, children
 from dbjax.runtime.cluster import Cluster, Machine
-from dbjax.runtime.phased import PhasedStep
+from dbjax.runtime.step_time import PhasedStep
 
-CUTS = {"speech 42 M": ("units", "alternating"), "small vision": ("tiles",)}
+SHARDINGS = {"speech 42 M": ("units", "alternating"), "small vision": ("tiles",)}
 STEPS = 8
 BUSY = "whole, one core, the other as busy"
 
@@ -34,16 +34,16 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
         "both": (network, cores),
         "one": (network, first),
         "other": (network, second),
-    } | {how: (network, cores, 2, how) for how in CUTS[network]}
+    } | {how: (network, cores, 2, how) for how in SHARDINGS[network]}
     with children(**kinds) as running:
         both, one, other = (running[name] for name in ("both", "one", "other"))
         cases = {
             "whole, both cores": both.case(STEPS),
             "whole, one core": one.case(STEPS),
             BUSY: lambda: at_once(one, other),
-        } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in CUTS[network]}
+        } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in SHARDINGS[network]}
         title = f"(h) gradient of {network}, mini-batch {NETWORKS[network][2]}"
-        bounds = {f"cut ({how}), 2 devices": "<= 1" for how in CUTS[network]}
+        bounds = {f"cut ({how}), 2 devices": "<= 1" for how in SHARDINGS[network]}
         found = in_turn(title, "ms", cases, rounds, bounds)
     median = {name: statistics.median(numbers) for name, numbers in found.numbers.items()}
     notes = {
@@ -52,7 +52,7 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
             median[f"cut ({how}), 2 devices"],
             median["whole, one core"],
         )
-        for how in CUTS[network]
+        for how in SHARDINGS[network]
     }
     return dataclasses.replace(found, notes=notes)
 

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 import dbjax
-from dbjax.data import Arrays, Labelled
+from dbjax.data import ArrayExamples, Labelled
 from dbjax.models import DEMO, PAPER, SpeechConfig, model
 
 BATCH = 64
@@ -31,7 +31,7 @@ def network(name: str, config: SpeechConfig, steps: int) -> Network:
     labels = random.integers(config.states, size=_EXAMPLES).astype(np.int32)
     made = model(config, 0)
     params = jax.block_until_ready(made.params)
-    task = dbjax.Task(params, made.loss, Arrays(Labelled(inputs, labels)), BATCH)
+    task = dbjax.Task(params, made.loss, ArrayExamples(Labelled(inputs, labels)), BATCH)
     return Network(name, config, task, steps)
 
 

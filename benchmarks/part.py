@@ -8,8 +8,8 @@ import sys
 
 import rich.console
 
-from dbjax.workdir import prepare, write_json
-from dbjax.workdir.origin import commit, host, versions
+from dbjax.run_dir import prepare, write_json
+from dbjax.run_dir.provenance import commit, host, versions
 
 
 def one_part(part: str, rounds: int, directory: str) -> None:

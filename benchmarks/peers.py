@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from benchmarks.measure import Measured, in_turn, milliseconds
 from benchmarks.networks import Network, paper, small
-from benchmarks.store import donated, store
+from benchmarks.store import donated, server
 from benchmarks.threads import fused_loop, replicas
 from dbjax.models import PAPER, SpeechConfig, model
 
@@ -109,7 +109,7 @@ def stores(rounds: int) -> Measured:
     once, end = torch_store(size)
     cases = {
         "jitted, donated update": milliseconds(donated(params, gradient)),
-        "dbjax, 10 shards": milliseconds(store(params, gradient, 10)),
+        "dbjax, 10 shards": milliseconds(server(params, gradient, 10)),
         "torch shared memory, 10 shards": milliseconds(once),
     }
     try:

@@ -16,10 +16,10 @@ import numpy as np
 import dbjax
 from benchmarks.measure import Measured, in_turn, peak_memory_gb
 from dbjax.algorithms import sandblaster
-from dbjax.data import Arrays, Labelled, load
+from dbjax.data import ArrayExamples, Labelled, load
 from dbjax.models import PAPER, SpeechConfig, model
 from dbjax.optim import Stops
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 
 REPLICAS, SHARDS, PORTIONS = 2_000, 4, 4  # portions for each replica
 NEVER = Stops(0.0, -1.0)
@@ -107,7 +107,7 @@ def coordinator_traffic() -> Measured:
         inputs = random.normal(size=(8, config.inputs)).astype(np.float32)
         labels = random.integers(config.states, size=8).astype(np.int32)
         network = model(config, 0)
-        data = Arrays(Labelled(inputs, labels))
+        data = ArrayExamples(Labelled(inputs, labels))
         task = dbjax.Task(network.params, network.loss, data, batch_size=4)
         method = sandblaster.Config(replicas=2, shards=SHARDS, steps=3, stops=NEVER)
         summary = dbjax.run(task, method).summary

@@ -16,7 +16,7 @@ import dbjax
 from benchmarks.networks import Network
 from benchmarks.peers import torch_network
 from dbjax.algorithms import sandblaster
-from dbjax.data import Arrays
+from dbjax.data import ArrayExamples
 from dbjax.optim import Lbfgs, Stops, minimise
 
 MEMORY = 10
@@ -97,7 +97,7 @@ def with_dbjax(given: Problem) -> Callable[[], Solved]:
 
 def with_sandblaster(given: Problem, portions: int = 1) -> Callable[[], Solved]:
     """In threads, one replica, one shard; the whole run, from placing the services on."""
-    data = Arrays(jax.tree.map(np.asarray, given.batch))
+    data = ArrayExamples(jax.tree.map(np.asarray, given.batch))
     task = dbjax.Task(given.params, given.network.task.loss, data, len(data) // portions)
     method = sandblaster.Config(
         Lbfgs(memory=MEMORY), Stops(0.0, -1.0), replicas=1, shards=1, steps=given.iterations

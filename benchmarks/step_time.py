@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from benchmarks.measure import Case
-from dbjax.runtime.phased import Phase, PhasedStep
+from dbjax.runtime.step_time import Phase, PhasedStep
 
 NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # -> config, its fields, mini-batch
     "speech 42 M": ("SpeechConfig", {}, 100),
@@ -100,23 +100,23 @@ def main(order: dict[str, Any]) -> None:
     from jax.sharding import NamedSharding, PartitionSpec
 
     import dbjax.models
+    from dbjax.costs.program import costs_of
+    from dbjax.costs.speedup import phased_step
     from dbjax.models import functional
-    from dbjax.parallel.costs import costs_of
-    from dbjax.parallel.speedup import phased_step
 
     jax.config.update("jax_num_cpu_devices", order["devices"])
     name, fields, batch_size = NETWORKS[order["network"]]
     config: functional.Config = getattr(dbjax.models, name)(**fields)
-    cut = config.cut(order["devices"], order["how"])
+    sharding = config.sharding(order["devices"], order["how"])
     shapes = jax.eval_shape(lambda: functional.init(config, 0))
-    mesh = cut.mesh(jax.devices())
-    abstract = cut.abstract(shapes, mesh)
+    mesh = sharding.mesh(jax.devices())
+    abstract = sharding.abstract(shapes, mesh)
     params = jax.tree.map(lambda p: jax.device_put(jnp.full(p.shape, 0.01), p.sharding), abstract)
     random = np.random.default_rng(0)
     inputs = random.normal(size=(batch_size, config.inputs)).astype(np.float32)
     everywhere = NamedSharding(mesh, PartitionSpec())
     batch = jax.device_put((inputs, np.zeros(batch_size, np.int32)), everywhere)
-    step = cut.value_and_grad(shapes, mesh).lower(params, batch).compile()
+    step = sharding.value_and_grad(shapes, mesh).lower(params, batch).compile()
     about = dataclasses.asdict(phased_step(costs_of(step)))
     if order["devices"] > 1:
         about |= exchange(mesh)

@@ -13,8 +13,8 @@ import optax
 
 from benchmarks.measure import Measured, in_turn, milliseconds
 from dbjax.models import PAPER, model
+from dbjax.parameter_server import AccumulatedGradient, ParameterServer, Shard, server_rule
 from dbjax.runtime import ThreadsRuntime
-from dbjax.store import Accrued, Shard, Sharded, server_rule
 from dbjax.types import Params
 
 RULE = optax.sgd(0.05)
@@ -52,18 +52,18 @@ def fresh(params: Params, gradient: Params) -> Callable[[], Any]:
     return once
 
 
-def store(params: Params, gradient: Params, shards: int) -> Callable[[], Any]:
+def server(params: Params, gradient: Params, shards: int) -> Callable[[], Any]:
     """Push and fetch, through handles, as a replica in a thread does."""
-    served = Sharded.serve(ThreadsRuntime(), Shard, params, shards, server_rule(RULE))
+    served = ParameterServer.serve(ThreadsRuntime(), Shard, params, shards, server_rule(RULE))
     pieces = jax.block_until_ready(jax.jit(served.partition.split)(gradient))
-    fetched = served.pull(Shard.fetch, "replica/0").result()
+    fetched = served.fetch(Shard.fetch, "replica/0").result()
     step = itertools.count()
 
     def once() -> None:
         nonlocal fetched
-        accrued = Accrued().plus(pieces, fetched.versions, 1)
+        accrued = AccumulatedGradient().plus(pieces, fetched.versions, 1)
         served.push(Shard.push, accrued.messages("replica/0", next(step))).result()
-        fetched = served.pull(Shard.fetch, "replica/0").result()
+        fetched = served.fetch(Shard.fetch, "replica/0").result()
         jax.block_until_ready(fetched.slices)
 
     return once
@@ -82,8 +82,8 @@ def run(rounds: int) -> list[Measured]:
     cases = {
         "jitted, donated update": donated(params, gradient),
         "jitted update, new buffers": fresh(params, gradient),
-        "push + fetch, 1 shard": store(params, gradient, 1),
-        "push + fetch, 10 shards": store(params, gradient, 10),
+        "push + fetch, 1 shard": server(params, gradient, 1),
+        "push + fetch, 10 shards": server(params, gradient, 10),
         "copy of the parameters, NumPy": copied(params),
     }
     return [

@@ -15,7 +15,7 @@ import dbjax
 from benchmarks.measure import Measured, in_turn
 from benchmarks.networks import Network, small
 from dbjax.algorithms import downpour
-from dbjax.launch import RuntimeName
+from dbjax.train import RuntimeName
 
 RULE = optax.sgd(0.05)
 WARM = 3  # steps of each replica that are not counted: they compile

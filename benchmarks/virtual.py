@@ -12,9 +12,9 @@ from benchmarks.measure import Measured, in_turn, peak_memory_gb
 from benchmarks.networks import Network, small
 from dbjax.algorithms import downpour
 from dbjax.optim import downpour_adagrad
+from dbjax.parameter_server import ParameterServer, Shard, server_rule
 from dbjax.runtime import VirtualRuntime
-from dbjax.store import Shard, Sharded, server_rule
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 
 REPLICAS, SHARDS, STEPS = 20, 10, 30
 RULE = downpour_adagrad(0.01, initial_accumulator=1e-6)
@@ -48,9 +48,9 @@ def virtual(network: Network) -> Any:
 def arithmetic(network: Network) -> Any:
     """The same gather, gradient and updates of the shards, in a plain loop."""
     task = network.task
-    store = Sharded.serve(VirtualRuntime(), Shard, task.params, SHARDS, server_rule(RULE))
-    (gradient_fn,), rule = store.gradients_of(task.loss, task.batch, 1), server_rule(RULE)
-    cut = jax.jit(store.partition.split)(task.params)
+    server = ParameterServer.serve(VirtualRuntime(), Shard, task.params, SHARDS, server_rule(RULE))
+    (gradient_fn,), rule = server.gradients_of(task.loss, task.batch, 1), server_rule(RULE)
+    cut = jax.jit(server.partition.split)(task.params)
     held = [(slice_, rule.init(slice_)) for slice_ in cut]
     batches = [task.batches(r, REPLICAS) for r in range(REPLICAS)]
 

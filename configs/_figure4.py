@@ -15,8 +15,8 @@ from typing import Any
 import ml_collections
 
 from dbjax.models import PAPER, SpeechConfig
+from dbjax.run_dir import read_json
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
-from dbjax.workdir import read_json
 from experiments.defaults import defaults
 from experiments.fields import assign
 
@@ -70,7 +70,7 @@ MACHINES = 8  # of a replica
 SHARDS = 4
 MEMORY_BANDWIDTH = 5e9  # bytes per second at which a server's machine reads gradients: assumed
 BYTES = 4 * PAPER.parameters
-# Of the paper's network: what its compiled programs cost, as `dbjax.parallel.speedup` reads them
+# Of the paper's network: what its compiled programs cost, as `dbjax.costs.speedup` reads them
 # (tests/experiments/test_figure4.py); linear in the examples, for mini-batches of 25 to 500.
 MESSAGES_S, EXAMPLE_S = 0.0417, 1.133e-3
 # Standard deviation of the logarithm of a step, where the slowest of 8 machines counts in each

@@ -10,7 +10,7 @@ from experiments.defaults import defaults
 
 def partitioned(devices: int) -> ml_collections.ConfigDict:
     config = defaults()
-    config.cut.update(devices=devices, host_devices=8)
+    config.sharding.update(devices=devices, host_devices=8)
     config.options = ml_collections.ConfigDict({"replicas": 2, "shards": 4})
     for field in ("latency_s", "message_s"):
         config.cluster[field] = getattr(GOOGLE_2012, field)

@@ -3,7 +3,7 @@
 python -m experiments.run --config=configs/speech_partitioned.py --workdir=runs/speech_partitioned
 
 The virtual clock counts what the compiled programs cost on the cluster of 2012 that Figure 3
-fits. `--config.cut.how=alternating` cuts every other layer by its inputs;
+fits. `--config.sharding.how=alternating` cuts every other layer by its inputs;
 `--config.runtime=threads` runs in real time.
 """
 
@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         {"name": "speech_frames", "num_states": 128, "num_frames": 300_000}
     )
     config.model = ml_collections.ConfigDict({"name": "speech", "width": 512, "depth": 4})
-    config.cut.how = "units"
+    config.sharding.how = "units"
     config.batch_size = 100
     config.rule = ml_collections.ConfigDict(
         {"name": "downpour_adagrad", "gamma": 0.01, "initial_accumulator": 1e-6}

@@ -20,7 +20,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.model = ml_collections.ConfigDict(
         {"name": "vision", "units": 8, "channels": 1, "patch": 3, "last_pool": 5}
     )
-    config.cut.how = "tiles"
+    config.sharding.how = "tiles"
     config.rule = ml_collections.ConfigDict(
         {"name": "downpour_adagrad", "gamma": 0.02, "initial_accumulator": 0.01}
     )

@@ -7,8 +7,6 @@ from dbjax.checkpoint import Checkpoints as Checkpoints
 from dbjax.checkpoint import Every as Every
 from dbjax.data.most_frequent import MostFrequent as MostFrequent
 from dbjax.jax_version import refuse_wrong_numbers as _refuse_wrong_numbers
-from dbjax.launch import Result as Result
-from dbjax.launch import run as run
 from dbjax.replay import Replayed as Replayed
 from dbjax.replay import replay as replay
 from dbjax.runtime.cluster import Cluster as Cluster
@@ -18,7 +16,9 @@ from dbjax.runtime.cluster import Machine as Machine
 from dbjax.runtime.cluster import Outage as Outage
 from dbjax.runtime.event_log import EventLog as EventLog
 from dbjax.runtime.event_log import Script as Script
+from dbjax.runtime.trace import Trace as Trace
 from dbjax.task import Task as Task
-from dbjax.trace import Trace as Trace
+from dbjax.train import Result as Result
+from dbjax.train import run as run
 
 _refuse_wrong_numbers(_jax.__version__, _jaxlib.__version__)  # type: ignore[attr-defined]

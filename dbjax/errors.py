@@ -1,6 +1,6 @@
 """The errors that are not a user's mistake (those are ValueError and TypeError).
 
-What only tells of a run must not lose it: its failure is one line of warning (`only_reports`).
+What only tells of a run must not lose it: its failure is one line of warning (`best_effort`).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ class NodeDied(DbjaxError):
     """A node died: that of an awaited main for good, or that of a called service."""
 
 
-def in_a_line(error: BaseException, *, kind: bool = True) -> str:
+def one_line(error: BaseException, *, kind: bool = True) -> str:
     """An error's text, after its kind if that is asked for."""
     text = " ".join(str(error).split())[:_SAID]
     return f"{type(error).__name__}: {text}" if kind else text
 
 
 @contextlib.contextmanager
-def only_reports(what: str) -> Iterator[None]:
+def best_effort(what: str) -> Iterator[None]:
     """Whatever fails in the block is left out, with a warning that names `what` it was to be."""
     try:
         yield
     except Exception as error:
-        _LOG.warning("%s is left out: %s", what, in_a_line(error))
+        _LOG.warning("%s is left out: %s", what, one_line(error))

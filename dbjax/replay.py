@@ -6,12 +6,12 @@ import logging
 from typing import Any, NamedTuple
 
 from dbjax.errors import ReplayError
+from dbjax.monitoring.metrics import params_sha256
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import Script
-from dbjax.runtime.fields import shown
+from dbjax.runtime.fields import short_repr
 from dbjax.runtime.quantities import require_seed
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.summary import params_sha256
 from dbjax.task import Program, Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
@@ -51,16 +51,18 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     """
     require_task(task)
     if not isinstance(script, Script):
-        raise TypeError(f"script={shown(script)} is no Script: give dbjax.Script(lines) of the log")
+        raise TypeError(
+            f"script={short_repr(script)} is no Script: give dbjax.Script(lines) of the log"
+        )
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be done again: {script.no_replay}")
     if script.breaks_off is None and not script.count():
         raise ReplayError("the event log holds no calls: there is nothing to do again")
     seed = require_seed("seed", seed)
-    machines = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
-    program: Program = algorithm_of(config).program(machines, task.seeded(seed), config)
-    machines.run()
-    done, there_are = machines.replayed(), script.count()
+    runtime = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
+    program: Program = algorithm_of(config).program(runtime, task.seeded(seed), config)
+    runtime.run()
+    done, there_are = runtime.replayed(), script.count()
     if script.breaks_off is not None:
         _LOG.warning(
             "the event log breaks off %s: %d of its %d calls are done again, the rest of the run "
@@ -71,5 +73,5 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
             f"only {done} of {there_are} calls of the log were made: it is of another program, or "
             "damaged"
         )
-    params = program.join(program.store.pull(program.shard.peek).result().slices)
+    params = program.join(program.server.fetch(program.shard.peek).result().slices)
     return Replayed(params, params_sha256(params), done, script.breaks_off)

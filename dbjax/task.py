@@ -16,16 +16,16 @@ from dbjax.data.examples import Examples, examples_of, require_known_to_jax
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.optim.inputs import leaf_name, require_finite, require_floats
 from dbjax.optim.parameters import require_parameters
-from dbjax.parallel.cut import Cut
-from dbjax.runtime.base import Future
+from dbjax.parameter_server.client import ParameterServer, initial, is_function
+from dbjax.parameter_server.partition import compiled_join
+from dbjax.parameter_server.shard import Report, Snapshot
 from dbjax.runtime.fields import require_at_least, require_fields
+from dbjax.runtime.interface import Future
 from dbjax.runtime.quantities import require_seed
-from dbjax.store.partition import compiled_join
-from dbjax.store.shard import Report, Snapshot
-from dbjax.store.sharded import Sharded, initial, is_function
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 from dbjax.types import Batch, Keyed, LossFn, Metrics, Params, Slices
 
 
@@ -46,7 +46,7 @@ class Task:
         many, for each replica where the data is dealt to them.
       evaluate: params -> named numbers; called now and then, costs no model time, and once before
         the run, so that what it returns can be checked. Names that dbjax gives to numbers of its
-        own (`dbjax.summary.RESERVED`) are refused.
+        own (`dbjax.monitoring.metrics.RESERVED`) are refused.
       seed: of the order of the data, and of the keys; None: that of the run.
       cut: how each replica's network is cut over devices, with the same loss; None: it is not.
       takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
@@ -62,7 +62,7 @@ class Task:
     batch_size: int = 32
     evaluate: Callable[[Params], Metrics] | None = None
     seed: int | None = None
-    cut: Cut | None = None
+    sharding: ModelSharding | None = None
     takes_key: bool = False
     most_frequent: MostFrequent | None = None
 
@@ -72,8 +72,8 @@ class Task:
         if self.seed is not None:
             require_seed("Task.seed", self.seed)
         _require_arguments("Task.loss", self.loss, self.takes_key)
-        if self.cut is not None:
-            _require_arguments("Task.cut.loss", self.cut.loss, self.takes_key)
+        if self.sharding is not None:
+            _require_arguments("Task.sharding.loss", self.sharding.loss, self.takes_key)
         if not is_function(self.params):
             require_parameters(self.params)
             require_floats(self.params)
@@ -221,9 +221,9 @@ class Program:
       acknowledged: from the rows of a run, how many pushes of each replica were answered.
     """
 
-    store: Sharded[Any]
+    server: ParameterServer[Any]
     shard: type[ParameterShard]
-    mains: tuple[Future[Any], ...]
+    processes: tuple[Future[Any], ...]
     predicted_staleness_updates: float | None = None
     summarise: Callable[[Sequence[Row]], Row] = lambda rows: {}
     acknowledged: Callable[[Sequence[Row]], dict[str, int]] = lambda rows: {}
@@ -232,4 +232,4 @@ class Program:
     @property
     def join(self) -> Callable[[Slices], Params]:
         """Puts the shards' slices together, compiled."""
-        return compiled_join(self.store.partition)
+        return compiled_join(self.server.partition)

@@ -12,11 +12,11 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from dbjax.evaluator import metrics
+from dbjax.monitoring.evaluator import metrics
 from dbjax.optim.inputs import leaf_name, require_floats, require_loss
-from dbjax.runtime.fields import shown
+from dbjax.runtime.fields import short_repr
+from dbjax.runtime.trace import Row
 from dbjax.task import Task
-from dbjax.trace import Row
 from dbjax.types import loss_of
 
 _NAMED = 3  # leaves in a line
@@ -36,7 +36,7 @@ def algorithm_of(config: Any) -> Any:
         raise TypeError(f"config is the class {config.__qualname__}: call it")
     module = importlib.import_module(type(config).__module__)
     if not callable(getattr(module, "program", None)):
-        raise TypeError(f"config={shown(config)} is no algorithm's: {_REMEDY}")
+        raise TypeError(f"config={short_repr(config)} is no algorithm's: {_REMEDY}")
     return module
 
 
@@ -44,14 +44,14 @@ def require_task(task: Any) -> None:
     """Raises TypeError unless it is a `Task`."""
     if not isinstance(task, Task):
         call = "call the class" if isinstance(task, type) else "give dbjax.Task(params, loss, data)"
-        raise TypeError(f"task={shown(task)} is no Task: {call}")
+        raise TypeError(f"task={short_repr(task)} is no Task: {call}")
 
 
 def require_sound(task: Task) -> list[str]:
     """Raises TypeError or ValueError for what would be wrong later, when the run has begun.
 
     Returns:
-      Warnings of what is allowed, but is probably a mistake; see `dbjax.health`.
+      Warnings of what is allowed, but is probably a mistake; see `dbjax.monitoring.health`.
     """
     count = len(task.examples)
     if task.batch_size > count:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from dbjax.data import MostFrequent
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 from experiments.report.read import Run
 
 

@@ -39,14 +39,14 @@ from dbjax.data import (
     option_hints,
     require_options,
 )
-from dbjax.errors import in_a_line
-from dbjax.launch import RuntimeName
+from dbjax.errors import one_line
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
-from dbjax.parallel.cut import Cut
-from dbjax.runtime.network import matches
+from dbjax.runtime.network_faults import matches
 from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.ray import RayOptions
+from dbjax.train import RuntimeName
 from dbjax.types import Metrics, Params
 from experiments.defaults import require_whole
 
@@ -201,7 +201,7 @@ def _require_numbers(config: ml_collections.ConfigDict) -> None:
     ):
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0")
-    require_at_least_one(**{"cut.devices": config.cut.devices})
+    require_at_least_one(**{"sharding.devices": config.sharding.devices})
     for name, seed in (("seed", config.seed), ("data_seed", config.data_seed)):
         if seed is not None:
             require_seed(name, seed)
@@ -258,7 +258,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         seed=config.seed,
         **model,
     )
-    cut = _cut(config.cut, network)
+    sharding = _sharding(config.sharding, network)
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
     guess = most_frequent(network, splits.test, config.evaluate_examples)
     return dbjax.Task(
@@ -268,7 +268,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         config.batch_size,
         evaluate,
         config.data_seed,
-        cut,
+        sharding,
         most_frequent=guess,
     )
 
@@ -292,36 +292,36 @@ def make_host_devices(config: ml_collections.ConfigDict) -> None:
     Raises:
       ValueError: JAX has started already, with another number.
     """
-    count = config.cut.host_devices
+    count = config.sharding.host_devices
     if count is None:
         return
     if count < 1:
-        raise ValueError(f"cut.host_devices={count} must be at least 1, or none")
+        raise ValueError(f"sharding.host_devices={count} must be at least 1, or none")
     try:
         jax.config.update("jax_num_cpu_devices", count)
     except RuntimeError as error:
         if len(jax.devices()) < count:
             raise ValueError(
-                f"cut.host_devices={count}: JAX has started with {len(jax.devices())} in this "
+                f"sharding.host_devices={count}: JAX has started with {len(jax.devices())} in this "
                 "process; start a new one"
             ) from error
 
 
-def _cut(fields: ml_collections.ConfigDict, network: Model) -> Cut | None:
-    """The network over `cut.devices`; None: it stays whole.
+def _sharding(fields: ml_collections.ConfigDict, network: Model) -> ModelSharding | None:
+    """The network over `sharding.devices`; None: it stays whole.
 
     Raises:
       ValueError: it cannot be cut that way, or there are too few devices.
     """
     if fields.devices == 1 and fields.how is None:
         return None
-    cut = network.cut(fields.devices, fields.how)
+    sharding = network.sharding(fields.devices, fields.how)
     if len(jax.local_devices()) < fields.devices:
         raise ValueError(
-            f"cut.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs give "
-            f"--config.cut.host_devices={fields.devices} or more"
+            f"sharding.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs give "
+            f"--config.sharding.host_devices={fields.devices} or more"
         )
-    return cut if fields.devices > 1 else None
+    return sharding if fields.devices > 1 else None
 
 
 def evaluation(
@@ -427,7 +427,7 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
         return make(**arguments)
     except Exception as error:  # of optax: some look at few of their arguments
         known = isinstance(error, TypeError | ValueError)
-        raise ValueError(f"{place}: {in_a_line(error, kind=not known)}") from error
+        raise ValueError(f"{place}: {one_line(error, kind=not known)}") from error
 
 
 def _require_momentum(

@@ -17,10 +17,10 @@ import rich.console
 import rich.table
 
 import dbjax
-from dbjax.chaos import Chaos, Kill, kills
-from dbjax.interrupts import exit_code
+from dbjax.monitoring.fault_injection import Chaos, Kill, kills
+from dbjax.monitoring.signals import exit_code
+from dbjax.run_dir import prepare
 from dbjax.runtime.quantities import require_positive
-from dbjax.workdir import prepare
 from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.fields import REPAIR, require_effect
 from experiments.folders import require_place
@@ -136,7 +136,7 @@ def main(arguments: list[str]) -> int:
     if calm.summary["interrupted"]:
         return exit_code(calm.summary["interrupted"])
     chaos = Chaos(every_s, seed)
-    disturbed = run_config(config, workdir / "disturbed", "disturbed", beside=chaos)
+    disturbed = run_config(config, workdir / "disturbed", "disturbed", background=chaos)
     if disturbed.summary["interrupted"]:
         return exit_code(disturbed.summary["interrupted"])
     console = rich.console.Console()

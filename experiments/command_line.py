@@ -11,7 +11,7 @@ from typing import Literal, final
 
 import ml_collections
 
-from dbjax.interrupts import exit_code, heard
+from dbjax.monitoring.signals import exit_code, reliable_interrupt
 from experiments.fields import NEAR, assign_texts, known, near
 from experiments.load import CONFIGS as CONFIGS
 from experiments.load import available as available
@@ -22,10 +22,10 @@ HINTS = {
     "checkpoint.every_updates": "none: not by their number",
     "checkpoint.keep": "of the latest; 0: none are written",
     "cluster.compute_s": "seconds, or costs: of the compiled program",
-    "cut.devices": "that each replica's network is cut over",
-    "cut.host_devices": "that JAX makes of CPUs",
+    "sharding.devices": "that each replica's network is cut over",
+    "sharding.host_devices": "that JAX makes of CPUs",
     "event_log": "that experiments.replay does the run again from; none: unless time is virtual",
-    "cut.how": "units, alternating, tiles; none: the paper's",
+    "sharding.how": "units, alternating, tiles; none: the paper's",
     "ray.address": "local: a cluster for this run only; auto or HOST:PORT: joins one",
     "runtime": "virtual, threads, ray",
 }
@@ -173,7 +173,7 @@ def command(main: Callable[[list[str]], int]) -> None:
     Ctrl-C is 130, SIGTERM 143.
     """
     try:
-        with heard():
+        with reliable_interrupt():
             code = main(sys.argv[1:])
         sys.exit(code)
     except ValueError as error:

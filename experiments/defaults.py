@@ -29,7 +29,7 @@ def defaults() -> ml_collections.ConfigDict:
     config.data = ml_collections.ConfigDict({"name": "synthetic"})  # and its options
     config.data_dir = config_dict.placeholder(str)  # None: $DBJAX_DATA_DIR or a cache folder
     config.model = ml_collections.ConfigDict({"name": "softmax"})  # and its options
-    config.cut = ml_collections.ConfigDict(
+    config.sharding = ml_collections.ConfigDict(
         {
             "devices": 1,  # that each replica's network is cut over
             "how": config_dict.placeholder(str),  # units, alternating, tiles; None: the paper's

@@ -13,9 +13,9 @@ import rich.table
 
 import dbjax
 from dbjax.arguments import nearest
-from dbjax.interrupts import exit_code
-from dbjax.trace import Row
-from dbjax.workdir import prepare
+from dbjax.monitoring.signals import exit_code
+from dbjax.run_dir import prepare
+from dbjax.runtime.trace import Row
 from experiments import plots
 from experiments.accuracy import time_to
 from experiments.command_line import command, load_config, log_to_terminal, parse

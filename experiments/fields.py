@@ -27,7 +27,7 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
     # Without, a run is evaluated at its beginning and once at its end.
     ("evaluations", lambda c: c.until_s is not None or c.evaluations == 1, "until_s"),
     *(
-        (f"cut.{name}", lambda c: c.cut.devices > 1, "cut.devices above 1")
+        (f"sharding.{name}", lambda c: c.sharding.devices > 1, "sharding.devices above 1")
         for name in ("how", "host_devices")
     ),
     (REPAIR, lambda c: _may_fail(c), "cluster.machine.mean_time_between_failures_s"),
@@ -208,7 +208,7 @@ def _takes_checkpoints(config: ml_collections.ConfigDict) -> bool:
     if config.checkpoint.keep or config.runtime == "ray":
         return True
     cluster = build.cluster(config)
-    return cluster is not None and cluster.mortal
+    return cluster is not None and cluster.nodes_can_fail
 
 
 def _may_fail(config: ml_collections.ConfigDict) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from dbjax.workdir import EVENTS, METRICS, SUMMARY
+from dbjax.run_dir import EVENTS, METRICS, SUMMARY
 from experiments.saved import CONFIG
 
 SWEEP, STUDY = "sweep.json", "study.db"
@@ -29,8 +29,8 @@ def require_place(folder: str | Path, kind: Kind) -> None:
         return  # `prepare` says so
     folder = Path(folder)
     have = _kind(folder)
-    beside = kind == "runs" and have in _FIGURES  # runs and what is drawn of them
-    if have not in (None, kind) and not beside:
+    background = kind == "runs" and have in _FIGURES  # runs and what is drawn of them
+    if have not in (None, kind) and not background:
         raise ValueError(
             f"workdir {str(folder)!r} holds {have}, whose files would be mixed with those of "
             f"{kind}: give another --workdir"

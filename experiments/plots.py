@@ -11,9 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dbjax.trace import Row, Span
-from dbjax.workdir.chrome_trace import merged, node_order
-from dbjax.workdir.files import naming
+from dbjax.run_dir.chrome_trace import merged, node_order
+from dbjax.run_dir.files import os_errors_naming
+from dbjax.runtime.trace import Row, Span
 
 STYLE = Path(__file__).with_name("dbjax.mplstyle")
 METHODS = {  # name, but for the number of machines in brackets -> colour, marker
@@ -115,7 +115,7 @@ def save(figure: Figure, path: Path) -> None:
     """Writes a PNG, whole or not at all."""
     temporary = path.with_name(f".{path.name}")
     try:
-        with naming(path):
+        with os_errors_naming(path):
             FigureCanvasAgg(figure).print_png(str(temporary))
             temporary.replace(path)
     finally:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import rich.console
 import rich.progress
 
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 
 _LOGGED_EVERY_S = 10.0  # seconds of the wall
 

@@ -13,8 +13,8 @@ import rich.table
 
 import dbjax
 from dbjax.errors import ReplayError
-from dbjax.workdir import EVENTS, SUMMARY, read_json
-from dbjax.workdir.files import not_left, reading
+from dbjax.run_dir import EVENTS, SUMMARY, read_json
+from dbjax.run_dir.files import damaged_file, format_errors_naming
 from experiments import build
 from experiments.command_line import command, parse
 from experiments.saved import CONFIG, saved
@@ -28,7 +28,7 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
     """
     config = saved(workdir)
     script = _script(Path(workdir) / EVENTS)
-    with reading(Path(workdir) / CONFIG):
+    with format_errors_naming(Path(workdir) / CONFIG):
         build.make_host_devices(config)
         task, method = build.task(config), build.algorithm(config)
     found = dbjax.replay(task, method, script, seed=config.seed)
@@ -40,7 +40,7 @@ def _digest(path: Path) -> str | None:
     """Of the final parameters, as a summary says; None where it could not be told."""
     digest = read_json(path, "params_sha256")["params_sha256"]
     if not isinstance(digest, str | None):
-        raise not_left(path, f"params_sha256={digest!r} must be str or None")
+        raise damaged_file(path, f"params_sha256={digest!r} must be str or None")
     return digest
 
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
-from dbjax.checkpoint import Checkpoints, Content
-from dbjax.workdir import SUMMARY, read_json
-from dbjax.workdir.files import plain
+from dbjax.checkpoint import Checkpoints, CheckpointState
+from dbjax.run_dir import SUMMARY, read_json
+from dbjax.run_dir.files import plain
 from experiments.defaults import flat
 from experiments.folders import CHECKPOINTS
 from experiments.saved import CONFIG, saved_fields
@@ -28,7 +28,7 @@ _MAY_DIFFER = {  # in the config of whoever takes a run up
 }  # fmt: skip
 
 
-class Found(NamedTuple):
+class ResumePoint(NamedTuple):
     """What lies in a workdir.
 
     Attributes:
@@ -39,7 +39,7 @@ class Found(NamedTuple):
 
     directory: Path
     checkpoints: Checkpoints | None
-    content: Content | None
+    content: CheckpointState | None
 
     def begin(self) -> None:
         """What lies there of another run goes."""
@@ -50,7 +50,7 @@ class Found(NamedTuple):
 
 
 @contextlib.contextmanager
-def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> Iterator[Found]:
+def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> Iterator[ResumePoint]:
     """The run's checkpoints, and what there is to go on from.
 
     Raises:
@@ -65,7 +65,7 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
             + (": the workdir holds a run that is gone on with from one" if goes_on else "")
         )
     if not keep:
-        yield Found(directory, None, None)
+        yield ResumePoint(directory, None, None)
         return
     with Checkpoints(directory, keep=keep, anew=not goes_on) as checkpoints:
         content = checkpoints.latest() if goes_on else None
@@ -75,7 +75,7 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
             )
         if content is not None:
             _LOG.info("taken up at %.1f s", content.time_s)
-        yield Found(directory, checkpoints, content)
+        yield ResumePoint(directory, checkpoints, content)
 
 
 def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:

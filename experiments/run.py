@@ -13,11 +13,11 @@ import rich.console
 import rich.table
 
 import dbjax
-from dbjax.errors import only_reports
-from dbjax.interrupts import exit_code
-from dbjax.launch import Beside
-from dbjax.trace import Row
-from dbjax.workdir import Workdir, alone_in
+from dbjax.errors import best_effort
+from dbjax.monitoring.signals import exit_code
+from dbjax.run_dir import RunWriter, lock_directory
+from dbjax.runtime.trace import Row
+from dbjax.train import BackgroundFn
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse
 from experiments.defaults import flat
@@ -30,14 +30,14 @@ def run_config(
     config: ml_collections.ConfigDict,
     workdir: str | Path,
     label: str,
-    beside: Beside | None = None,
+    background: BackgroundFn | None = None,
 ) -> dbjax.Result:
     """Builds, runs, and leaves everything in `workdir`, alone."""
     build.require_sound(config)
     require_place(workdir, "a run")
     build.make_host_devices(config)
-    with alone_in(workdir):
-        result = _run(config, workdir, label, beside)
+    with lock_directory(workdir):
+        result = _run(config, workdir, label, background)
         _draw(result, config, label, Path(workdir) / "curves.png")
     return result
 
@@ -47,7 +47,7 @@ def _draw(
 ) -> None:
     """The curves; what cannot be drawn loses nothing."""
     caption = _seeds(config)
-    with only_reports(str(picture)):
+    with best_effort(str(picture)):
         picture.unlink(missing_ok=True)
         curves = {label: result.evaluations}
         plots.save(plots.curves(curves, clock=build.clock(config), caption=caption), picture)
@@ -59,14 +59,17 @@ def _seeds(config: ml_collections.ConfigDict) -> str:
 
 
 def _run(
-    config: ml_collections.ConfigDict, workdir: str | Path, label: str, beside: Beside | None
+    config: ml_collections.ConfigDict,
+    workdir: str | Path,
+    label: str,
+    background: BackgroundFn | None,
 ) -> dbjax.Result:
     method, arguments = build.algorithm(config), build.run_arguments(config)
     task, clock = build.task(config), build.clock(config)
     trace = dbjax.Trace(max_spans=config.max_spans)
     with (
         checkpoints_of(workdir, config) as found,
-        Workdir(
+        RunWriter(
             workdir, config.to_dict(), clock=clock, rows=trace.before(), begun=found.begin
         ) as files,
         progress(label, clock, config.until_s) as listen,
@@ -80,7 +83,7 @@ def _run(
             **arguments,
             checkpoints=found.checkpoints,
             resume=found.content,
-            beside=beside,
+            background=background,
             trace=trace,
             log=log,
         )

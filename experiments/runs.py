@@ -10,11 +10,11 @@ from pathlib import Path
 import ml_collections
 
 from dbjax.arguments import require_at_least_one
-from dbjax.health import kind
-from dbjax.interrupts import noted
-from dbjax.workdir import METRICS, SUMMARY, alone_in, prepare
-from dbjax.workdir.files import plain, reading
-from dbjax.workdir.origin import versions
+from dbjax.monitoring.health import kind
+from dbjax.monitoring.signals import on_interrupt
+from dbjax.run_dir import METRICS, SUMMARY, lock_directory, prepare
+from dbjax.run_dir.files import format_errors_naming, plain
+from dbjax.run_dir.provenance import versions
 from experiments.folders import require_place
 from experiments.progress import counted
 from experiments.report.read import Run, read
@@ -43,7 +43,7 @@ def run_all(
     require_at_least_one(jobs=jobs)
     require_place(workdir, "runs")
     workdir = prepare(workdir)
-    with alone_in(workdir):
+    with lock_directory(workdir):
         _run(configs, workdir, jobs, label)
     runs = {name: _read(workdir / name, name) for name in configs}
     wrong = [
@@ -61,7 +61,7 @@ def run_all(
 def _read(folder: Path, name: str) -> Run:
     """A run with all numbers that figures are drawn of."""
     run = read(folder, name)
-    with reading(folder / METRICS):
+    with format_errors_naming(folder / METRICS):
         for row in run.rows:
             _ = [float(row[number]) for number in _DRAWN]
     return run
@@ -76,7 +76,7 @@ def _run(
     errors: list[str] = []
     start = functools.partial(Process, workdir / "workers.log")
     with (
-        noted() as interrupted,
+        on_interrupt() as interrupted,
         Pool(start, jobs) as pool,
         counted(label, len(configs), "runs") as tell,
     ):

@@ -10,8 +10,8 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import nearest
-from dbjax.workdir import read_json
-from dbjax.workdir.files import not_left
+from dbjax.run_dir import read_json
+from dbjax.run_dir.files import damaged_file
 from experiments.defaults import defaults, require_whole
 
 CONFIG = "config.json"
@@ -39,7 +39,7 @@ def saved_fields(workdir: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     if not isinstance(fields, dict):
-        raise not_left(path, "its config is no object")
+        raise damaged_file(path, "its config is no object")
     return fields
 
 

@@ -15,7 +15,7 @@ import dbjax
 from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.checkpoint import Checkpoints
-from dbjax.data import Arrays, Frames, Labelled, Splits, Stream, images
+from dbjax.data import ArrayExamples, Frames, Labelled, Splits, Stream, images
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.models import build, functional
@@ -279,14 +279,17 @@ FIELDS = {
     "cpus": (lambda: RayOptions(cpus="1"), "ray.cpus='1' must be float"),
     "env": (lambda: RayOptions(env={"A": 1}), "ray.env=.* must be a dict of str"),
     "task seed": (lambda: dbjax.Task(P, mean, (X, Y), seed=-5), "Task.seed=-5 must be in 0"),
-    "stream": (lambda: Stream(Arrays(X), 2.5), "Stream.batch_size=2.5 must be int"),
-    "portions": (lambda: Portions(Arrays(X), 0), "Portions.portion_size=0 must be at least 1"),
+    "stream": (lambda: Stream(ArrayExamples(X), 2.5), "Stream.batch_size=2.5 must be int"),
+    "portions": (
+        lambda: Portions(ArrayExamples(X), 0),
+        "Portions.portion_size=0 must be at least 1",
+    ),
     "frames": (
         lambda: Frames(X, np.zeros(60, np.int32), np.zeros(61, int), np.zeros(61, int)),
         "Frames needs as many of each",
     ),
     "mnist": (
-        lambda: Splits("a", Arrays(Labelled(X, np.full(61, 3))), Arrays(X), 3, (6,)),
+        lambda: Splits("a", ArrayExamples(Labelled(X, np.full(61, 3))), ArrayExamples(X), 3, (6,)),
         "data 'a', split 'train': labels go from 3 to 3, and 3 classes have the labels 0 to 2",
     ),
 }

@@ -13,7 +13,7 @@ from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster
 from dbjax.checkpoint import Checkpoints
 from dbjax.checkpoint.params import load_params, save_params
-from dbjax.summary import params_sha256
+from dbjax.monitoring.metrics import params_sha256
 
 DTYPES = [
     "float16",

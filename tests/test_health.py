@@ -14,8 +14,8 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.checkpoint import Checkpoints
-from dbjax.checkpoint.content import lasting
-from dbjax.health import kind
+from dbjax.checkpoint.state import rows_to_keep
+from dbjax.monitoring.health import kind
 
 X = np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32)
 Y = X @ np.array([1.0, -2.0, 3.0], np.float32)
@@ -154,8 +154,8 @@ def test_it_is_said_long_before_the_end_where_no_evaluation_looks(logged):
 
 def test_a_checkpoint_knows_the_first_loss_and_the_latest():
     rows = [{"time_s": t, "node": "replica/0", "loss": float(t)} for t in range(300)]
-    assert [row["time_s"] for row in lasting(rows, 100)] == [0, *range(200, 300)]
-    assert lasting(rows[:50], 100) == tuple(rows[:50])
+    assert [row["time_s"] for row in rows_to_keep(rows, 100)] == [0, *range(200, 300)]
+    assert rows_to_keep(rows[:50], 100) == tuple(rows[:50])
 
 
 def some_not_finite(params, batch):

@@ -14,10 +14,10 @@ from jax.sharding import PartitionSpec
 import dbjax
 from dbjax import Failure, optim
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.data.examples import Arrays
+from dbjax.data.examples import ArrayExamples
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
-from dbjax.parallel.cut import Cut
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.types import loss_of
 from tests.checkpoint.stopped import Kept
 
@@ -82,7 +82,9 @@ def plain_loop(loss, steps, replicas=1):
     gradient_fn = jax.jit(jax.grad(loss))
     params, state = {"w": jnp.zeros(4)}, RULE.init({"w": jnp.zeros(4)})
     for step in range(steps):
-        batches = [Stream(Arrays((X, Y)), 8, SEED, r, replicas).at(step) for r in range(replicas)]
+        batches = [
+            Stream(ArrayExamples((X, Y)), 8, SEED, r, replicas).at(step) for r in range(replicas)
+        ]
         gradients = [gradient_fn(params, b, folded(r, step)) for r, b in enumerate(batches)]
         mean = jax.tree.map(lambda *parts: sum(parts) / replicas, *gradients)
         updates, state = RULE.update(mean, state, params)
@@ -202,7 +204,7 @@ def test_a_portion_that_two_samples_share_has_one_key():
         for given in ({}, {"runtime": "threads"}, {"cluster": CLUSTER})
     }
     assert len(digests) == 1
-    portions = pickle.loads(pickle.dumps(Portions(Arrays((X, Y)), 8, SEED, keyed=True)))
+    portions = pickle.loads(pickle.dumps(Portions(ArrayExamples((X, Y)), 8, SEED, keyed=True)))
     values = [float(loss_of(drawn, {"w": jnp.zeros(4)}, portions.gather((i,)))) for i in range(8)]
     assert values == [value(i) for i in range(8)]
     assert len(set(values)) == 8
@@ -218,7 +220,7 @@ def test_keys_are_those_of_the_recipe(seed):
     seen = set()
     for replica in range(2):
         for step in (0, 1, 2**31):
-            batch = Stream(Arrays((X, Y)), 8, seed, replica, 2, keyed=True).at(step)
+            batch = Stream(ArrayExamples((X, Y)), 8, seed, replica, 2, keyed=True).at(step)
             key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), replica), step)
             assert float(compiled(parameters, batch)) == float(jax.random.uniform(key))
             seen.add(float(jax.random.uniform(key)))
@@ -232,7 +234,9 @@ def test_keys_are_those_of_the_recipe_in_double_precision():
 
 
 def test_a_key_leaves_the_examples_as_they_are():
-    plain, keyed = (Stream(Arrays((X, Y)), 8, SEED, 1, 3, keyed=keyed) for keyed in (False, True))
+    plain, keyed = (
+        Stream(ArrayExamples((X, Y)), 8, SEED, 1, 3, keyed=keyed) for keyed in (False, True)
+    )
     for step in (0, 1, 7):
         assert all(map(np.array_equal, plain.at(step), keyed.at(step).batch))
 
@@ -270,9 +274,9 @@ def test_a_loss_that_can_do_without_a_key_is_taken(loss):
 
 
 def test_the_loss_of_a_cut_takes_a_key_too():
-    cut = Cut((("a", 1),), ((".*", PartitionSpec()),), no_key)
+    sharding = ModelSharding((("a", 1),), ((".*", PartitionSpec()),), no_key)
     with pytest.raises(TypeError, match=r"Task\.cut\.loss takes \(params, batch\)"):
-        task(cut=cut)
+        task(sharding=sharding)
 
 
 @pytest.mark.parametrize("seed", [-1, 2**32])

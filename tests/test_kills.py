@@ -4,9 +4,9 @@ import math
 
 import pytest
 
-from dbjax.chaos import Kill, _may_die, kills
 from dbjax.errors import NodeDied, ServiceError
-from dbjax.store.copy import Copy
+from dbjax.monitoring.fault_injection import Kill, _may_die, kills
+from dbjax.parameter_server.replication import ReplicatedService
 
 
 def test_a_node_is_back_when_it_returns_itself():
@@ -39,7 +39,7 @@ class Asked:
         return asked
 
     async def call(self, method):
-        assert method is Copy.whole
+        assert method is ReplicatedService.whole
         said = self.whole[self.name]
         if isinstance(said, Exception):
             raise said

@@ -14,7 +14,7 @@ import dbjax
 from benchmarks.large_model import train
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.models import VisionConfig, functional
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 SMALL = VisionConfig(image=24, classes=50, units=3, patch=4, last_pool=5)
 X = np.random.default_rng(0).normal(size=(64, 1000)).astype(np.float32)

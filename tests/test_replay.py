@@ -13,7 +13,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.errors import ReplayError
-from dbjax.store.shard import Shard
+from dbjax.parameter_server.shard import Shard
 from tests.checkpoint.stopped import Kept
 from tests.test_conformance import CLUSTER, TASK
 
@@ -151,11 +151,11 @@ def test_a_log_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatc
     whole, ended = snapshots(monkeypatch, lambda: dbjax.replay(TASK, config, dbjax.Script(lines)))
     assert (ended.params_sha256, ended.breaks_off) == (digest, None)
     draws, found = random.Random(name), []
-    cuts = [draws.randrange(len(lines[0]), len(text)) for _ in range(6)]
-    for cut in [len(lines[0]), *cuts, len(text) - 1]:
-        script = dbjax.Script(text[:cut].splitlines(keepends=True))
-        line = text[:cut].count("\n")
-        where = f"after line {line}" if text[cut - 1] == "\n" else f"in line {line + 1}"
+    partition = [draws.randrange(len(lines[0]), len(text)) for _ in range(6)]
+    for sharding in [len(lines[0]), *partition, len(text) - 1]:
+        script = dbjax.Script(text[:sharding].splitlines(keepends=True))
+        line = text[:sharding].count("\n")
+        where = f"after line {line}" if text[sharding - 1] == "\n" else f"in line {line + 1}"
         caplog.clear()
         part, again = snapshots(monkeypatch, lambda log=script: dbjax.replay(TASK, config, log))
         assert part.items() <= whole.items()
@@ -165,7 +165,7 @@ def test_a_log_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatc
             f"the event log breaks off {where}: {again.calls} of its {script.count()} calls are "
             "done again, the rest of the run is not known"
         ]
-        found.append((cut, again.calls))
+        found.append((sharding, again.calls))
     assert [calls for _, calls in sorted(found)] == sorted(calls for _, calls in found)
     assert found[0][1] == 0 < max(calls for _, calls in found[1:-1]) < ended.calls
     assert (found[-1][1], again.params_sha256) == (ended.calls, digest)  # all but the end mark

@@ -9,8 +9,8 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.summary import RESERVED
-from dbjax.workdir import Workdir
+from dbjax.monitoring.metrics import RESERVED
+from dbjax.run_dir import RunWriter
 
 X = np.random.default_rng(0).normal(size=(64, 4)).astype(np.float32)
 
@@ -39,7 +39,7 @@ CONFIGS = {
 def test_all_of_rows_and_summaries_are_reserved(method, tmp_path):
     options = {"cluster": CLUSTER, "evaluate_every_s": 0.5}
     result = dbjax.run(task(), CONFIGS[method], **options)
-    with Workdir(tmp_path, {}, clock="virtual") as files:
+    with RunWriter(tmp_path, {}, clock="virtual") as files:
         files.summarise(result)
     rows = set().union(*result.trace.rows)
     written = json.loads((tmp_path / "summary.json").read_text()).keys()

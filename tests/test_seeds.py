@@ -9,8 +9,8 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour
-from dbjax.chaos import Chaos
 from dbjax.data import load
+from dbjax.monitoring.fault_injection import Chaos
 from experiments import build
 from experiments.command_line import load_config
 from experiments.sweep.trial import Job, _runs

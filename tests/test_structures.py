@@ -16,7 +16,7 @@ from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster
 from dbjax.checkpoint import Checkpoints
 from dbjax.checkpoint.params import load_params, save_params
-from dbjax.parallel.cut import name_of
+from dbjax.model_parallel.sharding import name_of
 from tests.references import optax_loop
 
 RANDOM = np.random.default_rng(0)

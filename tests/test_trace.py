@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 
 def test_scalars_of_long_ago_are_plain_numbers_and_the_latest_may_still_be_computed():

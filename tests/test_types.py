@@ -7,28 +7,28 @@ import pytest
 
 SNIPPET = """
 from dbjax.runtime import Handle, Node
-from dbjax.store import Shard, Sharded, Snapshot
+from dbjax.parameter_server import Shard, ParameterServer, Snapshot
 
-async def client(node: Node, store: Sharded[Shard], shard: Handle[Shard]) -> Snapshot:
+async def client(node: Node, server: ParameterServer[Shard], shard: Handle[Shard]) -> Snapshot:
     {line}
     return await shard.call(Shard.fetch, node.name)
 """
 COORDINATOR = """
 from dbjax.optim import Dots, Space
-from dbjax.store.commanding import Vectors
-from dbjax.store.vectors import VectorShard
+from dbjax.parameter_server.vector_client import VectorClient
+from dbjax.parameter_server.vector_shard import VectorShard
 from dbjax.types import Slice
 
-async def main(space: Space, vectors: Vectors) -> None:
+async def main(space: Space, vectors: VectorClient) -> None:
     {line}
 """
 LINES = {
-    "await store.each(Shard.report)": None,
-    "store.each(Shard.report)": "unused-awaitable",
+    "await server.each(Shard.report)": None,
+    "server.each(Shard.report)": "unused-awaitable",
     "node.sleep(1.0)": "unused-awaitable",
     "await shard.call(Shard.fetch)": "call-overload",
     "await shard.call(Shard.fetch, 3)": "call-overload",
-    "await store.pull(Shard.report)": "arg-type",
+    "await server.fetch(Shard.report)": "arg-type",
 }
 
 
@@ -36,7 +36,7 @@ VECTORS = {  # a coordinator gets scalars, and cannot ask for more
     'replies: list[float] = await space.perform(Dots(("params",), ("params",)))': None,
     'vector: Slice = await space.perform(Dots(("params",), ("params",)))': "assignment",
     'vector: Slice = await vectors.perform(Dots(("params",), ("params",)))': "assignment",
-    'await vectors.pull(VectorShard.fetch, "coordinator")': "attr-defined",
+    'await vectors.fetch(VectorShard.fetch, "coordinator")': "attr-defined",
     'await space.fetch("params")': "attr-defined",
 }
 

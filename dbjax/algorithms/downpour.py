@@ -14,11 +14,17 @@ from typing import Any
 
 import optax
 
-from dbjax.algorithms.local import LocalRule
+from dbjax.algorithms.local_optimizer import LocalOptimizer
 from dbjax.data.stream import Stream
 from dbjax.optim.inputs import as_rule
-from dbjax.runtime.base import Future, Node, Runtime, ready
-from dbjax.store import Accrued, Fetched, Shard, Sharded, require_backups
+from dbjax.parameter_server import (
+    AccumulatedGradient,
+    Fetched,
+    ParameterServer,
+    Shard,
+    require_backups,
+)
+from dbjax.runtime.interface import Future, Node, Runtime, ready
 from dbjax.task import Program, Task, require_config
 
 
@@ -88,11 +94,11 @@ def predicted_staleness_updates(config: Config) -> float | None:
 
 
 def acknowledged(
-    config: Config, mains: Sequence[Future[Any]], rows: Sequence[dict[str, Any]]
+    config: Config, processes: Sequence[Future[Any]], rows: Sequence[dict[str, Any]]
 ) -> dict[str, int]:
     """How many pushes of each replica all shards have answered; its last may be on its way."""
     found: dict[str, int] = {}
-    for r, main in enumerate(mains):
+    for r, main in enumerate(processes):
         if config.steps is not None and main.done() and main.error() is None:
             found[f"replica/{r}"] = -(-config.steps // config.n_push)
     for row in rows:
@@ -104,28 +110,28 @@ def acknowledged(
 
 async def client(
     node: Node,
-    store: Sharded[Shard],
+    server: ParameterServer[Shard],
     gradient_fn: Callable[..., Any],
     batches: Stream,
     config: Config,
 ) -> None:
     """Algorithm 1.1: DOWNPOURSGDCLIENT, of one replica."""
-    local = LocalRule(config.local_rule or config.rule, store.partition)
-    accrued = Accrued()
+    local = LocalOptimizer(config.local_rule or config.rule, server.partition)
+    accrued = AccumulatedGradient()
     params: Fetched | None = None
     fetching: Future[Fetched] | None = None
     pushing: Future[Any] = ready(None)
-    if (kept := node.kept()) is not None:  # the run is taken up exactly where it stood
+    if (kept := node.saved_progress()) is not None:  # the run is taken up exactly where it stood
         step, pushes, params, accrued, fetching, pushing, local.state = kept
     else:  # one that comes back from the dead goes on where the shards knew it last
-        pushes = min(await store.each(Shard.pushed, node.name)) if node.incarnation else 0
+        pushes = min(await server.broadcast(Shard.pushed, node.name)) if node.incarnation else 0
         step = pushes * config.n_push
     while config.steps is None or step < config.steps:
-        node.keep((step, pushes, params, accrued, fetching, pushing, local.state))
-        if fetching is not None and await node.landed(fetching):  # meanwhile
+        node.save_progress((step, pushes, params, accrued, fetching, pushing, local.state))
+        if fetching is not None and await node.is_done(fetching):  # meanwhile
             params, fetching = fetching.result(), None
         if fetching is None and (params is None or step % config.n_fetch == 0):
-            fetching = store.pull(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters
+            fetching = server.fetch(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters
         if fetching is not None and (params is None or not config.overlap):
             params, fetching = await fetching, None
         assert params is not None  # the first fetch is awaited
@@ -139,49 +145,49 @@ async def client(
         del gradient  # so that each piece is freed when its shard has applied it
         if (step + 1) % config.n_push == 0:
             await pushing  # one push in flight at most
-            messages, accrued = accrued.messages(node.name, pushes), Accrued()
-            pushing, pushes = store.push(Shard.push, messages), pushes + 1
+            messages, accrued = accrued.messages(node.name, pushes), AccumulatedGradient()
+            pushing, pushes = server.push(Shard.push, messages), pushes + 1
         node.record(step=step, loss=loss)
         step += 1
     await pushing
     if accrued.gradient is not None:
-        await store.push(Shard.push, accrued.messages(node.name, pushes))
+        await server.push(Shard.push, accrued.messages(node.name, pushes))
 
 
 async def late_client(
     node: Node,
-    store: Sharded[Shard],
+    server: ParameterServer[Shard],
     gradient_fn: Callable[..., Any],
     batches: Stream,
     config: Config,
 ) -> None:
     """Any replica but the first: waits for the warm start to be over (section 4.1)."""
-    if node.kept() is None:
+    if node.saved_progress() is None:
         if node.now() < config.warm_start_s:
             await node.sleep(config.warm_start_s - node.now())
         if config.warm_start_updates:
-            await store.each(Shard.reached, config.warm_start_updates)
-    await client(node, store, gradient_fn, batches, config)
+            await server.broadcast(Shard.reached, config.warm_start_updates)
+    await client(node, server, gradient_fn, batches, config)
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas on a runtime."""
     streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
-    store = Sharded.serve(
+    server = ParameterServer.serve(
         runtime,
         Shard,
         task.start,
         config.shards,
         backups=config.shard_backups,
-        cut=task.cut,
+        sharding=task.sharding,
         rule=config.rule,
     )
-    gradients = store.gradients_of(task.loss, task.batch, config.replicas)
-    mains = [
+    gradients = server.gradients_of(task.loss, task.batch, config.replicas)
+    processes = [
         runtime.spawn(
             f"replica/{r}",
             late_client if r else client,
-            store,
+            server,
             gradient,
             stream,
             config,
@@ -189,9 +195,9 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
     ]
     return Program(
-        store,
+        server,
         Shard,
-        tuple(mains),
+        tuple(processes),
         predicted_staleness_updates(config),
-        acknowledged=functools.partial(acknowledged, config, mains),
+        acknowledged=functools.partial(acknowledged, config, processes),
     )

@@ -17,18 +17,18 @@ import optax
 from dbjax.data.stream import Stream
 from dbjax.errors import DbjaxError, ServiceError
 from dbjax.optim.inputs import as_rule
-from dbjax.runtime.base import Future, Node, Runtime, ready
-from dbjax.store import (
-    Accrued,
+from dbjax.parameter_server import (
+    AccumulatedGradient,
+    ParameterServer,
     Push,
     Report,
     ServerRule,
     Shard,
-    Sharded,
     ShardState,
     Snapshot,
     require_backups,
 )
+from dbjax.runtime.interface import Future, Node, Runtime, ready
 from dbjax.task import Program, Task, require_config
 from dbjax.types import Slice
 
@@ -201,12 +201,12 @@ class SynchronousShard:
             reply.set_result(self._shard.fetch(replica))
 
 
-async def _next(store: Sharded[SynchronousShard], config: Config) -> int:
+async def _next(server: ParameterServer[SynchronousShard], config: Config) -> int:
     """The step where a replica goes on that comes back, from what the shards know of it.
 
     When all were taken, of which a shard has lost some, nobody is there to take them again.
     """
-    taken = await store.each(SynchronousShard.taken)
+    taken = await server.broadcast(SynchronousShard.taken)
     known = [steps for steps, lost in taken if not lost]
     if config.steps is not None and min(known, default=0) >= config.steps:
         return config.steps
@@ -215,42 +215,44 @@ async def _next(store: Sharded[SynchronousShard], config: Config) -> int:
 
 async def client(
     node: Node,
-    store: Sharded[SynchronousShard],
+    server: ParameterServer[SynchronousShard],
     gradient_fn: Callable[..., Any],
     batches: Stream,
     config: Config,
-    mortal: bool,
+    nodes_can_fail: bool,
 ) -> None:
     """One replica: all of them take step k at the same parameters."""
-    if (kept := node.kept()) is not None:  # the run is taken up exactly where it stood
+    if (kept := node.saved_progress()) is not None:  # the run is taken up exactly where it stood
         step, params = kept
     else:
-        step = await _next(store, config) if node.incarnation else 0
-        params = await store.pull(SynchronousShard.fetch, node.name)
+        step = await _next(server, config) if node.incarnation else 0
+        params = await server.fetch(SynchronousShard.fetch, node.name)
     while config.steps is None or step < config.steps:
-        node.keep((step, params))
+        node.save_progress((step, params))
         batch = batches.at(step)
         loss, gradient = await node.compute(gradient_fn, params.slices, batch)
-        accrued = Accrued().plus(gradient, params.versions, batches.batch_size)
+        accrued = AccumulatedGradient().plus(gradient, params.versions, batches.batch_size)
         try:
-            params = await store.swap(SynchronousShard.step, accrued.messages(node.name, step))
+            params = await server.push_and_fetch(
+                SynchronousShard.step, accrued.messages(node.name, step)
+            )
         except ServiceError as error:
             if not isinstance(error.__cause__, Behind):
                 raise
             step = error.__cause__.step
-            params = await store.pull(SynchronousShard.fetch, node.name)
+            params = await server.fetch(SynchronousShard.fetch, node.name)
             continue
         node.record(step=step, loss=loss)
         step += 1
-    ending = store.each(SynchronousShard.done, node.name)
-    if mortal:  # a shard that is restored is told again
+    ending = server.broadcast(SynchronousShard.done, node.name)
+    if nodes_can_fail:  # a shard that is restored is told again
         await ending
 
 
 def program(runtime: Runtime, task: Task, config: Config) -> Program:
     """Places shards and replicas; a single replica and its parameters share a machine."""
     streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
-    store = Sharded.serve(
+    server = ParameterServer.serve(
         runtime,
         SynchronousShard,
         task.start,
@@ -258,19 +260,19 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         config.replicas,
         name="shard" if config.replicas > 1 else "replica",
         backups=config.shard_backups,
-        cut=task.cut,
+        sharding=task.sharding,
         rule=config.rule,
     )
-    gradients = store.gradients_of(task.loss, task.batch, config.replicas)
-    mains = [
+    gradients = server.gradients_of(task.loss, task.batch, config.replicas)
+    processes = [
         runtime.spawn(
             f"replica/{r}",
             client,
-            store,
+            server,
             gradient,
             stream,
             config,
-            runtime.mortal,
+            runtime.nodes_can_fail,
         )
         for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
     ]
@@ -279,4 +281,4 @@ def program(runtime: Runtime, task: Task, config: Config) -> Program:
         """A step is one push, in the name of the first replica."""
         return {"replica/0": 1 + max((row["step"] for row in rows if "step" in row), default=-1)}
 
-    return Program(store, SynchronousShard, tuple(mains), 0.0, acknowledged=acknowledged)
+    return Program(server, SynchronousShard, tuple(processes), 0.0, acknowledged=acknowledged)

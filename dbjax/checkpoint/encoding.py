@@ -18,15 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.known import known_class, name_of, tuple_class
-from dbjax.checkpoint.trees import Structures, made, node_of
+from dbjax.checkpoint.class_names import class_name, class_named, named_tuple_class
+from dbjax.checkpoint.trees import Structures, make_node, node_of
 
 Array = np.ndarray[Any, Any]
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}
 
 
 @final
-class Arrays:
+class ArrayTable:
     """The arrays of what is encoded, each object once.
 
     Attributes:
@@ -47,7 +47,7 @@ class Arrays:
         return self._places[id(value)][0]
 
 
-def encode(value: Any, arrays: Arrays) -> Any:
+def encode(value: Any, arrays: ArrayTable) -> Any:
     """JSON for a value; its arrays are added to `arrays`.
 
     Raises:
@@ -58,7 +58,7 @@ def encode(value: Any, arrays: Arrays) -> Any:
 
 @final
 class _Encoder:
-    def __init__(self, arrays: Arrays) -> None:
+    def __init__(self, arrays: ArrayTable) -> None:
         self._arrays = arrays
 
     def of(self, value: Any) -> Any:
@@ -85,14 +85,14 @@ class _Encoder:
         if kind.__name__ in _CONTAINERS and kind in _CONTAINERS.values():
             return [kind.__name__, *map(self.of, value)]
         if isinstance(value, tuple) and hasattr(kind, "_make"):
-            return ["named", name_of(kind), *map(self.of, value)]
+            return ["named", class_name(kind), *map(self.of, value)]
         node = node_of(value)
         if node is not None:
             aux, children = node
-            return ["tree", name_of(kind), self._aux(kind, aux), *map(self.of, children)]
+            return ["tree", class_name(kind), self._aux(kind, aux), *map(self.of, children)]
         if dataclasses.is_dataclass(value):
             names = [field.name for field in dataclasses.fields(value)]
-            return ["of", name_of(kind), *([n, self.of(getattr(value, n))] for n in names)]
+            return ["of", class_name(kind), *([n, self.of(getattr(value, n))] for n in names)]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
     def _aux(self, kind: type[Any], aux: Any) -> Any:
@@ -107,15 +107,15 @@ class _Encoder:
 
 
 @dataclasses.dataclass(frozen=True)
-class Unbuilt:
-    """A node of a pytree whose auxiliary data only its program knows: see `built`."""
+class UnresolvedNode:
+    """A node of a pytree whose auxiliary data only its program knows: see `resolve_nodes`."""
 
     name: str
     number: int
     children: tuple[Any, ...]
 
 
-def built(value: Any, structures: Structures) -> Any:
+def resolve_nodes(value: Any, structures: Structures) -> Any:
     """A decoded value, with the nodes that only the program that reads can make.
 
     Raises:
@@ -123,17 +123,17 @@ def built(value: Any, structures: Structures) -> Any:
     """
 
     def of(part: Any) -> Any:
-        return built(part, structures)
+        return resolve_nodes(part, structures)
 
-    if isinstance(value, Unbuilt):
-        kind = known_class(value.name)
-        return made(kind, structures.aux(kind, value.number), list(map(of, value.children)))
+    if isinstance(value, UnresolvedNode):
+        kind = class_named(value.name)
+        return make_node(kind, structures.aux(kind, value.number), list(map(of, value.children)))
     if type(value) is dict:
         return {key: of(part) for key, part in value.items()}
     if isinstance(value, tuple) and hasattr(value, "_make"):
         return value._make(map(of, value))
     if (node := node_of(value)) is not None:
-        return made(type(value), node[0], list(map(of, node[1])))
+        return make_node(type(value), node[0], list(map(of, node[1])))
     if dataclasses.is_dataclass(value):
         again = copy.copy(value)
         for field in dataclasses.fields(value):
@@ -143,7 +143,7 @@ def built(value: Any, structures: Structures) -> Any:
 
 
 def decode(encoded: Any, arrays: Sequence[Array]) -> Any:
-    """The value that was encoded; what its program has to complete is left `Unbuilt`.
+    """The value that was encoded; what its program has to complete is left `UnresolvedNode`.
 
     Raises:
       ValueError: it is not what `encode` makes.
@@ -186,7 +186,7 @@ class _Decoder:
             case "of":
                 return self._instance(*rest)
             case "named":
-                return tuple_class(rest[0])._make(map(self.of, rest[1:]))
+                return named_tuple_class(rest[0])._make(map(self.of, rest[1:]))
         return _CONTAINERS[kind](map(self.of, rest))
 
     def _device_array(self, place: int) -> jax.Array:
@@ -197,17 +197,17 @@ class _Decoder:
     def _node(self, name: str, aux: Any, *children: Any) -> Any:
         parts = tuple(map(self.of, children))
         if isinstance(aux, list) and aux[0] == "own":
-            return Unbuilt(name, aux[1], parts)
-        return made(known_class(name), self.of(aux), parts)
+            return UnresolvedNode(name, aux[1], parts)
+        return make_node(class_named(name), self.of(aux), parts)
 
     def _instance(self, name: str, *fields: list[Any]) -> Any:
-        kind = known_class(name)
+        kind = class_named(name)
         if not dataclasses.is_dataclass(kind):
             raise ValueError(f"{name!r} is no dataclass")
-        made: Any = object.__new__(kind)
+        make_node: Any = object.__new__(kind)
         for field, value in fields:
-            object.__setattr__(made, field, self.of(value))
-        return made
+            object.__setattr__(make_node, field, self.of(value))
+        return make_node
 
 
 def bytes_of(array: Array) -> memoryview:
@@ -225,7 +225,7 @@ def is_key(value: Any) -> bool:
     return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
-def encoded_key(value: Any, arrays: Arrays) -> list[Any]:
+def encoded_key(value: Any, arrays: ArrayTable) -> list[Any]:
     """JSON for an array of random keys."""
     return ["key", str(jax.random.key_impl(value)), arrays.place(jax.random.key_data(value))]
 

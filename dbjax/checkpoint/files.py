@@ -14,12 +14,12 @@ from typing import Any, final
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.content import Content, Stored
+from dbjax.checkpoint.class_names import Unknown
 from dbjax.checkpoint.digests import Damaged, require_whole, write_digests
-from dbjax.checkpoint.encoding import Arrays, bytes_of, decode, encode, storable
-from dbjax.checkpoint.exact import Exact
-from dbjax.checkpoint.known import Unknown
-from dbjax.errors import in_a_line
+from dbjax.checkpoint.encoding import ArrayTable, bytes_of, decode, encode, storable
+from dbjax.checkpoint.exact import ExactState
+from dbjax.checkpoint.state import CheckpointState, StoredCheckpoint
+from dbjax.errors import one_line
 
 _FORMAT = 2
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
@@ -75,7 +75,7 @@ class Checkpoints:
             for step in self._manager.all_steps():
                 self._manager.delete(step)
 
-    def save(self, content: Content, arrays: Arrays | None = None) -> None:
+    def save(self, content: CheckpointState, arrays: ArrayTable | None = None) -> None:
         """Begins to write; what is encoded is no longer looked at when this returns.
 
         Where it cannot be written, a warning says so, and the one before stays.
@@ -84,9 +84,9 @@ class Checkpoints:
           arrays: those of `content.exact`.
         """
         self.begin()
-        self._guarded(lambda: self._save(content, arrays or Arrays()))
+        self._guarded(lambda: self._save(content, arrays or ArrayTable()))
 
-    def _save(self, content: Content, arrays: Arrays) -> None:
+    def _save(self, content: CheckpointState, arrays: ArrayTable) -> None:
         exact = content.exact
         about = {
             "format": _FORMAT,
@@ -135,7 +135,7 @@ class Checkpoints:
         """Until what was begun is on disk."""
         self._guarded(self._manager.wait_until_finished)
 
-    def latest(self) -> Content | None:
+    def latest(self) -> CheckpointState | None:
         """The content of the newest that is whole, or None; warns of those that are not.
 
         Raises:
@@ -144,7 +144,7 @@ class Checkpoints:
         """
         return self._newest(self._steps())
 
-    def _newest(self, steps: Sequence[int]) -> Content | None:
+    def _newest(self, steps: Sequence[int]) -> CheckpointState | None:
         """The first that can be read."""
         failed: list[str] = []
         strange: Exception | None = None  # the first of which that is not known
@@ -154,7 +154,7 @@ class Checkpoints:
             try:
                 content = self._read(step)
             except Exception as error:
-                said = in_a_line(error, kind=False)
+                said = one_line(error, kind=False)
                 if isinstance(error, Damaged):
                     failed.append(f"checkpoint {path} is damaged and left out: {said}")
                     continue
@@ -162,7 +162,7 @@ class Checkpoints:
                 strange = strange or ValueError(failed[-1]).with_traceback(error.__traceback__)
             else:
                 earlier = functools.partial(self._newest, steps[number + 1 :])
-                content = dataclasses.replace(content, stored=Stored(path, earlier))
+                content = dataclasses.replace(content, stored=StoredCheckpoint(path, earlier))
                 break
         if content is None and strange is not None:
             raise strange
@@ -172,7 +172,7 @@ class Checkpoints:
             _LOG.warning("%s; %s", said, instead)
         return content
 
-    def _read(self, step: int) -> Content:
+    def _read(self, step: int) -> CheckpointState:
         require_whole(self._directory / str(step))
         args = self._ocp.args
         about = self._manager.restore(step, args=args.Composite(about=args.JsonRestore())).about
@@ -191,10 +191,10 @@ class Checkpoints:
         if any(zlib.crc32(bytes_of(a)) != kind[2] for a, kind in zip(arrays, kinds, strict=True)):
             raise Damaged("an array is not what was to be written")
         content, exact = decode(about["content"], arrays), about["exact"]
-        if not isinstance(content, Content):
+        if not isinstance(content, CheckpointState):
             raise ValueError("it is no checkpoint of a run")
         if exact is not None:
-            content = dataclasses.replace(content, exact=Exact(exact[0], exact[1], arrays))
+            content = dataclasses.replace(content, exact=ExactState(exact[0], exact[1], arrays))
         return content
 
     def _guarded(self, write: Any) -> None:
@@ -203,5 +203,5 @@ class Checkpoints:
         except Exception as error:
             _LOG.warning(
                 "a checkpoint in %s could not be written, the one before stays: %s",
-                self._directory, in_a_line(error, kind=False),
+                self._directory, one_line(error, kind=False),
             )  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 
 from dbjax.checkpoint.digests import require_whole, write_digests
 from dbjax.checkpoint.encoding import storable
-from dbjax.errors import in_a_line
+from dbjax.errors import one_line
 from dbjax.types import Params
 
 _OVERHEAD_BYTES = 50_000  # what Orbax writes beside the arrays
@@ -40,7 +40,7 @@ def save_params(path: str | Path, params: Params) -> None:
     except Exception as error:
         for left in part.parent.glob(f"{part.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        said = f"the parameters cannot be written ({in_a_line(error)})"
+        said = f"the parameters cannot be written ({one_line(error)})"
         if isinstance(error, OSError) and error.errno is not None:
             raise OSError(error.errno, said, str(path)) from error
         raise OSError(f"{said}: {str(path)!r}") from error

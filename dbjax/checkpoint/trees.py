@@ -22,7 +22,7 @@ def node_of(value: Any) -> tuple[Any, list[Any]] | None:
     return None if found is None else (found[1], list(found[0]))
 
 
-def made(kind: type[Any], aux: Any, children: Sequence[Any]) -> Any:
+def make_node(kind: type[Any], aux: Any, children: Sequence[Any]) -> Any:
     """The node of that class, from what `node_of` gave.
 
     Raises:

@@ -1,6 +1,6 @@
 """Data in memory: `load` a set by name, deal it to replicas with `Stream`."""
 
-from dbjax.data.examples import Arrays as Arrays
+from dbjax.data.examples import ArrayExamples as ArrayExamples
 from dbjax.data.examples import Examples as Examples
 from dbjax.data.examples import Frames as Frames
 from dbjax.data.examples import Labelled as Labelled

@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 from dbjax.data.registry import IN_MEMORY, OWN, default_data_dir, load, prepare
-from dbjax.interrupts import exit_code
+from dbjax.monitoring.signals import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

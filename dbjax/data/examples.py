@@ -35,7 +35,7 @@ class Examples(Protocol):
 
 @final
 @dataclasses.dataclass(frozen=True)
-class Arrays:
+class ArrayExamples:
     """A pytree of arrays with equal first dimension; a batch has the same structure.
 
     Lists and tuples are structure, not arrays: examples are rows of arrays of numbers.
@@ -209,11 +209,11 @@ def examples_of(data: Any, require_labels: Callable[[Any], None] | None = None) 
     """
     if isinstance(data, type):
         raise ValueError(f"data={data.__name__} is a class: call it")
-    if not isinstance(data, (Arrays, Frames)):
+    if not isinstance(data, (ArrayExamples, Frames)):
         if callable(getattr(data, "gather", None)):
             return Gathered(data, require_labels)
-        data = Arrays(data)
-    examples: Arrays | Frames = data
+        data = ArrayExamples(data)
+    examples: ArrayExamples | Frames = data
     labels = examples.labels if isinstance(examples, Frames) else labels_in(examples.tree)
     if require_labels and labels is not None:
         require_labels(labels)

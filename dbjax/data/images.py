@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dbjax.arguments import require_at_least_one
-from dbjax.data.examples import Arrays, Labelled
+from dbjax.data.examples import ArrayExamples, Labelled
 from dbjax.data.splits import Splits
 
 
@@ -156,7 +156,7 @@ def _explained(name: str) -> Iterator[None]:
 
 def _read(
     builder: Any, split: str, keys: tuple[str, str], flatten: bool, side: int | None
-) -> Arrays:
+) -> ArrayExamples:
     found = list(builder.as_data_source(split))
     where = f"data {builder.name!r}, split {split!r}"
     if not found:
@@ -165,7 +165,7 @@ def _read(
     inputs = _inputs(images, side, f"{where}, feature {keys[0]!r}")
     if flatten:
         inputs = inputs.reshape(len(inputs), -1)
-    return Arrays(Labelled(inputs, _labels(labels, f"{where}, feature {keys[1]!r}")))
+    return ArrayExamples(Labelled(inputs, _labels(labels, f"{where}, feature {keys[1]!r}")))
 
 
 def _feature(example: Any, key: str, where: str) -> Any:
@@ -236,8 +236,8 @@ def _splits(
     inputs, labels = inputs.astype(np.float32), labels.astype(np.int32)
     return Splits(
         name,
-        Arrays(Labelled(inputs[train], labels[train])),
-        Arrays(Labelled(inputs[test], labels[test])),
+        ArrayExamples(Labelled(inputs[train], labels[train])),
+        ArrayExamples(Labelled(inputs[test], labels[test])),
         num_classes if num_classes is not None else int(labels.max()) + 1,
         inputs.shape[1:],
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from dbjax.arguments import require_at_least_one
-from dbjax.data.examples import Arrays, Labelled
+from dbjax.data.examples import ArrayExamples, Labelled
 from dbjax.data.splits import Splits
 
 
@@ -36,7 +36,9 @@ def quadratic(
     held_out = max(1, num_examples // 5)
     train, test = slice(held_out, None), slice(0, held_out)
 
-    def examples(part: slice) -> Arrays:
-        return Arrays(Labelled(inputs[part].astype(np.float32), labels[part].astype(np.float32)))
+    def examples(part: slice) -> ArrayExamples:
+        return ArrayExamples(
+            Labelled(inputs[part].astype(np.float32), labels[part].astype(np.float32))
+        )
 
     return Splits("quadratic", examples(train), examples(test), 1, (num_features,))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from dbjax.arguments import require_labels
-from dbjax.data.examples import Arrays, Examples, Frames, labels_in
+from dbjax.data.examples import ArrayExamples, Examples, Frames, labels_in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +23,7 @@ class Splits:
       input_shape: of one example's inputs.
 
     Raises:
-      ValueError: integer labels are not 0 .. num_classes - 1. (What is no `Arrays` and no `Frames`
+      ValueError: integer labels are not 0 .. num_classes - 1. (What is no `ArrayExamples` and no `Frames`
         is not looked at.)
     """
 
@@ -44,5 +44,5 @@ def _labels(examples: Examples) -> Any:
     """All labels; None where they cannot be had at once."""
     if isinstance(examples, Frames):
         return examples.labels
-    labels = labels_in(examples.tree) if isinstance(examples, Arrays) else None
+    labels = labels_in(examples.tree) if isinstance(examples, ArrayExamples) else None
     return None if labels is None else np.asarray(labels)

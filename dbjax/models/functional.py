@@ -17,8 +17,8 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from dbjax.parallel.cut import Cut, name_of
-from dbjax.parallel.losses import nan_unless_classes
+from dbjax.model_parallel.losses import nan_unless_classes
+from dbjax.model_parallel.sharding import ModelSharding, path_name
 from dbjax.types import Params
 
 
@@ -37,7 +37,7 @@ class Config(Protocol):
     def module(self, rngs: nnx.Rngs) -> Any:
         """An nnx.Module all of whose state is nnx.Param, [batch, inputs] -> logits."""
 
-    def cut(self, devices: int, how: str | None = None) -> Cut:
+    def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
         """The network with its loss, cut over devices.
 
         Args:
@@ -87,9 +87,9 @@ def _module(config: Config) -> tuple[Any, Any]:
     return found
 
 
-def applied_to_blocks(config: Config, params: Params, inputs: Any, cut: Any) -> jax.Array:
-    """One device's logits: the module called with `cut`, on the device's blocks of `params`."""
-    return _called(config, params, inputs, cut)
+def applied_to_blocks(config: Config, params: Params, inputs: Any, sharding: Any) -> jax.Array:
+    """One device's logits: the module called with `sharding`, on the device's blocks of `params`."""
+    return _called(config, params, inputs, sharding)
 
 
 @functools.lru_cache(maxsize=64)
@@ -109,7 +109,7 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
     return apply
 
 
-def _called(config: Config, params: Params, inputs: Any, *cut: Any) -> jax.Array:
+def _called(config: Config, params: Params, inputs: Any, *sharding: Any) -> jax.Array:
     """The module with these parameters, called."""
     inputs = jnp.asarray(inputs)
     if inputs.shape[-1:] != (config.inputs,):
@@ -117,7 +117,7 @@ def _called(config: Config, params: Params, inputs: Any, *cut: Any) -> jax.Array
     graph, abstract = _module(config)
     state = nnx.clone(abstract)
     nnx.replace_by_pure_dict(state, params)
-    logits: jax.Array = nnx.merge(graph, state)(inputs, *cut)
+    logits: jax.Array = nnx.merge(graph, state)(inputs, *sharding)
     return logits
 
 
@@ -201,4 +201,4 @@ def _require_like(params: Params, expected: Any) -> None:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {name_of(path): jnp.shape(leaf) for path, leaf in leaves}
+    return {path_name(path): jnp.shape(leaf) for path, leaf in leaves}

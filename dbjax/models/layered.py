@@ -7,10 +7,10 @@ from typing import Any
 
 import jax
 
+from dbjax.model_parallel import losses
+from dbjax.model_parallel.layers import AXIS, SHARDINGS, Layer
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import functional
-from dbjax.parallel import losses
-from dbjax.parallel.cut import Cut
-from dbjax.parallel.layers import AXIS, CUTS, Layer
 from dbjax.types import Batch, Params
 
 
@@ -27,22 +27,24 @@ def forward(
     return layer(last, layers[last], inputs)
 
 
-def cut(config: functional.Config, sizes: tuple[int, ...], devices: int, how: str | None) -> Cut:
+def sharding(
+    config: functional.Config, sizes: tuple[int, ...], devices: int, how: str | None
+) -> ModelSharding:
     """A classifier of these sizes (inputs, units of each layer) with its loss, cut.
 
     Raises:
       ValueError: no such way of cutting.
     """
     how = how or "units"
-    if how not in CUTS:
-        raise ValueError(f"no way {how!r} to cut fully connected layers: {' or '.join(CUTS)}")
-    layer = CUTS[how](sizes)
+    if how not in SHARDINGS:
+        raise ValueError(f"no way {how!r} to cut fully connected layers: {' or '.join(SHARDINGS)}")
+    layer = SHARDINGS[how](sizes)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         inputs, labels = batch
         logits = functional.applied_to_blocks(config, params, inputs, layer)
-        if not layer.logits_are_cut:
+        if not layer.logits_are_sharded:
             return functional.cross_entropy(logits, labels)
         return losses.cross_entropy(logits, labels, sizes[-1], (AXIS,))
 
-    return Cut(((AXIS, devices),), layer.rules, loss)
+    return ModelSharding(((AXIS, devices),), layer.rules, loss)

@@ -7,8 +7,8 @@ import dataclasses
 import jax
 from flax import nnx
 
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models.functional import require_sizes
-from dbjax.parallel.cut import Cut
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +24,7 @@ class LinearConfig:
     def module(self, rngs: nnx.Rngs) -> Linear:
         return Linear(self, rngs=rngs)
 
-    def cut(self, devices: int, how: str | None = None) -> Cut:
+    def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
         raise ValueError("model 'linear' is not cut over devices: speech, mlp and vision are")
 
 

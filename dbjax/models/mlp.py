@@ -8,11 +8,11 @@ import itertools
 import jax
 from flax import nnx
 
+from dbjax.model_parallel.layers import Layer, whole
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import layered
 from dbjax.models.functional import require_sizes
 from dbjax.models.layered import forward
-from dbjax.parallel.cut import Cut
-from dbjax.parallel.layers import Layer, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +41,8 @@ class MlpConfig:
     def module(self, rngs: nnx.Rngs) -> Mlp:
         return Mlp(self, rngs=rngs)
 
-    def cut(self, devices: int, how: str | None = None) -> Cut:
-        return layered.cut(self, self.sizes, devices, how)
+    def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
+        return layered.sharding(self, self.sizes, devices, how)
 
 
 class Mlp(nnx.Module):

@@ -18,14 +18,14 @@ from dbjax.arguments import (
     require_labels,
     require_seed,
 )
+from dbjax.model_parallel.losses import penalised
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import functional
 from dbjax.models.functional import require_sizes
 from dbjax.models.linear import LinearConfig
 from dbjax.models.mlp import MlpConfig
 from dbjax.models.speech import SpeechConfig
 from dbjax.models.vision import VisionConfig
-from dbjax.parallel.cut import Cut
-from dbjax.parallel.losses import penalised
 from dbjax.types import Batch, LossFn, Params
 
 
@@ -50,7 +50,7 @@ class Model:
     apply: Callable[[Params, Any], jax.Array]
     loss: LossFn
     correct: Callable[[Params, Batch], jax.Array] | None
-    cut: Callable[[int, str | None], Cut]
+    sharding: Callable[[int, str | None], ModelSharding]
 
     @functools.cached_property
     def params(self) -> Params:
@@ -188,8 +188,8 @@ def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any, 
         return functional.correct(apply(params, inputs), labels)
 
     @functools.cache
-    def cut(devices: int, how: str | None) -> Cut:
-        return penalised(config.cut(devices, how), l2) if l2 else config.cut(devices, how)
+    def sharding(devices: int, how: str | None) -> ModelSharding:
+        return penalised(config.sharding(devices, how), l2) if l2 else config.sharding(devices, how)
 
     regression = isinstance(config, LinearConfig)
-    return apply, Loss(config, l2), None if regression else correct, cut
+    return apply, Loss(config, l2), None if regression else correct, sharding

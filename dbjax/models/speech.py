@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from dbjax.model_parallel.layers import Layer, whole
+from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import layered
 from dbjax.models.functional import require_sizes
 from dbjax.models.layered import forward
-from dbjax.parallel.cut import Cut
-from dbjax.parallel.layers import Layer, whole
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +49,8 @@ class SpeechConfig:
     def module(self, rngs: nnx.Rngs) -> Speech:
         return Speech(self, rngs=rngs)
 
-    def cut(self, devices: int, how: str | None = None) -> Cut:
-        return layered.cut(self, self.sizes, devices, how)
+    def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
+        return layered.sharding(self, self.sizes, devices, how)
 
 
 PAPER = SpeechConfig()

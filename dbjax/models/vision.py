@@ -29,13 +29,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import PartitionSpec
 
+from dbjax.model_parallel import losses
+from dbjax.model_parallel.halo import HaloWindow
+from dbjax.model_parallel.sharding import ModelSharding
+from dbjax.model_parallel.tiles import COLUMN, ROW, WHOLE, Tiles, grid, same, valid
 from dbjax.models import functional
 from dbjax.models.functional import require_sizes
-from dbjax.models.local import NEIGHBOURHOOD, Filters, l2_pool, normalise_contrast, patches
-from dbjax.parallel import losses
-from dbjax.parallel.cut import Cut
-from dbjax.parallel.halo import Reads
-from dbjax.parallel.tiles import COLUMN, ROW, WHOLE, Tiles, grid, same, valid
+from dbjax.models.locally_connected import (
+    NEIGHBOURHOOD,
+    Filters,
+    l2_pool,
+    normalise_contrast,
+    patches,
+)
 from dbjax.types import Batch, Params
 
 
@@ -74,13 +80,13 @@ class VisionConfig:
         return self.image**2 * self.channels
 
     @property
-    def filters(self) -> tuple[Reads, ...]:
+    def filters(self) -> tuple[HaloWindow, ...]:
         """What each stage's filters read."""
         sides = [self.image - i * (self.patch - 1) for i in range(STAGES)]
         return tuple(valid(side, self.patch) for side in sides)
 
     @property
-    def pools(self) -> tuple[Reads, ...]:
+    def pools(self) -> tuple[HaloWindow, ...]:
         """What each stage's pooling reads."""
         *stages, last = [filters.outputs for filters in self.filters]
         return (
@@ -95,7 +101,7 @@ class VisionConfig:
     def module(self, rngs: nnx.Rngs) -> Vision:
         return Vision(self, rngs=rngs)
 
-    def cut(self, devices: int, how: str | None = None) -> Cut:
+    def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
         """Tiles in space; the output layer by classes."""
         if how not in (None, "tiles"):
             raise ValueError(f"no way {how!r} to cut model 'vision': tiles")
@@ -106,7 +112,7 @@ class VisionConfig:
             logits = functional.applied_to_blocks(self, params, inputs, tiles)
             return losses.one_against_all(logits, labels, self.classes, (ROW, COLUMN))
 
-        return Cut(tiles.axes, _RULES, loss)
+        return ModelSharding(tiles.axes, _RULES, loss)
 
 
 STAGES = 3

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from dbjax.optim.program import Program, run
-from dbjax.optim.program import Vector as Vector
+from dbjax.optim.vector_program import Vector as Vector
+from dbjax.optim.vector_program import VectorProgram, run
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ def perform(vectors: dict[str, Vector], commands: Sequence[Command]) -> np.ndarr
 class _Plan(NamedTuple):
     """A list of commands: a program, and what goes into and comes out of it."""
 
-    program: Program
+    program: VectorProgram
     inputs: list[str]
     coefficients: list[float]
     outputs: dict[str, int]  # name -> place
@@ -146,5 +146,5 @@ def _planned(commands: Sequence[Command]) -> _Plan:
                 across = places(columns)
                 pairs += [(row, column) for row in places(rows) for column in across]
     kept = tuple(sorted({place for place in outputs.values() if place < 0}))
-    program = Program(tuple(steps), tuple(pairs), kept)
+    program = VectorProgram(tuple(steps), tuple(pairs), kept)
     return _Plan(program, [name for name, _ in inputs], coefficients, outputs)

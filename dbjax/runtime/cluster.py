@@ -10,9 +10,9 @@ from typing import Any, Literal
 import numpy as np
 
 from dbjax.runtime.fields import require_fields
-from dbjax.runtime.network import Link as Link
-from dbjax.runtime.network import Outage as Outage
-from dbjax.runtime.network import matches
+from dbjax.runtime.network_faults import Link as Link
+from dbjax.runtime.network_faults import Outage as Outage
+from dbjax.runtime.network_faults import matches
 from dbjax.runtime.quantities import (
     require_count,
     require_finite,
@@ -113,7 +113,7 @@ class Cluster:
     Attributes:
       compute_s: time of one `Node.compute` on a machine of speed 1: a number; a function of
         (fn, args) returning one, or a `PhasedStep`; or "costs": what the compiled program
-        costs on machines of `flops_per_s` (`dbjax.parallel.speedup`).
+        costs on machines of `flops_per_s` (`dbjax.costs.speedup`).
       machine: what every node runs on, unless `machines` says otherwise.
       machines: node name, or pattern such as "replica/1*", to Machine; the first match counts.
       latency_s: from the sender's card to the receiver's.
@@ -169,7 +169,7 @@ class Cluster:
                     )
 
     @property
-    def mortal(self) -> bool:
+    def nodes_can_fail(self) -> bool:
         """Whether nodes may die, as scheduled or drawn, or be killed and come back."""
         machines = (self.machine, *self.machines.values())
         drawn = any(

@@ -25,7 +25,7 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
-from dbjax.errors import in_a_line
+from dbjax.errors import one_line
 
 Call = tuple[str, int, int]  # caller, number, version
 
@@ -88,7 +88,7 @@ class EventLog:
                 self._lines += lines.count("\n")
             except Exception as error:
                 self._broken = True
-                _LOG.warning("the event log breaks off here: %s", in_a_line(error))
+                _LOG.warning("the event log breaks off here: %s", one_line(error))
 
     def _line(self, entry: dict[str, Any]) -> None:
         self.take(json.dumps(entry, separators=(",", ":")) + "\n")

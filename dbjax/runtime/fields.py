@@ -25,10 +25,10 @@ def require_fields(place: str, instance: Any) -> None:
         value = getattr(instance, name)
         if not fits(value, hint):
             call = "; it is a class: call it" if isinstance(value, type) else ""
-            raise ValueError(f"{place}.{name}={shown(value)} must be {describe(hint)}{call}")
+            raise ValueError(f"{place}.{name}={short_repr(value)} must be {describe(hint)}{call}")
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """A value as errors show it: on one line, and cut where it is long."""
     text = " ".join(repr(value).split())
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."

@@ -1,6 +1,6 @@
 """Results that may not have arrived: one kind of future for every runtime.
 
-No event loop: whoever settles a future runs its callbacks. See `dbjax.runtime.base`.
+No event loop: whoever settles a future runs its callbacks. See `dbjax.runtime.interface`.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Future(Generic[T]):
         """As `on_done`, before all others; only before it is settled."""
         self._callbacks.insert(0, callback)
 
-    def called_back_once(self, callback: Callable[[], object], wanted: bool) -> None:
+    def set_callback(self, callback: Callable[[], object], wanted: bool) -> None:
         """Whether it calls back or not, at most once."""
         places = [i for i, known in enumerate(self._callbacks) if known == callback]
         for place in reversed(places[int(wanted) :]):
@@ -189,7 +189,7 @@ class Arrivals(Protocol[K]):
 
 
 @final
-class AsTheyCome(Generic[K]):
+class ArrivalQueue(Generic[K]):
     """`Arrivals` in the order in which they are done.
 
     Each costs the same however many there are; `first_of` looks at all of them each time.

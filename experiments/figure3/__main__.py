@@ -20,9 +20,9 @@ from typing import Any
 import jax
 
 from dbjax.arguments import nearest
+from dbjax.run_dir.files import prepare, write_json
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
-from dbjax.workdir.files import prepare, write_json
 from experiments import figures
 from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.figure3.calibration import calibrated

@@ -11,8 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 
-from dbjax.parallel.costs import Costs
-from dbjax.parallel.speedup import predicted
+from dbjax.costs.program import Costs
+from dbjax.costs.speedup import predicted
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import with_speeds
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
+from dbjax.costs.program import Costs, costs
 from dbjax.models import PAPER, VisionConfig, functional
-from dbjax.parallel.costs import Costs, costs
 
 SPEECH, VISION_80M, VISION_330M, VISION_1700M = (
     "speech 42M",
@@ -41,13 +41,13 @@ def compiled(
 ) -> Costs:
     """Costs of (parameters, mini-batch) -> (loss, gradient), cut over so many devices."""
     params = jax.eval_shape(lambda: functional.init(config, 0))
-    cut = config.cut(machines, how)
-    mesh = cut.mesh(jax.devices())
+    sharding = config.sharding(machines, how)
+    mesh = sharding.mesh(jax.devices())
     everywhere = NamedSharding(mesh, PartitionSpec())
     inputs = jax.ShapeDtypeStruct((batch_size, config.inputs), jnp.float32, sharding=everywhere)
     labels = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=everywhere)
-    step = cut.value_and_grad(params, mesh)
-    return costs(step, cut.abstract(params, mesh), (inputs, labels))
+    step = sharding.value_and_grad(params, mesh)
+    return costs(step, sharding.abstract(params, mesh), (inputs, labels))
 
 
 def points(

@@ -7,8 +7,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dbjax.parallel.costs import Costs
-from dbjax.parallel.speedup import predicted
+from dbjax.costs.program import Costs
+from dbjax.costs.speedup import predicted
 from dbjax.runtime.cluster import Cluster
 from experiments.claims import Claim, verdict
 from experiments.figure3.calibration import AT, BEST, calibrated, speedup

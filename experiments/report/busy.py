@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 from experiments.report.read import Numbers, Run, Spans
 
 BINS = 100

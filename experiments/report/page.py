@@ -11,10 +11,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from dbjax.chaos import kills
-from dbjax.trace import Row
-from dbjax.workdir import METRICS, SUMMARY
-from dbjax.workdir.files import reading
+from dbjax.monitoring.fault_injection import kills
+from dbjax.run_dir import METRICS, SUMMARY
+from dbjax.run_dir.files import format_errors_naming
+from dbjax.runtime.trace import Row
 from experiments.report import busy, laws
 from experiments.report.configuration import configuration, origin
 from experiments.report.read import TRACE, Run
@@ -67,8 +67,8 @@ def data(runs: Sequence[Run]) -> dict[str, Any]:
 
 def _read(run: Run, blocks: int) -> dict[str, Any]:
     """What is shown of a run; what is wrong with a file of it is said of that file."""
-    config, metrics = (reading(run.path / name) for name in (CONFIG, METRICS))
-    summary, trace = (reading(run.path / name) for name in (SUMMARY, TRACE))
+    config, metrics = (format_errors_naming(run.path / name) for name in (CONFIG, METRICS))
+    summary, trace = (format_errors_naming(run.path / name) for name in (SUMMARY, TRACE))
     with config:
         found: dict[str, Any] = {
             "label": run.label,

@@ -12,9 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from dbjax.arguments import describe, fits
-from dbjax.trace import Row
-from dbjax.workdir import METRICS, SUMMARY, read_json
-from dbjax.workdir.files import not_left, reading
+from dbjax.run_dir import METRICS, SUMMARY, read_json
+from dbjax.run_dir.files import damaged_file, format_errors_naming
+from dbjax.runtime.trace import Row
 from experiments.saved import CONFIG
 
 TRACE = "trace.json"
@@ -101,7 +101,7 @@ def read(workdir: str | Path, label: str) -> Run:
     if not (path / CONFIG).is_file() or not (path / METRICS).is_file():
         raise ValueError(f"{str(path)!r} is no run{_why_not(path)}")
     about = {"versions": {}, "host": {}} | read_json(path / CONFIG, "config")
-    with reading(path / CONFIG):
+    with format_errors_naming(path / CONFIG):
         _require(about, _ABOUT)
     header, rows = _metrics(path / METRICS)
     summary = _summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
@@ -158,10 +158,10 @@ def spans(trace: dict[str, Any]) -> Spans:
 def _metrics(path: Path) -> tuple[Row, list[Row]]:
     """The header and the rows; a last line that was cut off is left out."""
     lines = path.read_bytes().splitlines(keepends=True)
-    with reading(path):
+    with format_errors_naming(path):
         found = [json.loads(line) for line in lines if line.endswith(b"\n")]
         if not found:
-            raise not_left(path, "it has no whole line")
+            raise damaged_file(path, "it has no whole line")
         header, *rows = found
         _require(header, {"clock": str})
         for row in rows:
@@ -173,7 +173,7 @@ def _metrics(path: Path) -> tuple[Row, list[Row]]:
 
 def _summary(path: Path) -> Row:
     found = read_json(path, "interrupted")
-    with reading(path):
+    with format_errors_naming(path):
         _require_warnings(found)
         histogram = found.get("staleness_histogram", {})
         _require(found, _numbers(found))
@@ -187,7 +187,7 @@ def _summary(path: Path) -> Row:
 
 def _spans(path: Path) -> Spans:
     trace = read_json(path, "traceEvents")
-    with reading(path):
+    with format_errors_naming(path):
         if not isinstance(trace["traceEvents"], list):
             raise TypeError("its traceEvents are no list")
         return spans(trace)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from dbjax.chaos import kills
+from dbjax.monitoring.fault_injection import kills
 from experiments.report.read import Numbers, Run, Spans
 
 TICKS = 10_000_000  # that the run is cut into

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from dbjax.trace import Row
+from dbjax.runtime.trace import Row
 from experiments.report.read import Run
 
 

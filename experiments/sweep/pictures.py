@@ -20,15 +20,15 @@ from experiments.plots import STYLE
 from experiments.sweep.space import Values
 
 if TYPE_CHECKING:
-    from experiments.sweep.results import Found
+    from experiments.sweep.results import SweepResult
 
 _COMPLETE, _PRUNED, _BEST = "#0072b2", "#999999", "#d55e00"
 Row = Mapping[str, Any]
 
 
-def figures(result: Found) -> dict[str, Figure]:
+def figures(result: SweepResult) -> dict[str, Figure]:
     """By the names of their files."""
-    draw: dict[str, Callable[[Found], Figure | None]] = {
+    draw: dict[str, Callable[[SweepResult], Figure | None]] = {
         "fields": fields,
         "parallel": parallel,
         "importance": importance,
@@ -38,7 +38,7 @@ def figures(result: Found) -> dict[str, Figure]:
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
 
-def fields(result: Found) -> Figure:
+def fields(result: SweepResult) -> Figure:
     """A panel for each field: the value of every trial against it."""
     space = result.plan.space.space
     columns = 2 if len(space) == 4 else min(3, len(space))
@@ -63,7 +63,7 @@ def fields(result: Found) -> Figure:
     return figure
 
 
-def _scatter(axes: Axes, result: Found, name: str, values: Values) -> None:
+def _scatter(axes: Axes, result: SweepResult, name: str, values: Values) -> None:
     scale = _scale(result)
     place, ticks = _places(values)
     jitter = np.random.default_rng(0).uniform(-0.12, 0.12, len(result.rows))
@@ -95,7 +95,7 @@ def _scatter(axes: Axes, result: Found, name: str, values: Values) -> None:
     axes.set_xlabel(_named(name, values))
 
 
-def parallel(result: Found) -> Figure | None:
+def parallel(result: SweepResult) -> Figure | None:
     """A line for each complete trial, over an axis for each field; None: there is one field."""
     space = result.plan.space.space
     if len(space) < 2:
@@ -153,7 +153,7 @@ def _shades(values: Sequence[float], minimise: bool) -> Any:
     return Normalize(low, high if high > low else low + 1e-9, clip=True)
 
 
-def importance(result: Found) -> Figure | None:
+def importance(result: SweepResult) -> Figure | None:
     """How far each field decides which trials are good; None: too few trials, or one field."""
     complete = sum(row["state"] == "complete" for row in result.rows)
     values = {row["value"] for row in result.rows if row["state"] == "complete"}
@@ -218,19 +218,19 @@ def _named(name: str, values: Values) -> str:
     return f"{name}\n(log scale)" if values.logarithmic else name
 
 
-def _scale(result: Found) -> float:
+def _scale(result: SweepResult) -> float:
     return 100.0 if result.plan.metric.endswith("accuracy") else 1.0
 
 
-def _axis(result: Found) -> str:
+def _axis(result: SweepResult) -> str:
     return _capital(result) + (" (%)" if _scale(result) == 100 else "")
 
 
-def _capital(result: Found) -> str:
+def _capital(result: SweepResult) -> str:
     return result.plan.words[0].upper() + result.plan.words[1:]
 
 
-def _caption(figure: Figure, result: Found, more: str) -> None:
+def _caption(figure: Figure, result: SweepResult, more: str) -> None:
     width = int(17 * figure.get_figwidth())
     text = "\n".join(textwrap.fill(line, width) for line in (result.caption, more) if line)
     figure.supxlabel(text, fontsize=8, color="0.4")

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dbjax.arguments import nearest
-from dbjax.workdir.files import plain
+from dbjax.run_dir.files import plain
 from experiments import build
 from experiments.defaults import OPEN, flat
 from experiments.fields import assign, at, require_effect
@@ -107,7 +107,7 @@ class Plan:
         for name in self.space.space:
             _require_effect_in_one(name, configs)
         every = [name for name in self.space.space if name.startswith("checkpoint.every")]
-        if every and not any(cluster.mortal for cluster in clusters):
+        if every and not any(cluster.nodes_can_fail for cluster in clusters):
             raise ValueError(
                 f"SPACE: {every[0]!r} does not change what comes of a trial: it needs nodes that "
                 "die"

@@ -18,7 +18,7 @@ import optuna
 import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
-from dbjax.workdir.files import plain, write_text
+from dbjax.run_dir.files import plain, write_text
 from experiments import build, plots
 from experiments.sweep import pictures
 from experiments.sweep.plan import Plan
@@ -33,7 +33,7 @@ _WORDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class SweepResult:
     """A sweep that has ended, or was interrupted.
 
     Attributes:
@@ -72,17 +72,17 @@ class Found:
         )
 
 
-def found(plan: Plan, study: optuna.Study, interrupted: str | None, label: str) -> Found:
+def found(plan: Plan, study: optuna.Study, interrupted: str | None, label: str) -> SweepResult:
     """What there is so far."""
     trials = study.get_trials(deepcopy=False)
     rows = [_row(plan, trial) for trial in trials]
     complete = [t.number for t in trials if t.state == TrialState.COMPLETE]
     if not complete:
-        return Found(plan, study, None, None, rows, interrupted, label)
+        return SweepResult(plan, study, None, None, rows, interrupted, label)
     sign = -1 if plan.direction == "minimize" else 1
     best = max(complete, key=lambda number: sign * rows[number]["value"])
     config = plan.config_of(trials[best].params)
-    return Found(plan, study, config, rows[best], rows, interrupted, label)
+    return SweepResult(plan, study, config, rows[best], rows, interrupted, label)
 
 
 def _row(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _row(plan: Plan, trial: FrozenTrial) -> dict[str, Any]:
     }
 
 
-def write(result: Found, workdir: Path) -> None:
+def write(result: SweepResult, workdir: Path) -> None:
     """Everything but the trials' own folders."""
     write_text(workdir / "trials.csv", _csv(result))
     if result.best is None:
@@ -110,7 +110,7 @@ def write(result: Found, workdir: Path) -> None:
         plots.save(figure, workdir / f"{name}.png")
 
 
-def _csv(result: Found) -> str:
+def _csv(result: SweepResult) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     names = {"value": result.plan.metric, "deviation": f"{result.plan.metric}_deviation"}
@@ -120,7 +120,7 @@ def _csv(result: Found) -> str:
     return text.getvalue()
 
 
-def _config_file(result: Found, workdir: Path) -> str:
+def _config_file(result: SweepResult, workdir: Path) -> str:
     assert result.best is not None
     assert result.best_row is not None
     chosen = {name: result.best_row[name] for name in result.plan.space.space}
@@ -138,7 +138,7 @@ def _config_file(result: Found, workdir: Path) -> str:
     )
 
 
-def table(result: Found) -> rich.table.Table:
+def table(result: SweepResult) -> rich.table.Table:
     """The best trials; errors, if there were any."""
     fields = list(result.plan.space.space)
     sign = 1 if result.plan.direction == "minimize" else -1

@@ -16,16 +16,16 @@ import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
 from dbjax.arguments import nearest, require_at_least_one
-from dbjax.errors import in_a_line
-from dbjax.interrupts import noted
-from dbjax.workdir import alone_in, prepare, read_json, write_json
-from dbjax.workdir.origin import versions
+from dbjax.errors import one_line
+from dbjax.monitoring.signals import on_interrupt
+from dbjax.run_dir import lock_directory, prepare, read_json, write_json
+from dbjax.run_dir.provenance import versions
 from experiments.defaults import defaults
 from experiments.folders import STUDY, SWEEP, require_place
 from experiments.sweep.driver import Driver
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
-from experiments.sweep.results import Found, found, went_wrong, write
+from experiments.sweep.results import SweepResult, found, went_wrong, write
 from experiments.sweep.shown import shown
 from experiments.sweep.space import Space
 
@@ -42,7 +42,7 @@ def sweep(
     on: str = "processes",
     label: str = "",
     fixed: Collection[str] = (),
-) -> Found:
+) -> SweepResult:
     """Tries values of fields of a config.
 
     The same call again goes on where it was interrupted, or to more trials. In virtual time all
@@ -72,11 +72,11 @@ def sweep(
     plan = Plan(config, space, tuple(fixed), lag=max(LAG, jobs))
     require_place(workdir, "a sweep")
     workdir = prepare(workdir)
-    with alone_in(workdir):
+    with lock_directory(workdir):
         plan = _taken_up(plan, workdir)
         study = _opened(plan, workdir)
         of_sql = SQLAlchemyError, optuna.exceptions.StorageInternalError
-        with _naming(workdir / STUDY, *of_sql), noted() as interrupted:
+        with _naming(workdir / STUDY, *of_sql), on_interrupt() as interrupted:
             start = _starts(on, address, workdir)
             with start as begin, Pool(begin, jobs) as pool, shown(plan, study) as watcher:
                 Driver(plan, study, workdir / "trials", pool, watcher).run(space.count, interrupted)
@@ -163,7 +163,7 @@ def _naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
         while cause.__cause__ is not None:
             cause = cause.__cause__
         raise ValueError(
-            f"{str(path)!r} cannot be used ({in_a_line(cause)}): make room if the disk is full; "
+            f"{str(path)!r} cannot be used ({one_line(cause)}): make room if the disk is full; "
             "else delete it to try all trials again, or give another --workdir"
         ) from error
 

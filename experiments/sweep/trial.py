@@ -16,15 +16,15 @@ from typing import Any
 import ml_collections
 
 import dbjax
-from dbjax import health
-from dbjax.runtime.base import Node, Runtime
-from dbjax.trace import Row
-from dbjax.workdir import Workdir
-from dbjax.workdir.files import write_text
+from dbjax.monitoring import health
+from dbjax.run_dir import RunWriter
+from dbjax.run_dir.files import write_text
+from dbjax.runtime.interface import Node, Runtime
+from dbjax.runtime.trace import Row
 from experiments import build
 
 # Fields that nothing asks for in a trial, or that cannot change what comes of it.
-UNUSED = frozenset({"event_log", "max_spans", "checkpoint.keep", "data_dir", "cut.host_devices"})
+UNUSED = frozenset({"event_log", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"})
 Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
 
 
@@ -155,7 +155,7 @@ def _run(
     stops: list[Callable[[], None]] = []
     evaluated = itertools.count()
 
-    async def beside(node: Node, runtime: Runtime) -> None:
+    async def background(node: Node, runtime: Runtime) -> None:
         stops.append(runtime.stop)
 
     def listen(row: Row) -> None:
@@ -166,12 +166,12 @@ def _run(
         if stops and 0 < k < config.evaluations and known and look(k, row[metric]):
             stops.pop()()
 
-    with Workdir(folder, config.to_dict(), clock=build.clock(config)) as files:
+    with RunWriter(folder, config.to_dict(), clock=build.clock(config)) as files:
         result = dbjax.run(
             task,
             method,
             **arguments,
-            beside=beside,
+            background=background,
             trace=dbjax.Trace(listeners=[files.listen, listen]),
         )
         files.summarise(result)

@@ -18,7 +18,7 @@ import pytest
 from flax import nnx
 from flax.core import FrozenDict
 
-from dbjax.checkpoint.encoding import Arrays, built, decode, encode
+from dbjax.checkpoint.encoding import ArrayTable, decode, encode, resolve_nodes
 from dbjax.checkpoint.exact.freeze import Freezer
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import add_package_of
@@ -26,13 +26,13 @@ from dbjax.checkpoint.exact.thaw import thaw
 from dbjax.checkpoint.trees import Structures
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.optim.elementwise import AbsentLeaf
+from dbjax.parameter_server.shard import ShardCounts, Snapshot
 from dbjax.runtime.futures import Future, all_of
-from dbjax.store.shard import Counts, Snapshot
 
 PLAIN = [
     None, True, 3, 2**80, "text", 0.1, -0.0, math.inf, (1, [2.5, {"a": (None,)}]),
     {1: 2, (1, 2): 3}, {"b": {1, 2}}, collections.deque([1, 2], 5),
-    collections.Counter("abca"), Counts(applied=3), Snapshot(3, {}, 8), optax.EmptyState(),
+    collections.Counter("abca"), ShardCounts(applied=3), Snapshot(3, {}, 8), optax.EmptyState(),
 ]  # fmt: skip
 ARRAYS = [
     jnp.arange(6.0).reshape(2, 3), np.arange(3), jnp.float32(0.1), np.float64(0.1),
@@ -42,9 +42,9 @@ ARRAYS = [
 
 def through(value, structures=None):
     """Logical checkpoints: through JSON."""
-    arrays = Arrays(structures)
+    arrays = ArrayTable(structures)
     encoded = json.loads(json.dumps(encode(value, arrays), allow_nan=False))
-    return built(decode(encoded, arrays.values), structures or Structures())
+    return resolve_nodes(decode(encoded, arrays.values), structures or Structures())
 
 
 class Holder:
@@ -62,7 +62,7 @@ add_package_of(__name__)
 
 def again(value, structures=None, blank=()):
     """Exact checkpoints: from one program into the same one, built anew."""
-    arrays, one, other = Arrays(structures), Holder(), Holder()
+    arrays, one, other = ArrayTable(structures), Holder(), Holder()
     names = Names(one)
     one.held = value
     nodes = Freezer(names, arrays, blank).table(one)
@@ -143,7 +143,7 @@ TREES = {
 def test_a_rules_state_has_the_structure_of_the_users_tree(name, way):
     """What of it cannot be written down, such as functions, is that of the program that reads."""
     tree = TREES[name]
-    value = {"rule": optax.trace(0.9).init(tree) if name != "random" else tree, "n": Counts(1)}
+    value = {"rule": optax.trace(0.9).init(tree) if name != "random" else tree, "n": ShardCounts(1)}
     back = way(value, Structures(tree))
     assert jax.tree.structure(back["rule"]) == jax.tree.structure(value["rule"])
     for a, b in zip(*map(jax.tree.leaves, (value["rule"], back["rule"])), strict=True):
@@ -156,11 +156,11 @@ def test_what_the_program_does_not_know_is_not_made(way):
     value = [Layer(ONES, lambda x: x)]
     with pytest.raises(TypeError, match=r"cannot hold a builtins\.function"):
         way(value, Structures(TREES["dataclass"]))
-    arrays = Arrays(Structures(TREES["dataclass"]))
+    arrays = ArrayTable(Structures(TREES["dataclass"]))
     encoded = encode(TREES["dataclass"], arrays)
     for other in (Structures(), Structures(TREES["custom"])):
         with pytest.raises(ValueError, match="this program's parameters have no such Layer"):
-            built(decode(encoded, arrays.values), other)
+            resolve_nodes(decode(encoded, arrays.values), other)
 
 
 @pytest.mark.parametrize("kind", ["builtins:object", "subprocess:Popen", "pathlib:Path"])
@@ -177,7 +177,7 @@ def test_scalars_keep_that_their_type_is_weak():
 
 def test_an_array_is_stored_once_and_shared_again():
     array = jnp.arange(4.0)
-    arrays = Arrays()
+    arrays = ArrayTable()
     encode([array, array, array + 0], arrays)
     assert len(arrays.values) == 2
     back = through([array, array])
@@ -238,7 +238,7 @@ def test_errors_generators_and_counts_come_back():
 
 def test_what_the_program_was_built_of_is_found_by_its_name():
     stream = (part for part in "abc")  # of no kind that can be written down
-    arrays, one, other = Arrays(), Holder([stream]), Holder([iter(())])
+    arrays, one, other = ArrayTable(), Holder([stream]), Holder([iter(())])
     names = Names(one)
     one.held = {"built": stream}
     thaw(Freezer(names, arrays, ()).table(one), [], Names(other))
@@ -282,12 +282,12 @@ STRANGE = [pathlib.Path("x"), Elsewhere(), object(), print, iter(())]
 @pytest.mark.parametrize("value", STRANGE, ids=lambda value: type(value).__name__)
 def test_what_is_of_no_known_kind_is_not_written(value):
     with pytest.raises(TypeError, match="cannot hold a"):
-        encode([value], Arrays())
+        encode([value], ArrayTable())
     one = Holder()
     names = Names(one)
     one.held = value
     with pytest.raises(TypeError, match="cannot hold a"):
-        Freezer(names, Arrays(), ()).table(one)
+        Freezer(names, ArrayTable(), ()).table(one)
 
 
 @pytest.mark.parametrize("name", ["subprocess:Popen", "os:system", "builtins:object", "no:Class"])
@@ -301,8 +301,8 @@ def test_what_is_no_known_class_is_not_made(name):
 
 @pytest.mark.parametrize("node", [
     ["function", "os", "system"], ["closure", ["os", "system", 1, 0], [], None, None],
-    ["closure", ["dbjax.trace", "Trace.record", 1, 0], [], None, None],
-    ["function", "dbjax.trace", "x"],
+    ["closure", ["dbjax.runtime.trace", "Trace.record", 1, 0], [], None, None],
+    ["function", "dbjax.runtime.trace", "x"],
     ["list", ["class", "subprocess:Popen"]], ["list", ["method", ["at", 0], "append"]],
     ["list", ["named", "os:stat_result"]], ["nothing"], ["list", ["at", 7]],
     ["generator", {"bit_generator": "MT19937"}],

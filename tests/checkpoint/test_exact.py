@@ -10,8 +10,8 @@ import dbjax
 from dbjax import Failure
 from dbjax.optim import ConjugateGradients
 from tests.checkpoint.stopped import Kept, run, told
+from tests.parameter_server.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
 from tests.processes import printed
-from tests.store.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
 
 DRAWN = dataclasses.replace(
     CLUSTER.machine, mean_time_between_failures_s=6.0, mean_time_to_repair_s=0.3
@@ -243,6 +243,6 @@ def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkey
 
 
 def test_replicas_that_are_cut_over_devices_go_on_exactly_too():
-    found = printed("tests.checkpoint.cut_run")
+    found = printed("tests.checkpoint.partitioned_run")
     assert found["again"] == found["whole"]
     assert found["whole"]["updates"] > found["half"]["updates"] > 0

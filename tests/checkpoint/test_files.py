@@ -14,9 +14,9 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.checkpoint import Checkpoints, Content
+from dbjax.checkpoint import Checkpoints, CheckpointState
 from tests.checkpoint.stopped import ShardsOnly
-from tests.store.test_chain import CLUSTER
+from tests.parameter_server.test_chain import CLUSTER
 from tests.test_conformance import TASK, loss
 
 # Orbax reads all arrays of a damaged checkpoint at once: it raises the first error, and Python says
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 def content(number, **changes):
     arrays = ({"w": jnp.full(3, float(number))}, np.arange(number))
-    made = Content({"algorithm": "a"}, 2, (), arrays, 0, float(number), ({"node": "a"},))
+    made = CheckpointState({"algorithm": "a"}, 2, (), arrays, 0, float(number), ({"node": "a"},))
     return dataclasses.replace(made, **changes)
 
 
@@ -132,8 +132,8 @@ def test_one_that_is_not_damaged_is_not_left_out(filled, error):
 
 
 def test_one_of_a_class_that_is_not_known_here_is_not_left_out(filled, monkeypatch):
-    monkeypatch.delattr("dbjax.checkpoint.content.Content")
-    with pytest.raises(ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.content:Content' is no"):
+    monkeypatch.delattr("dbjax.checkpoint.state.CheckpointState")
+    with pytest.raises(ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.state:CheckpointState' is no"):
         latest(filled)
 
 

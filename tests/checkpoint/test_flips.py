@@ -45,7 +45,7 @@ def flip(path, draws):
     path.write_bytes(content)
 
 
-def taken_up(path, caplog):
+def resumed_rows(path, caplog):
     """The digest of the run that goes on from there, and what was said of damage."""
     caplog.clear()
     with caplog.at_level(logging.WARNING, "dbjax"), Checkpoints(path, keep=3) as checkpoints:
@@ -63,7 +63,7 @@ def test_a_flipped_bit_changes_no_result(interrupted, tmp_path, caplog):
         shutil.copytree(whole, path)
         damaged = path / file.relative_to(whole)
         flip(damaged, draws)
-        found, said = taken_up(path, caplog)
+        found, said = resumed_rows(path, caplog)
         assert found == digest
         if said:
             assert said == [
@@ -98,7 +98,7 @@ def test_other_damage(way, interrupted, tmp_path, caplog):
     shutil.copytree(whole, path)
     damage, expected = ways(path)[way]
     damage()
-    found, said = taken_up(path, caplog)
+    found, said = resumed_rows(path, caplog)
     assert found == digest
     assert len(said) == (expected is not None)
     assert all(expected in line and line.endswith("is used instead") for line in said)
@@ -118,7 +118,7 @@ def test_one_that_cannot_be_restored_gives_way_to_the_one_before(
         return before(*args)
 
     monkeypatch.setattr(f"dbjax.checkpoint.exact.exact.{broken}", fails_once)
-    found, said = taken_up(path, caplog)
+    found, said = resumed_rows(path, caplog)
     assert found == digest
     assert said == [
         f"checkpoint {path / '4'} cannot be restored: KeyError: 'a bug'; {path / '3'} is used "

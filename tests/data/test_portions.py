@@ -4,10 +4,10 @@ import jax
 import numpy as np
 import pytest
 
-from dbjax.data import Arrays
+from dbjax.data import ArrayExamples
 from dbjax.data.portions import Portions
 
-DATA = Arrays((np.arange(22, dtype=np.float32), np.arange(22) % 5))
+DATA = ArrayExamples((np.arange(22, dtype=np.float32), np.arange(22) % 5))
 
 
 def test_every_example_is_in_one_portion():

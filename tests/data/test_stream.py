@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dbjax.data import Arrays, Frames, Stream
+from dbjax.data import ArrayExamples, Frames, Stream
 
 
 @settings(max_examples=80, deadline=None)
@@ -20,7 +20,7 @@ def test_parts_cover_the_data_and_epochs_cover_the_part(
     examples, replicas, batch_size, epochs, seed
 ):
     replicas = min(replicas, examples)
-    data = Arrays(np.arange(examples))
+    data = ArrayExamples(np.arange(examples))
     streams = [Stream(data, batch_size, seed, r, replicas) for r in range(replicas)]
     assert sorted(np.concatenate([s.part for s in streams])) == list(range(examples))
     sizes = [len(s.part) for s in streams]
@@ -36,7 +36,7 @@ def test_parts_cover_the_data_and_epochs_cover_the_part(
 
 
 def test_a_step_is_the_same_however_one_comes_to_it():
-    data = Arrays({"x": np.arange(50), "y": np.arange(50) * 2})
+    data = ArrayExamples({"x": np.arange(50), "y": np.arange(50) * 2})
     one, other = Stream(data, 7, 3, 1, 2), Stream(data, 7, 3, 1, 2)
     in_order = [batch for _, batch in zip(range(20), one, strict=False)]
     for step in (13, 2, 19, 0):
@@ -62,13 +62,13 @@ def test_frames_gather_their_context_and_never_cross_an_utterance():
 
 def test_mistakes_are_named():
     with pytest.raises(ValueError, match="same number of examples"):
-        Arrays({"x": np.zeros(3), "y": np.zeros(4)})
+        ArrayExamples({"x": np.zeros(3), "y": np.zeros(4)})
     with pytest.raises(ValueError, match="same number of examples"):
-        Arrays(np.zeros((0, 3)))
+        ArrayExamples(np.zeros((0, 3)))
     with pytest.raises(ValueError, match="2 examples cannot be dealt to replicas=3"):
-        Stream(Arrays(np.zeros(2)), 1, replicas=3)
+        Stream(ArrayExamples(np.zeros(2)), 1, replicas=3)
     with pytest.raises(ValueError, match="replica=3 is not one of replicas=3"):
-        Stream(Arrays(np.zeros(9)), 1, replica=3, replicas=3)
+        Stream(ArrayExamples(np.zeros(9)), 1, replica=3, replicas=3)
 
 
 def places(stream, epoch):
@@ -80,7 +80,7 @@ def places(stream, epoch):
 
 def test_every_replica_and_every_epoch_has_an_order_of_its_own():
     """And none is that in which the data was dealt."""
-    data = Arrays(np.arange(60))
+    data = ArrayExamples(np.arange(60))
     streams = [Stream(data, 1, 0, r, 3) for r in range(3)]
     orders = [places(stream, epoch) for stream in streams for epoch in range(3)]
     orders += [places(Stream(data, 1, 1, 0, 3), 0), list(range(20))]
@@ -90,6 +90,6 @@ def test_every_replica_and_every_epoch_has_an_order_of_its_own():
 
 def test_the_data_is_dealt_in_an_order_of_its_own():
     """One that was not shuffled would give replicas neighbours, such as one class each."""
-    part = Stream(Arrays(np.arange(60)), 1, 0, 0, 3).part
+    part = Stream(ArrayExamples(np.arange(60)), 1, 0, 0, 3).part
     assert part.tolist() != list(range(0, 60, 3))
-    assert part.tolist() != Stream(Arrays(np.arange(60)), 1, 1, 0, 3).part.tolist()
+    assert part.tolist() != Stream(ArrayExamples(np.arange(60)), 1, 1, 0, 3).part.tolist()

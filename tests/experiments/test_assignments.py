@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import PartitionSpec
 
 import dbjax
-from dbjax.data import Arrays, Labelled, Splits
-from dbjax.parallel.cut import Cut
+from dbjax.data import ArrayExamples, Labelled, Splits
+from dbjax.model_parallel.sharding import ModelSharding
 from experiments import build, resume, run
 from experiments.command_line import load_config, parse
 from experiments.defaults import defaults, flat
@@ -130,7 +130,7 @@ def test_a_space_may_vary_what_nodes_that_die_go_on_from():
         (["cluster.latency_s=0.5", "runtime=threads"], "it needs runtime=virtual"),
         (["ray.cpus=2"], "it needs runtime=ray"),
         (["evaluations=5", "until_s=none", "options.steps=3"], "it needs until_s"),
-        (["cut.how=units"], "it needs cut.devices above 1"),
+        (["sharding.how=units"], "it needs sharding.devices above 1"),
         (["cluster.machine.flops_per_s=1e9"], "it needs cluster.compute_s=costs"),
         (["cluster.message_s=1e-3"], "it needs cluster.compute_s=costs"),
         (["checkpoint.every_s=1", "checkpoint.keep=0"], "it needs checkpoint.keep, or nodes that"),
@@ -143,7 +143,7 @@ def test_a_space_may_vary_what_nodes_that_die_go_on_from():
         (["cluster.machine.cards=3", "cluster.memory_bandwidth_bytes_per_s=1e9"],
          "it needs a machine's bandwidth_bytes_per_s"),
         (["cluster.size_scale=3"], "it needs a bandwidth_bytes_per_s"),
-        (["cut.host_devices=3"], "it needs cut.devices above 1"),
+        (["sharding.host_devices=3"], "it needs sharding.devices above 1"),
         (["rule.nesterov=true"], "rule 'sgd': nesterov=True has no effect: set momentum too"),
         (["rule.accumulator_dtype=foo"], "accumulator_dtype='foo' has no effect: set momentum"),
         (["options.n_fetch=2", "options.local_rule.name=rmsprop",
@@ -167,7 +167,7 @@ def test_what_would_be_ignored_is_refused(given, said):
         [f"cluster.machine.mean_time_{name}_s=3" for name in ("to_repair", "between_failures")],
         ["cluster.machine.cards=3", "cluster.machine.bandwidth_bytes_per_s=1e9"],
         ["cluster.size_scale=3", "cluster.memory_bandwidth_bytes_per_s=1e9"],
-        ["cut.host_devices=3", "cut.devices=2"],
+        ["sharding.host_devices=3", "sharding.devices=2"],
     ],
 )  # fmt: skip
 def test_what_has_an_effect_is_taken(given):
@@ -209,15 +209,17 @@ class Handed(Exception):
 def handed(monkeypatch, tmp_path):
     """All that a config hands to the library for a run, as text; nothing runs, no data is made."""
     log, numbers, real_rule = [], itertools.count(), build.rule
-    data = Arrays(Labelled(np.zeros((999, 4), np.float32), np.zeros(999, np.int32)))
+    data = ArrayExamples(Labelled(np.zeros((999, 4), np.float32), np.zeros(999, np.int32)))
     splits = Splits("none", data, data, 2, (4,))
 
     def loss(params, batch): ...
 
-    def cut(devices, how):
-        return Cut((("unit", devices),), ((str(how), PartitionSpec()),), loss)
+    def sharding(devices, how):
+        return ModelSharding((("unit", devices),), ((str(how), PartitionSpec()),), loss)
 
-    network = types.SimpleNamespace(params={"w": np.zeros(1)}, loss=loss, cut=cut, correct=None)
+    network = types.SimpleNamespace(
+        params={"w": np.zeros(1)}, loss=loss, sharding=sharding, correct=None
+    )
 
     def noted(name, result):
         return lambda *args, **kwargs: log.append((name, args, sorted(kwargs.items()))) or result
@@ -228,7 +230,7 @@ def handed(monkeypatch, tmp_path):
 
     def begun(task, method, *, trace, log: object, checkpoints, **arguments):
         arguments.pop("resume")
-        rest = (task.batch_size, task.seed, task.cut, trace.max_spans, log is None)
+        rest = (task.batch_size, task.seed, task.sharding, trace.max_spans, log is None)
         raise Handed(repr((method, sorted(arguments.items()), rest, checkpoints)))
 
     monkeypatch.setattr(build, "load", noted("data", splits))
@@ -270,8 +272,8 @@ OTHERS = {  # values that fields may have, where one more, or twice as much, wil
     "cluster.outages": ({"a": "replica/*", "b": "shard/0", "at_s": 1.0, "back_s": 2.0},),
     "cluster.links": ({"a": "replica/1", "b": "*", "latency_s": 0.5},),
     "cluster.machine.law": "exponential",
-    "cut.how": "alternating",
-    "cut.host_devices": 3,
+    "sharding.how": "alternating",
+    "sharding.host_devices": 3,
     "data_dir": "/somewhere",
     "data_seed": 5,
     "cluster.seed": 5,

@@ -33,7 +33,7 @@ def test_a_task_has_the_seeds_and_the_size_of_the_config():
     config = quickstart(seed=3, data_seed=4, batch_size=7)
     task = build.task(config)
     assert (task.seed, task.batch_size) == (4, 7)
-    assert task.cut is None
+    assert task.sharding is None
 
 
 def test_every_field_of_a_cluster_reaches_it():

@@ -6,11 +6,11 @@ import json
 import pytest
 
 import dbjax
-from dbjax.chaos import Chaos, kills
+from dbjax.monitoring.fault_injection import Chaos, kills
 from experiments import chaos
 from experiments.command_line import command
+from tests.parameter_server.test_chain import METHODS, TASK
 from tests.processes import LIMIT_S
-from tests.store.test_chain import METHODS, TASK
 
 ARGUMENTS = ["--config=configs/digits_downpour.py:smoke", "--runtime=virtual"]
 
@@ -37,7 +37,7 @@ def test_without_backups_every_push_is_applied_or_counted_as_lost():
     config = dataclasses.replace(METHODS["downpour [4]"], replicas=3, shards=1, steps=50)
     cluster = dbjax.Cluster(compute_s=0.1, latency_s=1e-3, machine=machine)
     for seed in range(5):
-        found = dbjax.run(TASK, config, cluster=cluster, beside=Chaos(0.5, seed)).summary
+        found = dbjax.run(TASK, config, cluster=cluster, background=Chaos(0.5, seed)).summary
         assert found["updates"] + found["lost_pushes"] == 150
         assert found["lost_pushes"] > 0
 
@@ -54,7 +54,7 @@ def test_chaos_spares_the_last_copy():
         METHODS["downpour [4]"], replicas=2, shards=1, shard_backups=1, steps=150
     )
     cluster = dbjax.Cluster(compute_s=0.1, latency_s=1e-3, machine=machine)
-    result = dbjax.run(TASK, config, cluster=cluster, beside=Chaos(0.2))
+    result = dbjax.run(TASK, config, cluster=cluster, background=Chaos(0.2))
     assert result.summary["lost_pushes"] == 0
     assert result.summary["updates"] == 300
     found = kills(result.trace.rows)
@@ -70,7 +70,7 @@ def test_chaos_spares_the_last_copy():
 def test_a_time_to_repair_is_for_nodes_that_are_killed(tmp_path, monkeypatch):
     """In a run where nothing fails it has no effect, and here it has one if time is virtual."""
 
-    def run(config, workdir, label, beside=None):
+    def run(config, workdir, label, background=None):
         raise RuntimeError(config.cluster.machine.mean_time_to_repair_s)
 
     monkeypatch.setattr(chaos, "run_config", run)
@@ -84,7 +84,7 @@ def test_a_time_to_repair_is_for_nodes_that_are_killed(tmp_path, monkeypatch):
 def test_nobody_can_be_killed_in_threads():
     endless = dataclasses.replace(METHODS["downpour [4]"], steps=None)
     with pytest.raises(ValueError, match="use virtual or ray"):
-        dbjax.run(TASK, endless, runtime="threads", beside=Chaos(0.01), until_s=LIMIT_S)
+        dbjax.run(TASK, endless, runtime="threads", background=Chaos(0.01), until_s=LIMIT_S)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from dbjax.workdir import write_json
+from dbjax.run_dir import write_json
 from experiments import replay, report, run
 from experiments.command_line import command, load_config
 from experiments.defaults import defaults
@@ -263,8 +263,8 @@ def test_a_full_disk_names_the_picture_and_loses_nothing(tmp_path, capsys, caplo
 
     monkeypatch.setattr("experiments.plots.FigureCanvasAgg.print_png", full)
     monkeypatch.setattr("tensorboardX.SummaryWriter", full)
-    monkeypatch.setattr("dbjax.workdir.leave.chrome_trace", full)
-    monkeypatch.setattr("dbjax.launch.params_sha256", full)
+    monkeypatch.setattr("dbjax.run_dir.writer.chrome_trace", full)
+    monkeypatch.setattr("dbjax.train.params_sha256", full)
     assert run.main([*RUN, f"--workdir={tmp_path}"]) == 0
     reports = ["params_sha256", str(tmp_path / "tensorboard"), str(tmp_path / "trace.json"),
                str(tmp_path / "curves.png")]  # fmt: skip
@@ -285,7 +285,7 @@ def test_metrics_that_cannot_be_written_meanwhile_are_written_at_the_end(
 ):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert run.main([*RUN, f"--workdir={whole}"]) == 0
-    from dbjax.workdir import leave as files
+    from dbjax.run_dir import leave as files
 
     class Full(io.StringIO):
         name = "metrics.jsonl"
@@ -293,8 +293,8 @@ def test_metrics_that_cannot_be_written_meanwhile_are_written_at_the_end(
         def write(self, text):
             raise OSError(errno.ENOSPC, "No space left on device")
 
-    begin = files.Workdir._begin
-    monkeypatch.setattr(files.Workdir, "_begin", lambda self: begin(self) and Full())
+    begin = files.RunWriter._begin
+    monkeypatch.setattr(files.RunWriter, "_begin", lambda self: begin(self) and Full())
     assert run.main([*RUN, f"--workdir={torn}"]) == 0
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
         "metrics.jsonl waits for the end: OSError: [Errno 28] No space left on device"

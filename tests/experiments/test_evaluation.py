@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbjax.data import Arrays, load
+from dbjax.data import ArrayExamples, load
 from dbjax.data.examples import Labelled
 from dbjax.models import build as network
 from experiments import build
@@ -14,7 +14,7 @@ from experiments.command_line import load_config
 def labelled(labels):
     """Inputs that are their own labels, one-hot: weights that are the identity know them all."""
     labels = np.array(labels, np.int32)
-    return Arrays(Labelled(np.eye(3, dtype=np.float32)[labels], labels))
+    return ArrayExamples(Labelled(np.eye(3, dtype=np.float32)[labels], labels))
 
 
 IDENTITY = {"layers": {"0": {"kernel": jnp.eye(3), "bias": jnp.zeros(3)}}}
@@ -42,7 +42,7 @@ def test_of_a_regression_it_is_the_hold_out_loss():
     """Weights of 2 on labels that are the inputs: half the square of the inputs."""
     model = network("linear", inputs=1, classes=1, seed=0)
     train, test = (
-        Arrays(Labelled(values, values))
+        ArrayExamples(Labelled(values, values))
         for values in (np.full((3, 1), 5.0, np.float32), np.float32([[1.0], [3.0]]))
     )
     params = {"layer": {"kernel": jnp.full((1, 1), 2.0)}}

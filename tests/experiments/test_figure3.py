@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dbjax.parallel.costs import Collective, Costs, Memory, Phase
+from dbjax.costs.program import Collective, Costs, Memory, Phase
 from dbjax.runtime.presets import GOOGLE_2012
 from experiments.figure3 import __main__ as figure3
 from experiments.figure3.calibration import calibrated, root, speedup

@@ -28,8 +28,8 @@ from configs._figure4 import (
     step_s,
     transfer_s,
 )
+from dbjax.costs.speedup import phased_step, predicted
 from dbjax.models import PAPER
-from dbjax.parallel.speedup import phased_step, predicted
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
 from experiments import build, figures
 from experiments import runs as many

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from dbjax.checkpoint.params import load_params
-from dbjax.workdir import LOCK
-from dbjax.workdir.files import plain, write_text
+from dbjax.run_dir import LOCK
+from dbjax.run_dir.files import plain, write_text
 from experiments import demo, run
 from experiments.accuracy import time_to
 from experiments.command_line import available, load_config
@@ -106,7 +106,7 @@ def test_tensorboard_has_the_metrics(workdir):
 
 
 def test_final_parameters_can_be_read_back(workdir):
-    from dbjax.summary import params_sha256
+    from dbjax.monitoring.metrics import params_sha256
     from experiments import build
 
     like = build.task(load_config(QUICKSTART)).params
@@ -148,14 +148,14 @@ def test_a_config_with_cut_replicas_ends_where_it_does_without(runtime, tmp_path
             ["--config=configs/speech_partitioned.py:smoke", f"--workdir={workdir}",
              "--config.data.name=synthetic", "--config.cluster.compute_s=0.1",
              "--config.until_s=none", "--config.options.steps=10", f"--config.runtime={runtime}",
-             f"--config.options.replicas={replicas}", f"--config.cut.devices={devices}"]
+             f"--config.options.replicas={replicas}", f"--config.sharding.devices={devices}"]
         )  # fmt: skip
         found.append(json.loads((workdir / "summary.json").read_text()))
-    whole, cut = found
-    assert cut["updates"] == whole["updates"] == 10 * replicas
-    assert cut["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
-    assert cut["replica_devices"]["count"] == 4
-    assert cut["replica_devices"]["shards_each"] == 1
+    whole, sharding = found
+    assert sharding["updates"] == whole["updates"] == 10 * replicas
+    assert sharding["train_loss"] == pytest.approx(whole["train_loss"], rel=1e-5)
+    assert sharding["replica_devices"]["count"] == 4
+    assert sharding["replica_devices"]["shards_each"] == 1
     assert "replica_devices" not in whole
 
 
@@ -169,7 +169,7 @@ def test_devices_cannot_be_made_once_jax_has_started(tmp_path):
 @pytest.mark.parametrize("file", available())
 def test_every_config_has_a_smoke_variant_that_runs(file, tmp_path):
     arguments = [f"--config={file}:smoke", f"--workdir={tmp_path}"]
-    if load_config(f"{file}:smoke").cut.host_devices is None:
+    if load_config(f"{file}:smoke").sharding.host_devices is None:
         assert run.main(arguments) == 0
     else:  # JAX has started here, with one device
         run_alone(arguments)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dbjax.workdir import LOCK, alone_in
+from dbjax.run_dir import LOCK, lock_directory
 from experiments import run
 from experiments.command_line import command
 from tests.processes import LIMIT_S
@@ -74,19 +74,19 @@ def test_a_run_that_begins_makes_away_with_what_was_there(tmp_path):
 
 
 def test_a_second_process_is_told_of_the_first(tmp_path, capsys):
-    with alone_in(tmp_path):
+    with lock_directory(tmp_path):
         said = refused(capsys, tmp_path, *SHORT)
     assert said == (
         f"error: {tmp_path} is in use by process {os.getpid()}: wait, or use another --workdir"
     )
     assert files(tmp_path) == {}
-    with alone_in(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 
 def test_a_workdir_is_free_when_its_process_was_killed(tmp_path):
     script = f"""
-from dbjax.workdir import alone_in
+from dbjax.run_dir import alone_in
 import time
 with alone_in({str(tmp_path)!r}):
     print("there", flush=True)
@@ -96,12 +96,12 @@ with alone_in({str(tmp_path)!r}):
     assert first.stdout.readline() == "there\n"
     with (
         pytest.raises(ValueError, match=f"in use by process {first.pid}: wait"),
-        alone_in(tmp_path),
+        lock_directory(tmp_path),
     ):
         pass
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=LIMIT_S)
-    with alone_in(tmp_path):
+    with lock_directory(tmp_path):
         pass
 
 

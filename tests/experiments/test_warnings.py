@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from dbjax.health import kind
+from dbjax.monitoring.health import kind
 from experiments import run
 from experiments import runs as many
 from experiments.accuracy import guessing

@@ -8,7 +8,7 @@ import pytest
 
 from dbjax.models import DEMO, PAPER, MlpConfig, SpeechConfig, build, model
 from dbjax.models.functional import init
-from dbjax.store import partition
+from dbjax.parameter_server import partition_params
 
 RANDOM = np.random.default_rng(0)
 
@@ -113,7 +113,7 @@ def test_gradients_keep_their_size_through_the_sigmoid_layers():
 
 def test_paths_are_named_for_rules_and_checkpoints():
     params = build("mlp", inputs=3, classes=2, seed=0, widths=(40, 5)).params
-    names = {piece.name for pieces in partition(params, 2).shards for piece in pieces}
+    names = {piece.name for pieces in partition_params(params, 2).shards for piece in pieces}
     assert "layers/1/kernel" in {name.split("[")[0] for name in names}
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from dbjax.models import build, vision
 from dbjax.models.functional import init
-from dbjax.models.local import FAINTEST
+from dbjax.models.locally_connected import FAINTEST
 from dbjax.models.vision import VisionConfig
 from tests import references
 
@@ -110,7 +110,7 @@ def test_mistakes_are_named():
          "192 inputs are no square image of channels=2"),
         (lambda: build("vision", seed=0, **TINY | {"channels": 0}), "vision.channels=0"),
         (lambda: build("vision", seed=0, **TINY | {"chanels": 1}), "nearest: 'channels'"),
-        (lambda: NETWORK.cut(4, "tile"), "'tile' .*: tiles"),
+        (lambda: NETWORK.sharding(4, "tile"), "'tile' .*: tiles"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call()

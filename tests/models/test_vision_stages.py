@@ -5,10 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dbjax.models import local
-from dbjax.models.local import FAINTEST, l2_pool, normalise_contrast, patches
+from dbjax.model_parallel.tiles import WHOLE, same, valid
+from dbjax.models import locally_connected
+from dbjax.models.locally_connected import FAINTEST, l2_pool, normalise_contrast, patches
 from dbjax.models.vision import VisionConfig
-from dbjax.parallel.tiles import WHOLE, same, valid
 from tests import references
 
 RANDOM = np.random.default_rng(0)
@@ -29,8 +29,8 @@ def close(found, expected, tolerance=3e-6):
 
 def filters(kernel, bias):
     module = VisionConfig(image=8, classes=2, units=5, patch=3, last_pool=2).module
-    stage = jax.eval_shape(module, local.nnx.Rngs(0)).stages[0]
-    stage.kernel, stage.bias = local.nnx.Param(kernel), local.nnx.Param(bias)
+    stage = jax.eval_shape(module, locally_connected.nnx.Rngs(0)).stages[0]
+    stage.kernel, stage.bias = locally_connected.nnx.Param(kernel), locally_connected.nnx.Param(bias)
     return stage
 
 
@@ -45,7 +45,7 @@ def test_filters_are_as_a_loop():
 
 @pytest.mark.parametrize(("side", "width"), [(6, 3), (5, 5), (4, 1), (9, 2)])
 def test_the_gradient_of_patches_is_that_of_slices(side, width):
-    """It is written out (`local._shifted_backward`); rows and columns differ."""
+    """It is written out (`locally_connected._shifted_backward`); rows and columns differ."""
     x = images(side, side + 1, 3, 2)
     places = list(np.ndindex(width, width))
 

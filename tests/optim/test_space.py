@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from dbjax.optim import Combine, Dots, Lbfgs, Stops, minimise
-from dbjax.optim.program import _compiled
 from dbjax.optim.space import perform
+from dbjax.optim.vector_program import _compiled
 
 
 @pytest.mark.parametrize("xp", [np, jnp])

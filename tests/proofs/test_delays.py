@@ -218,25 +218,27 @@ def test_6_and_9_hold_for_any_schedule(cluster, n_fetch, n_push, overlap, warm_u
 
 def test_6_the_check_can_fail(monkeypatch):
     """It sees an update that nobody booked; versions by hand: tests/store/test_delays.py."""
-    from dbjax.store import Delays
+    from dbjax.parameter_server import StalenessAccounting
 
-    booked = Delays.applied
+    booked = StalenessAccounting.applied
 
     def all_but_the_second(self, replica, computed_at, version):
         if version != 1:
             booked(self, replica, computed_at, version)
 
-    monkeypatch.setattr(Delays, "applied", all_but_the_second)
+    monkeypatch.setattr(StalenessAccounting, "applied", all_but_the_second)
     with pytest.raises(RuntimeError, match="an update is missing in the books"):
         dbjax.run(TASK, downpour.Config(replicas=3, steps=5))
 
 
 def test_6_a_version_that_the_replica_never_had_is_refused(monkeypatch):
-    from dbjax.store import Delays
+    from dbjax.parameter_server import StalenessAccounting
 
-    right = Delays.fetched
+    right = StalenessAccounting.fetched
     monkeypatch.setattr(
-        Delays, "fetched", lambda self, replica, version: right(self, replica, max(0, version - 1))
+        StalenessAccounting,
+        "fetched",
+        lambda self, replica, version: right(self, replica, max(0, version - 1)),
     )
     with pytest.raises(Exception, match="never fetched"):
         dbjax.run(TASK, downpour.Config(replicas=3, steps=5))

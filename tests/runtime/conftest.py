@@ -3,7 +3,7 @@ import sys
 import pytest
 
 from dbjax.runtime.ray import ray_runtime
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 
 @pytest.fixture(scope="module")

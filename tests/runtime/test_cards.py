@@ -15,16 +15,16 @@ class Store:
         return None
 
 
-async def pusher(node, store):
-    await store.call(Store.push, np.zeros(50, np.float32))  # 200 bytes
+async def pusher(node, server):
+    await server.call(Store.push, np.zeros(50, np.float32))  # 200 bytes
 
 
 def busy(until_s, bandwidth):
     """Two replicas push at once to one shard; the run is looked at when it ends."""
     machines = VirtualRuntime(Cluster(machine=Machine(bandwidth_bytes_per_s=bandwidth)))
-    store = machines.serve("shard/0", Store)
+    server = machines.serve("shard/0", Store)
     for r in range(2):
-        machines.spawn(f"replica/{r}", pusher, store)
+        machines.spawn(f"replica/{r}", pusher, server)
     machines.run(until_s)
     return machines.cards_busy_s()
 
@@ -49,9 +49,9 @@ def test_each_peer_has_a_card_of_its_own_where_there_are_enough():
     shard = Machine(bandwidth_bytes_per_s=100.0, cards=2)
     machine = Machine(bandwidth_bytes_per_s=100.0)
     machines = VirtualRuntime(Cluster(machine=machine, machines={"shard/*": shard}))
-    store = machines.serve("shard/0", Store)
+    server = machines.serve("shard/0", Store)
     for r in range(2):
-        machines.spawn(f"replica/{r}", pusher, store)
+        machines.spawn(f"replica/{r}", pusher, server)
     assert machines.run() == pytest.approx(2.0)  # with one card it takes 4 s
     assert machines.cards_busy_s()["shard receives"] == pytest.approx(2.0)
 

@@ -11,10 +11,10 @@ import pytest
 import dbjax
 from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.parallel import speedup
+from dbjax.costs import speedup
+from dbjax.parameter_server import ParameterServer, Shard, server_rule
+from dbjax.parameter_server.partition import compiled_split
 from dbjax.runtime import ThreadsRuntime
-from dbjax.store import Shard, Sharded, server_rule
-from dbjax.store.partition import compiled_split
 from tests.runtime.services import Slow
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -82,12 +82,14 @@ def test_what_has_travelled_is_compiled_where_it_is(compiled):
     from dbjax.runtime.ray.codec import pack_code, unpack_with
 
     task = squares()
-    store = Sharded.serve(ThreadsRuntime(), Shard, task.params, 2, server_rule(optax.sgd(0.1)))
-    packed = pack_code(store.gradients_of(task.loss, task.batch, 1)[0])
+    server = ParameterServer.serve(
+        ThreadsRuntime(), Shard, task.params, 2, server_rule(optax.sgd(0.1))
+    )
+    packed = pack_code(server.gradients_of(task.loss, task.batch, 1)[0])
     hosts = [np.asarray(array) for array in packed.arrays]
     gradient = unpack_with(packed.body, [place[0] for place in packed.layout], hosts)
     gradient.compile_ahead()
-    slices = compiled_split(store.partition)(task.params)
+    slices = compiled_split(server.partition)(task.params)
     batch = task.batches(0, 1).at(0)
     before = len(compiled)
     loss, _ = gradient(slices, batch)

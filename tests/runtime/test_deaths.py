@@ -5,7 +5,7 @@ import pytest
 
 from dbjax.errors import DeadlockError, NodeDied, ServiceError, StateLost
 from dbjax.runtime import Cluster, Failure, Machine, VirtualRuntime
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 
 class Forgetful:
@@ -128,7 +128,7 @@ def test_what_a_service_touches_takes_memory_time():
             self.node = node
 
         def sweep(self, size):
-            self.node.touched([np.zeros(size, np.uint8)])
+            self.node.count_memory_traffic([np.zeros(size, np.uint8)])
 
     runtime = VirtualRuntime(Cluster(memory_bandwidth_bytes_per_s=100.0, service_s=1.0))
     memory = runtime.serve("memory", Memory)

@@ -4,11 +4,11 @@ import threading
 
 import pytest
 
-from dbjax.runtime import AsTheyCome, Future, all_of, ready
+from dbjax.runtime import ArrivalQueue, Future, all_of, ready
 
 
 def test_arrivals_come_once_each_in_the_order_in_which_they_were_done():
-    arrivals, futures = AsTheyCome("any"), [Future() for _ in range(4)]
+    arrivals, futures = ArrivalQueue("any"), [Future() for _ in range(4)]
     arrivals.add("late", futures[0])
     arrivals.add("soon", futures[1])
     futures[1].set_result(None)
@@ -24,7 +24,7 @@ def test_arrivals_come_once_each_in_the_order_in_which_they_were_done():
 
 
 def test_arrivals_lose_nothing_between_threads():
-    arrivals, futures = AsTheyCome("any"), [Future() for _ in range(3000)]
+    arrivals, futures = ArrivalQueue("any"), [Future() for _ in range(3000)]
     for key, future in enumerate(futures):
         arrivals.add(key, future)
     halves = [threading.Thread(target=lambda half=half: [f.set_result(None) for f in half])

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from dbjax.runtime import Cluster, Failure, Machine, VirtualRuntime
-from dbjax.runtime.base import node_generator
-from dbjax.trace import Trace
+from dbjax.runtime.interface import node_generator
+from dbjax.runtime.trace import Trace
 
 
 def events(cluster, until_s, *kills):
@@ -86,11 +86,11 @@ def test_every_life_has_random_numbers_of_its_own():
 
 
 def test_whether_nodes_may_die():
-    assert not Cluster().mortal
+    assert not Cluster().nodes_can_fail
     for cluster in (
         Cluster(failures=(Failure("w", 1.0),)),
         Cluster(machine=Machine(mean_time_to_repair_s=1.0)),
         Cluster(machines={"w": Machine(mean_time_between_failures_s=1.0)}),
     ):
-        assert cluster.mortal
+        assert cluster.nodes_can_fail
     assert math.isinf(Machine().mean_time_between_failures_s)

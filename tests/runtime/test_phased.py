@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from dbjax.runtime import Cluster, Machine, VirtualRuntime, all_of, phased
-from dbjax.runtime.phased import Phase, PhasedStep, slowest_factor
+from dbjax.runtime.step_time import Phase, PhasedStep, slowest_factor
 
 MACHINE = Machine(
     flops_per_s=100.0, memory_bandwidth_bytes_per_s=1_000.0, bandwidth_bytes_per_s=50.0

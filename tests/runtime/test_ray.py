@@ -1,4 +1,4 @@
-"""The Ray runtime: the rules of dbjax/runtime/base.py among processes."""
+"""The Ray runtime: the rules of dbjax/runtime/interface.py among processes."""
 
 import importlib
 import os

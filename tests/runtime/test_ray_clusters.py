@@ -122,7 +122,7 @@ def test_nothing_is_lost_with_a_shards_machine(by_value):
     cfg = downpour.Config(optax.sgd(0.03), replicas=1, shards=1, shard_backups=1, steps=1500)
     options = RayOptions(cpus=1.0, replica_gpus=1.0)  # the replica on the head, a place to spare
     with machines_of(by_value, 3, {"num_cpus": 1, "num_gpus": 1}) as (machines, others):
-        result = dbjax.run(TASK, cfg, runtime="ray", ray=options, beside=lose)
+        result = dbjax.run(TASK, cfg, runtime="ray", ray=options, background=lose)
     died = [row["node"] for row in result.trace.rows if row.get("event") == "died"]
     assert died == ["shard/0"]
     assert (result.summary["updates"], result.summary["lost_pushes"]) == (1500, 0)

@@ -9,9 +9,9 @@ import pytest
 
 import dbjax
 from dbjax.errors import NodeDied
+from dbjax.parameter_server.failover_client import serve_replicated
+from dbjax.parameter_server.replication import ReplicatedService
 from dbjax.runtime.ray import RayOptions
-from dbjax.store.chain import serve_chain
-from dbjax.store.copy import Copy
 from tests.processes import LIMIT_S
 from tests.runtime.services import Counter, Log
 
@@ -19,18 +19,18 @@ pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
 
 def test_the_dead_come_back(runtime):
-    async def main(node, mortal, other):
-        _, pid = await mortal.call(Log.life)
-        await mortal.call(Log.say, "forgotten")
-        hanging = mortal.call(Log.wait)
+    async def main(node, nodes_can_fail, other):
+        _, pid = await nodes_can_fail.call(Log.life)
+        await nodes_can_fail.call(Log.say, "forgotten")
+        hanging = nodes_can_fail.call(Log.wait)
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(NodeDied, match="mortal died before it answered wait"):
             await hanging
-        await mortal.up()
-        life, new = await mortal.call(Log.life)
+        await nodes_can_fail.up()
+        life, new = await nodes_can_fail.call(Log.life)
         assert life == 1
         assert new != pid
-        assert await mortal.call(Log.words) == []
+        assert await nodes_can_fail.call(Log.words) == []
         return await other.call(Log.words)
 
     async def victim(node, log):
@@ -38,8 +38,8 @@ def test_the_dead_come_back(runtime):
         if node.incarnation == 0:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    log, mortal = runtime.serve("log", Log), runtime.serve("mortal", Log)
-    ended = runtime.spawn("main", main, mortal, log)
+    log, nodes_can_fail = runtime.serve("log", Log), runtime.serve("mortal", Log)
+    ended = runtime.spawn("main", main, nodes_can_fail, log)
     runtime.spawn("victim", victim, log)
     runtime.run(until_s=LIMIT_S)
     ended.result()
@@ -60,14 +60,14 @@ def test_a_backup_loses_nothing(runtime, backups, counted):
         if backups:  # the one that came back has everything, when the other one dies
             again = node.service("counter")
             await again.up()
-            while await again.call(Copy.observe, "state", (), {}, True) != (40, 40):
+            while await again.call(ReplicatedService.observe, "state", (), {}, True) != (40, 40):
                 await node.sleep(0.05)
             os.kill(await chain.call(Counter.pid), signal.SIGKILL)
             for number in range(41, 61):
                 last = await chain.call(Counter.add, number)
         return last
 
-    chain = serve_chain(runtime, "counter", backups, Counter)
+    chain = serve_replicated(runtime, "counter", backups, Counter)
     ended = runtime.spawn("main", main, chain)
     runtime.run(until_s=LIMIT_S)
     assert ended.result() == counted
@@ -125,13 +125,15 @@ def test_a_backup_loses_nothing_when_a_connection_breaks(runtime, between):
         for number in range(1, 401):
             if number == 100:
                 if between == "the copies":
-                    await node.service("counter").call(Copy.observe, "cut", (), {}, True)
+                    await node.service("counter").call(
+                        ReplicatedService.observe, "cut", (), {}, True
+                    )
                 else:
                     await cut(node.service("counter"))
             last = await chain.call(Counter.add, number)
         return last
 
-    chain = serve_chain(runtime, "counter", 1, Counter)
+    chain = serve_replicated(runtime, "counter", 1, Counter)
     ended = runtime.spawn("main", main, chain)
     assert runtime.run(until_s=LIMIT_S) < LIMIT_S
     assert ended.result() == 400

@@ -8,8 +8,8 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster
-from dbjax.chaos import Chaos, kills
 from dbjax.checkpoint import Checkpoints
+from dbjax.monitoring.fault_injection import Chaos, kills
 from experiments import replay, run
 from tests import test_keys
 from tests.algorithms import logistic
@@ -52,7 +52,7 @@ def test_chaos_loses_nothing():
         await Chaos(1.5, seed=3)(Until(enough, node, machines), machines)
 
     config = dataclasses.replace(DOWNPOUR, shard_backups=1)
-    result = dbjax.run(TASK, config, runtime="ray", until_s=LIMIT_S, beside=beside)
+    result = dbjax.run(TASK, config, runtime="ray", until_s=LIMIT_S, background=beside)
     found = kills(result.trace.rows)
     recovered = [kill for kill in found if math.isfinite(kill.back_after_s)]
     assert len(found) == result.summary["deaths"] >= 2
@@ -77,7 +77,7 @@ def test_sandblasters_coordinator_goes_on(float64):
         machines.kill("coordinator")
 
     config = sandblaster.Config(replicas=2, shards=2, steps=8, stops=logistic.NEVER)
-    result = dbjax.run(logistic.task(), config, runtime="ray", beside=kill)
+    result = dbjax.run(logistic.task(), config, runtime="ray", background=kill)
     assert result.summary["deaths"] == result.summary["returns"] == 1
     assert logistic.difference(result.params, logistic.one_process()) < 1e-12
 
@@ -90,7 +90,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path):
 
     config = dataclasses.replace(DOWNPOUR, replicas=1, steps=4000)
     with Checkpoints(tmp_path) as checkpoints:
-        begun = dbjax.run(TASK, config, runtime="ray", beside=stop, checkpoints=checkpoints)
+        begun = dbjax.run(TASK, config, runtime="ray", background=stop, checkpoints=checkpoints)
         middle = checkpoints.latest()
     assert 0 < begun.summary["updates"] < 4000
     result = dbjax.run(TASK, config, runtime="ray", resume=middle)

@@ -1,4 +1,4 @@
-"""The rules of the execution model (dbjax/runtime/base.py), one test each."""
+"""The rules of the execution model (dbjax/runtime/interface.py), one test each."""
 
 import math
 import threading
@@ -17,7 +17,7 @@ from dbjax.runtime import (
     all_of,
     ready,
 )  # fmt: skip
-from dbjax.runtime.base import first_of
+from dbjax.runtime.interface import first_of
 from tests.runtime.lost_error import require_end_by_lost_error
 
 both = pytest.mark.parametrize("make", [VirtualRuntime, ThreadsRuntime])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dbjax.runtime import Cluster, Failure, Machine, VirtualRuntime, all_of
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 
 class Sink:

@@ -77,7 +77,7 @@ def end(one):
         os.close(segment.handle)
 
 
-def held(one):
+def pieces_held(one):
     """Wires, files and mapped segments."""
     gc.collect()
     mapped = Path("/proc/self/maps").read_text().count("memfd:dbjax")
@@ -98,7 +98,7 @@ def test_those_who_come_and_go_leave_nothing(who_stays_calls):
         end(comes)
         stays.bury(comes.address)
         until(lambda: before.issuperset(threading.enumerate()))
-        counts.append(held(stays))
+        counts.append(pieces_held(stays))
     assert counts[-1] == counts[2], counts
     end(stays)
 

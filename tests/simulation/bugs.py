@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from dbjax.runtime.base import Future, ready
-from dbjax.store import Shard
-from dbjax.store.copy import Copy
-from dbjax.store.vectors import VectorShard
+from dbjax.parameter_server import Shard
+from dbjax.parameter_server.replication import ReplicatedService
+from dbjax.parameter_server.vector_shard import VectorShard
+from dbjax.runtime.interface import Future, ready
 from tests.simulation.book import Violation
 from tests.simulation.case import Case, case_of
 from tests.simulation.simulate import simulate
 
 
-def replies_before_the_backup_has_followed(self: Copy, reply: Any) -> Future[Any]:
+def replies_before_the_backup_has_followed(self: ReplicatedService, reply: Any) -> Future[Any]:
     """Whoever called is told that it is safe while only the head has it."""
     return reply if isinstance(reply, Future) else ready(reply)
 
@@ -53,7 +53,7 @@ def forgets_portions(self: VectorShard) -> Any:
     return dataclasses.replace(_STATE(self), counted=())
 
 
-def leads_at_once(self: Copy, place: int) -> bool:
+def leads_at_once(self: ReplicatedService, place: int) -> bool:
     """A blank copy that hears of another blank one takes the lead, and does not wait to be told."""
     if self._role == "blank" and place < self._place:
         return False
@@ -67,12 +67,12 @@ Patch = tuple[Any, str, Callable[..., Any]]
 BUGS: dict[str, Patch] = {
     made.__name__: (where, name, made)
     for where, name, made in (
-        (Copy, "_when_both", replies_before_the_backup_has_followed),
+        (ReplicatedService, "_when_both", replies_before_the_backup_has_followed),
         (Shard, "restore", forgets_sequences),
         (Shard, "push", applies_what_is_repeated),
         (Shard, "push", changes_a_snapshot),
         (VectorShard, "state", forgets_portions),
-        (Copy, "blank", leads_at_once),
+        (ReplicatedService, "blank", leads_at_once),
     )
 }
 

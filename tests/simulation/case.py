@@ -49,7 +49,7 @@ class Case:
     backups: int = 0
     steps: int = 8
     deaths: int = 0
-    cuts: int = 0
+    partition: int = 0
     links: int = 0
     duplicates: bool = False
     checkpoints: bool = False

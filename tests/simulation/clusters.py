@@ -9,7 +9,7 @@ from typing import Any
 import dbjax
 from dbjax import Failure, Link, Machine, Outage
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.checkpoint.taking import Every
+from dbjax.checkpoint.manager import Every
 from dbjax.optim import Lbfgs, Stops
 from tests.simulation.case import Case
 from tests.simulation.problems import BOWL, COUNTED, RULE
@@ -96,14 +96,14 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
     draws, found = case.draws("deaths"), []
     names, end_s = nodes(case), _end_s(case)
     favourite = draws.choice(names)
-    cuts = [cut for cut in _outages(case) if cut.a in names]
+    partition = [cut for cut in _outages(case) if cut.a in names]
     for _ in range(case.deaths):
         node = draws.choice([*names, favourite, f"{favourite.removesuffix('/backup')}"])
         if case.backups and draws.random() < 0.3 and f"{favourite}/backup" in names:
             node = f"{favourite}/backup"
         at_s = draws.uniform(0, end_s)
-        if cuts and draws.random() < 0.4:  # a node dies while it is cut off
-            cut = draws.choice(cuts)
+        if partition and draws.random() < 0.4:  # a node dies while it is cut off
+            cut = draws.choice(partition)
             node, at_s = cut.a, draws.uniform(cut.at_s, cut.back_s)
         elif found and draws.random() < 0.6:
             other = draws.choice(found)
@@ -119,7 +119,7 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
 def _outages(case: Case) -> tuple[Outage, ...]:
     draws, names, found = case.draws("cuts"), nodes(case), []
     backed = [n.removesuffix("/backup") for n in names if n.endswith("/backup")]
-    for _ in range(case.cuts):
+    for _ in range(case.partition):
         a, b = draws.choice(names), draws.choice([*names, "*"])
         if backed and draws.random() < 0.5:
             a = draws.choice(backed)

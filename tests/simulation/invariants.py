@@ -117,9 +117,9 @@ def _check_conservation(ran: Any, shard: int) -> list[tuple[str, int]]:
         report.counts.lost == len(gaps),
         f"{name} counts {report.counts.lost} lost pushes; missing are {gaps}",
     )
-    delays = report.delays
-    _require(sum(delays.histogram.values()) == len(history), f"{name}: delays of other pushes")
-    _require(len(set(delays.balance())) == 1, f"{name}: the sum of delays")
+    staleness = report.staleness
+    _require(sum(staleness.histogram.values()) == len(history), f"{name}: delays of other pushes")
+    _require(len(set(staleness.balance())) == 1, f"{name}: the sum of delays")
     return missing
 
 

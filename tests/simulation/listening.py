@@ -11,12 +11,12 @@ from unittest import mock
 
 import numpy as np
 
-import dbjax.store.sharded
+import dbjax.parameter_server.client
 from dbjax.algorithms.sandblaster.replica import Replica
+from dbjax.parameter_server import Shard, Snapshot
+from dbjax.parameter_server.vector_shard import VectorShard
 from dbjax.runtime import VirtualRuntime
-from dbjax.runtime.callers import current
-from dbjax.store import Shard, Snapshot
-from dbjax.store.vectors import VectorShard
+from dbjax.runtime.context import current
 from tests.simulation.book import Book, Called, Violation
 from tests.simulation.case import Case
 from tests.simulation.problems import bowl_gradient
@@ -84,7 +84,7 @@ class Ears:
 def listening(book: Book, case: Case) -> Iterator[None]:
     """Runs in the block are noted."""
     patches = [
-        mock.patch.object(dbjax.store.sharded, "serve_chain", _serving(book, case)),
+        mock.patch.object(dbjax.parameter_server.client, "serve_chain", _serving(book, case)),
         mock.patch.object(VirtualRuntime, "at", _counting(book)),
         *(
             mock.patch.object(kind, name, made(book, getattr(kind, name)))
@@ -109,13 +109,13 @@ def listening(book: Book, case: Case) -> Iterator[None]:
 
 
 def _serving(book: Book, case: Case) -> Callable[..., Any]:
-    right = dbjax.store.sharded.serve_chain
+    right = dbjax.parameter_server.client.serve_replicated
     draws = case.draws("repeats") if case.repeats else None
 
-    def serve_chain(runtime: Any, name: str, *args: Any) -> Ears:
+    def serve_replicated(runtime: Any, name: str, *args: Any) -> Ears:
         return Ears(right(runtime, name, *args), int(name.split("/")[1]), book, draws)
 
-    return serve_chain
+    return serve_replicated
 
 
 def _counting(book: Book) -> Callable[..., Any]:

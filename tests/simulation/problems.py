@@ -10,8 +10,8 @@ import numpy as np
 import optax
 
 import dbjax
-from dbjax.store import partition
-from dbjax.store.partition import compiled_split
+from dbjax.parameter_server import partition_params
+from dbjax.parameter_server.partition import compiled_split
 
 RATE = 0.125
 RULE = optax.sgd(RATE)
@@ -54,7 +54,7 @@ def bowl_gradient(shards: int, shard: int, params: dict, portions: set[int]) -> 
 
 @functools.cache
 def _slices(shards: int):
-    return compiled_split(partition(PARAMS, shards))
+    return compiled_split(partition_params(PARAMS, shards))
 
 
 def _tree(values):

@@ -1,5 +1,5 @@
 """Sandblaster (section 4.2, Algorithm 1.2): see `method`."""
 
-from dbjax.algorithms.sandblaster.method import Config as Config
-from dbjax.algorithms.sandblaster.method import coordinator as coordinator
-from dbjax.algorithms.sandblaster.method import program as program
+from dbjax.algorithms.sandblaster.coordinator import Config as Config
+from dbjax.algorithms.sandblaster.coordinator import coordinator as coordinator
+from dbjax.algorithms.sandblaster.coordinator import program as program

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import final
 
-from dbjax.runtime.base import Future, Node, ready
-from dbjax.store.sharded import Sharded
-from dbjax.store.sums import Deferred, Sum, added
-from dbjax.store.vectors import Contribution, VectorShard
+from dbjax.parameter_server.client import ParameterServer
+from dbjax.parameter_server.gradient_sums import DeferredSum, GradientSum, add_sums
+from dbjax.parameter_server.vector_shard import Contribution, VectorShard
+from dbjax.runtime.interface import Future, Node, ready
 from dbjax.types import Slices
 
-Gradient = Callable[[Slices, tuple[int, ...], int], Sum | Deferred]
+PortionGradient = Callable[[Slices, tuple[int, ...], int], GradientSum | DeferredSum]
 
 
 @final
@@ -26,15 +26,15 @@ class Replica:
     def __init__(
         self,
         node: Node,
-        store: Sharded[VectorShard],
-        gradient: Gradient,
+        server: ParameterServer[VectorShard],
+        gradient: PortionGradient,
         read_ahead: Callable[[tuple[int, ...]], None],
     ) -> None:
-        self._node, self._store = node, store
+        self._node, self._server = node, server
         self._gradient, self._read_ahead = gradient, read_ahead
         self._evaluation = -1
         self._params: Slices = ()
-        self._computed: dict[int, Sum | Deferred] = {}
+        self._computed: dict[int, GradientSum | DeferredSum] = {}
 
     async def process_portion(self, evaluation: int, total: int, portion: int) -> bool | None:
         """PROCESSPORTION: keeps the gradient until it is told to send it.
@@ -61,12 +61,12 @@ class Replica:
         """
         if evaluation != self._evaluation or not self._computed.keys() >= set(portions):
             return ready(False)
-        total = added([self._computed.pop(portion) for portion in portions])
-        sending = self._store.push(
+        total = add_sums([self._computed.pop(portion) for portion in portions])
+        sending = self._server.push(
             VectorShard.accrue,
             [
                 Contribution(evaluation, part, portions, place, total.piece(i), nbytes)
-                for i, nbytes in enumerate(self._store.nbytes)
+                for i, nbytes in enumerate(self._server.nbytes)
             ],
         )
         return sending.then(lambda _: True)
@@ -84,7 +84,7 @@ class Replica:
     async def _has_parameters(self, evaluation: int) -> bool | None:
         """Fetches them once an evaluation; False if that evaluation is over, None if it is lost."""
         if evaluation > self._evaluation:
-            fetched = await self._store.pull(VectorShard.fetch, self._node.name)
+            fetched = await self._server.fetch(VectorShard.fetch, self._node.name)
             if set(fetched.versions) != {evaluation}:
                 return None if min(fetched.versions) < evaluation else False
             self._evaluation, self._params, self._computed = evaluation, fetched.slices, {}

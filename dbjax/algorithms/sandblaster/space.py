@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, final
 
-from dbjax.algorithms.sandblaster.assignment import Assignment
-from dbjax.algorithms.sandblaster.pool import Counts, Pool
-from dbjax.algorithms.sandblaster.samples import Samples
+from dbjax.algorithms.sandblaster.batches import Batches
+from dbjax.algorithms.sandblaster.scheduler import CoordinatorCounts, Scheduler
+from dbjax.algorithms.sandblaster.work_queue import WorkQueue
 from dbjax.optim.space import Command, Losses
-from dbjax.runtime.base import Node
-from dbjax.store.commanding import Vectors
+from dbjax.parameter_server.vector_client import VectorClient
+from dbjax.runtime.interface import Node
 
 
 @final
@@ -25,35 +25,35 @@ class ShardedSpace:
     def __init__(
         self,
         node: Node,
-        vectors: Vectors,
-        pool: Pool,
-        counts: Counts,
-        samples: Samples,
+        vectors: VectorClient,
+        scheduler: Scheduler,
+        counts: CoordinatorCounts,
+        make_batches: Batches,
         size_of: Callable[[Iterable[int]], int],
         send_every: int,
     ) -> None:
         self._counts = counts
-        self._node, self._vectors, self._pool = node, vectors, pool
-        self._samples, self._size_of, self._send_every = samples, size_of, send_every
+        self._node, self._vectors, self._scheduler = node, vectors, scheduler
+        self._batches, self._size_of, self._send_every = make_batches, size_of, send_every
         self._evaluation = node.incarnation << 32  # no number is ever used again
         self._planned: dict[int, list[int]] = {}
 
-    def books(self) -> Any:
+    def state_dict(self) -> Any:
         """What it knows between two evaluations; not changed afterwards."""
-        return self._evaluation, dict(self._planned), self._pool.books()
+        return self._evaluation, dict(self._planned), self._scheduler.state_dict()
 
-    def go_on(self, books: Any) -> None:
+    def load_state_dict(self, state: Any) -> None:
         """Knows what another one knew."""
-        self._evaluation, self._planned, pool = books
-        self._pool.go_on(pool)
+        self._evaluation, self._planned, scheduler = state
+        self._scheduler.load_state_dict(scheduler)
 
     @property
     def before(self) -> str:
-        return "gradient" if self._samples.whole else "before"
+        return "gradient" if self._batches.whole else "before"
 
     @property
     def after(self) -> str:
-        return "gradient" if self._samples.whole else "after"
+        return "gradient" if self._batches.whole else "after"
 
     async def perform(self, *commands: Command) -> list[float]:
         begin_s = self._node.now()
@@ -65,12 +65,12 @@ class ShardedSpace:
         begin_s = self._node.now()
         self._evaluation += 1
         await self._vectors.begin(self._evaluation, commands)  # PS.accruedgradients <- 0
-        parts = self._samples.parts(sample)
+        parts = self._batches.parts(sample)
         sizes = {part: self._size_of(portions) for part, portions in parts.items()}
         total = sum(sizes.values())
-        batch = Assignment(parts, self._plan(parts), self._send_every)
-        await self._pool.process(batch, self._evaluation, total)
-        if self._samples.whole:
+        batch = WorkQueue(parts, self._plan(parts), self._send_every)
+        await self._scheduler.process(batch, self._evaluation, total)
+        if self._batches.whole:
             self._planned = batch.doers()  # data affinity
         scales = {part: total / size for part, size in sizes.items()}
         losses = await self._vectors.close(self._evaluation, scales)
@@ -86,7 +86,7 @@ class ShardedSpace:
         if self._planned:
             return self._planned
         portions = [portion for some in parts.values() for portion in some]
-        count, workers = len(portions), self._pool.size
+        count, workers = len(portions), self._scheduler.size
         return {
             r: portions[r * count // workers : (r + 1) * count // workers] for r in range(workers)
         }

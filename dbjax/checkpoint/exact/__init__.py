@@ -5,5 +5,5 @@ written down as it is (`freeze`, `thaw`), what a coroutine needs is in its journ
 (`dbjax.runtime.virtual.journal`), and what the program was built of has a name (`names`).
 """
 
-from dbjax.checkpoint.exact.exact import Exact as Exact
-from dbjax.checkpoint.exact.exact import Exactly as Exactly
+from dbjax.checkpoint.exact.exact import ExactResume as ExactResume
+from dbjax.checkpoint.exact.exact import ExactState as ExactState

@@ -9,20 +9,28 @@ from typing import Any
 import jax
 import numpy as np
 
+from dbjax.checkpoint.class_names import class_name
 from dbjax.checkpoint.exact.ours import is_ours
-from dbjax.checkpoint.known import name_of
-from dbjax.runtime.callers import Caller
+from dbjax.runtime.context import Caller
 from dbjax.runtime.event_log import EventLog, Seen, Served
 from dbjax.runtime.futures import Future
-from dbjax.runtime.observed import Recorded, Scripted, Unrecorded
-from dbjax.trace import Trace
+from dbjax.runtime.recording import LiveObservations, RecordedObservations, ReplayedObservations
+from dbjax.runtime.trace import Trace
 
 ATOMS = (type(None), bool, int, float, str)
 ARRAYS = (np.ndarray, jax.Array)
 # Made anew, and not found by a name: they change.
 ANEW = (itertools.count, np.random.Generator, type(threading.Lock()), type(threading.RLock()))
 # Who listens to a run. Attributes that hold such things stay as the new run has them.
-LISTENERS = (Trace, EventLog, Seen, Served, Recorded, Unrecorded, Scripted)
+LISTENERS = (
+    Trace,
+    EventLog,
+    Seen,
+    Served,
+    RecordedObservations,
+    LiveObservations,
+    ReplayedObservations,
+)
 # Made while the program is built, and as much the same thing in the next process as a node is.
 SLOTTED = (Future, Caller)
 # Attributes that are other things in a run that is taken up.
@@ -31,8 +39,8 @@ _OWN = {
         "resumed", "clock", "journals", "_pauses", "_stopping", "_halting", "_script", "_turns"}
 }  # fmt: skip
 # Whose instances hold nothing but what can be found again: data, compiled programs, files.
-_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.parallel",
-              "dbjax.store.devices", "dbjax.store.gradient")  # fmt: skip
+_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.model_parallel",
+              "dbjax.parameter_server.partitioned_gradient_fn", "dbjax.parameter_server.gradient_fn")  # fmt: skip
 # Attributes that hold nothing that has a name: see `Names`.
 MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
 
@@ -42,7 +50,7 @@ def attributes(value: Any) -> dict[str, Any]:
     kind = type(value)
     slots = [s for c in kind.__mro__ for s in _slots(c) if s not in ("__weakref__", "__dict__")]
     found = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
-    own = _OWN.get(name_of(kind), set())
+    own = _OWN.get(class_name(kind), set())
     return {n: v for n, v in found.items() if n not in own and not isinstance(v, LISTENERS)}
 
 

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from dbjax.checkpoint.class_names import lookup
 from dbjax.checkpoint.exact.ours import require_ours
-from dbjax.checkpoint.known import known
 
 Place = tuple[str, str, int, int]  # module, qualified name, first line, which of those there
 
 
 def is_of_module(function: types.FunctionType) -> bool:
     """Whether its module has it under its name."""
-    return known(function.__module__, function.__qualname__) is function
+    return lookup(function.__module__, function.__qualname__) is function
 
 
 def of_module(module: str, name: str) -> Any:
@@ -27,7 +27,7 @@ def of_module(module: str, name: str) -> Any:
       ValueError: there is none.
     """
     require_ours(module)
-    found = known(module, name)
+    found = lookup(module, name)
     if not isinstance(found, types.FunctionType):
         raise ValueError(f"{module} has no function {name!r}")
     return found
@@ -59,9 +59,9 @@ def made_of(place: Place) -> types.FunctionType:
         raise ValueError(f"{module} has no function {name!r} in line {line}")
     code = there[which]
     cells = tuple(types.CellType() for _ in code.co_freevars)
-    made = types.FunctionType(code, vars(sys.modules[module]), None, None, cells)
-    made.__qualname__ = name
-    return made
+    make_node = types.FunctionType(code, vars(sys.modules[module]), None, None, cells)
+    make_node.__qualname__ = name
+    return make_node
 
 
 @functools.cache

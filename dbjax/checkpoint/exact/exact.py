@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
-from dbjax.checkpoint.encoding import Array, Arrays
+from dbjax.checkpoint.encoding import Array, ArrayTable
 from dbjax.checkpoint.exact.freeze import Freezer
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
 from dbjax.checkpoint.trees import Structures
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.runtime.virtual.again import again, journals
+from dbjax.runtime.virtual.fast_forward import fast_forward, journals
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 
 @dataclasses.dataclass(frozen=True)
-class Exact:
+class ExactState:
     """The state of a virtual run between two events.
 
     Attributes:
@@ -40,7 +40,7 @@ class Exact:
 
 
 @final
-class Exactly:
+class ExactResume:
     """The state of a virtual run, to be taken and to be gone on from.
 
     Args:
@@ -54,7 +54,7 @@ class Exactly:
         self._runtime, self._names, self._structures = runtime, Names(runtime), structures
         self._program = f"{self._names.digest} {_software()}"
 
-    def take(self, arrays: Arrays) -> Exact:
+    def take(self, arrays: ArrayTable) -> ExactState:
         """Between two events; only looks, so that the run does not notice.
 
         Raises:
@@ -62,13 +62,13 @@ class Exactly:
         """
         blank = itertools.chain(*(journal.watched() for journal in journals(self._runtime)))
         nodes = Freezer(self._names, arrays, blank).table(self._runtime)
-        return Exact(self._program, nodes, arrays.values)
+        return ExactState(self._program, nodes, arrays.values)
 
-    def fits(self, state: Exact) -> bool:
+    def fits(self, state: ExactState) -> bool:
         """Whether it is of the same program, data's shapes, cluster, versions."""
         return state.program == self._program
 
-    def go_on(self, state: Exact) -> None:
+    def resume(self, state: ExactState) -> None:
         """From now on the runtime is where it was then.
 
         Raises:
@@ -76,7 +76,7 @@ class Exactly:
           ReplayError: it is of another program.
         """
         thaw(state.nodes, state.arrays, self._names, self._structures)
-        again(self._runtime)
+        fast_forward(self._runtime)
 
 
 @functools.cache

@@ -20,15 +20,15 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from dbjax.checkpoint.encoding import Arrays, encode, encoded_key, encoded_scalar, is_key
+from dbjax.checkpoint.class_names import class_name
+from dbjax.checkpoint.encoding import ArrayTable, encode, encoded_key, encoded_scalar, is_key
 from dbjax.checkpoint.exact import code
 from dbjax.checkpoint.exact.borders import ARRAYS, attributes, has_state
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.exact.ours import is_ours, is_plain
-from dbjax.checkpoint.known import name_of
 from dbjax.checkpoint.trees import node_of
 from dbjax.runtime.futures import Future
-from dbjax.runtime.virtual.journal import SETTLED, Journaled, Noted
+from dbjax.runtime.virtual.journal import SETTLED, JournaledCoroutine, Noted
 
 _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
@@ -41,7 +41,7 @@ class Freezer:
       blank: futures that are settled again by the journals of coroutines.
     """
 
-    def __init__(self, names: Names, arrays: Arrays, blank: Iterable[Future[Any]]) -> None:
+    def __init__(self, names: Names, arrays: ArrayTable, blank: Iterable[Future[Any]]) -> None:
         self._names, self._arrays = names, arrays
         self._blank = {id(future): future for future in blank}
         self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
@@ -70,11 +70,11 @@ class Freezer:
         if isinstance(value, tuple):
             if type(value) is tuple:
                 return ["tuple", *map(self._of, value)]
-            return ["named", name_of(type(value)), *map(self._of, value)]
+            return ["named", class_name(type(value)), *map(self._of, value)]
         if isinstance(value, types.MethodType):
             return ["method", self._of(value.__self__), value.__func__.__name__]
         if isinstance(value, type) or is_plain(value):
-            return ["class", name_of(value)]
+            return ["class", class_name(value)]
         if id(value) not in self._places:
             self._places[id(value)] = len(self._places), value
             self._waiting.append(value)
@@ -105,8 +105,8 @@ class Freezer:
             return ["deque", value.maxlen, *map(self._of, value)]
         if isinstance(value, Future):
             return self._future(value)
-        if isinstance(value, Journaled):
-            return ["of", name_of(Journaled), *self._attributes(_journal(value))]
+        if isinstance(value, JournaledCoroutine):
+            return ["of", class_name(JournaledCoroutine), *self._attributes(_journal(value))]
         if isinstance(value, types.FunctionType):
             return self._function(value)
         return self._other(value)
@@ -122,11 +122,11 @@ class Freezer:
         if kind in _LOCKS:
             return ["lock", *(["again"] if kind is _LOCKS[1] else [])]
         if isinstance(value, Exception):
-            return ["error", name_of(kind), self._of(value.args), self._of(value.__cause__)]
+            return ["error", class_name(kind), self._of(value.args), self._of(value.__cause__)]
         if not is_ours(kind.__module__) and node_of(value) is not None:
             return ["tree", encode(value, self._arrays)]
         if is_ours(kind.__module__) or dataclasses.is_dataclass(value):
-            return ["of", name_of(kind), *self._attributes(attributes(value))]
+            return ["of", class_name(kind), *self._attributes(attributes(value))]
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
     def _built(self, name: str, value: Any) -> list[Any]:
@@ -147,7 +147,7 @@ class Freezer:
         if id(value) in self._blank:  # whoever waits for it will wait again
             found |= {"_settled": False, "_value": None, "_error": None, "_children": ()}
             found["_callbacks"] = []
-        return ["of", name_of(Future), *self._attributes(found)]
+        return ["of", class_name(Future), *self._attributes(found)]
 
     def _function(self, value: types.FunctionType) -> list[Any]:
         if code.is_of_module(value):
@@ -157,7 +157,7 @@ class Freezer:
         return ["closure", list(code.place_of(value)), list(map(self._of, cells)), *rest]
 
 
-def _journal(journal: Journaled) -> dict[str, Any]:
+def _journal(journal: JournaledCoroutine) -> dict[str, Any]:
     """Its attributes; every settled future with what it was settled with."""
     found = attributes(journal)
     found["entries"] = [

@@ -18,6 +18,7 @@ from typing import Any, final
 
 import numpy as np
 
+from dbjax.checkpoint.class_names import class_name
 from dbjax.checkpoint.exact.borders import (
     ANEW,
     ARRAYS,
@@ -28,7 +29,6 @@ from dbjax.checkpoint.exact.borders import (
     has_state,
     is_value,
 )
-from dbjax.checkpoint.known import name_of
 from dbjax.runtime.virtual.service import Service
 
 _SEQUENCES = (list, tuple, deque)
@@ -94,7 +94,7 @@ class Names:
             return
         self._seen[id(value)] = value
         if not inner:
-            self._note(path, name_of(type(value)))
+            self._note(path, class_name(type(value)))
         for step, part, deeper in self._parts(path, value, inner):
             yield f"{path}{step}", part, deeper
 
@@ -121,7 +121,7 @@ class Names:
             self._note(path, value.__func__.__qualname__)
             yield ".__self__", value.__self__, inner
         elif isinstance(value, type):
-            self._note(path, name_of(value))
+            self._note(path, class_name(value))
         elif isinstance(value, types.FunctionType):
             self._name(path, value, weakref.ref(value))
             yield from self._closure(path, value)

@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any
 
-from dbjax.checkpoint.known import known_class
+from dbjax.checkpoint.class_names import class_named
 
 _PACKAGES = {"dbjax"}
 _PLAIN = {list, tuple, dict, set, int, float, str, bool, sum, min, max, len, sorted}
@@ -38,7 +38,7 @@ def instance_class(name: str) -> type[Any]:
     Raises:
       ValueError: it is neither.
     """
-    found = known_class(name)
+    found = class_named(name)
     if not is_ours(name.partition(":")[0]) and not dataclasses.is_dataclass(found):
         raise ValueError(f"{name!r} is no class of which a checkpoint may hold instances")
     return found
@@ -50,7 +50,7 @@ def error_class(name: str) -> type[BaseException]:
     Raises:
       ValueError: it is none.
     """
-    found = known_class(name)
+    found = class_named(name)
     if not issubclass(found, Exception) or not (is_ours(found.__module__) or _builtin(found)):
         raise ValueError(f"{name!r} is no error of which a checkpoint may hold instances")
     return found
@@ -68,7 +68,7 @@ def named(name: str) -> Any:
       ValueError: it is neither.
     """
     module, _, path = name.partition(":")
-    found = getattr(builtins, path, None) if module == "builtins" else known_class(name)
+    found = getattr(builtins, path, None) if module == "builtins" else class_named(name)
     if found is None or not (is_ours(found.__module__) or found in _PLAIN):
         raise ValueError(f"a checkpoint may not name {name!r}")
     return found

@@ -18,10 +18,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.encoding import Array, built, decode, decoded_key, scalar
+from dbjax.checkpoint.class_names import named_tuple_class
+from dbjax.checkpoint.encoding import Array, decode, decoded_key, resolve_nodes, scalar
 from dbjax.checkpoint.exact import code, ours
 from dbjax.checkpoint.exact.names import Names
-from dbjax.checkpoint.known import tuple_class
 from dbjax.checkpoint.trees import Structures
 
 _EMPTY = {"dict": dict, "counter": collections.Counter, "list": list, "set": set}
@@ -62,9 +62,9 @@ class _Thawing:
     def root(self) -> Any:
         hashed = ("dict", "counter", "set")  # their keys have to be what they are
         for filled_last in (False, True):
-            for made, (kind, *rest) in zip(self._made, self._nodes, strict=True):
+            for make_node, (kind, *rest) in zip(self._made, self._nodes, strict=True):
                 if (kind in hashed) == filled_last:
-                    self._fill(made, kind, rest)
+                    self._fill(make_node, kind, rest)
         return self._made[0]
 
     def _empty(self, kind: str, rest: list[Any]) -> Any:
@@ -90,34 +90,34 @@ class _Thawing:
             case "error":
                 return ours.error_class(rest[0])()
             case "tree":
-                return built(decode(rest[0], self._arrays), self._structures)
+                return resolve_nodes(decode(rest[0], self._arrays), self._structures)
         return _EMPTY[kind]()
 
-    def _fill(self, made: Any, kind: str, rest: list[Any]) -> None:
+    def _fill(self, make_node: Any, kind: str, rest: list[Any]) -> None:
         match kind:
             case "built" | "of":
                 for name, value in rest[1:]:
-                    object.__setattr__(made, name, self._of(value))
+                    object.__setattr__(make_node, name, self._of(value))
             case "list":
-                made.extend(map(self._of, rest))
+                make_node.extend(map(self._of, rest))
             case "deque":
-                made.extend(map(self._of, rest[1:]))
+                make_node.extend(map(self._of, rest[1:]))
             case "set":
-                made.update(map(self._of, rest))
+                make_node.update(map(self._of, rest))
             case "dict" | "counter":
-                dict.update(made, ((self._of(key), self._of(value)) for key, value in rest))
+                dict.update(make_node, ((self._of(key), self._of(value)) for key, value in rest))
             case "closure":
-                self._fill_closure(made, *rest[1:])
+                self._fill_closure(make_node, *rest[1:])
             case "partial":
                 function, args, keywords = map(self._of, rest)
-                made.__setstate__((function, args, keywords, None))
+                make_node.__setstate__((function, args, keywords, None))
             case "error":
-                made.args, made.__cause__ = self._of(rest[1]), self._of(rest[2])
+                make_node.args, make_node.__cause__ = self._of(rest[1]), self._of(rest[2])
 
-    def _fill_closure(self, made: types.FunctionType, cells: list[Any], *rest: Any) -> None:
-        for cell, value in zip(made.__closure__ or (), cells, strict=True):
+    def _fill_closure(self, make_node: types.FunctionType, cells: list[Any], *rest: Any) -> None:
+        for cell, value in zip(make_node.__closure__ or (), cells, strict=True):
             cell.cell_contents = self._of(value)
-        made.__defaults__, made.__kwdefaults__ = map(self._of, rest)
+        make_node.__defaults__, make_node.__kwdefaults__ = map(self._of, rest)
 
     def _of(self, encoded: Any) -> Any:
         if not isinstance(encoded, list):
@@ -129,7 +129,7 @@ class _Thawing:
             case "tuple":
                 return tuple(map(self._of, rest))
             case "named":
-                return tuple_class(rest[0])._make(map(self._of, rest[1:]))
+                return named_tuple_class(rest[0])._make(map(self._of, rest[1:]))
             case "float":
                 return float(rest[0])
             case "method":

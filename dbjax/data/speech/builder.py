@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from dbjax.data.speech.corpus import Recording
 from dbjax.data.speech.mel import ENERGIES
 from dbjax.data.speech.workers import recordings
-from dbjax.interrupts import Interrupted
+from dbjax.monitoring.signals import Interrupted
 
 T = TypeVar("T")
 

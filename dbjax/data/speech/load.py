@@ -15,7 +15,7 @@ import numpy as np
 from dbjax.data.examples import Frames
 from dbjax.data.speech.states import align, tie
 from dbjax.data.splits import Splits
-from dbjax.interrupts import noted
+from dbjax.monitoring.signals import on_interrupt
 
 
 def load(
@@ -97,7 +97,7 @@ def _make(builder: Any) -> None:
     for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
         shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
     tfds.disable_progress_bar()
-    with noted() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
+    with on_interrupt() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()  # it speaks of downloads
     if builder.interrupted.by:
         raise KeyboardInterrupt(builder.interrupted.by)

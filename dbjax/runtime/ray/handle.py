@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, final
 
 from dbjax.errors import NodeDied
-from dbjax.runtime.callers import DRIVER, current
+from dbjax.runtime.context import DRIVER, current
 from dbjax.runtime.futures import Future, ready
 from dbjax.runtime.ray.handshake import Address
 from dbjax.runtime.ray.hub import Hub
@@ -25,8 +25,8 @@ class _Sent(NamedTuple):
 
 
 @final
-class Handle:
-    """A `Handle`. It can be sent: where it arrives, it is that process's own."""
+class RayHandle:
+    """A `RayHandle`. It can be sent: where it arrives, it is that process's own."""
 
     def __init__(self, name: str, hub: Hub | None = None) -> None:
         self.name, self.hub = name, hub
@@ -138,13 +138,13 @@ class Handles:
     """The handles of one process: one for each name."""
 
     def __init__(self) -> None:
-        self._made: dict[str, Handle] = {}
+        self._made: dict[str, RayHandle] = {}
         self._directory: dict[str, Address | None] = {}
         self.hub: Hub | None = None
 
-    def get(self, name: str) -> Handle:
+    def get(self, name: str) -> RayHandle:
         if name not in self._made:
-            made = self._made[name] = Handle(name, self.hub)
+            made = self._made[name] = RayHandle(name, self.hub)
             if name in self._directory:
                 made.moved(self._directory[name])
         return self._made[name]
@@ -172,7 +172,7 @@ class Handles:
 here_are = Handles()  # of a process that Ray has made: it is one node
 
 
-def handle(name: str) -> Handle:
+def handle(name: str) -> RayHandle:
     """This process's handle of that name."""
     return here_are.get(name)
 
@@ -185,5 +185,5 @@ class Anywhere(dict[str, Any]):
         super().__init__()
         self._handles = handles
 
-    def __missing__(self, name: str) -> Handle:
+    def __missing__(self, name: str) -> RayHandle:
         return self._handles.get(name)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Connection, Listener
 from typing import Any, final
 
-from dbjax.runtime.callers import DRIVER, Caller, current
+from dbjax.runtime.context import DRIVER, Caller, current
 from dbjax.runtime.futures import Future
-from dbjax.runtime.observed import Unrecorded
 from dbjax.runtime.ray.handshake import Address, admitted, reached
 from dbjax.runtime.ray.segments import Arena
 from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
+from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
 
 Control = Callable[[Wire | None, Message], None]
@@ -133,7 +133,7 @@ class Hub:
         label, node, observer, number = source
         caller = DRIVER
         if label != DRIVER.label:
-            caller = Caller(Elsewhere(node, observer), label, Unrecorded())
+            caller = Caller(Elsewhere(node, observer), label, LiveObservations())
             caller.calls = number - 1
         current.caller = caller
         future: Future[Any] = self.services[name].take(method, args, kwargs)

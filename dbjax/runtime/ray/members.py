@@ -15,10 +15,10 @@ from typing import Any, final
 import ray
 from ray.exceptions import RayTaskError
 
-from dbjax.runtime.base import Future
+from dbjax.runtime.interface import Future
 from dbjax.runtime.ray.handle import Handles
 from dbjax.runtime.ray.handshake import Address
-from dbjax.runtime.ray.process import Node
+from dbjax.runtime.ray.process import RayNode
 from dbjax.runtime.ray.wire import Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
 
@@ -28,9 +28,9 @@ _AGAIN_S = 0.2
 
 @dataclasses.dataclass(eq=False)
 class _Member:
-    node: Node
+    node: RayNode
     end: Future[Any] | None
-    life: int = -1  # how often it has come back
+    incarnation: int = -1  # how often it has come back
     wire: Wire | None = None  # None: it is not there, or not yet
     address: Address | None = None
     gone_s: float = dataclasses.field(default_factory=time.monotonic)  # since when it is not there
@@ -50,7 +50,7 @@ class Members:
 
     def __init__(
         self,
-        nodes: Mapping[str, Node],
+        nodes: Mapping[str, RayNode],
         ends: Mapping[str, Future[Any]],
         live: Callable[[str], Any],
         handles: Handles,
@@ -157,14 +157,17 @@ class Members:
         member = self._members[name]
         if member.wire is not None:
             self._died(member)  # its return is the first sign of it
-        member.life += 1
+        member.incarnation += 1
         member.wire, member.address = wire, address
         member.ready, member.stopped = False, self._ending  # then it is not started
         self._by_wire[wire] = member
         with_main = member.end is not None and not member.end.done() and not self._ending
-        life, returned = self._engine.incarnation + member.life, member.life > 0
+        incarnation, returned = (
+            self._engine.incarnation + member.incarnation,
+            member.incarnation > 0,
+        )
         about = (with_main, self._directory(), self._saved(name))
-        wire.send(("begin", 0, life, returned, *about))
+        wire.send(("begin", 0, incarnation, returned, *about))
 
     def _ready(self, member: _Member) -> None:
         member.ready = True

@@ -20,7 +20,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from dbjax.runtime.ray.codec import pack_code
 from dbjax.runtime.ray.options import RayOptions
-from dbjax.runtime.ray.process import LOOPBACK, Node, Process, Settings
+from dbjax.runtime.ray.process import LOOPBACK, Process, RayNode, Settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Placement:
       ValueError: the cluster cannot be reached, or has too little.
     """
 
-    def __init__(self, options: RayOptions, nodes: Sequence[Node]) -> None:
+    def __init__(self, options: RayOptions, nodes: Sequence[RayNode]) -> None:
         self._options, self._nodes = options, nodes
         self._bundles = [options.resources(node.name) for node in nodes]
         self._joined, self._local = not ray.is_initialized(), False

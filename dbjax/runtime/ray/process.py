@@ -20,13 +20,13 @@ from dbjax.runtime.ray.hub import Hub, portable
 from dbjax.runtime.ray.reports import Reports
 from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
 LOOPBACK = "127.0.0.1"
 Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # what to call, with what
 
 
-class Node(NamedTuple):
+class RayNode(NamedTuple):
     """What lives on a node."""
 
     name: str
@@ -83,7 +83,7 @@ class Process:
         Raises:
           ConnectionError: the driver cannot be reached.
         """
-        self._node: Node = unpack_with(body, of_jax, ray.get(arrays))
+        self._node: RayNode = unpack_with(body, of_jax, ray.get(arrays))
         self._driver.send(("hello", 0, self._node.name, self._hub.address))
         self._unreached.wait()
         raise ConnectionError("the driver does not answer at {}:{}".format(*self._settings.driver))

@@ -9,7 +9,7 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from dbjax.trace import Row, Span, Trace
+from dbjax.runtime.trace import Row, Span, Trace
 
 _EVERY_S = 0.2
 _HEADER = 1  # lines of a log that say what it is

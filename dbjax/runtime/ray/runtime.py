@@ -20,19 +20,19 @@ from typing import Any, Literal, final
 import jax
 import ray
 
-from dbjax.runtime.base import Future
 from dbjax.runtime.event_log import EventLog
-from dbjax.runtime.ray.handle import Anywhere, Handle, Handles
+from dbjax.runtime.interface import Future
+from dbjax.runtime.ray.handle import Anywhere, Handles, RayHandle
 from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.members import Events, Members
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
-from dbjax.runtime.ray.process import Node, Settings
+from dbjax.runtime.ray.process import RayNode, Settings
 from dbjax.runtime.ray.wire import Identity, Message, Wire
 from dbjax.runtime.threads import ThreadsRuntime
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
-MainFn = Callable[..., Coroutine[Any, Any, Any]]
+ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1
 _START_S = 120.0  # for all processes to come up: each imports JAX
 _SAID_S = 60.0  # how often those are named who are waited for meanwhile
@@ -44,14 +44,14 @@ _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
 
 @final
 class RayRuntime:
-    """A `Runtime` of processes (see `dbjax.runtime.base` for the rules).
+    """A `Runtime` of processes (see `dbjax.runtime.interface` for the rules).
 
     A deadlock is not noticed: a process cannot know that no other will ever call it. Give
     `until_s` where that may happen.
     """
 
     clock: Literal["virtual", "wall"] = "wall"
-    mortal = True
+    nodes_can_fail = True
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class RayRuntime:
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
         self.resumed: Callable[[Any], Sequence[Any]] | None = None
-        self._nodes: dict[str, Node] = {}
+        self._nodes: dict[str, RayNode] = {}
         self._handles = Handles()
         self._engine.services = Anywhere(self._handles)
         self._ends: dict[str, Future[Any]] = {}
@@ -80,19 +80,19 @@ class RayRuntime:
         self._hub: Hub | None = None
         self._home = 0  # the thread of `run`
 
-    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Handle:
-        before = self._nodes.get(name, Node(name))
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RayHandle:
+        before = self._nodes.get(name, RayNode(name))
         self._nodes[name] = before._replace(service=(make, args, kwargs))
         return self._handles.get(name)
 
-    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = self._nodes.get(name, Node(name))
+    def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        before = self._nodes.get(name, RayNode(name))
         self._nodes[name] = before._replace(main=(main, args, kwargs))
         future: Future[Any] = Future(("end", name))
         self._ends[name] = future
         return future
 
-    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+    def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         self._engine.observe(name, main, *args, **kwargs)
 
     def stop(self) -> None:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, final
 import jax
 import numpy as np
 
-from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
-from dbjax.runtime.callers import current
+from dbjax.runtime.context import current
+from dbjax.runtime.interface import Arrivals, Future, first_of, node_generator, ready
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime
@@ -29,7 +29,7 @@ class ThreadNode:
         self._computed: Any = None
 
     def now(self) -> float:
-        return current.caller.observed.now(self.runtime.now_s())
+        return current.caller.observations.now(self.runtime.now_s())
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         if self.runtime.over():
@@ -67,13 +67,13 @@ class ThreadNode:
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
         first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
-        return current.caller.observed.first(futures, first)
+        return current.caller.observations.first(futures, first)
 
-    def landed(self, future: Future[Any]) -> Future[bool]:
-        return current.caller.observed.landed(future)
+    def is_done(self, future: Future[Any]) -> Future[bool]:
+        return current.caller.observations.is_done(future)
 
     def arrivals(self, label: object) -> Arrivals[Any]:
-        return current.caller.observed.arrivals(label)
+        return current.caller.observations.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)
@@ -88,11 +88,11 @@ class ThreadNode:
     def saved(self, name: str) -> Any:
         return self.runtime.saved.get(name)
 
-    def keep(self, state: Any) -> None:
+    def save_progress(self, state: Any) -> None:
         """Threads are not taken up where they stood."""
 
-    def kept(self) -> Any:
+    def saved_progress(self) -> Any:
         return None
 
-    def touched(self, arrays: Any) -> None:
+    def count_memory_traffic(self, arrays: Any) -> None:
         """Takes as long as it takes."""

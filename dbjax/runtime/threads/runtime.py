@@ -15,24 +15,24 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
-from dbjax.runtime.base import CompilesAhead, Future, describe_deadlock
-from dbjax.runtime.callers import DRIVER, Caller, calling_as, current, of_service
+from dbjax.runtime.context import DRIVER, Caller, calling_as, current, of_service
 from dbjax.runtime.event_log import EventLog
-from dbjax.runtime.observed import Recorded, Unrecorded
+from dbjax.runtime.interface import CompilesAhead, Future, describe_deadlock
+from dbjax.runtime.recording import LiveObservations, RecordedObservations
 from dbjax.runtime.threads.node import ThreadNode
 from dbjax.runtime.threads.service import Service
-from dbjax.trace import Trace
+from dbjax.runtime.trace import Trace
 
-MainFn = Callable[..., Coroutine[Any, Any, Any]]
+ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1  # how often `run` looks for the end, a deadlock, or a stop
 
 
 @final
 class ThreadsRuntime:
-    """A `Runtime` of threads (see `dbjax.runtime.base` for the rules)."""
+    """A `Runtime` of threads (see `dbjax.runtime.interface` for the rules)."""
 
     clock: Literal["virtual", "wall"] = "wall"
-    mortal = False  # nodes of this process die with it
+    nodes_can_fail = False  # nodes of this process die with it
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class ThreadsRuntime:
         self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
         self._begin_s = time.perf_counter()
         self._stopping = threading.Event()
-        self._mains: list[threading.Thread] = []
+        self._main_threads: list[threading.Thread] = []
         self._observers: list[threading.Thread] = []
         self._waits: dict[ThreadNode, Future[Any] | None] = {}  # of every running coroutine
         self.sleeping = 0
@@ -74,7 +74,7 @@ class ThreadsRuntime:
         self.services[name] = Service(self, name, service, caller)
         return self.services[name]
 
-    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
         self._given += (*args, *kwargs.values())
         caller = self._caller(ThreadNode(self, name), name)
@@ -83,10 +83,10 @@ class ThreadsRuntime:
             name=name,
             daemon=True,
         )
-        self._mains.append(thread)
+        self._main_threads.append(thread)
         return future
 
-    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+    def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         caller = self._caller(ThreadNode(self, name, observer=True), name)
         thread = threading.Thread(
             target=lambda: self.drive(caller, main(caller.node, *args, **kwargs), Future(), True),
@@ -99,7 +99,9 @@ class ThreadsRuntime:
         self._stopping.set()
 
     def nodes(self) -> list[str]:
-        return list(dict.fromkeys((*self.services, *(thread.name for thread in self._mains))))
+        return list(
+            dict.fromkeys((*self.services, *(thread.name for thread in self._main_threads)))
+        )
 
     def kill(self, name: str) -> None:
         raise ValueError(f"kill({name!r}): nodes of this process die with it; use virtual or ray")
@@ -136,7 +138,7 @@ class ThreadsRuntime:
         single one may be one computation ahead of its arrays, as jax is, unless spans are to
         be timed.
         """
-        several = not self.alone or max(len(self._mains), len(self.computing)) > 1
+        several = not self.alone or max(len(self._main_threads), len(self.computing)) > 1
         return several or (self.trace is not None and self.trace.max_spans > 0)
 
     def run(self, until_s: float = math.inf) -> float:
@@ -160,25 +162,25 @@ class ThreadsRuntime:
     def start(self, now_s: float = 0.0) -> None:
         """Starts all threads; it is `now_s` by the run's clock."""
         self._begin_s = time.perf_counter() - now_s
-        for thread in (*self._mains, *self._observers):
+        for thread in (*self._main_threads, *self._observers):
             thread.start()
 
     def finish(self) -> None:
         """Stops all threads, and raises the first error that nobody awaited."""
         self.stop()
-        for thread in (*self._mains, *self._observers):
+        for thread in (*self._main_threads, *self._observers):
             if (
                 thread.ident is not None
             ):  # a process that returns may be told to end before it began
                 thread.join()
-        self._mains, self._observers = [], []
+        self._main_threads, self._observers = [], []
         for future in self.failed:
             if not future.awaited:
                 future.result()
 
     def _join_mains(self, until_s: float) -> DeadlockError | None:
         before = None
-        while any(thread.is_alive() for thread in self._mains):
+        while any(thread.is_alive() for thread in self._main_threads):
             if self._stopping.is_set() or self.now_s() >= until_s:
                 return None
             stuck = self._stuck()
@@ -197,15 +199,15 @@ class ThreadsRuntime:
         return self._wakes, found
 
     def _wait_for_an_end(self, timeout_s: float) -> None:
-        for thread in self._mains:
+        for thread in self._main_threads:
             if thread.is_alive():
                 thread.join(max(0.0, timeout_s))
                 return
 
     def _caller(self, node: ThreadNode, label: str) -> Caller:
         if self.log is None or node.observer:
-            return Caller(node, label, Unrecorded())
-        return Caller(node, label, Recorded(self.log.seen(label)))
+            return Caller(node, label, LiveObservations())
+        return Caller(node, label, RecordedObservations(self.log.seen(label)))
 
     def drive(
         self,

@@ -8,8 +8,8 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import ServiceError
-from dbjax.runtime.base import Future, ready
-from dbjax.runtime.callers import Caller, current
+from dbjax.runtime.context import Caller, current
+from dbjax.runtime.interface import Future, ready
 
 if TYPE_CHECKING:
     from dbjax.runtime.threads.runtime import ThreadsRuntime

@@ -6,7 +6,7 @@ import itertools
 import re
 from collections.abc import Iterable
 
-from dbjax.runtime.virtual.node import Card, VirtualNode
+from dbjax.runtime.virtual.node import NetworkCard, VirtualNode
 
 
 def busy_s(nodes: Iterable[VirtualNode], now_s: float) -> dict[str, float]:
@@ -17,7 +17,7 @@ def busy_s(nodes: Iterable[VirtualNode], now_s: float) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     for node in nodes:
         kind = re.sub(r"/\d+", "", node.name)
-        cards: Iterable[Card | VirtualNode] = node.cards or [node]
+        cards: Iterable[NetworkCard | VirtualNode] = node.cards or [node]
         for card in cards:  # one is busy without a break until it is free
             sent_s = card.egress_busy_s - max(0.0, card.egress_free_s - now_s)
             received_s = card.ingress_busy_s - max(0.0, card.ingress_free_s - now_s)

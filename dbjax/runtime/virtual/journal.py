@@ -4,9 +4,9 @@ Python cannot save a coroutine that waits. But what one does depends only on wha
 of and what it was given since: futures, in which order they were settled, times. All this is
 written down, in memory, from its beginning, or from where it last said what it knows
 (`Node.keep`). A coroutine made anew, of what it kept, and given the same again, stands where
-the old one stood: `Journaled.again`.
+the old one stood: `JournaledCoroutine.fast_forward`.
 
-Only what the coroutine itself asks for is written down. Inside such a question (a `Chain`
+Only what the coroutine itself asks for is written down. Inside such a question (a `FailoverClient`
 calls its copies) and in callbacks nothing is: those live on in the objects that a checkpoint
 holds.
 """
@@ -19,7 +19,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, final
 
 from dbjax.errors import ReplayError
-from dbjax.runtime.callers import Caller
+from dbjax.runtime.context import Caller
 from dbjax.runtime.futures import Future
 
 GIVEN, SAID, RAISED, SETTLED = "given", "said", "raised", "settled"
@@ -32,8 +32,8 @@ class Noted:
 
     __slots__ = ("future", "journal")
 
-    def __init__(self, journal: Journaled, future: Future[Any]) -> None:
-        self.journal: Journaled | None = journal
+    def __init__(self, journal: JournaledCoroutine, future: Future[Any]) -> None:
+        self.journal: JournaledCoroutine | None = journal
         self.future = future
 
     def __call__(self) -> None:
@@ -42,7 +42,7 @@ class Noted:
 
 
 @final
-class Journaled:
+class JournaledCoroutine:
     """A coroutine, to be driven as one.
 
     Attributes:
@@ -131,7 +131,9 @@ class Journaled:
         """Futures whose settling is part of the journal."""
         return (noted.future for noted in self._noted.values())
 
-    def again(self, coroutine: Coroutine[Any, Any, Any], resume: Callable[[], object]) -> None:
+    def fast_forward(
+        self, coroutine: Coroutine[Any, Any, Any], resume: Callable[[], object]
+    ) -> None:
         """Brings a new coroutine to where the old one stood.
 
         The futures of the journal are unsettled, and nobody waits for them.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING, Any, final
 
-from dbjax.runtime.base import node_generator
 from dbjax.runtime.cluster import Cluster
-from dbjax.runtime.network import Link, Outage, joins, matches
+from dbjax.runtime.interface import node_generator
+from dbjax.runtime.network_faults import Link, Outage, joins, matches
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
@@ -16,12 +16,12 @@ Deliver = Callable[[Any], object]
 
 
 @final
-class Links:
+class LinkModel:
     """Carries messages from the sender's card to the receiver's."""
 
     def __init__(self, runtime: VirtualRuntime) -> None:
         self._runtime, self._cluster = runtime, runtime.cluster
-        self._ways: dict[tuple[str, str], _Way] = {}
+        self._ways: dict[tuple[str, str], _Route] = {}
 
     def send(
         self,
@@ -33,7 +33,7 @@ class Links:
     ) -> None:
         """Calls `receive(arrival)` when the first byte is there, and again for a duplicate."""
         if (source, target) not in self._ways:
-            self._ways[source, target] = _Way(self._cluster, source, target)
+            self._ways[source, target] = _Route(self._cluster, source, target)
         way, at = self._ways[source, target], self._runtime.at
         first_byte_s = way.leaves_s(begin_s) + way.latency_s
         if not way.link.duplicate_probability:
@@ -47,7 +47,7 @@ class Links:
 
 
 @final
-class _Way:
+class _Route:
     """From one node to another. Messages are numbered where some come twice."""
 
     def __init__(self, cluster: Cluster, source: str, target: str) -> None:

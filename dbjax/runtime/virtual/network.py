@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, final
 
-from dbjax.runtime.virtual.links import Links
-from dbjax.runtime.virtual.node import Card, VirtualNode
+from dbjax.runtime.virtual.links import LinkModel
+from dbjax.runtime.virtual.node import NetworkCard, VirtualNode
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
 
-Arrival = tuple[Card | VirtualNode, float, Callable[[Any], object], Any]
+Arrival = tuple[NetworkCard | VirtualNode, float, Callable[[Any], object], Any]
 
 
 @final
 class Network:
-    """Between all nodes; where there are outages or links of their own, `Links` carries on."""
+    """Between all nodes; where there are outages or links of their own, `LinkModel` carries on."""
 
     def __init__(self, runtime: VirtualRuntime) -> None:
         self._runtime, cluster = runtime, runtime.cluster
         self._latency_s, self._size_scale = cluster.latency_s, cluster.size_scale
-        self._links = Links(runtime) if cluster.outages or cluster.links else None
+        self._links = LinkModel(runtime) if cluster.outages or cluster.links else None
 
     def send(
         self,

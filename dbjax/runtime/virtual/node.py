@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any, final
 
 import numpy as np
 
-from dbjax.runtime.base import Arrivals, Future, first_of, node_generator, ready
-from dbjax.runtime.callers import current
 from dbjax.runtime.cluster import Cluster, Machine
-from dbjax.runtime.phased import PhasedStep
+from dbjax.runtime.context import current
+from dbjax.runtime.interface import Arrivals, Future, first_of, node_generator, ready
+from dbjax.runtime.message_size import size_bytes
 from dbjax.runtime.quantities import require_finite
-from dbjax.runtime.sizes import size_bytes
+from dbjax.runtime.step_time import PhasedStep
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
 
 
 @final
-class Card:
+class NetworkCard:
     """One of the network cards of a node that has several."""
 
     def __init__(self, name: str, machine: Machine) -> None:
@@ -39,13 +39,13 @@ class VirtualNode:
         self.incarnation, self.returned = runtime.incarnation, False
         self.machine = runtime.cluster.machine_of(name)
         self.egress_free_s = 0.0  # when the card's sending side has sent all it was given
-        self.touched_bytes = 0  # by the call being served
+        self.memory_traffic_bytes = 0  # by the call being served
         self.ingress_free_s = -1.0  # when its receiving side has received all that came
         self.egress_busy_s = self.ingress_busy_s = 0.0  # in all, up to those moments
         machines = runtime.cluster.replica_machines if name.startswith("replica/") else 1
         cards = machines * self.machine.cards  # a node that has one is its own card
-        self.cards = [Card(name, self.machine) for _ in range(cards)] if cards > 1 else []
-        self._card_of: dict[str, Card] = {}
+        self.cards = [NetworkCard(name, self.machine) for _ in range(cards)] if cards > 1 else []
+        self._card_of: dict[str, NetworkCard] = {}
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:
@@ -54,7 +54,7 @@ class VirtualNode:
 
     def now(self) -> float:
         caller = current.caller
-        time_s = caller.observed.now(self.runtime.now_s)
+        time_s = caller.observations.now(self.runtime.now_s)
         if caller.journal is not None:
             time_s = caller.journal.said(time_s)
         return time_s
@@ -88,15 +88,15 @@ class VirtualNode:
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
         first = first_of(futures, None if timeout_s is None else self.sleep(timeout_s))
-        return current.caller.observed.first(futures, first)
+        return current.caller.observations.first(futures, first)
 
-    def landed(self, future: Future[Any]) -> Future[bool]:
+    def is_done(self, future: Future[Any]) -> Future[bool]:
         caller = current.caller
-        landed = caller.observed.landed(future)
-        return landed if caller.journal is None else ready(caller.journal.said(landed.result()))
+        is_done = caller.observations.is_done(future)
+        return is_done if caller.journal is None else ready(caller.journal.said(is_done.result()))
 
     def arrivals(self, label: object) -> Arrivals[Any]:
-        return current.caller.observed.arrivals(label)
+        return current.caller.observations.arrivals(label)
 
     def random(self) -> np.random.Generator:
         return node_generator(self.runtime.seed, self.name, self.incarnation)
@@ -112,12 +112,12 @@ class VirtualNode:
         journal, saved = current.caller.journal, self.runtime.saved.get(name)
         return saved if journal is None else journal.said(saved)
 
-    def keep(self, state: Any) -> None:
+    def save_progress(self, state: Any) -> None:
         journal = current.caller.journal
         if journal is not None:
             journal.keep(state)
 
-    def kept(self) -> Any:
+    def saved_progress(self) -> Any:
         journal = current.caller.journal
         return None if journal is None else journal.kept
 
@@ -126,10 +126,10 @@ class VirtualNode:
         self.incarnation += 1
         self.returned = True
 
-    def touched(self, arrays: Any) -> None:
-        self.touched_bytes += size_bytes(arrays)
+    def count_memory_traffic(self, arrays: Any) -> None:
+        self.memory_traffic_bytes += size_bytes(arrays)
 
-    def card_to(self, other: VirtualNode) -> Card:
+    def card_to(self, other: VirtualNode) -> NetworkCard:
         """The card that talks to another node: they are dealt out in order of first contact."""
         if other.name not in self._card_of:
             self._card_of[other.name] = self.cards[len(self._card_of) % len(self.cards)]

@@ -15,32 +15,37 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DbjaxError, DeadlockError, NodeDied
-from dbjax.runtime.base import Future, describe_deadlock, ready
-from dbjax.runtime.callers import DRIVER, Caller, current
 from dbjax.runtime.cluster import Cluster
+from dbjax.runtime.context import DRIVER, Caller, current
 from dbjax.runtime.event_log import EventLog, Script
-from dbjax.runtime.network import matches
-from dbjax.runtime.observed import Observed, Recorded, Scripted, Unrecorded
+from dbjax.runtime.interface import Future, describe_deadlock, ready
+from dbjax.runtime.network_faults import matches
+from dbjax.runtime.recording import (
+    LiveObservations,
+    Observations,
+    RecordedObservations,
+    ReplayedObservations,
+)
+from dbjax.runtime.trace import Trace
 from dbjax.runtime.virtual import cards
+from dbjax.runtime.virtual.failures import FailureInjector, require_failing_nodes
 from dbjax.runtime.virtual.garbage import rare_garbage_collection
 from dbjax.runtime.virtual.links import require_nodes
-from dbjax.runtime.virtual.lives import Lives, require_lives
-from dbjax.runtime.virtual.mains import Main
 from dbjax.runtime.virtual.network import Network
 from dbjax.runtime.virtual.node import VirtualNode
+from dbjax.runtime.virtual.process import Process
+from dbjax.runtime.virtual.replay_order import ReplayOrder
 from dbjax.runtime.virtual.service import Service
-from dbjax.runtime.virtual.turns import Turns
-from dbjax.trace import Trace
 
 _EVENTS_AT_ONCE = 10_000  # of each node: with more at one moment, time stands still
 _LOG = logging.getLogger("dbjax")
 Event = tuple[float, int, Callable[[Any], object], Any]
-MainFn = Callable[..., Coroutine[Any, Any, Any]]
+ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
 
 
 @final
 class VirtualRuntime:
-    """A `Runtime` in virtual time (see `dbjax.runtime.base` for the rules).
+    """A `Runtime` in virtual time (see `dbjax.runtime.interface` for the rules).
 
     Args:
       log: to write the order of what happens into.
@@ -77,7 +82,7 @@ class VirtualRuntime:
         self.ends_itself = False
         self.trace, self.log, self.journals = trace, log, journals
         self._script = script  # of the run that is replayed
-        self._turns: list[Turns] = []
+        self._replay_orders: list[ReplayOrder] = []
         if script is not None:
             self.clock = "wall"  # what is replayed must not think that its time is modelled
         self.now_s, self.incarnation = begin_s, incarnation
@@ -87,9 +92,9 @@ class VirtualRuntime:
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
         self._nodes: dict[str, VirtualNode] = {}
-        self._mains: list[Main] = []
-        self._observers: list[Main] = []
-        self._lives: dict[str, Lives] = {}
+        self._processes: list[Process] = []
+        self._observers: list[Process] = []
+        self._failure_injectors: dict[str, FailureInjector] = {}
         self.network = Network(self)
         self.services: dict[str, Service] = {}
         self.saved: dict[str, Any] = {}
@@ -104,19 +109,19 @@ class VirtualRuntime:
         self.services[name] = Service(self, node, lambda: make(node, *args, **kwargs))
         return self.services[name]
 
-    def spawn(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         node = self._node(name)
-        task = Main(self, node, lambda: main(node, *args, **kwargs))
+        task = Process(self, node, lambda: main(node, *args, **kwargs))
         task.future.on_done(lambda: self._main_ended(task))
-        self._mains.append(task)
+        self._processes.append(task)
         self.running += 1
         self.at(self.now_s, task.start, None)
-        self.lives(node).add(task)
+        self.failure_injector(node).add(task)
         return task.future
 
-    def observe(self, name: str, main: MainFn, /, *args: Any, **kwargs: Any) -> None:
+    def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         node = VirtualNode(self, name, observer=True)
-        task = Main(self, node, lambda: main(node, *args, **kwargs))
+        task = Process(self, node, lambda: main(node, *args, **kwargs))
         self._observers.append(task)
         self._observe(task)
 
@@ -127,7 +132,7 @@ class VirtualRuntime:
         task.future = Future(task.future.label)
         self._observe(task)
 
-    def _observe(self, task: Main) -> None:
+    def _observe(self, task: Process) -> None:
         task.future.on_done(lambda: self._stop_if_lost(task))
         self.at(self.now_s, task.start, None, unnoticed=True)
 
@@ -139,26 +144,28 @@ class VirtualRuntime:
         self._pauses.append(do)
         self._halting = True
 
-    def coroutines(self) -> Iterator[Main | Service]:
+    def coroutines(self) -> Iterator[Process | Service]:
         """Whatever may have one that waits."""
-        return itertools.chain(self._mains, self._observers, self.services.values())
+        return itertools.chain(self._processes, self._observers, self.services.values())
 
     @property
-    def mortal(self) -> bool:
-        return self.cluster.mortal
+    def nodes_can_fail(self) -> bool:
+        return self.cluster.nodes_can_fail
 
     def nodes(self) -> list[str]:
-        return list(self._lives)
+        return list(self._failure_injectors)
 
     def kill(self, name: str) -> None:
         """It is back after a time drawn from its machine's `mean_time_to_repair_s`."""
-        if name not in self._lives:
-            raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._lives)}")
+        if name not in self._failure_injectors:
+            raise ValueError(
+                f"kill({name!r}): no such node; there are {', '.join(self._failure_injectors)}"
+            )
         journal = current.caller.journal
         _ = self._kill(name) if journal is None else journal.given(self._kill, name)
 
     def _kill(self, name: str) -> Future[None]:
-        self._lives[name].kill()
+        self._failure_injectors[name].kill()
         return ready(None)
 
     def cards_busy_s(self) -> dict[str, float]:
@@ -172,7 +179,7 @@ class VirtualRuntime:
         """Nothing goes on outside this process."""
 
     def run(self, until_s: float = math.inf) -> float:
-        require_lives(self.cluster, self._lives)
+        require_failing_nodes(self.cluster, self._failure_injectors)
         require_nodes(self.cluster, self._nodes)
         self._warn_of_idle_machines()
         try:
@@ -238,40 +245,40 @@ class VirtualRuntime:
 
     def caller(self, node: VirtualNode, label: str) -> Caller:
         """Something with code of its own, on a node."""
-        observed: Observed = Unrecorded()
+        observations: Observations = LiveObservations()
         if self._script is not None:
-            observed = Scripted(self._script, label)
+            observations = ReplayedObservations(self._script, label)
         elif self.log is not None and not node.observer:
-            observed = Recorded(self.log.seen(label))
-        return Caller(node, label, observed)
+            observations = RecordedObservations(self.log.seen(label))
+        return Caller(node, label, observations)
 
-    def lives(self, node: VirtualNode) -> Lives:
+    def failure_injector(self, node: VirtualNode) -> FailureInjector:
         """Of a node, and of all that lives on it."""
-        if node.name not in self._lives:
-            self._lives[node.name] = Lives(self, node)
-        return self._lives[node.name]
+        if node.name not in self._failure_injectors:
+            self._failure_injectors[node.name] = FailureInjector(self, node)
+        return self._failure_injectors[node.name]
 
-    def turns(self, service: str) -> Turns | None:
+    def replay_order(self, service: str) -> ReplayOrder | None:
         """The order of a service's calls, where one is given."""
         if self._script is None:
             return None
-        self._turns.append(Turns(self._script, service))
-        return self._turns[-1]
+        self._replay_orders.append(ReplayOrder(self._script, service))
+        return self._replay_orders[-1]
 
     def replayed(self) -> int:
         """How many calls were served as the script says."""
-        return sum(turns.served for turns in self._turns)
+        return sum(replay_order.served for replay_order in self._replay_orders)
 
     def _node(self, name: str) -> VirtualNode:
         if name not in self._nodes:
             self._nodes[name] = VirtualNode(self, name)
         return self._nodes[name]
 
-    def _main_ended(self, main: Main) -> None:
+    def _main_ended(self, main: Process) -> None:
         self.running -= 1
         self._stop_if_lost(main)
 
-    def _stop_if_lost(self, main: Main) -> None:
+    def _stop_if_lost(self, main: Process) -> None:
         """Rule 7: a main that fails while nobody awaits it ends the run at once."""
         error = main.future.error()
         if error and not isinstance(error, NodeDied) and not main.future.watched():
@@ -297,5 +304,5 @@ class VirtualRuntime:
                 raise error
 
     def _raise_deadlock(self) -> None:
-        waits = {main.node.name: main.waiting for main in self._mains if not main.future.done()}
+        waits = {main.node.name: main.waiting for main in self._processes if not main.future.done()}
         raise DeadlockError(describe_deadlock(self.now_s, waits))

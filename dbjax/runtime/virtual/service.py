@@ -8,12 +8,12 @@ from collections.abc import Callable, Coroutine
 from typing import TYPE_CHECKING, Any, final
 
 from dbjax.errors import NodeDied, ServiceError
-from dbjax.runtime.base import Future, ready
-from dbjax.runtime.callers import Caller, calling_as, current, of_service
-from dbjax.runtime.sizes import size_bytes
-from dbjax.runtime.virtual.journal import Journaled
-from dbjax.runtime.virtual.mains import Drive, Steps
+from dbjax.runtime.context import Caller, calling_as, current, of_service
+from dbjax.runtime.interface import Future, ready
+from dbjax.runtime.message_size import size_bytes
+from dbjax.runtime.virtual.journal import JournaledCoroutine
 from dbjax.runtime.virtual.node import VirtualNode, service_time_s
+from dbjax.runtime.virtual.process import CoroutineDriver, Steppable
 
 if TYPE_CHECKING:
     from dbjax.runtime.virtual.runtime import VirtualRuntime
@@ -27,8 +27,8 @@ class _Call:
         "args",
         "caller",
         "future",
+        "incarnation",
         "kwargs",
-        "life",
         "lost",
         "method",
         "number",
@@ -48,7 +48,7 @@ class _Call:
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
-        self.caller, self.life, self.source = caller, caller.life, caller.node
+        self.caller, self.incarnation, self.source = caller, caller.incarnation, caller.node
         self.number = number
         self.sent_s, self.future = sent_s, future
         self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
@@ -63,14 +63,14 @@ class Service:
         self.runtime, self.node, self.name, self._make = runtime, node, node.name, make
         self._caller = runtime.caller(node, of_service(node.name))
         self._log = runtime.log.served(node.name) if runtime.log else None
-        self._turns = runtime.turns(node.name)
+        self._replay_order = runtime.replay_order(node.name)
         with calling_as(self._caller):
             self.service = make()
         self._queue: deque[_Call] = deque()
         self._busy = False
-        self._drive: Drive | None = None
-        self._lives = runtime.lives(node)
-        self._lives.add(self)
+        self._drive: CoroutineDriver | None = None
+        self._failures = runtime.failure_injector(node)
+        self._failures.add(self)
         self._unanswered: dict[_Call, None] = {}
         self._hoping: list[_Call] = []
 
@@ -92,7 +92,7 @@ class Service:
         journal = current.caller.journal
         if journal is not None:
             return journal.given(self.up)
-        if self._lives.alive:
+        if self._failures.alive:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
         self._hoping.append(_Call("up", (), {}, current.caller, 0, self.runtime.now_s, future))
@@ -102,7 +102,7 @@ class Service:
         return False
 
     def died(self, for_good: bool) -> None:
-        self._caller.life += 1
+        self._caller.incarnation += 1
         if self._drive is not None:
             self._drive.kill()
         self._queue.clear()
@@ -124,8 +124,8 @@ class Service:
 
     def revive(self) -> None:
         """After the run: if it is dead, as it would come back."""
-        if not self._lives.alive:
-            self._lives.alive = True
+        if not self._failures.alive:
+            self._failures.alive = True
             self.node.come_back()
             with calling_as(self._caller):
                 self.service = self._make()
@@ -137,7 +137,7 @@ class Service:
 
     def _answer_observer(self, call: _Call) -> None:
         """At once, out of turn, outside the model: evaluation must not perturb a run."""
-        if not self._lives.alive:
+        if not self._failures.alive:
             call.future.set_error(NodeDied(f"{self.name} is dead"))
             return
         try:
@@ -146,14 +146,14 @@ class Service:
             self._reply(call, None, error)
 
     def _arrive(self, call: _Call) -> None:
-        if not self._lives.alive:
+        if not self._failures.alive:
             self._refuse(call)
             return
         self._unanswered[call] = None
-        if self._turns is None:
+        if self._replay_order is None:
             self._queue.append(call)
         else:
-            self._queue += self._turns.due(call.caller.label, call.number, call)
+            self._queue += self._replay_order.due(call.caller.label, call.number, call)
         if not self._busy:
             self._serve()
 
@@ -174,8 +174,8 @@ class Service:
                 self._busy = True
                 self._serve_coroutine(call, value)
                 return
-            busy_s = service_time_s(runtime.cluster, call.size + self.node.touched_bytes)
-            self.node.touched_bytes = 0
+            busy_s = service_time_s(runtime.cluster, call.size + self.node.memory_traffic_bytes)
+            self.node.memory_traffic_bytes = 0
             if runtime.trace is not None:
                 runtime.trace.span(self.name, call.method, runtime.now_s, runtime.now_s + busy_s)
             if busy_s > 0:
@@ -188,8 +188,8 @@ class Service:
     def _note(self, call: _Call, reply: Any) -> None:
         if self._log is not None:
             self._log.add(call.caller.label, call.number, reply)
-        if self._turns is not None:
-            self._turns.check(reply)
+        if self._replay_order is not None:
+            self._replay_order.check(reply)
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
@@ -215,18 +215,20 @@ class Service:
             self._serve()
 
         outcome.on_done(ended)
-        steps: Steps = coroutine
+        steps: Steppable = coroutine
         if self.runtime.journals:
-            steps = Journaled(self._caller, coroutine, call, _as_they_are(vars(self.service)))
-        drive = Drive(self.runtime, self._caller, steps, outcome)
+            steps = JournaledCoroutine(
+                self._caller, coroutine, call, _as_they_are(vars(self.service))
+            )
+        drive = CoroutineDriver(self.runtime, self._caller, steps, outcome)
         if not outcome.done():
             self._drive = drive
 
-    def journal(self) -> Journaled | None:
+    def journal(self) -> JournaledCoroutine | None:
         """Of the coroutine that serves a call, while that lives."""
         return self._drive.journal() if self._drive is not None else None
 
-    def again(self) -> None:
+    def fast_forward(self) -> None:
         """Of a restored run: brings the coroutine that serves a call to where it stood."""
         journal = self.journal()
         if self._drive is None or journal is None:
@@ -234,7 +236,7 @@ class Service:
         for name, value in (journal.attributes or {}).items():
             setattr(self.service, name, value)
         call = journal.call
-        self._drive.again(getattr(self.service, call.method)(*call.args, **call.kwargs))
+        self._drive.fast_forward(getattr(self.service, call.method)(*call.args, **call.kwargs))
 
     def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
         try:
@@ -267,7 +269,7 @@ class Service:
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
         runtime = self.runtime
-        if call.life != call.caller.life:
+        if call.incarnation != call.caller.incarnation:
             return  # who called is dead, or another since
         if isinstance(value, (NodeDied, ServiceError)):
             call.future.set_error(value)

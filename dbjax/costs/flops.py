@@ -1,0 +1,137 @@
+"""Floating-point operations of one instruction of HLO.
+
+Counted: a dot, 2 * outputs * contracted; a convolution, 2 for each kernel tap that falls on an
+input, not on padding or between dilated ones; arithmetic, comparisons, selections and
+transcendental functions, of any type and real or complex, 1 per output; what applies a
+computation (reduce, scatter, ...), its operations as often as it is applied: a reduce once per
+input. Moving and converting data: 0. The additions inside an all-reduce are not counted.
+
+Differs from XLA's cost analysis, which counts conversions and the additions of an all-reduce
+(1 per output of either), one application less per output of a reduce, transcendental functions
+apart, and the body of a loop once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+
+from dbjax.costs.hlo import Computation, Instruction
+from dbjax.costs.opcodes import ARITHMETIC, FREE, MOVING
+from dbjax.costs.windows import convolution_flops, taps
+
+_GEMM_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[((?:"?\d+"?,?)+)\]')
+
+
+def flops(instruction: Instruction) -> float | None:
+    """Of one device; None if the opcode, or the custom call, is not known."""
+    opcode = instruction.opcode
+    if opcode in ARITHMETIC:
+        return float(instruction.shape.elements)
+    if opcode in FREE | MOVING or opcode.endswith("-done"):
+        return 0.0
+    return _RULES[opcode](instruction) if opcode in _RULES else None
+
+
+def _dot(instruction: Instruction) -> float:
+    left = instruction.operands[0].shape.dims
+    contracted = (left[axis] for axis in instruction.ints("lhs_contracting_dims"))
+    return 2.0 * instruction.shape.elements * math.prod(contracted)
+
+
+def _custom_call(instruction: Instruction) -> float | None:
+    """Matrix products handed to a library are known: they say what they contract."""
+    found = _GEMM_CONTRACTED.search(instruction.attributes.get("backend_config", ""))
+    if found is None:
+        return None
+    left = instruction.operands[0].shape.dims
+    contracted = math.prod(left[int(axis)] for axis in re.findall(r"\d+", found[1]))
+    result = instruction.shape.parts[0] if instruction.shape.parts else instruction.shape
+    return 2.0 * result.elements * contracted
+
+
+def _applied(instruction: Instruction, attribute: str = "to_apply") -> float:
+    """Operations of a scalar computation."""
+    return sum(_inside(computation) or 0.0 for computation in instruction.called[attribute])
+
+
+def _inside(computation: Computation) -> float | None:
+    found = [flops(instruction) for instruction in computation.instructions]
+    return None if None in found else float(sum(filter(None, found)))
+
+
+def _fusion(instruction: Instruction) -> float | None:
+    (inner,) = instruction.called["calls"]
+    return _inside(inner)
+
+
+def _call(instruction: Instruction) -> float | None:
+    (inner,) = instruction.called["to_apply"]
+    return _inside(inner)
+
+
+def _reduce(instruction: Instruction) -> float:
+    return _applied(instruction) * instruction.operands[0].shape.elements
+
+
+def _per_output(instruction: Instruction) -> float:
+    shape = instruction.shape
+    return _applied(instruction) * (shape.parts[0] if shape.parts else shape).elements
+
+
+def _reduce_window(instruction: Instruction) -> float:
+    shape = instruction.shape
+    inputs, outputs = instruction.operands[0].shape, shape.parts[0] if shape.parts else shape
+    return _applied(instruction) * taps(instruction, inputs, outputs)
+
+
+def _scatter(instruction: Instruction) -> float:
+    return _applied(instruction) * instruction.operands[-1].shape.elements
+
+
+def _select_and_scatter(instruction: Instruction) -> float:
+    inputs, sources = (operand.shape for operand in instruction.operands[:2])
+    selections = _applied(instruction, "select") * taps(instruction, inputs, sources)
+    return selections + _applied(instruction, "scatter") * sources.elements
+
+
+def _sort(instruction: Instruction) -> float:
+    """A comparison for each element and each halving of the sorted axis."""
+    keys = instruction.operands[0].shape
+    (axis,) = instruction.ints("dimensions")
+    return _applied(instruction) * keys.elements * math.ceil(math.log2(max(2, keys.dims[axis])))
+
+
+def _fft(instruction: Instruction) -> float:
+    """5 n log2 n for a complex transform of n: FFTW's convention; half of it for a real one."""
+    lengths = instruction.ints("fft_length")
+    largest = max(instruction.operands[0].shape.elements, instruction.shape.elements)
+    real = 0.5 if "R" in instruction.attributes["fft_type"] else 1.0
+    return 5 * real * largest * math.log2(math.prod(lengths))
+
+
+def _cholesky(instruction: Instruction) -> float:
+    return instruction.shape.elements * instruction.shape.dims[-1] / 3
+
+
+def _triangular_solve(instruction: Instruction) -> float:
+    return float(instruction.shape.elements * instruction.operands[0].shape.dims[-1])
+
+
+_RULES: dict[str, Callable[[Instruction], float | None]] = {
+    "dot": _dot,
+    "convolution": convolution_flops,
+    "custom-call": _custom_call,
+    "fusion": _fusion,
+    "call": _call,
+    "reduce": _reduce,
+    "map": _per_output,
+    "reduce-window": _reduce_window,
+    "scatter": _scatter,
+    "select-and-scatter": _select_and_scatter,
+    "sort": _sort,
+    "fft": _fft,
+    "cholesky": _cholesky,
+    "triangular-solve": _triangular_solve,
+}

@@ -1,0 +1,86 @@
+"""Bytes that one instruction of HLO moves between memory and the device's arithmetic.
+
+Operands once each, and the result. Nothing for what only renames. A slice, a gather, and an
+update in place move what they take or put, not the array they do it to; also inside a fusion,
+whose inner values never reach memory.
+"""
+
+from __future__ import annotations
+
+from dbjax.costs.hlo import Computation, Instruction
+from dbjax.costs.opcodes import FREE, SLICES, UPDATES
+
+_RENAMES = frozenset(["bitcast", "reshape"])
+
+
+def traffic(instruction: Instruction) -> int:
+    """Bytes of one device. Not for collectives: see `Collective`."""
+    opcode = instruction.opcode
+    if opcode in FREE or opcode.endswith("-done"):
+        return 0
+    if opcode == "fusion":
+        return _of_fusion(instruction)
+    operands = {operand.name: operand.shape.size_bytes for operand in instruction.operands}
+    written = instruction.shape.size_bytes
+    if opcode == "copy-start":
+        written = instruction.shape.parts[0].size_bytes  # of (result, operand, context)
+    if opcode in SLICES | UPDATES:
+        operands.pop(instruction.operands[0].name)
+        written *= opcode in SLICES
+        read = written if opcode in SLICES else _update_bytes(instruction)
+        return read + written + sum(operands.values())
+    return sum(operands.values()) + written
+
+
+def _of_fusion(instruction: Instruction) -> int:
+    (inner,) = instruction.called["calls"]
+    in_place = _in_place(inner.root)
+    read = sum(
+        _read_bytes(parameter, inner, in_place)
+        for parameter in inner.instructions
+        if parameter.opcode == "parameter"
+    )
+    return read + _written_bytes(inner.root)
+
+
+def _read_bytes(value: Instruction, inner: Computation, in_place: list[Instruction]) -> int:
+    """Of a parameter: the slices that are taken of it, if nothing else is done with it."""
+    total = 0
+    for user in inner.instructions:
+        if value not in user.operands:
+            continue
+        first_only = user.operands.index(value) == 0 and user.operands.count(value) == 1
+        if first_only and user.opcode in SLICES:
+            total += user.shape.size_bytes
+        elif first_only and user.opcode in _RENAMES and user is not inner.root:
+            total += _read_bytes(user, inner, in_place)
+        elif not (first_only and user in in_place):
+            return value.shape.size_bytes
+    return min(total, value.shape.size_bytes)
+
+
+def _in_place(root: Instruction) -> list[Instruction]:
+    """The updates that are a fusion's results: their arrays are not copied."""
+    if root.opcode in UPDATES:
+        return [root]
+    through = root.operands if root.opcode in _RENAMES | {"tuple"} else ()
+    return [update for operand in through for update in _in_place(operand)]
+
+
+def _written_bytes(root: Instruction) -> int:
+    if root.opcode in UPDATES:
+        return _update_bytes(root)
+    if root.opcode == "tuple":
+        return sum(map(_written_bytes, root.operands))
+    if root.opcode in _RENAMES and _in_place(root):
+        return _written_bytes(root.operands[0])
+    return root.shape.size_bytes
+
+
+def _update_bytes(update: Instruction) -> int:
+    """What an update writes; a scatter, which combines, also reads as much."""
+    if update.opcode == "scatter":
+        return 2 * sum(
+            new.shape.size_bytes for new in update.operands[len(update.operands) // 2 + 1 :]
+        )
+    return update.operands[1].shape.size_bytes

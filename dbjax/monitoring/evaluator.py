@@ -1,0 +1,118 @@
+"""Looks at the store every so often; the cluster does not notice."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from dbjax.errors import best_effort
+from dbjax.monitoring.health import warn_of_problems
+from dbjax.monitoring.metrics import RESERVED, progress, train_loss
+from dbjax.parameter_server import Fetched, Report
+from dbjax.runtime.fields import short_repr
+from dbjax.runtime.interface import Node, Runtime
+from dbjax.runtime.trace import Row, Trace
+from dbjax.task import Program, Task
+from dbjax.types import Metrics, Params
+
+
+@dataclasses.dataclass
+class EvaluationSchedule:
+    """When a run is evaluated: nothing else depends on it, so it is no part of the program.
+
+    Attributes:
+      first: number of the first evaluation, above 0 in a run that is taken up.
+    """
+
+    every_s: float
+    until_s: float
+    first: int = dataclasses.field(compare=False)
+
+
+def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> EvaluationSchedule:
+    """For a run that has these rows already."""
+    times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
+    last_s = next(times, None)
+    first = 0 if last_s is None else math.floor(last_s / every_s * (1 + 1e-9)) + 1
+    return EvaluationSchedule(every_s, until_s, first)
+
+
+async def evaluator(
+    node: Node,
+    runtime: Runtime,
+    program: Program,
+    task: Task,
+    trace: Trace,
+    schedule: EvaluationSchedule,
+) -> None:
+    """Evaluates at k * `every_s`, until just before the end."""
+    every_s, until_s = schedule.every_s, schedule.until_s
+    k = node.saved_progress()
+    if k is None:
+        k = schedule.first
+    while k == 0 or (k * every_s < until_s and not math.isclose(k * every_s, until_s)):
+        node.save_progress(k)
+        await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
+        fetched = await program.server.fetch(program.shard.peek)
+        reports = await program.server.broadcast(program.shard.report)
+        found = counted(program, trace, reports)
+        with best_effort(f"the evaluation at {node.now():.4g} s"):
+            found = evaluation(program, task, trace, fetched, reports)
+        news = warn_of_problems(program, trace, node.now(), reports)
+        node.record(**found, **card_utilisation(runtime), **news)
+        k = max(k + 1, math.ceil(node.now() / every_s))
+
+
+def evaluation(
+    program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
+) -> Row:
+    """What is counted, and what the task says of the parameters."""
+    theirs = metrics(task.evaluate, program.join(fetched.slices)) if task.evaluate else {}
+    return counted(program, trace, reports) | theirs
+
+
+def counted(program: Program, trace: Trace, reports: list[Report]) -> Row:
+    """Progress, and the mean of the latest training losses: what needs no evaluation."""
+    return progress(reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
+
+
+def metrics(evaluate: Callable[[Params], Metrics], params: Params) -> Row:
+    """What a task says of parameters.
+
+    Raises:
+      ValueError: that is no dict of real numbers, or has a name that dbjax gives to its own.
+    """
+    found = evaluate(params)
+    if not isinstance(found, Mapping):
+        raise ValueError(
+            f"Task.evaluate returned {short_repr(found)}; it must return a dict of numbers"
+        )
+    ours = sorted(name for name in found if name in RESERVED)
+    if ours:
+        raise ValueError(
+            f"Task.evaluate returns {', '.join(map(repr, ours))}, which dbjax records itself: call "
+            f"it something else, such as {'my_' + ours[0]!r}"
+        )
+    return {name: _number(name, value) for name, value in found.items()}
+
+
+def _number(name: Any, value: Any) -> float:
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"Task.evaluate returns a number called {name!r}; names are strings")
+    array = np.asarray(value)
+    if array.size != 1 or not (
+        jnp.issubdtype(array.dtype, np.floating) or array.dtype.kind in "biu"
+    ):
+        raise ValueError(f"Task.evaluate: {name}={short_repr(value)} must be one real number")
+    return float(array.reshape(()))
+
+
+def card_utilisation(runtime: Runtime) -> Row:
+    """How busy network cards were until now, where that is modelled."""
+    busy_s = runtime.cards_busy_s()
+    return {"cards_busy_s": busy_s} if busy_s else {}

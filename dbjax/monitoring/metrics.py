@@ -1,0 +1,148 @@
+"""A run in numbers, from the shards' books and the rows of the trace."""
+
+from __future__ import annotations
+
+import collections
+import hashlib
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from dbjax.checkpoint.encoding import bytes_of
+from dbjax.parameter_server.shard import Report
+from dbjax.runtime.trace import Row, Trace
+from dbjax.task import Program
+from dbjax.types import Params
+
+# Every name that dbjax gives to a number of its own: in the rows of a trace (all, evaluations,
+# steps, deaths, iterations of Sandblaster), in summaries (all, Sandblaster's) and in summary.json.
+# A metric of the user's by the same name would take its place.
+RESERVED = frozenset({
+    "time_s", "node",
+    "updates", "examples", "version_skew_updates", "bytes_fetched", "bytes_pushed", "train_loss",
+    "cards_busy_s",
+    "step", "loss", "event", "victim",
+    "gradient_norm", "step_length", "stop", "evaluations", "evaluating_s", "commanding_s",
+    "portions", "calls", "backups_started", "backups_won", "replicas_lost", "rewinds",
+    "round_trips", "bytes_sent", "bytes_received",
+    "staleness_updates", "replica_devices", "refused_pushes", "repeated_pushes", "lost_pushes",
+    "deaths", "returns", "clock", "wall_s", "interrupted", "params_sha256",
+    "iterations", "stopped_because", "backups", "coordinator", "phases_s",
+    "staleness_histogram", "config", "versions", "warnings", "most_frequent_class",
+})  # fmt: skip
+
+
+def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
+    """Staleness in updates -> how many pushes, over all shards; sorted."""
+    total: collections.Counter[int] = collections.Counter()
+    for report in reports:
+        total.update(report.staleness.histogram)
+        total.update(report.staleness.earlier)
+    return dict(sorted(total.items()))
+
+
+def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
+    """Mean, percentiles and maximum over all pushes applied by all shards, in updates."""
+    histogram = staleness_histogram(reports)
+    if not histogram:
+        return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted_mean}
+    values, times = np.array(list(histogram)), np.array(list(histogram.values()))
+    share = np.cumsum(times) / times.sum()
+    return {
+        "mean": float(values @ times / times.sum()),
+        "p50": int(values[np.searchsorted(share, 0.5)]),
+        "p95": int(values[np.searchsorted(share, 0.95)]),
+        "max": int(values[-1]),
+        "predicted_mean": predicted_mean,
+    }
+
+
+def progress(reports: Sequence[Report]) -> Row:
+    """How far a run has come; of shards that differ, the one that is behind. Bytes of all."""
+    versions = [report.version for report in reports]
+    return {
+        "updates": min(report.counts.applied for report in reports),
+        "examples": min(report.counts.examples for report in reports),
+        "version_skew_updates": max(versions) - min(versions),
+        "bytes_fetched": sum(report.counts.bytes_fetched for report in reports),
+        "bytes_pushed": sum(report.counts.bytes_pushed for report in reports),
+    }
+
+
+def recent_losses(rows: Iterable[Row], recent: int) -> list[float]:
+    """The first losses in these rows, at most so many."""
+    return [float(row["loss"]) for row in itertools.islice(filter(_has_loss, rows), recent)]
+
+
+def _has_loss(row: Row) -> bool:
+    return "loss" in row
+
+
+def train_loss(rows: Sequence[Row], recent: int) -> float:
+    """Mean of the last losses recorded, each at the parameters it was computed at."""
+    values = recent_losses(reversed(rows), recent)
+    return sum(values) / len(values) if values else math.nan
+
+
+def lost_pushes(reports: Sequence[Report], acknowledged: Mapping[str, int]) -> int:
+    """Pushes that shards had answered, and do not have: with later ones after them, or without."""
+    return sum(report.counts.lost for report in reports) + sum(
+        max(0, pushes - report.pushed.get(replica, 0))
+        for report in reports
+        for replica, pushes in acknowledged.items()
+    )
+
+
+def summarise(
+    trace: Trace, reports: Sequence[Report], program: Program, resumed_rows: int = 0
+) -> Row:
+    """What summary.json says of the run, but for its clock and its configuration.
+
+    Args:
+      taken_up: how many rows are of the run before this one, with which it may disagree on
+        what was acknowledged.
+    """
+    evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
+    skews = [row["version_skew_updates"] for row in evaluations]
+    deaths = [row["event"] for row in trace.rows if "event" in row]
+    devices = program.server.replica_devices()
+    return evaluations[-1] | {
+        "train_loss": train_loss(trace.rows, program.recent_losses),
+        "staleness_updates": staleness(reports, program.predicted_staleness_updates),
+        "version_skew_updates": {"final": skews[-1], "max": max(skews)},
+        **({"replica_devices": devices} if devices else {}),
+        "refused_pushes": sum(report.counts.refused for report in reports),
+        "repeated_pushes": sum(report.counts.repeated for report in reports),
+        "lost_pushes": lost_pushes(reports, program.acknowledged(trace.rows[resumed_rows:])),
+        "deaths": deaths.count("died"),
+        "returns": deaths.count("returned"),
+        **program.summarise(trace.rows),
+    }
+
+
+def check_staleness_accounting(reports: Sequence[Report]) -> None:
+    """Checks the sum-of-delays identity of every shard (proof 6, `server.staleness`).
+
+    Raises:
+      RuntimeError: it does not hold, so an update was not booked, or more than once.
+    """
+    for index, report in enumerate(reports):
+        measured, exact = report.staleness.balance()
+        if measured != exact:
+            raise RuntimeError(
+                f"shard/{index}: delays sum to {measured}, not {exact}: an update is missing in "
+                "the books, or is there twice"
+            )
+
+
+def params_sha256(params: Params) -> str:
+    """A digest of every leaf's path, dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        values = np.asarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)}{values.dtype}{values.shape}".encode())
+        digest.update(bytes_of(values))
+    return digest.hexdigest()

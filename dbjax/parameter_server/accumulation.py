@@ -1,0 +1,53 @@
+"""Gradients that a replica has computed and not yet pushed (Algorithm 1.1)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+from dbjax.parameter_server.gradient_sums import add
+from dbjax.parameter_server.partition import slice_nbytes
+from dbjax.parameter_server.shard import Push
+from dbjax.types import Slice, Slices
+
+
+@dataclasses.dataclass(frozen=True)
+class AccumulatedGradient:
+    """The sum of gradients since the last push; empty at first.
+
+    Attributes:
+      gradient: None stands for zero.
+      versions: of each shard's slice, when the oldest of the gradients was computed.
+      examples: how many examples the gradients saw.
+    """
+
+    gradient: Slices | None = None
+    versions: tuple[int, ...] = ()
+    examples: int = 0
+
+    def plus(
+        self, gradient: Slices, versions: tuple[int, ...], examples: int
+    ) -> AccumulatedGradient:
+        if self.gradient is None:
+            return AccumulatedGradient(gradient, versions, examples)
+        total = add(self.gradient, gradient)
+        return AccumulatedGradient(total, self.versions, self.examples + examples)
+
+    def messages(self, replica: str, sequence: int) -> Iterator[Push]:
+        """One push for each shard, made when it is asked for, once.
+
+        Lets go of what was asked for: where nobody else has the gradient, the memory of each
+        piece is free again when its shard has applied it.
+        """
+        if self.gradient is None:
+            raise ValueError("nothing is accrued: push after the first gradient")
+        left = list(zip(self.versions, self.gradient, strict=True))[::-1]
+        return _pushes(left, replica, sequence, self.examples)
+
+
+def _pushes(
+    left: list[tuple[int, Slice]], replica: str, sequence: int, examples: int
+) -> Iterator[Push]:
+    while left:
+        version, piece = left.pop()
+        yield Push(replica, sequence, version, examples, piece, slice_nbytes(piece))

@@ -1,0 +1,66 @@
+"""Spans in the Chrome trace format, which Perfetto opens (ui.perfetto.dev).
+
+One process for each node; in it one track for each kind of work. The calls that a replica
+makes to all shards at once are one span, to the last reply. Times are microseconds of
+the run's clock.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from dbjax.runtime.trace import Span
+
+_MICROSECONDS = 1e6
+_SERVED = {"push": "apply"}  # on a shard, serving a push is applying it
+
+
+def merged(spans: Iterable[Span]) -> list[Span]:
+    """Joins spans of one node, kind and beginning; sorted by node, kind, beginning."""
+    ends: dict[tuple[str, str, float], float] = {}
+    for span in spans:
+        shard = span.node.startswith("shard/")
+        kind = _SERVED.get(span.kind, span.kind) if shard else span.kind
+        key = (span.node, kind, span.start_s)
+        ends[key] = max(ends.get(key, span.end_s), span.end_s)
+    found = [Span(node, kind, start, end) for (node, kind, start), end in ends.items()]
+    return sorted(found, key=lambda s: (node_order(s.node), s.kind, s.start_s))
+
+
+def node_order(name: str) -> tuple[str, int]:
+    """replica/2 before replica/10."""
+    number = re.search(r"/(\d+)$", name)
+    return (name.split("/")[0], int(number.group(1)) if number else -1)
+
+
+def chrome_trace(spans: Iterable[Span], *, clock: str, dropped: int) -> dict[str, Any]:
+    """The trace as a JSON object; says how many spans were left out."""
+    spans = merged(spans)
+    nodes = sorted({span.node for span in spans}, key=node_order)
+    pids = {node: number for number, node in enumerate(nodes, 1)}
+    tracks = sorted({(span.node, span.kind) for span in spans})
+    tids = {track: number for number, track in enumerate(tracks, 1)}
+    names: list[dict[str, Any]] = []
+    for node, pid in pids.items():
+        names.append({"ph": "M", "name": "process_name", "pid": pid, "args": {"name": node}})
+        names.append(
+            {"ph": "M", "name": "process_sort_index", "pid": pid, "args": {"sort_index": pid}}
+        )
+    for (node, kind), tid in tids.items():
+        track = {"ph": "M", "name": "thread_name", "pid": pids[node], "tid": tid}
+        names.append(track | {"args": {"name": kind}})
+    events = [
+        {
+            "ph": "X",
+            "name": span.kind,
+            "pid": pids[span.node],
+            "tid": tids[span.node, span.kind],
+            "ts": span.start_s * _MICROSECONDS,
+            "dur": (span.end_s - span.start_s) * _MICROSECONDS,
+        }
+        for span in spans
+    ]
+    about = {"clock": clock, "dropped_spans": dropped}
+    return {"traceEvents": names + events, "displayTimeUnit": "ms", "otherData": about}

@@ -1,0 +1,153 @@
+"""What a program sees of time.
+
+A program's results depend on its seeds and on timing. Timing enters at two places only: the
+order in which services serve calls, and what `Node.now`, `is_done`, `first` and `arrivals`
+say. So an event log that holds both is all that a run has to be known by: `RecordedObservations` writes
+down what they said, and `ReplayedObservations` has them say it again.
+"""
+
+from __future__ import annotations
+
+import collections
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar, final
+
+from dbjax.runtime.event_log import Script, Seen
+from dbjax.runtime.futures import ArrivalQueue, Arrivals, Future, ready
+
+T = TypeVar("T")
+K = TypeVar("K")
+
+
+class Observations(Protocol):
+    """What stands between the clock and a node's code."""
+
+    def now(self, time_s: float) -> float: ...
+
+    def is_done(self, future: Future[Any]) -> Future[bool]: ...
+
+    def first(
+        self, futures: Sequence[Future[Any]], first: Future[int | None]
+    ) -> Future[int | None]:
+        """Which of `futures` it was, given what the runtime finds."""
+
+    def arrivals(self, label: object) -> Arrivals[Any]: ...
+
+
+@final
+class LiveObservations:
+    """As it is."""
+
+    def now(self, time_s: float) -> float:
+        return time_s
+
+    def is_done(self, future: Future[Any]) -> Future[bool]:
+        return ready(future.done())
+
+    def first(
+        self, futures: Sequence[Future[Any]], first: Future[int | None]
+    ) -> Future[int | None]:
+        return first
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        return ArrivalQueue(label)
+
+
+@final
+class RecordedObservations:
+    """As it is, and written down."""
+
+    def __init__(self, seen: Seen) -> None:
+        self._seen = seen
+
+    def now(self, time_s: float) -> float:
+        self._seen.add("now", time_s)
+        return time_s
+
+    def is_done(self, future: Future[Any]) -> Future[bool]:
+        done = future.done()
+        self._seen.add("landed", int(done))
+        return ready(done)
+
+    def first(
+        self, futures: Sequence[Future[Any]], first: Future[int | None]
+    ) -> Future[int | None]:
+        place = self._seen.place("first")
+        first.on_done(lambda: self._seen.add("first", (place, first.result())))
+        return first
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        which = self._seen.place("arrivals")
+        return ArrivalQueue(label, taken=lambda index: self._seen.add(f"arrivals {which}", index))
+
+
+class EndOfLog(BaseException):
+    """The log says nothing of what this node sees next: here its story ends."""
+
+
+@final
+class ReplayedObservations:
+    """What was written down of a run, again."""
+
+    def __init__(self, script: Script, label: str) -> None:
+        self._streams: dict[str, Iterator[Any]] = {}
+        self._script, self._label = script, label
+        self._firsts = dict(self._stream("first"))
+        self._count = {"first": 0, "arrivals": 0}
+
+    def now(self, time_s: float) -> float:
+        return float(self._next("now"))
+
+    def is_done(self, future: Future[Any]) -> Future[bool]:
+        return _when_done(future, True) if self._next("landed") else ready(False)
+
+    def first(
+        self, futures: Sequence[Future[Any]], first: Future[int | None]
+    ) -> Future[int | None]:
+        place = self._place("first")
+        if place not in self._firsts:
+            return Future("the end of the log")
+        index = self._firsts[place]
+        return ready(None) if index is None else _when_done(futures[index], index)
+
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        return _InOrder(self._stream(f"arrivals {self._place('arrivals')}"))
+
+    def _place(self, kind: str) -> int:
+        self._count[kind] += 1
+        return self._count[kind] - 1
+
+    def _next(self, kind: str) -> Any:
+        stream = self._streams.setdefault(kind, self._stream(kind))
+        for value in stream:
+            return value
+        raise EndOfLog
+
+    def _stream(self, kind: str) -> Iterator[Any]:
+        return iter(self._script.seen(self._label, kind))
+
+
+def _when_done(future: Future[Any], value: T) -> Future[T]:
+    """`value`, as soon as the future has a result or an error."""
+    made: Future[T] = Future(future.label)
+    future.on_done(lambda: made.set_result(value))
+    return made
+
+
+@final
+class _InOrder(Generic[K]):
+    """`Arrivals` in a given order of their numbers."""
+
+    def __init__(self, order: Iterator[int]) -> None:
+        self._order, self._count = order, itertools.count()
+        self._keys: dict[int, Future[K]] = collections.defaultdict(Future)
+
+    def add(self, key: K, future: Future[Any]) -> None:
+        place = self._keys[next(self._count)]
+        future.on_done(lambda: place.set_result(key))
+
+    def next(self) -> Future[K]:
+        for index in self._order:
+            return self._keys[index]
+        return Future("the end of the log")
