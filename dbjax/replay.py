@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 from typing import Any, NamedTuple
 
+from dbjax.arguments import require_seed, short_repr
 from dbjax.errors import ReplayError
 from dbjax.monitoring.metrics import params_sha256
+from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import Script
-from dbjax.runtime.fields import short_repr
-from dbjax.runtime.quantities import require_seed
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.task import Program, Task
+from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
 

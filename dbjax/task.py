@@ -1,32 +1,26 @@
-"""What is trained (`Task`), and what an algorithm places on a runtime (`Program`)."""
+"""What is trained: parameters, a loss, and examples."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.arguments import require_at_least, require_fields, require_seed
 from dbjax.data.examples import Examples, examples_of, require_known_to_jax
 from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
 from dbjax.model_parallel.sharding import ModelSharding
-from dbjax.optim.inputs import leaf_name, require_finite, require_floats
-from dbjax.optim.parameters import require_parameters
-from dbjax.parameter_server.client import ParameterServer, initial, is_function
-from dbjax.parameter_server.partition import compiled_join
-from dbjax.parameter_server.shard import Report, Snapshot
-from dbjax.runtime.fields import require_at_least, require_fields
-from dbjax.runtime.interface import Future
-from dbjax.runtime.quantities import require_seed
-from dbjax.runtime.trace import Row
-from dbjax.types import Batch, Keyed, LossFn, Metrics, Params, Slices
+from dbjax.optim.inputs import leaf_name, require_finite, require_floats, require_parameters
+from dbjax.parameter_server.client import initial, is_function
+from dbjax.types import Batch, Keyed, LossFn, Metrics, Params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,51 +179,3 @@ def _takes(signature: inspect.Signature, count: int) -> bool:
     except TypeError:
         return False
     return True
-
-
-def require_config(
-    name: str, config: Any, *, at_least_one: Sequence[str], at_least_zero: Sequence[str] = ()
-) -> None:
-    """Raises ValueError for the first field of a Config that is of a wrong type, or too small.
-
-    Args:
-      name: of the algorithm.
-    """
-    require_fields(name, config)
-    for least, fields in ((1, at_least_one), (0, at_least_zero)):
-        require_at_least(name, least, **{field: getattr(config, field) for field in fields})
-
-
-class ParameterShard(Protocol):
-    """What an observer may ask of whatever serves parameters."""
-
-    def peek(self) -> Snapshot: ...
-    def report(self) -> Report: ...
-    def checkpoint(self) -> Any: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """An algorithm in place.
-
-    Attributes:
-      store: where its parameters are.
-      shard: the class of the store's services.
-      mains: what was spawned.
-      predicted_staleness_updates: mean staleness of a push when all replicas are equally
-        fast; None where no law is known.
-      acknowledged: from the rows of a run, how many pushes of each replica were answered.
-    """
-
-    server: ParameterServer[Any]
-    shard: type[ParameterShard]
-    processes: tuple[Future[Any], ...]
-    predicted_staleness_updates: float | None = None
-    summarise: Callable[[Sequence[Row]], Row] = lambda rows: {}
-    acknowledged: Callable[[Sequence[Row]], dict[str, int]] = lambda rows: {}
-    recent_losses: int = 100
-
-    @property
-    def join(self) -> Callable[[Slices], Params]:
-        """Puts the shards' slices together, compiled."""
-        return compiled_join(self.server.partition)

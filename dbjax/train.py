@@ -1,9 +1,10 @@
-"""`run`: a task, an algorithm's Config and a cluster in; metrics and parameters out."""
+"""`run` trains: it takes a task, an algorithm's Config and a cluster, and returns a `Result`."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import gc
 import logging
 import math
@@ -11,7 +12,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, NamedTuple
 
-from dbjax.arguments import keyword_hints, require_known
+from dbjax.arguments import keyword_hints, require_known, require_positive, require_seed
 from dbjax.checkpoint import (
     CannotRestore,
     CheckpointManager,
@@ -46,15 +47,16 @@ from dbjax.monitoring.metrics import (
     train_loss,
 )
 from dbjax.monitoring.signals import on_interrupt
+from dbjax.parameter_server import Report
+from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Node, Runtime
-from dbjax.runtime.quantities import require_positive, require_seed
 from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.task import Program, Task
+from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_sound, require_task
 
@@ -68,8 +70,8 @@ class Result:
     """What a run leaves in memory.
 
     Attributes:
-      params: final parameters, as the shards hold them.
-      summary: one number, or small table, per name (docs/design.md lists them).
+      params: the final parameters, as the shards hold them, with the structure of `Task.params`.
+      summary: one number, or small table, for each name; docs/summary.md lists them.
       trace: rows of metrics, and spans.
       staleness_histogram: staleness in updates -> how many pushes, over all shards.
     """
@@ -85,37 +87,37 @@ class Result:
         return [row for row in self.trace.rows if row["node"] == "evaluator"]
 
 
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """When a run ends, is looked at, and is written down."""
+class _Setup(NamedTuple):
+    """What a run is made of: the arguments of `run`, checked and completed."""
 
+    task: Task
+    config: Any
+    runtime: str
+    cluster: Cluster | None
     until_s: float
-    evaluate_s: float
-    checkpoint: Every | None
+    evaluate_every_s: float
+    checkpoint_every: Every | None
     checkpoints: Checkpoints | None
     background: BackgroundFn | None
-
-
-class _Machines(NamedTuple):
-    """What a runtime is made of."""
-
-    name: str
-    cluster: Cluster | None
     seed: int
     trace: Trace
     log: EventLog | None
     ray: RayOptions | None
 
 
-class _Run(NamedTuple):
-    """A program in its place."""
+class _Placed(NamedTuple):
+    """A program on its runtime, ready to run.
 
-    machines: Runtime
+    Attributes:
+      resumed_rows: how many rows of the trace are of the run before, if this one is resumed from
+        what the shards knew.
+    """
+
+    runtime: Runtime
     program: Program
-    taking: CheckpointManager
+    manager: CheckpointManager
     evaluations: EvaluationSchedule
-    config: Any
-    resumed_rows: int = 0  # rows of the run before, where it does not go on exactly
+    resumed_rows: int
 
 
 def run(
@@ -137,36 +139,43 @@ def run(
 ) -> Result:
     """Trains `task` with the algorithm whose `Config` is given.
 
-    The first Ctrl-C, or SIGTERM, ends the run cleanly, with what there is, and a checkpoint.
+    The first Ctrl-C, or SIGTERM, ends the run cleanly: it returns what there is, and writes a
+    checkpoint.
 
     Args:
-      config: of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
-      runtime: "virtual": in deterministic virtual time on `cluster`; "threads": in real
-        time, one thread for each replica; "ray": in real time, a process for each replica and
-        each shard, on one machine or many.
-      cluster: machines, network and failures of the virtual runtime.
-      until_s: seconds on the run's clock; None: until every replica has done its steps.
-      evaluate_every_s: between evaluations, in seconds on the run's clock; None: only
-        before and after.
-      checkpoint_every: how often checkpoints are taken: what a shard without a backup goes on
-        from, when its machine is back; None: from the beginning.
-      checkpoints: where they are written, and one more at the end.
-      resume: the checkpoint of a run that is taken up, `checkpoints.latest()`; it may have had
-        another number of shards or replicas. Time goes on where it was. A virtual run of the
-        same program goes on exactly: all numbers are as if it had not been interrupted, or
-        had been given its `until_s` at once; `checkpoint_every` belongs to the program. (Of its
-        spans only those from then on are there.)
-      beside: a main of one's own, outside of the cluster: `background(node, runtime)`.
-      seed: of the randomness of algorithms, and of whatever has no seed of its own: the order of
-        the data (`Task.seed`) and all that the cluster draws (`Cluster.seed`).
-      trace: to collect spans (`Trace(max_spans=...)`) or to listen to rows as they come.
-      log: of who served whom in which order, from which `dbjax.replay` does the run again.
+      task: what is trained.
+      config: the Config of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
+      runtime: "virtual" runs in deterministic virtual time on `cluster`; "threads" in real time,
+        with a thread for each replica; "ray" in real time, with an operating-system process for
+        each replica and each shard, on one machine or many.
+      cluster: machines, network and failures of the virtual runtime; None: `Cluster()`.
+      until_s: when to end, in seconds on the run's clock; None: when every replica has taken its
+        steps.
+      evaluate_every_s: seconds between evaluations, on the run's clock; None: the task is
+        evaluated only at the beginning and at the end.
+      checkpoint_every: how often checkpoints are taken. A shard without a backup goes on from the
+        latest one when its machine is back; None: from the beginning.
+      checkpoints: where checkpoints are written; one more is written at the end.
+      resume: the checkpoint of the run to resume, `checkpoints.latest()`; that run may have had
+        another number of shards or replicas. The clock goes on from there. A virtual run of the
+        same program is resumed exactly: all numbers are as if it had not been interrupted, or had
+        been given its `until_s` at once. Changing `checkpoint_every` breaks exact resumption. The
+        spans of the earlier part are not there.
+      background: a coroutine function of your own, `background(node, runtime)`, which runs outside
+        the cluster.
+      seed: the seed of algorithms, and of whatever has none of its own: the order of the data
+        (`Task.seed`) and everything that the cluster draws (`Cluster.seed`).
+      trace: collects spans (`Trace(max_spans=...)`), or calls listeners with rows as they come.
+      log: records who served whom in which order; `dbjax.replay` replays the run from it.
       ray: where the processes of the Ray runtime are placed, and what they ask for.
 
+    Returns:
+      The final parameters, a summary, and a trace.
+
     Raises:
-      ValueError, TypeError: nothing would end the run, an argument does not fit the runtime, or
-        the task, the config or another argument is not what it must be. This is said before
-        anything is placed.
+      ValueError: nothing would end the run, or an argument is not what it must be, or does not fit
+        the runtime. This is raised before anything is placed.
+      TypeError: an argument has the wrong type.
     """
     given = locals()
     require_task(task)
@@ -175,7 +184,7 @@ def run(
     own = ("resume", "runtime")
     hints = {name: hint for name, hint in keyword_hints(run).items() if name not in own}
     require_known("dbjax.run", {name: given[name] for name in hints}, hints)
-    _check_times(config, until_s, evaluate_every_s)
+    _require_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)
     task = task.seeded(seed)
     if resume is not None and not isinstance(resume, CheckpointState):
@@ -183,29 +192,38 @@ def run(
             f"resume={resume!r} is a {type(resume).__name__}; give what a checkpoint says, "
             "Checkpoints(directory).latest()"
         )
-    of_task = require_sound(task)
-    trace = trace if trace is not None else Trace()
-    end_s = math.inf if until_s is None else until_s
-    every_s = math.inf if evaluate_every_s is None else evaluate_every_s
-    times = Times(end_s, every_s, checkpoint_every, checkpoints, background)
-    cluster = cluster and _cluster_for_task(cluster, task)
-    on = _Machines(runtime, cluster, seed, trace, log, ray)
-    placed = _place_or_fall_back(on, task, config, times, resume)
+    task_warnings = require_sound(task)
+    setup = _Setup(
+        task,
+        config,
+        runtime,
+        cluster and _cluster_for_task(cluster, task),
+        math.inf if until_s is None else until_s,
+        math.inf if evaluate_every_s is None else evaluate_every_s,
+        checkpoint_every,
+        checkpoints,
+        background,
+        seed,
+        trace if trace is not None else Trace(),
+        log,
+        ray,
+    )
+    placed = _place_or_fall_back(setup, resume)
     if log is not None and resume is not None:
         log.no_replay("it was taken up from a checkpoint")
     try:
-        with _log_deaths(log, trace):
-            return _run(placed, task, trace, times, of_task)
+        with _log_deaths(log, setup.trace):
+            return _run(setup, placed, task_warnings)
     finally:
-        placed.machines.close()
+        placed.runtime.close()
         if log is not None:
             log.end()
-        # Services and futures refer to each other. What they held, such as parameters, is
-        # freed now, and not whenever all objects of the process are looked through.
+        # Services and futures refer to each other. What they held, such as parameters, is freed
+        # now, and not whenever Python next looks through all objects of the process.
         gc.collect(1)
 
 
-def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | None) -> None:
+def _require_times(config: Any, until_s: float | None, evaluate_every_s: float | None) -> None:
     if until_s is not None:
         require_positive("until_s", until_s, "; or None, with steps in the config")
     elif getattr(config, "steps", None) is None:
@@ -216,7 +234,10 @@ def _check_times(config: Any, until_s: float | None, evaluate_every_s: float | N
 
 @contextlib.contextmanager
 def _log_deaths(log: EventLog | None, trace: Trace) -> Iterator[None]:
-    """A log says at once, and not at its end, that there is no replay: it may break off."""
+    """Writes into the log, as soon as a node fails, that the run cannot be replayed.
+
+    It does not wait for the end, since the log may break off before.
+    """
     if log is None:
         yield
         return
@@ -230,36 +251,37 @@ def _log_deaths(log: EventLog | None, trace: Trace) -> Iterator[None]:
         yield
 
 
-def _run(run: _Run, task: Task, trace: Trace, times: Times, of_task: list[str]) -> Result:
-    machines, program, taking, _, config, resumed_rows = run
-    log_warnings(trace, 0.0, of_task)
+def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:
+    task, config, trace = setup.task, setup.config, setup.trace
+    runtime, program, manager, _, resumed_rows = placed
+    log_warnings(trace, 0.0, task_warnings)
     begin = time.perf_counter()
-    with watching_losses(trace, program.recent_losses), on_interrupt(machines.stop) as interrupted:
-        end_s = machines.run(times.until_s)
-    wall_s, busy = time.perf_counter() - begin, card_utilisation(machines)
+    with watching_losses(trace, program.recent_losses), on_interrupt(runtime.stop) as interrupted:
+        end_s = runtime.run(setup.until_s)
+    wall_s, busy = time.perf_counter() - begin, card_utilisation(runtime)
 
-    def look_at_end() -> Row:
+    def reports() -> list[Report]:
+        return program.server.broadcast(program.shard.report).result()
+
+    def final_problems() -> Row:
         with best_effort("what is said of a run that goes wrong"):
-            return warn_of_problems(
-                program, trace, end_s, program.server.broadcast(program.shard.report).result()
-            )
+            return warn_of_problems(program, trace, end_s, reports())
         return {}
 
-    taking.last(end_s, look_at_end)
+    manager.save_final(end_s, final_problems)
     final = program.server.fetch(program.shard.peek).result()
-    params = program.join(final.slices)
-    reports = program.server.broadcast(program.shard.report).result()
-    if machines.clock == "virtual":
-        check_staleness_accounting(reports)
-    last = progress(reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
+    params, last_reports = program.join(final.slices), reports()
+    if runtime.clock == "virtual":
+        check_staleness_accounting(last_reports)
+    last = progress(last_reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
     with best_effort("the evaluation of the final parameters"):
-        last = dict(evaluation(program, task, trace, final, reports))
-    trace.record("evaluator", end_s, last | busy | look_at_end())
+        last = dict(evaluation(program, task, trace, final, last_reports))
+    trace.record("evaluator", end_s, last | busy | final_problems())
     digest = None
     with best_effort("params_sha256, the digest of the final parameters"):
         digest = params_sha256(params)
-    summary = summarise(trace, reports, program, resumed_rows) | {
-        "clock": machines.clock,
+    summary = summarise(trace, last_reports, program, resumed_rows) | {
+        "clock": runtime.clock,
         "time_s": end_s,
         "wall_s": wall_s,
         "interrupted": interrupted.by,
@@ -269,25 +291,23 @@ def _run(run: _Run, task: Task, trace: Trace, times: Times, of_task: list[str]) 
         guess = task.most_frequent
         summary["most_frequent_class"] = {"share": guess.share, "examples": guess.examples}
     backups = getattr(config, "shard_backups", 0)
-    ended = FinishedRun(
-        task, of_task, program, config.replicas, backups, times.until_s, params, summary
+    finished = FinishedRun(
+        task, task_warnings, program, config.replicas, backups, setup.until_s, params, summary
     )
     summary["warnings"] = list[str]()
     with best_effort("warnings, what went wrong in the run"):
-        summary["warnings"] = final_warnings(ended, trace, reports)
-    return Result(params, summary, trace, staleness_histogram(reports))
+        summary["warnings"] = final_warnings(finished, trace, last_reports)
+    return Result(params, summary, trace, staleness_histogram(last_reports))
 
 
-def _place_or_fall_back(
-    on: _Machines, task: Task, config: Any, times: Times, resume: CheckpointState | None
-) -> _Run:
-    """The program in its place; where a checkpoint cannot be restored, the one before it is."""
-    on.trace.resumed_rows, failed = 0, list[str]()
+def _place_or_fall_back(setup: _Setup, resume: CheckpointState | None) -> _Placed:
+    """Places the program; if a checkpoint cannot be restored, uses the one before it."""
+    setup.trace.resumed_rows, failed = 0, list[str]()
     while True:
-        on.trace.resume_after(resume.rows if resume is not None else ())
+        setup.trace.resume_after(resume.rows if resume is not None else ())
         try:
-            run = _resume_exactly(on, task, config, times, resume)
-            run = run or _place(on, task, config, times, resume, times.checkpoints is not None)
+            placed = _resume_exactly(setup, resume)
+            return placed or _place(setup, resume, setup.checkpoints is not None)
         except CannotRestore as error:
             assert resume is not None
             stored = resume.stored
@@ -298,69 +318,70 @@ def _place_or_fall_back(
                 raise ValueError(f"{failed[0]}; there is no other to go on from") from error
             path = resume.stored.path if resume.stored is not None else resume.time_s
             _LOG.warning("%s; %s is used instead", failed[-1], path)
-        else:
-            return run
 
 
 def _place(
-    on: _Machines,
-    task: Task,
-    config: Any,
-    times: Times,
+    setup: _Setup,
     resume: CheckpointState | None,
     journals: bool,
     incarnation: int | None = None,
-) -> _Run:
-    """The program in its place, from the beginning or from what a checkpoint says of shards."""
+) -> _Placed:
+    """Places the program, from the beginning or from the shards' states of a checkpoint."""
+    task, config, trace = setup.task, setup.config, setup.trace
     begin_s, again = (resume.time_s, resume.incarnation + 1) if resume else (0.0, 0)
-    machines = _runtime(on, begin_s, again, journals)
-    if isinstance(machines, VirtualRuntime):
-        machines.ends_itself = getattr(config, "steps", None) is not None
-    about = run_signature(task.shapes, config)
-    if resume is not None:
-        machines.resumed = lambda partition: resume.states(about, partition, config.replicas)
-    program: Program = algorithm_of(config).program(machines, task, config)
-    again = again if incarnation is None else incarnation
-    taking = CheckpointManager(
-        program, machines, about, config.replicas, again, times.checkpoints, on.trace
+    runtime = _make_runtime(setup, begin_s, again, journals)
+    if isinstance(runtime, VirtualRuntime):
+        runtime.simulator.ends_itself = getattr(config, "steps", None) is not None
+    signature = run_signature(task.shapes, config)
+    algorithm = algorithm_of(config)
+    if resume is None:
+        program: Program = algorithm.program(runtime, task, config)
+    else:
+        restore = functools.partial(resume.states, signature, config.replicas)
+        program = algorithm.program(runtime, task, config, restore)
+    manager = CheckpointManager(
+        program,
+        runtime,
+        signature,
+        config.replicas,
+        again if incarnation is None else incarnation,
+        setup.checkpoints,
+        trace,
     )
-    evaluations = schedule(times.evaluate_s, times.until_s, on.trace.rows)
-    machines.observe("evaluator", evaluator, machines, program, task, on.trace, evaluations)
-    if times.checkpoint not in (None, Every()):
-        machines.observe("checkpointer", taking.main, times.checkpoint)
-    if times.background is not None:
-        machines.observe("beside", times.background, machines)
-    if isinstance(machines, VirtualRuntime) and machines.journals:
-        taking.exactly = ExactResume(machines, config, about.structures)
-    resumed_rows = len(resume.rows) if resume else 0
-    return _Run(machines, program, taking, evaluations, config, resumed_rows)
+    evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows)
+    runtime.observe("evaluator", evaluator, runtime, program, task, trace, evaluations)
+    if setup.checkpoint_every not in (None, Every()):
+        runtime.observe("checkpointer", manager.run, setup.checkpoint_every)
+    if setup.background is not None:
+        runtime.observe("background", setup.background, runtime)
+    if isinstance(runtime, VirtualRuntime) and runtime.simulator.journals:
+        manager.exactly = ExactResume(runtime, config, signature.structures)
+    return _Placed(runtime, program, manager, evaluations, len(resume.rows) if resume else 0)
 
 
-def _resume_exactly(
-    on: _Machines, task: Task, config: Any, times: Times, resume: CheckpointState | None
-) -> _Run | None:
-    """The program exactly where it stood; None where that is not known, or of another program."""
-    if resume is None or resume.exact is None or on.name != "virtual":
+def _resume_exactly(setup: _Setup, resume: CheckpointState | None) -> _Placed | None:
+    """Places the program exactly where it stood; None if that is not known, or not this program."""
+    if resume is None or resume.exact is None or setup.runtime != "virtual":
         return None
-    run = _place(on, task, config, times, None, True, resume.incarnation)
-    machines, exactly = run.machines, run.taking.exactly
-    assert isinstance(machines, VirtualRuntime)
+    placed = _place(setup, None, True, resume.incarnation)
+    runtime, exactly = placed.runtime, placed.manager.exactly
+    assert isinstance(runtime, VirtualRuntime)
     if exactly is None or not exactly.fits(resume.exact):
         _LOG.info("not the same program: only what the shards know is taken up")
         return None
-    evaluations = dataclasses.replace(run.evaluations)
+    evaluations = dataclasses.replace(placed.evaluations)
     try:
         exactly.resume(resume.exact)
     except Exception as error:
         raise CannotRestore(f"{type(error).__name__}: {error}") from error
-    if run.evaluations != evaluations:  # it is given more time, or is looked at more often
-        vars(run.evaluations).update(vars(evaluations))
-        machines.restart("evaluator")
-    return run
+    if placed.evaluations != evaluations:  # it is given more time, or is evaluated more often
+        vars(placed.evaluations).update(vars(evaluations))
+        runtime.restart("evaluator")
+    return placed
 
 
 def _cluster_for_task(cluster: Cluster, task: Task) -> Cluster:
-    """With as many machines a replica as the task has it cut into, and the costs' durations."""
+    """The cluster with as many machines a replica as the task is sharded over, and its costs."""
     if task.sharding:
         cluster = dataclasses.replace(cluster, replica_machines=task.sharding.devices)
     if cluster.compute_s == "costs":
@@ -368,8 +389,9 @@ def _cluster_for_task(cluster: Cluster, task: Task) -> Cluster:
     return cluster
 
 
-def _runtime(on: _Machines, begin_s: float, incarnation: int, journals: bool) -> Runtime:
-    name, cluster, seed, trace, log, ray = on
+def _make_runtime(setup: _Setup, begin_s: float, incarnation: int, journals: bool) -> Runtime:
+    name, cluster, ray = setup.runtime, setup.cluster, setup.ray
+    seed, trace, log = setup.seed, setup.trace, setup.log
     if ray is not None and name != "ray":
         raise ValueError(f"ray options are for runtime='ray', not {name!r}")
     if name == "virtual":

@@ -12,9 +12,9 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
+from dbjax.arguments import short_repr
 from dbjax.monitoring.evaluator import metrics
 from dbjax.optim.inputs import leaf_name, require_floats, require_loss
-from dbjax.runtime.fields import short_repr
 from dbjax.runtime.trace import Row
 from dbjax.task import Task
 from dbjax.types import loss_of

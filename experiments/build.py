@@ -28,6 +28,7 @@ from dbjax.arguments import (
     nearest,
     require_at_least_one,
     require_known,
+    require_positive,
     require_seed,
 )
 from dbjax.data import (
@@ -43,8 +44,7 @@ from dbjax.errors import one_line
 from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import Model, argument_hints, build, require_arguments
 from dbjax.models.model import CONFIGS as MODELS
-from dbjax.runtime.network_faults import matches
-from dbjax.runtime.quantities import require_positive
+from dbjax.runtime.cluster import matches
 from dbjax.runtime.ray import RayOptions
 from dbjax.train import RuntimeName
 from dbjax.types import Metrics, Params

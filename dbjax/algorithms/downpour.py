@@ -7,25 +7,25 @@ Departures are listed in docs/algorithm.md.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import optax
 
-from dbjax.algorithms.local_optimizer import LocalOptimizer
 from dbjax.data.stream import Stream
 from dbjax.optim.inputs import as_rule
 from dbjax.parameter_server import (
-    AccumulatedGradient,
-    Fetched,
-    ParameterServer,
+    GradientFn,
+    ReplicaSession,
+    Restore,
+    SessionOptions,
     Shard,
     require_backups,
 )
-from dbjax.runtime.interface import Future, Node, Runtime, ready
-from dbjax.task import Program, Task, require_config
+from dbjax.program import Client, Program, ShardServer, asynchronous, require_config
+from dbjax.runtime.interface import Node, Runtime
+from dbjax.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,17 +33,17 @@ class Config:
     """Downpour SGD.
 
     Attributes:
-      rule: server rule, applied by every shard to the accrued gradients it receives.
-      local_rule: rule of a replica's own steps between fetches; None: as `rule`.
-      replicas: model replicas, each on its own part of the training data.
-      shards: of the parameter server.
+      rule: the server rule: every shard applies it to the accumulated gradients it receives.
+      local_rule: the rule of a replica's own steps between fetches; None: the same as `rule`.
+      replicas: the number of model replicas, each on its own part of the training data.
+      shards: the number of shards of the parameter server.
       shard_backups: copies of every shard on machines of their own, 0 or 1.
       n_fetch: mini-batches between two fetches of parameters.
-      n_push: mini-batches between two pushes of accrued gradients.
-      overlap: go on computing while a fetch is under way, instead of waiting for it.
+      n_push: mini-batches between two pushes of accumulated gradients.
+      overlap: computation goes on while a fetch is under way, instead of waiting for it.
       steps: mini-batches of each replica; None: until the run's time is over.
-      warm_start_s: time for which replica 0 trains alone.
-      warm_start_updates: updates that replica 0 makes alone.
+      warm_start_s: for how many seconds replica 0 trains alone.
+      warm_start_updates: how many updates replica 0 makes alone.
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
@@ -80,88 +80,43 @@ class Config:
             )
 
 
-def predicted_staleness_updates(config: Config) -> float | None:
-    """Mean staleness of a push among M equally fast replicas that wait for their fetches.
-
-    When each fetch comes right after a push, every other replica pushes once in between:
-    M - 1 (proof 6). With n_push = 1 and fewer fetches, the k-th push after a fetch finds
-    k - 1 more updates of each of the M replicas: M (n_fetch - 1) / 2 more in the mean.
-    """
-    if config.overlap or config.n_push not in (1, config.n_fetch):
-        return None
-    rounds = (config.n_fetch - 1) / 2 if config.n_push == 1 else 0.0
-    return config.replicas * (1 + rounds) - 1
-
-
-def acknowledged(
-    config: Config, processes: Sequence[Future[Any]], rows: Sequence[dict[str, Any]]
-) -> dict[str, int]:
-    """How many pushes of each replica all shards have answered; its last may be on its way."""
-    found: dict[str, int] = {}
-    for r, main in enumerate(processes):
-        if config.steps is not None and main.done() and main.error() is None:
-            found[f"replica/{r}"] = -(-config.steps // config.n_push)
-    for row in rows:
-        if "step" in row:
-            before = (row["step"] + 1) // config.n_push - 1
-            found[row["node"]] = max(found.get(row["node"], 0), before)
-    return found
-
-
 async def client(
-    node: Node,
-    server: ParameterServer[Shard],
-    gradient_fn: Callable[..., Any],
-    batches: Stream,
-    config: Config,
+    node: Node, server: ShardServer, gradient_fn: GradientFn, batches: Stream, config: Config
 ) -> None:
-    """Algorithm 1.1: DOWNPOURSGDCLIENT, of one replica."""
-    local = LocalOptimizer(config.local_rule or config.rule, server.partition)
-    accrued = AccumulatedGradient()
-    params: Fetched | None = None
-    fetching: Future[Fetched] | None = None
-    pushing: Future[Any] = ready(None)
-    if (kept := node.saved_progress()) is not None:  # the run is taken up exactly where it stood
-        step, pushes, params, accrued, fetching, pushing, local.state = kept
-    else:  # one that comes back from the dead goes on where the shards knew it last
-        pushes = min(await server.broadcast(Shard.pushed, node.name)) if node.incarnation else 0
-        step = pushes * config.n_push
-    while config.steps is None or step < config.steps:
-        node.save_progress((step, pushes, params, accrued, fetching, pushing, local.state))
-        if fetching is not None and await node.is_done(fetching):  # meanwhile
-            params, fetching = fetching.result(), None
-        if fetching is None and (params is None or step % config.n_fetch == 0):
-            fetching = server.fetch(Shard.fetch, node.name)  # StartAsynchronouslyFetchingParameters
-        if fetching is not None and (params is None or not config.overlap):
-            params, fetching = await fetching, None
-        assert params is not None  # the first fetch is awaited
-        batch = batches.at(step)  # GetNextMinibatch
-        loss, gradient = await node.compute(gradient_fn, params.slices, batch)  # ComputeGradient
-        accrued = accrued.plus(gradient, params.versions, batches.batch_size)
-        if config.overlap or (step + 1) % config.n_fetch:
-            params = local.step(params, gradient)
-        else:
-            params = None  # the next fetch replaces it: nobody needs the old slices
-        del gradient  # so that each piece is freed when its shard has applied it
+    """Algorithm 1.1, DOWNPOURSGDCLIENT: one model replica."""
+    replica = await ReplicaSession.join(node, server, session_options(config, batches))
+    for step in replica.steps(config.steps):
+        if step % config.n_fetch == 0:
+            replica.start_fetch()  # STARTASYNCHRONOUSLYFETCHINGPARAMETERS
+        params = await replica.parameters()
+        batch = batches.at(step)  # GETNEXTMINIBATCH
+        loss, gradient = await node.compute(gradient_fn, params, batch)  # COMPUTEGRADIENT
+        replica.accumulate(gradient)  # accruedgradients += gradient
+        replica.step_locally(gradient)  # parameters -= alpha * gradient
+        del params, gradient  # so that each slice is freed when its shard has applied it
         if (step + 1) % config.n_push == 0:
-            await pushing  # one push in flight at most
-            messages, accrued = accrued.messages(node.name, pushes), AccumulatedGradient()
-            pushing, pushes = server.push(Shard.push, messages), pushes + 1
+            await replica.start_push()  # STARTASYNCHRONOUSLYPUSHINGGRADIENTS
         node.record(step=step, loss=loss)
-        step += 1
-    await pushing
-    if accrued.gradient is not None:
-        await server.push(Shard.push, accrued.messages(node.name, pushes))
+    await replica.flush()
+
+
+def session_options(config: Config, batches: Stream) -> SessionOptions:
+    """How a replica talks to the parameter server."""
+    local_rule = config.local_rule or config.rule
+    return SessionOptions(
+        batches.batch_size, config.n_fetch, config.n_push, config.overlap, local_rule
+    )
 
 
 async def late_client(
     node: Node,
-    server: ParameterServer[Shard],
-    gradient_fn: Callable[..., Any],
+    client: Client,
+    server: ShardServer,
+    gradient_fn: GradientFn,
     batches: Stream,
     config: Config,
 ) -> None:
-    """Any replica but the first: waits for the warm start to be over (section 4.1)."""
+    """Any replica but the first: waits until the warm start is over (section 4.1)."""
     if node.saved_progress() is None:
         if node.now() < config.warm_start_s:
             await node.sleep(config.warm_start_s - node.now())
@@ -170,34 +125,53 @@ async def late_client(
     await client(node, server, gradient_fn, batches, config)
 
 
-def program(runtime: Runtime, task: Task, config: Config) -> Program:
-    """Places shards and replicas on a runtime."""
-    streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
-    server = ParameterServer.serve(
+def predicted_staleness_updates(config: Config) -> float | None:
+    """The mean staleness of a push of M equally fast replicas that wait for their fetches.
+
+    When each fetch comes right after a push, every other replica pushes once in between: M - 1
+    (proof 6). With n_push = 1 and fewer fetches, the k-th push after a fetch finds k - 1 more
+    updates of each of the M replicas: M (n_fetch - 1) / 2 more on average.
+    """
+    if config.overlap or config.n_push not in (1, config.n_fetch):
+        return None
+    rounds = (config.n_fetch - 1) / 2 if config.n_push == 1 else 0.0
+    return config.replicas * (1 + rounds) - 1
+
+
+def program(
+    runtime: Runtime,
+    task: Task,
+    config: Config,
+    restore: Restore | None = None,
+    *,
+    client: Client = client,
+    shard: Callable[..., Shard] = Shard,
+    shard_args: Sequence[Any] = (),
+) -> Program:
+    """Places shards and replicas on a runtime.
+
+    A method that differs from Downpour SGD in its client or its shards, and whose Config is a
+    subclass of `Config`, calls this with its own.
+
+    Args:
+      runtime: where they are placed.
+      task: what is trained.
+      config: the method's.
+      restore: see `ParameterServer.serve`.
+      client: what each replica runs.
+      shard: the class of the shards.
+      shard_args: what its constructor takes beside the node, its slice and the server rule.
+    """
+    return asynchronous(
         runtime,
-        Shard,
-        task.start,
-        config.shards,
-        backups=config.shard_backups,
-        sharding=task.sharding,
+        task,
+        config,
+        client,
         rule=config.rule,
-    )
-    gradients = server.gradients_of(task.loss, task.batch, config.replicas)
-    processes = [
-        runtime.spawn(
-            f"replica/{r}",
-            late_client if r else client,
-            server,
-            gradient,
-            stream,
-            config,
-        )
-        for r, (gradient, stream) in enumerate(zip(gradients, streams, strict=True))
-    ]
-    return Program(
-        server,
-        Shard,
-        tuple(processes),
-        predicted_staleness_updates(config),
-        acknowledged=functools.partial(acknowledged, config, processes),
+        restore=restore,
+        shard=shard,
+        shard_args=shard_args,
+        late_client=late_client,
+        steps_per_push=config.n_push,
+        predicted_staleness_updates=predicted_staleness_updates(config),
     )

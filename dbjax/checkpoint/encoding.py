@@ -11,6 +11,7 @@ import collections
 import copy
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -18,8 +19,50 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.class_names import class_name, class_named, named_tuple_class
 from dbjax.checkpoint.trees import Structures, make_node, node_of
+
+
+class Unknown(ValueError):
+    """No module that is imported has it."""
+
+
+def class_name(kind: Any) -> str:
+    """Of a class, as `class_named` takes it."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
+def lookup(module: str, path: str) -> Any:
+    """What a module has under that path, or None."""
+    found: Any = sys.modules.get(module)
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return found
+
+
+def class_named(name: str) -> type[Any]:
+    """The class of that name.
+
+    Raises:
+      Unknown: there is none.
+    """
+    module, _, path = name.partition(":")
+    found = lookup(module, path)
+    if not isinstance(found, type):
+        raise Unknown(f"{name!r} is no class that is known here")
+    return found
+
+
+def named_tuple_class(name: str) -> type[Any]:
+    """The named tuple of that name.
+
+    Raises:
+      ValueError: it is none.
+    """
+    found = class_named(name)
+    if not issubclass(found, tuple) or getattr(found, "_make", None) is None:
+        raise ValueError(f"{name!r} is no named tuple")
+    return found
+
 
 Array = np.ndarray[Any, Any]
 _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}

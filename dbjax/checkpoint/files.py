@@ -14,14 +14,13 @@ from typing import Any, final
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.class_names import Unknown
 from dbjax.checkpoint.digests import Damaged, require_whole, write_digests
-from dbjax.checkpoint.encoding import ArrayTable, bytes_of, decode, encode, storable
+from dbjax.checkpoint.encoding import ArrayTable, Unknown, bytes_of, decode, encode, storable
 from dbjax.checkpoint.exact import ExactState
 from dbjax.checkpoint.state import CheckpointState, StoredCheckpoint
 from dbjax.errors import one_line
 
-_FORMAT = 2
+_FORMAT = 3
 _OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
 _LOG = logging.getLogger("dbjax")
 

@@ -9,15 +9,14 @@ import math
 from collections.abc import Callable
 from typing import Any, final
 
+from dbjax.arguments import require_fields, require_positive
 from dbjax.checkpoint.encoding import ArrayTable
 from dbjax.checkpoint.exact import ExactResume, ExactState
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.checkpoint.state import CheckpointState, RunSignature, rows_to_keep
-from dbjax.runtime.fields import require_fields
+from dbjax.program import Program
 from dbjax.runtime.interface import Node, Runtime
-from dbjax.runtime.quantities import require_positive
 from dbjax.runtime.trace import Row, Trace
-from dbjax.task import Program
 
 _LOG = logging.getLogger("dbjax")
 
@@ -70,7 +69,7 @@ class CheckpointManager:
         self._trace = trace
         self.exactly: ExactResume | None = None
 
-    async def main(self, node: Node, every: Every) -> None:
+    async def run(self, node: Node, every: Every) -> None:
         """Takes them while the run goes on; the cluster does not notice."""
         seconds = math.inf if every.seconds is None else every.seconds
         taken_s, updates = node.saved_progress() or (node.now(), await self._updates())
@@ -84,14 +83,14 @@ class CheckpointManager:
             taken_s, updates = max(due_s, node.now()), await self._updates()
             states = await self._program.server.broadcast(self._program.shard.checkpoint)
             names = [shard.name for shard in self._program.server.shards]
-            self._runtime.saved = dict(zip(names, states, strict=True))
+            self._runtime.latest_states = dict(zip(names, states, strict=True))
             content = self._content(states, node.now())
             if self._checkpoints is not None and self.exactly is None:
                 self._checkpoints.save(content, self._arrays())
             elif self._checkpoints is not None:
                 self._runtime.between_events(functools.partial(self._save, content))
 
-    def last(self, time_s: float, look: Callable[[], object]) -> None:
+    def save_final(self, time_s: float, look: Callable[[], object]) -> None:
         """One more, now that the run is over, and all of them on disk.
 
         Where what is dead is brought back, so that it can be asked, the run itself stays as it is.

@@ -77,7 +77,7 @@ class CheckpointState:
     exact: ExactState | None = None
     stored: StoredCheckpoint | None = dataclasses.field(default=None, compare=False)
 
-    def states(self, expected: RunSignature, partition: Partition, replicas: int) -> list[Any]:
+    def states(self, expected: RunSignature, replicas: int, partition: Partition) -> list[Any]:
         """The shards' states for a run of that many shards and replicas.
 
         Raises:

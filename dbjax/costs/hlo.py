@@ -7,11 +7,134 @@ does: what is called or used stands before it is. (XLA's Python module hands out
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from dbjax.costs.brackets import closing, pieces
-from dbjax.costs.shapes import Shape, shape
+_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[()\[\]{},]')
+
+
+def closing(text: str, start: int) -> int:
+    """Where the bracket that opens at `start` has been closed: the index after it."""
+    depth = 0
+    for token in _TOKEN.finditer(text, start):
+        depth += _step(token[0])
+        if depth == 0:
+            return token.end()
+    raise ValueError(f"a bracket is never closed: {text[start : start + 80]}")
+
+
+def pieces(text: str) -> Iterator[str]:
+    """The parts between the commas that are in no bracket and no string; none if blank."""
+    if not text.strip():
+        return
+    depth, start = 0, 0
+    for token in _TOKEN.finditer(text):
+        depth += _step(token[0])
+        if depth < 0:
+            raise ValueError(f"a bracket closes that never opened: {text[:80]}")
+        if token[0] == "," and depth == 0:
+            yield text[start : token.start()].strip()
+            start = token.end()
+    if depth:
+        raise ValueError(f"a bracket is never closed: {text[:80]}")
+    yield text[start:].strip()
+
+
+def _step(token: str) -> int:
+    return 1 if token in "([{" else -1 if token in ")]}" else 0
+
+
+_ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([\d,<= ]*)\](\{.*\})?")
+_BITS = re.compile(r"[a-z]+(\d+)")
+_PACKED = re.compile(r"E\((\d+)\)")
+_VALUELESS = {"token", "opaque"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """An array of one type, or a tuple.
+
+    Attributes:
+      dtype: HLO's name, such as bf16; "tuple" for a tuple.
+      dims: lengths of the axes; bounds, where they are dynamic.
+      element_bits: as stored: s4 takes 8 unless its layout packs it.
+      parts: of a tuple.
+    """
+
+    dtype: str
+    dims: tuple[int, ...] = ()
+    element_bits: int = 0
+    parts: tuple[Shape, ...] = ()
+
+    @property
+    def elements(self) -> int:
+        if self.dtype == "tuple":
+            return sum(part.elements for part in self.parts)
+        return 0 if self.dtype in _VALUELESS else math.prod(self.dims)
+
+    @property
+    def size_bytes(self) -> int:
+        """Without the table of pointers that a tuple may need."""
+        if self.dtype == "tuple":
+            return sum(part.size_bytes for part in self.parts)
+        return -(-self.elements * self.element_bits // 8)
+
+
+def shape(text: str) -> Shape:
+    """Reads `f32[8,128]{1,0:T(8,128)}`, `(f32[2], (s4[3]{0:E(4)}, token[]))` and the like.
+
+    Raises:
+      ValueError: it is none of them.
+    """
+    text = text.strip()
+    if text.startswith("(") and closing(text, 0) == len(text):
+        return Shape("tuple", parts=tuple(shape(part) for part in pieces(text[1:-1])))
+    found = _ARRAY.fullmatch(text)
+    if found is None:
+        raise ValueError(f"not a shape of HLO: {text}")
+    dtype, dims, layout = found[1], found[2], found[3] or ""
+    lengths = tuple(int(length.strip(" <=")) for length in dims.split(",") if length)
+    return Shape(dtype, lengths, _element_bits(dtype, layout))
+
+
+def _element_bits(dtype: str, layout: str) -> int:
+    if dtype in _VALUELESS:
+        return 0
+    if packed := _PACKED.search(layout):
+        return int(packed[1])
+    if dtype == "pred":
+        return 8
+    bits = _BITS.match(dtype)
+    if bits is None:
+        raise ValueError(f"not a type of HLO: {dtype}")
+    return max(8, int(bits[1]))
+
+
+_ARITHMETIC = """
+    abs add and atan2 cbrt ceil clamp compare complex cosine count-leading-zeros divide erf
+    exponential exponential-minus-one floor imag is-finite log log-plus-one logistic maximum
+    minimum multiply negate not or popcnt power real remainder rng rng-bit-generator
+    round-nearest-afz round-nearest-even rsqrt select shift-left shift-right-arithmetic
+    shift-right-logical sign sine sqrt stochastic-convert subtract tan tanh xor
+"""
+_NAMING = """
+    add-dependency after-all async-update bitcast constant domain get-dimension-size
+    get-tuple-element opt-barrier optimization-barrier parameter partition-id replica-id tuple
+"""
+_MOVING = """
+    all-gather all-gather-start all-reduce all-reduce-start all-to-all bitcast-convert broadcast
+    collective-broadcast collective-permute collective-permute-start concatenate convert copy
+    copy-start dynamic-reshape dynamic-slice dynamic-update-slice gather iota pad
+    reduce-precision reduce-scatter reshape reverse rng-get-and-update-state set-dimension-size
+    slice transpose
+"""
+ARITHMETIC = frozenset(_ARITHMETIC.split())  # one operation for each output
+MOVING = frozenset(_MOVING.split())  # memory traffic only
+FREE = frozenset(_NAMING.split())  # neither; so is every -done
+SLICES = frozenset(["dynamic-slice", "gather", "slice"])  # read what they take
+UPDATES = frozenset(["dynamic-update-slice", "scatter"])  # write what they put, if in place
+
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%?([\w.\-]+) = (.*)")

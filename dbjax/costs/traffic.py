@@ -7,8 +7,7 @@ whose inner values never reach memory.
 
 from __future__ import annotations
 
-from dbjax.costs.hlo import Computation, Instruction
-from dbjax.costs.opcodes import FREE, SLICES, UPDATES
+from dbjax.costs.hlo import FREE, SLICES, UPDATES, Computation, Instruction
 
 _RENAMES = frozenset(["bitcast", "reshape"])
 

@@ -1,9 +1,9 @@
 """Networks, in flax NNX, and as pure functions of their parameters."""
 
-from dbjax.models.linear import Linear as Linear
-from dbjax.models.linear import LinearConfig as LinearConfig
-from dbjax.models.mlp import Mlp as Mlp
-from dbjax.models.mlp import MlpConfig as MlpConfig
+from dbjax.models.fully_connected import Linear as Linear
+from dbjax.models.fully_connected import LinearConfig as LinearConfig
+from dbjax.models.fully_connected import Mlp as Mlp
+from dbjax.models.fully_connected import MlpConfig as MlpConfig
 from dbjax.models.model import Model as Model
 from dbjax.models.model import argument_hints as argument_hints
 from dbjax.models.model import build as build

@@ -21,9 +21,8 @@ from dbjax.arguments import (
 from dbjax.model_parallel.losses import penalised
 from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import functional
+from dbjax.models.fully_connected import LinearConfig, MlpConfig
 from dbjax.models.functional import require_sizes
-from dbjax.models.linear import LinearConfig
-from dbjax.models.mlp import MlpConfig
 from dbjax.models.speech import SpeechConfig
 from dbjax.models.vision import VisionConfig
 from dbjax.types import Batch, LossFn, Params

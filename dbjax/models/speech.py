@@ -16,9 +16,9 @@ from flax import nnx
 
 from dbjax.model_parallel.layers import Layer, whole
 from dbjax.model_parallel.sharding import ModelSharding
-from dbjax.models import layered
+from dbjax.models import fully_connected
+from dbjax.models.fully_connected import forward
 from dbjax.models.functional import require_sizes
-from dbjax.models.layered import forward
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SpeechConfig:
         return Speech(self, rngs=rngs)
 
     def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
-        return layered.sharding(self, self.sizes, devices, how)
+        return fully_connected.sharding(self, self.sizes, devices, how)
 
 
 PAPER = SpeechConfig()

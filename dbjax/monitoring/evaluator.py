@@ -10,14 +10,15 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.arguments import short_repr
 from dbjax.errors import best_effort
 from dbjax.monitoring.health import warn_of_problems
 from dbjax.monitoring.metrics import RESERVED, progress, train_loss
 from dbjax.parameter_server import Fetched, Report
-from dbjax.runtime.fields import short_repr
+from dbjax.program import Program
 from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.trace import Row, Trace
-from dbjax.task import Program, Task
+from dbjax.task import Task
 from dbjax.types import Metrics, Params
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dbjax.arguments import require_positive, require_seed
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.parameter_server.replication import ReplicatedService
 from dbjax.runtime.interface import Node, Runtime
-from dbjax.runtime.quantities import require_positive, require_seed
 from dbjax.runtime.trace import Row
 
 BACKUP = "/backup"

@@ -21,8 +21,9 @@ import numpy as np
 from dbjax.monitoring.metrics import recent_losses
 from dbjax.parameter_server.client import is_function
 from dbjax.parameter_server.shard import Report
+from dbjax.program import Program
 from dbjax.runtime.trace import Row, Trace
-from dbjax.task import Program, Task
+from dbjax.task import Task
 from dbjax.types import Params
 
 _LOG = logging.getLogger("dbjax")

@@ -13,8 +13,8 @@ import numpy as np
 
 from dbjax.checkpoint.encoding import bytes_of
 from dbjax.parameter_server.shard import Report
+from dbjax.program import Program
 from dbjax.runtime.trace import Row, Trace
-from dbjax.task import Program
 from dbjax.types import Params
 
 # Every name that dbjax gives to a number of its own: in the rows of a trace (all, evaluations,

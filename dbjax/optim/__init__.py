@@ -5,6 +5,8 @@ descent) are coroutines that command vectors by name and receive scalars (`space
 same code runs on the shards of a parameter server, on a jax pytree and on NumPy.
 """
 
+from dbjax.contrib.optax_lbfgs import lbfgs as lbfgs
+from dbjax.contrib.optax_lbfgs import scale_by_vector_free_lbfgs as scale_by_vector_free_lbfgs
 from dbjax.optim.adagrad import DownpourAdagradState as DownpourAdagradState
 from dbjax.optim.adagrad import downpour_adagrad as downpour_adagrad
 from dbjax.optim.descent import ConjugateGradients as ConjugateGradients
@@ -19,6 +21,4 @@ from dbjax.optim.space import Space as Space
 from dbjax.optim.state import Method as Method
 from dbjax.optim.state import State as State
 from dbjax.optim.state import Stops as Stops
-from dbjax.optim.transform import lbfgs as lbfgs
-from dbjax.optim.transform import scale_by_vector_free_lbfgs as scale_by_vector_free_lbfgs
 from dbjax.optim.wolfe import Wolfe as Wolfe

@@ -16,9 +16,9 @@ from dbjax.optim.inputs import (
     require_finite,
     require_floats,
     require_loss,
+    require_parameters,
 )
 from dbjax.optim.lbfgs import Lbfgs
-from dbjax.optim.parameters import require_parameters
 from dbjax.optim.space import Command, Losses, Vector, perform
 from dbjax.optim.state import Method, State, Stops
 

@@ -1,4 +1,4 @@
-"""Gradients that a replica has computed and not yet pushed (Algorithm 1.1)."""
+"""Gradients that a replica has computed and not yet pushed: the paper's accruedgradients."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from dbjax.types import Slice, Slices
 class AccumulatedGradient:
     """The sum of gradients since the last push; empty at first.
 
+    Paper: Algorithm 1.1, "accruedgradients".
+
     Attributes:
-      gradient: None stands for zero.
+      gradient: the sum, a slice for each shard; None stands for zero.
       versions: of each shard's slice, when the oldest of the gradients was computed.
       examples: how many examples the gradients saw.
     """
@@ -28,16 +30,30 @@ class AccumulatedGradient:
     def plus(
         self, gradient: Slices, versions: tuple[int, ...], examples: int
     ) -> AccumulatedGradient:
+        """The sum with one more gradient.
+
+        Args:
+          gradient: the mean over a mini-batch, a slice for each shard.
+          versions: of the parameters that it was computed at.
+          examples: in the mini-batch.
+        """
         if self.gradient is None:
             return AccumulatedGradient(gradient, versions, examples)
         total = add(self.gradient, gradient)
         return AccumulatedGradient(total, self.versions, self.examples + examples)
 
     def messages(self, replica: str, sequence: int) -> Iterator[Push]:
-        """One push for each shard, made when it is asked for, once.
+        """One push for each shard. Each is made when it is asked for, once.
 
-        Lets go of what was asked for: where nobody else has the gradient, the memory of each
-        piece is free again when its shard has applied it.
+        The iterator lets go of what it has handed out: where nobody else holds the gradient, the
+        memory of each slice is free again when its shard has applied it.
+
+        Args:
+          replica: the name of the node that pushes.
+          sequence: the number of the push among the replica's: 0, 1, 2, ...
+
+        Raises:
+          ValueError: nothing was accumulated.
         """
         if self.gradient is None:
             raise ValueError("nothing is accrued: push after the first gradient")
@@ -49,5 +65,5 @@ def _pushes(
     left: list[tuple[int, Slice]], replica: str, sequence: int, examples: int
 ) -> Iterator[Push]:
     while left:
-        version, piece = left.pop()
-        yield Push(replica, sequence, version, examples, piece, slice_nbytes(piece))
+        version, slice_ = left.pop()
+        yield Push(replica, sequence, version, examples, slice_, slice_nbytes(slice_))

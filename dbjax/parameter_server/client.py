@@ -1,4 +1,4 @@
-"""The parameters cut across services, addressed as one (section 4.1)."""
+"""The parameter server as its clients see it: shards on many nodes, addressed as one (section 4.1)."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ import jax
 import optax
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding
-from dbjax.optim.parameters import require_parameters
+from dbjax.optim.inputs import require_parameters
 from dbjax.parameter_server.failover_client import serve_replicated
-from dbjax.parameter_server.gradient_fn import GradientFn
+from dbjax.parameter_server.gradient_fn import GradientFn, PartitionedGradientFns, shapes_of
+from dbjax.parameter_server.optimizer import server_rule, server_trees
 from dbjax.parameter_server.partition import (
     Partition,
     compiled_split,
     partition_params,
     slice_nbytes,
 )
-from dbjax.parameter_server.partitioned_gradient_fn import PartitionedGradientFns, shapes_of
-from dbjax.parameter_server.rule_trees import server_trees
-from dbjax.parameter_server.shard import Snapshot, server_rule
+from dbjax.parameter_server.shard import Snapshot
 from dbjax.runtime.interface import Future, Handle, Runtime, all_of
 from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
 T = TypeVar("T")
 M = TypeVar("M")
+Restore = Callable[[Partition], Sequence[Any]]  # to the states of shards that have this partition
 P = ParamSpec("P")
 
 
@@ -75,6 +75,7 @@ class ParameterServer(Generic[S]):
         backups: int = 0,
         sharding: ModelSharding | None = None,
         rule: optax.GradientTransformation | None = None,
+        restore: Restore | None = None,
     ) -> ParameterServer[S]:
         """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
 
@@ -99,9 +100,9 @@ class ParameterServer(Generic[S]):
         if rule is not None:
             args = (server_rule(rule, server_trees(rule, partition, slices)), *args)
         del params  # of leaves that are cut the slices are copies
-        if runtime.resumed is not None:
-            states = enumerate(runtime.resumed(partition))
-            runtime.saved = {f"{name}/{i}": state for i, state in states}
+        if restore is not None:
+            states = enumerate(restore(partition))
+            runtime.latest_states = {f"{name}/{i}": state for i, state in states}
         handles = [
             serve_replicated(runtime, f"{name}/{i}", backups, make, slice_, *args)
             for i, slice_ in enumerate(slices)

@@ -1,4 +1,4 @@
-"""A service that outlives its machine, as its callers see it."""
+"""The client of a service that may fail: it repeats a call at the other copy, or waits."""
 
 from __future__ import annotations
 
@@ -6,12 +6,22 @@ from collections.abc import Callable, Sequence
 from typing import Any, final
 
 from dbjax.errors import NodeDied
-from dbjax.parameter_server.replication import ReplicatedService, make_or_restore
-from dbjax.runtime.interface import Caller, Future, Handle, Runtime, calling_as, current, first_of
+from dbjax.parameter_server.replication import ReplicatedService, make_service
+from dbjax.runtime.interface import (
+    Caller,
+    Future,
+    Handle,
+    Runtime,
+    calling_as,
+    current,
+    first_of,
+    journaled,
+)
+from dbjax.runtime.node_names import backup_name
 
 
 def require_backups(method: str, backups: int) -> None:
-    """Raises ValueError where a method is given other backups than 0 or 1."""
+    """Raises ValueError if an algorithm is given a number of backups other than 0 or 1."""
     if backups not in (0, 1):
         raise ValueError(f"{method}.shard_backups={backups} must be 0 or 1")
 
@@ -20,29 +30,26 @@ def require_backups(method: str, backups: int) -> None:
 class FailoverClient:
     """A `Handle` of a service that outlives its machine.
 
-    A call that a machine takes to its grave is made again: to the other copy, if there is one,
-    else when the machine is back.
+    When a machine fails before it answers a call, the call is repeated: at the other copy if there
+    is one, otherwise when the machine is back.
 
     Args:
-      copies: handles of its `ReplicatedService`s; or of the service itself, if it is the only one.
+      name: of the service.
+      copies: handles of its two `ReplicatedService`s; or of the service itself, if that is all.
     """
 
     def __init__(self, name: str, copies: Sequence[Handle[Any]]) -> None:
         self.name, self._copies = name, tuple(copies)
-        self._head = 0  # as far as is known
+        self._primary = 0  # as far as is known
 
+    @journaled
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        journal = current.caller.journal
-        if journal is not None:
-            return journal.given(self.call, method, *args, **kwargs)
         future: Future[Any] = Future((method.__name__, self.name))
-        self._send(_Request(method, args, kwargs, current.caller, future), self._head)
+        self._send(_Request(method, args, kwargs, current.caller, future), self._primary)
         return future
 
+    @journaled
     def up(self) -> Future[None]:
-        journal = current.caller.journal
-        if journal is not None:
-            return journal.given(self.up)
         return first_of([copy.up() for copy in self._copies]).then(lambda _: None)
 
     def _send(self, request: _Request, to: int) -> None:
@@ -53,9 +60,8 @@ class FailoverClient:
             else:
                 asked = request.method.__name__, request.args, request.kwargs
                 if request.caller.node.observer:
-                    reply = copy.call(
-                        ReplicatedService.observe, *asked, request.tried >= len(self._copies)
-                    )
+                    tried_all = request.tried >= len(self._copies)
+                    reply = copy.call(ReplicatedService.observe, *asked, tried_all)
                 else:
                     reply = copy.call(ReplicatedService.serve, *asked)
         reply.on_done(lambda: self._replied(request, to, reply))
@@ -64,7 +70,7 @@ class FailoverClient:
         error = reply.error()
         if error is None:
             request.future.set_result(reply.result())
-        elif not _gone(error):
+        elif not _is_unavailable(error):
             request.future.set_error(error, [reply])
         else:
             reply.see()
@@ -72,27 +78,27 @@ class FailoverClient:
 
     def _send_again(self, request: _Request, failed: int) -> None:
         other = (failed + 1) % len(self._copies)
-        if self._head == failed:
-            self._head = other
+        if self._primary == failed:
+            self._primary = other
         request.tried += 1
         if request.tried % len(self._copies):
             self._send(request, other)
             return
         with calling_as(request.caller):
             up = self.up()
-        up.on_done(lambda: self._send(request, self._head))
+        up.on_done(lambda: self._send(request, self._primary))
 
 
 def serve_replicated(
     runtime: Runtime, name: str, backups: int, make: Callable[..., Any], *args: Any
 ) -> Handle[Any]:
-    """Places `make(node, *args)` on a node of that name, and a second copy if it is backed up."""
+    """Places `make(node, *args)` on a node of that name, and a second copy if `backups` is 1."""
     if not backups:
-        only = runtime.serve(name, make_or_restore, make, name, *args)
+        only = runtime.serve_restorable(name, name, make_service, make, *args)
         return FailoverClient(name, [only]) if runtime.nodes_can_fail else only
-    nodes = (name, f"{name}/backup")
+    nodes = (name, backup_name(name))
     copies = [
-        runtime.serve(node, ReplicatedService, make, name, place, peer, *args)
+        runtime.serve_restorable(node, name, ReplicatedService, make, name, place, peer, *args)
         for place, (node, peer) in enumerate(zip(nodes, reversed(nodes), strict=True))
     ]
     return FailoverClient(name, copies)
@@ -100,7 +106,11 @@ def serve_replicated(
 
 @final
 class _Request:
-    """A call, until it is answered."""
+    """A call, until it is answered.
+
+    Attributes:
+      tried: how many times it has failed.
+    """
 
     __slots__ = ("args", "caller", "future", "kwargs", "method", "tried")
 
@@ -116,6 +126,6 @@ class _Request:
         self.caller, self.future, self.tried = caller, future, 0
 
 
-def _gone(error: BaseException) -> bool:
-    """Whether nobody was there, or not the one who may answer."""
+def _is_unavailable(error: BaseException) -> bool:
+    """Whether the copy was down, or was not the one that may answer."""
     return isinstance(error, NodeDied) or isinstance(error.__cause__, NodeDied)

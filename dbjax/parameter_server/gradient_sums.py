@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol, final
 import jax
 import numpy as np
 
+from dbjax.parameter_server.gradient_fn import PartitionedGradientFn
 from dbjax.parameter_server.partition import Partition, compiled_join, compiled_split
-from dbjax.parameter_server.partitioned_gradient_fn import PartitionedGradientFn
 from dbjax.types import Batch, LossFn, Slice, Slices, loss_of
 
 

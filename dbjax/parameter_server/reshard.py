@@ -11,17 +11,18 @@ from typing import Any
 import jax
 import optax
 
+from dbjax.parameter_server.optimizer import ServerState
 from dbjax.parameter_server.partition import (
     Partition,
     Piece,
     compiled_join,
     compiled_split,
     is_absent,
+    joined,
     slice_nbytes,
 )
-from dbjax.parameter_server.regions import joined
-from dbjax.parameter_server.regions import whole as full
-from dbjax.parameter_server.shard import ServerState, ShardCounts, ShardState, Snapshot
+from dbjax.parameter_server.partition import whole as full
+from dbjax.parameter_server.shard import ShardCounts, ShardState, Snapshot
 from dbjax.parameter_server.staleness import StalenessAccounting
 from dbjax.parameter_server.vector_shard import Finished, VectorState
 from dbjax.types import Slice

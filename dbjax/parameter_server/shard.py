@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable
-from typing import Any, NamedTuple, final
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 
+from dbjax.parameter_server.optimizer import ServerRule, ServerState
 from dbjax.parameter_server.partition import is_absent, slice_nbytes
-from dbjax.parameter_server.rule_trees import RuleTrees
 from dbjax.parameter_server.staleness import StalenessAccounting
 from dbjax.runtime.interface import Future, Node, ready
 from dbjax.types import Slice
@@ -82,88 +78,24 @@ class ShardState:
     staleness: StalenessAccounting
 
 
-class ServerState(NamedTuple):
-    """What a shard keeps beside its slice.
-
-    Attributes:
-      rule: states of the server rule, one for each tree that it sees (`RuleTrees`).
-      refused: int32 [2]: pushes refused, and their examples.
-    """
-
-    rule: tuple[Any, ...]
-    refused: jax.Array
-
-
-@dataclasses.dataclass(frozen=True)
-class ServerRule:
-    """A rule as shards apply it, compiled once for all of them.
-
-    Attributes:
-      rule: as it was given.
-      trees: the pytrees that it sees; None: the slices themselves.
-      init: slice -> state.
-      apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
-        finite changes nothing but the count of what was refused. Nothing is donated:
-        snapshots refer to the old values.
-    """
-
-    rule: optax.GradientTransformation
-    trees: RuleTrees | None
-    init: Callable[[Slice], ServerState]
-    apply: jax.stages.Wrapped
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is compiled anew."""
-        return server_rule, (self.rule, self.trees)
-
-
-@functools.lru_cache(maxsize=16)
-def server_rule(rule: optax.GradientTransformation, trees: RuleTrees | None = None) -> ServerRule:
-    """Compiles a rule for shards."""
-
-    # Unused values say where: a state lies where its slice does, from the first push on.
-    @functools.partial(jax.jit, keep_unused=True)
-    def init(params: Slice) -> ServerState:
-        states = trees.init(rule, (params,)) if trees else (rule.init(params),)
-        return ServerState(states, jnp.zeros(2, jnp.int32))
-
-    def update(params: Slice, states: tuple[Any, ...], gradient: Slice) -> Any:
-        if trees:
-            (new,), states = trees.update(rule, (params,), states, (gradient,))
-            return new, states
-        updates, state = rule.update(gradient, states[0], params)
-        return optax.apply_updates(params, updates), (state,)
-
-    @jax.jit
-    def apply(
-        params: Slice, state: ServerState, gradient: Slice, examples: int
-    ) -> tuple[Slice, ServerState]:
-        finite = jnp.isfinite(sum(map(_zero_if_finite, jax.tree.leaves(gradient))))
-        new = update(params, state.rule, gradient)
-        params, rule_states = jax.tree.map(
-            lambda n, o: jnp.where(finite, n, o), new, (params, state.rule)
-        )
-        refused = jnp.where(finite, 0, jnp.stack([1, examples])).astype(jnp.int32)
-        return params, ServerState(rule_states, state.refused + refused)
-
-    return ServerRule(rule, trees, init, apply)
-
-
-def _zero_if_finite(values: jax.Array) -> jax.Array:
-    """0 if all values are finite, else NaN: a product with zeros runs as fast as memory does."""
-    if values.ndim == 0:
-        return (0 * values).astype(jnp.float32)
-    zeros = jnp.zeros(values.shape[-1], values.dtype)
-    found = jnp.sum(jnp.matmul(values, zeros, precision=jax.lax.Precision.HIGHEST))
-    return found.astype(jnp.float32)  # of leaves of all types there is one sum
-
-
-@final
 class Shard:
     """Holds one slice of the parameters and applies pushed gradients to it, one at a time.
 
-    Paper: section 4.1; the shards run independently of each other, so at a given moment
-    they need not have applied the same updates, nor in the same order.
+    Paper: section 4.1. The shards run independently of each other, so at a given moment they need
+    not have applied the same updates, nor in the same order.
+
+    This is an extension point. A subclass may take more arguments after these three, and may wrap
+    `fetch` and `push`: do something before or after `super().fetch(replica)`, or return a `Future`
+    of its result to reply later. What it keeps beside the shard's own state it must be able to
+    tell from that state, or add in `state` and `restore`.
+
+    Args:
+      node: where it runs.
+      params: its slice.
+      rule: the server rule, compiled.
+
+    Attributes:
+      staleness: of the pushes that it has applied.
     """
 
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:

@@ -10,13 +10,13 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, final
 
-import numpy as np
-
 from dbjax.errors import ServiceError, StateLost
 from dbjax.optim.space import Command
 from dbjax.parameter_server.client import ParameterServer
 from dbjax.parameter_server.vector_shard import BEGINNING, VectorShard
-from dbjax.runtime.interface import Future
+from dbjax.runtime.interface import Future, size_bytes
+
+_NUMBER_BYTES = 8
 
 
 @dataclasses.dataclass
@@ -96,10 +96,10 @@ class VectorClient:
     ) -> Future[Any]:
         shards = len(self._server.shards)
         self.traffic.round_trips += 1
-        self.traffic.bytes_sent += shards * wire_bytes(sent)
+        self.traffic.bytes_sent += shards * size_bytes(sent, _NUMBER_BYTES)
 
         def received(replies: list[Any]) -> Any:
-            self.traffic.bytes_received += wire_bytes(replies)
+            self.traffic.bytes_received += size_bytes(replies, _NUMBER_BYTES)
             return combine(replies)
 
         return replying.then(received)
@@ -107,20 +107,3 @@ class VectorClient:
 
 def _summed_replies(replies: list[list[float]]) -> list[float]:
     return [sum(parts) for parts in zip(*replies, strict=True)]
-
-
-def wire_bytes(message: Any) -> int:
-    """Of a message of numbers and names: 8 a number, 1 a letter."""
-    if message is None:
-        return 0
-    if isinstance(message, str):
-        return len(message)
-    if isinstance(message, np.ndarray):
-        return message.nbytes
-    if isinstance(message, dict):
-        return wire_bytes(tuple(message.items()))
-    if isinstance(message, (tuple, list)):
-        return sum(map(wire_bytes, message))
-    if dataclasses.is_dataclass(message):
-        return sum(wire_bytes(getattr(message, f.name)) for f in dataclasses.fields(message))
-    return 8

@@ -1,18 +1,28 @@
-"""Who calls: calls are numbered, so that each has a name that is the same on every runtime."""
+"""Who is calling: the code that runs in this thread, and how many calls it has made.
+
+Calls are numbered by their caller, so that every call has a name that is the same on every
+runtime. What a caller sees of time goes through its `Observations`; what its coroutine is given
+goes through its journal, if it keeps one.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Protocol, final
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, final
 
 from dbjax.runtime.futures import Future
 from dbjax.runtime.recording import LiveObservations, Observations
 
+S = TypeVar("S")
+T = TypeVar("T")
+P = ParamSpec("P")
+
 
 class Journal(Protocol):
-    """Writes down what a coroutine is given, while it runs."""
+    """Records what a coroutine is given while it runs."""
 
     @property
     def kept(self) -> Any: ...
@@ -20,7 +30,7 @@ class Journal(Protocol):
     def keep(self, state: Any) -> None: ...
 
     def given(self, ask: Callable[..., Future[Any]], *args: Any, **kwargs: Any) -> Future[Any]:
-        """What `ask` returns."""
+        """The future that `ask(*args, **kwargs)` returns."""
 
     def said(self, value: Any) -> Any:
         """The value."""
@@ -28,15 +38,15 @@ class Journal(Protocol):
 
 @final
 class Caller:
-    """A main, or a service with code of its own.
+    """A process, or a service with code of its own.
 
     Attributes:
-      node: that it runs on.
-      label: names it within the run.
-      observed: what it sees of time.
-      calls: how many it has made.
-      life: how often it has died; what it had asked for before then comes to nobody.
-      journal: of its coroutine, while that runs; None where none is kept.
+      node: the node that it runs on.
+      label: its name within the run.
+      observations: what it sees of time.
+      calls: how many calls it has made.
+      incarnation: how many times it has failed. Replies to an earlier incarnation are dropped.
+      journal: the journal of its coroutine, while that runs; None where none is kept.
     """
 
     __slots__ = ("calls", "incarnation", "journal", "label", "node", "observations")
@@ -47,13 +57,17 @@ class Caller:
         self.journal: Journal | None = None
 
     def number(self) -> int:
-        """Of its next call: 1, 2, 3, ..."""
+        """The number of its next call: 1, 2, 3, ..."""
         self.calls += 1
         return self.calls
 
+    def said(self, value: Any) -> Any:
+        """The value; if there is a journal, the value goes through it."""
+        return value if self.journal is None else self.journal.said(value)
+
 
 class _Driver:
-    """Where `run` is called: no node of the cluster."""
+    """Stands for the code that calls `run`: it is on no node of the cluster."""
 
     name, observer, elsewhere = "driver", True, False
 
@@ -65,12 +79,12 @@ class _Current(threading.local):
     caller = DRIVER
 
 
-current = _Current()  # whose code this thread runs
+current = _Current()  # the code that this thread runs
 
 
 @contextlib.contextmanager
 def calling_as(caller: Caller) -> Iterator[None]:
-    """What is called in the block, `caller` calls."""
+    """Calls that are made in the block are calls of `caller`."""
     before, current.caller = current.caller, caller
     try:
         yield
@@ -78,6 +92,25 @@ def calling_as(caller: Caller) -> Iterator[None]:
         current.caller = before
 
 
+def journaled(
+    method: Callable[Concatenate[S, P], Future[T]],
+) -> Callable[Concatenate[S, P], Future[T]]:
+    """Decorates what a coroutine may ask for, and gets a future of.
+
+    This is the only place where such questions are recorded: if the coroutine keeps a journal, the
+    journal asks, and can give the same future again when the coroutine is resumed.
+    """
+
+    @functools.wraps(method)
+    def asked(self: S, /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        journal = current.caller.journal
+        if journal is None:
+            return method(self, *args, **kwargs)
+        return journal.given(method, self, *args, **kwargs)
+
+    return asked
+
+
 def of_service(name: str) -> str:
-    """The label of a service's own calls; a main may live on the same node."""
+    """The label of a service's own calls; a process may run on the same node."""
     return f"{name}.service"

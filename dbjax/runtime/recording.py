@@ -13,7 +13,8 @@ import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar, final
 
-from dbjax.runtime.event_log import Script, Seen
+from dbjax.errors import ReplayError
+from dbjax.runtime.event_log import Script, Seen, version_of
 from dbjax.runtime.futures import ArrivalQueue, Arrivals, Future, ready
 
 T = TypeVar("T")
@@ -151,3 +152,42 @@ class _InOrder(Generic[K]):
         for index in self._order:
             return self._keys[index]
         return Future("the end of the log")
+
+
+@final
+class ReplayOrder:
+    """Makes a service serve its calls in the order of another run: calls wait for their turn.
+
+    Attributes:
+      served: how many calls have been served.
+    """
+
+    def __init__(self, script: Script, service: str) -> None:
+        self._calls, self._service = script.calls(service), service
+        self._early: dict[tuple[str, int], Any] = {}
+        self._next = 0
+        self.served = 0
+
+    def due(self, caller: str, number: int, call: Any) -> list[Any]:
+        """Takes a call that has arrived; returns the calls whose turn it is now, in order."""
+        self._early[caller, number] = call
+        found = []
+        while self._next < len(self._calls) and self._calls[self._next][:2] in self._early:
+            found.append(self._early.pop(self._calls[self._next][:2]))
+            self._next += 1
+        return found
+
+    def check(self, reply: Any) -> None:
+        """Compares the reply to the call that was just served with the log.
+
+        Raises:
+          ReplayError: the versions differ.
+        """
+        caller, number, version = self._calls[self.served]
+        self.served += 1
+        if version != version_of(reply):
+            raise ReplayError(
+                f"{self._service}, call {self.served} of {len(self._calls)} ({caller}'s number "
+                f"{number}): version {version_of(reply)}, the log says {version}: this is not the "
+                "program, the data or the machine that wrote the log, or the log is damaged"
+            )

@@ -24,7 +24,9 @@ from dbjax.runtime.trace import Row
 from experiments import build
 
 # Fields that nothing asks for in a trial, or that cannot change what comes of it.
-UNUSED = frozenset({"event_log", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"})
+UNUSED = frozenset(
+    {"event_log", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"}
+)
 Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
 
 

@@ -133,7 +133,9 @@ def test_one_that_is_not_damaged_is_not_left_out(filled, error):
 
 def test_one_of_a_class_that_is_not_known_here_is_not_left_out(filled, monkeypatch):
     monkeypatch.delattr("dbjax.checkpoint.state.CheckpointState")
-    with pytest.raises(ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.state:CheckpointState' is no"):
+    with pytest.raises(
+        ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.state:CheckpointState' is no"
+    ):
         latest(filled)
 
 

@@ -46,9 +46,7 @@ def test_busy_shares_are_those_of_the_spans(tmp_path):
 
 def test_what_lasts_inside_another_span_counts_once(tmp_path):
     """Busy from 2 to 6 and from 8 to 9 s, whatever begins and ends meanwhile."""
-    lasting = [
-        ("shard/0", "apply", a, b) for a, b in ((2, 6), (3, 4), (5, 5.5), (8, 9), (8, 8.5))
-    ]
+    lasting = [("shard/0", "apply", a, b) for a, b in ((2, 6), (3, 4), (5, 5.5), (8, 9), (8, 8.5))]
     spans = read_one(tmp_path, spans=lasting).spans
     times_s = np.array([0.0, 3.0, 4.5, 6.0, 7.0, 8.25, 20.0])
     found = busy.busy_until(spans, np.ones(len(spans), bool), times_s)

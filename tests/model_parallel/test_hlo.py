@@ -6,7 +6,7 @@ import pytest
 
 from dbjax.costs.collectives import Collective
 from dbjax.costs.hlo import parse
-from dbjax.costs.phases import tally
+from dbjax.costs.program import tally
 
 ADD = """
 %add (a: f32[], b: f32[]) -> f32[] {

@@ -3,9 +3,8 @@
 import numpy as np
 import pytest
 
-from dbjax.costs.brackets import pieces
-from dbjax.costs.groups import groups
-from dbjax.costs.shapes import Shape, shape
+from dbjax.costs.collectives import groups
+from dbjax.costs.hlo import Shape, pieces, shape
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ def close(found, expected, tolerance=3e-6):
 def filters(kernel, bias):
     module = VisionConfig(image=8, classes=2, units=5, patch=3, last_pool=2).module
     stage = jax.eval_shape(module, locally_connected.nnx.Rngs(0)).stages[0]
-    stage.kernel, stage.bias = locally_connected.nnx.Param(kernel), locally_connected.nnx.Param(bias)
+    stage.kernel, stage.bias = (
+        locally_connected.nnx.Param(kernel),
+        locally_connected.nnx.Param(bias),
+    )
     return stage
 
 

@@ -12,7 +12,7 @@ import dbjax
 from dbjax import optim
 from dbjax.algorithms import downpour
 from dbjax.models import build
-from dbjax.optim.parameters import require_parameters
+from dbjax.optim.inputs import require_parameters
 
 X = np.ones((16, 3), np.float32)
 

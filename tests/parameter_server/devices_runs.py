@@ -19,9 +19,9 @@ from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.models import build
 from dbjax.optim import Lbfgs
-from dbjax.parameter_server import partitioned_gradient_fn
+from dbjax.parameter_server import gradient_fn
+from dbjax.parameter_server.gradient_fn import PartitionedGradientFn
 from dbjax.parameter_server.partition import partition_params
-from dbjax.parameter_server.partitioned_gradient_fn import PartitionedGradientFn
 from tests.model_parallel.padded import apart
 from tests.parameter_server.linear_task import linear_cut, linear_task
 
@@ -84,7 +84,7 @@ def moved(task, sharding, shards=3):
         return device_put(values, target)
 
     batch_names = batch.keys() if isinstance(batch, dict) else None
-    with mock.patch.object(partitioned_gradient_fn.jax, "device_put", put):
+    with mock.patch.object(gradient_fn.jax, "device_put", put):
         _, pushed = gradient(slices, batch)
     return {
         "bytes": sum(leaf.nbytes for leaf in jax.tree.leaves(params)),

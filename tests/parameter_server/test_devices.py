@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding
+from dbjax.parameter_server.gradient_fn import pieces_held
 from dbjax.parameter_server.partition import partition_params
-from dbjax.parameter_server.partitioned_gradient_fn import pieces_held
 from tests.parameter_server.devices_runs import SHARDS
 from tests.parameter_server.linear_task import RULES, SHAPES
 from tests.processes import printed

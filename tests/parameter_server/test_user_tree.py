@@ -16,8 +16,8 @@ from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.optim import downpour_adagrad, require_elementwise
 from dbjax.parameter_server import partition_params, server_rule
 from dbjax.parameter_server import shard as shards_own
+from dbjax.parameter_server.optimizer import server_trees, trees_for
 from dbjax.parameter_server.reshard import Cuts, _rules
-from dbjax.parameter_server.rule_trees import server_trees, trees_for
 
 # The same operations on the same numbers, so at most a few roundings of float32 apart: loops of
 # other lengths may round a root or a power differently, and four updates may add that up.

@@ -10,8 +10,7 @@ import pytest
 import dbjax
 from dbjax.algorithms import downpour, sgd
 from dbjax.monitoring.fault_injection import Chaos
-from dbjax.runtime.cluster import Failure, Machine, Outage
-from dbjax.runtime.network_faults import Link
+from dbjax.runtime.cluster import Failure, Link, Machine, Outage
 from dbjax.runtime.virtual import VirtualRuntime
 
 X = np.ones((8, 2), np.float32)

@@ -29,8 +29,9 @@ from dbjax.parameter_server.gradient_sums import (
 )
 from dbjax.parameter_server.vector_client import Traffic, VectorClient
 from dbjax.parameter_server.vector_shard import VectorShard
+from dbjax.program import Program, require_config
 from dbjax.runtime.interface import Handle, Node, Runtime
-from dbjax.task import Program, Task, require_config
+from dbjax.task import Task
 
 _TOGETHER = 4096  # examples in one program, where arithmetic may be put off
 

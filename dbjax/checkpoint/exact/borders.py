@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dbjax.checkpoint.class_names import class_name
+from dbjax.checkpoint.encoding import class_name
 from dbjax.checkpoint.exact.ours import is_ours
 from dbjax.runtime.context import Caller
 from dbjax.runtime.event_log import EventLog, Seen, Served
@@ -33,16 +33,22 @@ LISTENERS = (
 )
 # Made while the program is built, and as much the same thing in the next process as a node is.
 SLOTTED = (Future, Caller)
-# Attributes that are other things in a run that is taken up.
+# Attributes that differ in a resumed run.
 _OWN = {
-    "dbjax.runtime.virtual.runtime:VirtualRuntime": {
-        "resumed", "clock", "journals", "_pauses", "_stopping", "_halting", "_script", "_turns"}
-}  # fmt: skip
+    "dbjax.runtime.virtual.runtime:VirtualRuntime": {"clock", "_script", "_replay_orders"},
+    "dbjax.runtime.virtual.simulator:Simulator": {"journals", "_pauses", "_stopping", "_halting"},
+}
 # Whose instances hold nothing but what can be found again: data, compiled programs, files.
-_STATELESS = ("dbjax.checkpoint", "dbjax.data", "dbjax.models", "dbjax.model_parallel",
-              "dbjax.parameter_server.partitioned_gradient_fn", "dbjax.parameter_server.gradient_fn")  # fmt: skip
+_STATELESS = (
+    "dbjax.checkpoint",
+    "dbjax.data",
+    "dbjax.models",
+    "dbjax.model_parallel",
+    "dbjax.costs",
+    "dbjax.parameter_server.gradient_fn",
+)
 # Attributes that hold nothing that has a name: see `Names`.
-MOVING = {"_events", "_unnoticed", "failed", "saved", "_callbacks"}
+MOVING = {"_events", "_unnoticed", "failed", "latest_states", "_callbacks"}
 
 
 def attributes(value: Any) -> dict[str, Any]:

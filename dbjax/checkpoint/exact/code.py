@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from dbjax.checkpoint.class_names import lookup
+from dbjax.checkpoint.encoding import lookup
 from dbjax.checkpoint.exact.ours import require_ours
 
 Place = tuple[str, str, int, int]  # module, qualified name, first line, which of those there

@@ -19,7 +19,6 @@ from dbjax.checkpoint.exact.ours import add_package_of
 from dbjax.checkpoint.exact.thaw import thaw
 from dbjax.checkpoint.trees import Structures
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.runtime.virtual.fast_forward import fast_forward, journals
 
 _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
@@ -60,7 +59,7 @@ class ExactResume:
         Raises:
           TypeError: something is of a kind that a checkpoint cannot hold; names it.
         """
-        blank = itertools.chain(*(journal.watched() for journal in journals(self._runtime)))
+        blank = itertools.chain(*(journal.watched() for journal in self._runtime.journals()))
         nodes = Freezer(self._names, arrays, blank).table(self._runtime)
         return ExactState(self._program, nodes, arrays.values)
 
@@ -76,7 +75,7 @@ class ExactResume:
           ReplayError: it is of another program.
         """
         thaw(state.nodes, state.arrays, self._names, self._structures)
-        fast_forward(self._runtime)
+        self._runtime.fast_forward()
 
 
 @functools.cache

@@ -20,8 +20,14 @@ from typing import Any, final
 import jax
 import numpy as np
 
-from dbjax.checkpoint.class_names import class_name
-from dbjax.checkpoint.encoding import ArrayTable, encode, encoded_key, encoded_scalar, is_key
+from dbjax.checkpoint.encoding import (
+    ArrayTable,
+    class_name,
+    encode,
+    encoded_key,
+    encoded_scalar,
+    is_key,
+)
 from dbjax.checkpoint.exact import code
 from dbjax.checkpoint.exact.borders import ARRAYS, attributes, has_state
 from dbjax.checkpoint.exact.names import Names

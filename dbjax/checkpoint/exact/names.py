@@ -18,7 +18,7 @@ from typing import Any, final
 
 import numpy as np
 
-from dbjax.checkpoint.class_names import class_name
+from dbjax.checkpoint.encoding import class_name
 from dbjax.checkpoint.exact.borders import (
     ANEW,
     ARRAYS,
@@ -29,7 +29,7 @@ from dbjax.checkpoint.exact.borders import (
     has_state,
     is_value,
 )
-from dbjax.runtime.virtual.service import Service
+from dbjax.runtime.virtual.service import VirtualService
 
 _SEQUENCES = (list, tuple, deque)
 
@@ -153,7 +153,7 @@ class Names:
                 continue
             plain = not fixed and isinstance(part, ATOMS)
             if not plain:
-                below = inner or (isinstance(value, Service) and name == "service")
+                below = inner or (isinstance(value, VirtualService) and name == "service")
                 yield f".{name}", part, below
 
     def _name(self, path: str, value: Any, get: Callable[[], Any]) -> None:

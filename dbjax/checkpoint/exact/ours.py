@@ -11,7 +11,7 @@ import sys
 import types
 from typing import Any
 
-from dbjax.checkpoint.class_names import class_named
+from dbjax.checkpoint.encoding import class_named
 
 _PACKAGES = {"dbjax"}
 _PLAIN = {list, tuple, dict, set, int, float, str, bool, sum, min, max, len, sorted}

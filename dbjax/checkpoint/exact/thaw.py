@@ -18,8 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.checkpoint.class_names import named_tuple_class
-from dbjax.checkpoint.encoding import Array, decode, decoded_key, resolve_nodes, scalar
+from dbjax.checkpoint.encoding import (
+    Array,
+    decode,
+    decoded_key,
+    named_tuple_class,
+    resolve_nodes,
+    scalar,
+)
 from dbjax.checkpoint.exact import code, ours
 from dbjax.checkpoint.exact.names import Names
 from dbjax.checkpoint.trees import Structures
@@ -62,9 +68,9 @@ class _Thawing:
     def root(self) -> Any:
         hashed = ("dict", "counter", "set")  # their keys have to be what they are
         for filled_last in (False, True):
-            for make_node, (kind, *rest) in zip(self._made, self._nodes, strict=True):
+            for made, (kind, *rest) in zip(self._made, self._nodes, strict=True):
                 if (kind in hashed) == filled_last:
-                    self._fill(make_node, kind, rest)
+                    self._fill(made, kind, rest)
         return self._made[0]
 
     def _empty(self, kind: str, rest: list[Any]) -> Any:
@@ -93,31 +99,31 @@ class _Thawing:
                 return resolve_nodes(decode(rest[0], self._arrays), self._structures)
         return _EMPTY[kind]()
 
-    def _fill(self, make_node: Any, kind: str, rest: list[Any]) -> None:
+    def _fill(self, made: Any, kind: str, rest: list[Any]) -> None:
         match kind:
             case "built" | "of":
                 for name, value in rest[1:]:
-                    object.__setattr__(make_node, name, self._of(value))
+                    object.__setattr__(made, name, self._of(value))
             case "list":
-                make_node.extend(map(self._of, rest))
+                made.extend(map(self._of, rest))
             case "deque":
-                make_node.extend(map(self._of, rest[1:]))
+                made.extend(map(self._of, rest[1:]))
             case "set":
-                make_node.update(map(self._of, rest))
+                made.update(map(self._of, rest))
             case "dict" | "counter":
-                dict.update(make_node, ((self._of(key), self._of(value)) for key, value in rest))
+                dict.update(made, ((self._of(key), self._of(value)) for key, value in rest))
             case "closure":
-                self._fill_closure(make_node, *rest[1:])
+                self._fill_closure(made, *rest[1:])
             case "partial":
                 function, args, keywords = map(self._of, rest)
-                make_node.__setstate__((function, args, keywords, None))
+                made.__setstate__((function, args, keywords, None))
             case "error":
-                make_node.args, make_node.__cause__ = self._of(rest[1]), self._of(rest[2])
+                made.args, made.__cause__ = self._of(rest[1]), self._of(rest[2])
 
-    def _fill_closure(self, make_node: types.FunctionType, cells: list[Any], *rest: Any) -> None:
-        for cell, value in zip(make_node.__closure__ or (), cells, strict=True):
+    def _fill_closure(self, made: types.FunctionType, cells: list[Any], *rest: Any) -> None:
+        for cell, value in zip(made.__closure__ or (), cells, strict=True):
             cell.cell_contents = self._of(value)
-        make_node.__defaults__, make_node.__kwdefaults__ = map(self._of, rest)
+        made.__defaults__, made.__kwdefaults__ = map(self._of, rest)
 
     def _of(self, encoded: Any) -> Any:
         if not isinstance(encoded, list):

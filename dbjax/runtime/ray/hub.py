@@ -16,7 +16,7 @@ from dbjax.runtime.ray.handshake import Address, admitted, reached
 from dbjax.runtime.ray.segments import Arena
 from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
 from dbjax.runtime.recording import LiveObservations
-from dbjax.runtime.threads import ThreadsRuntime
+from dbjax.runtime.threads.engine import Engine
 
 Control = Callable[[Wire | None, Message], None]
 
@@ -44,7 +44,7 @@ class Hub:
     """
 
     def __init__(
-        self, engine: ThreadsRuntime, me: Identity, host: str, key: bytes, control: Control
+        self, engine: Engine, me: Identity, host: str, key: bytes, control: Control
     ) -> None:
         self.engine, self.control = engine, control
         self.arena = Arena()

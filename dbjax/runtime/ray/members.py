@@ -45,7 +45,7 @@ class Members:
     Args:
       ends: of the mains, by node.
       live: name -> Ray's reference to the life of that process.
-      engine: of the driver: its clock, its trace.
+      threads: of the driver: its clock, its trace.
     """
 
     def __init__(
@@ -54,10 +54,11 @@ class Members:
         ends: Mapping[str, Future[Any]],
         live: Callable[[str], Any],
         handles: Handles,
-        engine: ThreadsRuntime,
+        threads: ThreadsRuntime,
         events: Events,
     ) -> None:
-        self._handles, self._engine, self._events = handles, engine, events
+        self._handles, self._threads, self._events = handles, threads, events
+        self._engine = threads.engine
         self._live, self._machine = live, ray.get_runtime_context().get_node_id()
         self._members = {name: _Member(node, ends.get(name)) for name, node in nodes.items()}
         self._by_wire: dict[Wire, _Member] = {}
@@ -98,7 +99,7 @@ class Members:
         """All services are there: mains may start, and observers."""
         self._running = True
         self._handles.moved({name: member.address for name, member in self._members.items()})
-        self._engine.start()
+        self._threads.start()
         for member in self._members.values():
             self._send_go(member)
 
@@ -189,7 +190,9 @@ class Members:
 
     def _saved(self, node: str) -> dict[str, Any]:
         """What the last checkpoint holds of a node's services."""
-        return {n: v for n, v in self._engine.saved.items() if f"{node}/".startswith(f"{n}/")}
+        return {
+            n: v for n, v in self._threads.latest_states.items() if f"{node}/".startswith(f"{n}/")
+        }
 
     def _ended_badly(self, end: Future[Any], error: Exception, cause: BaseException | None) -> None:
         error.__cause__ = cause

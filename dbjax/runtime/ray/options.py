@@ -6,8 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import final
 
-from dbjax.runtime.fields import require_fields
-from dbjax.runtime.quantities import require_positive
+from dbjax.arguments import require_fields, require_positive
 
 
 @final

@@ -32,6 +32,7 @@ class RayNode(NamedTuple):
     name: str
     service: Start | None = None
     main: Start | None = None
+    state_name: str | None = None  # under which the service's state is checkpointed
 
 
 class Settings(NamedTuple):
@@ -61,7 +62,8 @@ class Process:
         self._reports = Reports(trace, self._report)
         log = EventLog(self._reports.lines.append) if settings.logs else None
         self._log = log
-        self._engine = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
+        self._threads = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
+        self._engine = self._threads.engine
         self._engine.services, self._engine.alone = Anywhere(here_are), settings.alone
         me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
         host = settings.driver[0]
@@ -114,26 +116,29 @@ class Process:
         returned: bool,
         with_main: bool,
         directory: dict[str, Address | None],
-        saved: dict[str, Any],
+        states: dict[str, Any],
     ) -> None:
         """Makes the service, before anybody can call it."""
         here_are.moved(directory)
         self._engine.incarnation, self._engine.returned = incarnation, returned
-        self._engine.saved = saved
-        name, service, main = self._node
+        self._threads.latest_states = states
+        name, service, main, state_name = self._node
         if service is not None:
             make, args, kwargs = service
-            self._engine.serve(name, make, *args, **kwargs)
+            if state_name is None:
+                self._threads.serve(name, make, *args, **kwargs)
+            else:
+                self._threads.serve_restorable(name, state_name, make, *args)
         if main is not None and with_main:
             function, args, kwargs = main
-            ended = self._engine.spawn(name, function, *args, **kwargs)
+            ended = self._threads.spawn(name, function, *args, **kwargs)
             ended.on_done(functools.partial(self._ended, ended))
-        self._engine.compile_ahead()
+        self._threads.compile_ahead()
         self._driver.send(("ready", 0))
 
     def _go(self, now_s: float, directory: dict[str, Address | None]) -> None:
         here_are.moved(directory)
-        self._engine.start(now_s)
+        self._threads.start(now_s)
         self._reports.start()
 
     def _ended(self, ended: Future[Any]) -> None:
@@ -145,7 +150,7 @@ class Process:
     def _stop(self) -> None:
         error: Exception | None = None
         try:
-            self._engine.finish()
+            self._threads.finish()
         except Exception as lost:
             error = lost
         if self._log is not None:

@@ -14,7 +14,7 @@ import queue
 import secrets
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, final
 
 import jax
@@ -22,6 +22,7 @@ import ray
 
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
+from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.ray.handle import Anywhere, Handles, RayHandle
 from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.members import Events, Members
@@ -51,6 +52,7 @@ class RayRuntime:
     """
 
     clock: Literal["virtual", "wall"] = "wall"
+    defers_arithmetic = False
     nodes_can_fail = True
 
     def __init__(
@@ -65,12 +67,12 @@ class RayRuntime:
     ) -> None:
         self._options = options or RayOptions()
         self._seed, self._trace, self._log = seed, trace, log
-        self._engine = ThreadsRuntime(  # of observers
+        self._threads = ThreadsRuntime(  # of observers
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
-        self.resumed: Callable[[Any], Sequence[Any]] | None = None
         self._nodes: dict[str, RayNode] = {}
         self._handles = Handles()
+        self._engine = self._threads.engine
         self._engine.services = Anywhere(self._handles)
         self._ends: dict[str, Future[Any]] = {}
         self._stopping = threading.Event()
@@ -85,6 +87,13 @@ class RayRuntime:
         self._nodes[name] = before._replace(service=(make, args, kwargs))
         return self._handles.get(name)
 
+    def serve_restorable(
+        self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
+    ) -> RayHandle:
+        before = self._nodes.get(name, RayNode(name))
+        self._nodes[name] = before._replace(service=(make, args, {}), state_name=state_name)
+        return self._handles.get(name)
+
     def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         before = self._nodes.get(name, RayNode(name))
         self._nodes[name] = before._replace(main=(main, args, kwargs))
@@ -93,7 +102,7 @@ class RayRuntime:
         return future
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
-        self._engine.observe(name, main, *args, **kwargs)
+        self._threads.observe(name, main, *args, **kwargs)
 
     def stop(self) -> None:
         self._stopping.set()
@@ -108,12 +117,12 @@ class RayRuntime:
         self._members.kill(name)
 
     @property
-    def saved(self) -> dict[str, Any]:
-        return self._engine.saved
+    def latest_states(self) -> dict[str, Any]:
+        return self._threads.latest_states
 
-    @saved.setter
-    def saved(self, states: dict[str, Any]) -> None:
-        self._engine.saved = states
+    @latest_states.setter
+    def latest_states(self, states: dict[str, Any]) -> None:
+        self._threads.latest_states = states
 
     def between_events(self, do: Callable[[], object]) -> None:
         do()
@@ -132,7 +141,7 @@ class RayRuntime:
             end_s = self._follow(members, until_s)
             members.stop()
             self._await_stop(members)
-            self._engine.finish()
+            self._threads.finish()
             members.raise_lost()
         except BaseException:
             self.close()
@@ -164,10 +173,12 @@ class RayRuntime:
         spans = self._trace.max_spans if self._trace is not None else 0
         same = {name: getattr(jax.config, name) for name in _SAME}
         logs = self._log is not None
-        alone = sum(name.startswith("replica/") for name in self._nodes) <= 1
-        placement.start(Settings(hub.address, key, self._seed, spans, logs, alone, same))
+        replicas = [name for name in self._nodes if kind_of(name) is NodeKind.REPLICA]
+        placement.start(
+            Settings(hub.address, key, self._seed, spans, logs, len(replicas) <= 1, same)
+        )
         members = self._members = Members(
-            self._nodes, self._ends, placement.live, self._handles, self._engine, self._events
+            self._nodes, self._ends, placement.live, self._handles, self._threads, self._events
         )
         self._await_ready(members, "come up", self._stopping.is_set)
         self._require_going_on()

@@ -1,50 +1,49 @@
-"""A node of this machine: its clock is the wall's, its numerics are jax's."""
+"""A node of this machine: its clock is the wall clock, its numerics are jax's."""
 
 from __future__ import annotations
 
 import math
 import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 import jax
 import numpy as np
 
 from dbjax.runtime.context import current
 from dbjax.runtime.interface import Arrivals, Future, first_of, node_generator, ready
-
-if TYPE_CHECKING:
-    from dbjax.runtime.threads.runtime import ThreadsRuntime
+from dbjax.runtime.threads.engine import Engine
 
 
 @final
 class ThreadNode:
-    """A `Node`; its clock is the wall's."""
+    """A `Node` in real time."""
 
     elsewhere = False  # in another process
 
-    def __init__(self, runtime: ThreadsRuntime, name: str, *, observer: bool = False) -> None:
-        self.runtime, self.name, self.observer = runtime, name, observer
-        self.incarnation, self.returned = runtime.incarnation, runtime.returned
+    def __init__(self, engine: Engine, name: str, *, observer: bool = False) -> None:
+        self.engine, self.name, self.observer = engine, name, observer
+        self.incarnation, self.returned = engine.incarnation, engine.returned
         self._computed: Any = None
 
     def now(self) -> float:
-        return current.caller.observations.now(self.runtime.now_s())
+        return current.caller.observations.now(self.engine.now_s())
 
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        if self.runtime.over():
+        engine = self.engine
+        if engine.over():
             return Future("the end")
         if not self.observer:
-            self.runtime.computing.add(self)
-        begin_s = self.runtime.now_s()
+            engine.computing.add(self)
+        begin_s = engine.now_s()
         value = fn(*args, **kwargs)
-        if self.runtime.waits_for_numerics():
+        if engine.waits_for_numerics():
             jax.block_until_ready(value)  # and not kept: it may be as large as the parameters
         else:
             before, self._computed = self._computed, value
             jax.block_until_ready(before)
-        if self.runtime.trace is not None and not self.observer:
-            self.runtime.trace.span(self.name, "compute", begin_s, self.runtime.now_s())
+        if engine.trace is not None and not self.observer:
+            engine.trace.span(self.name, "compute", begin_s, engine.now_s())
         return ready(value)
 
     def sleep(self, seconds: float) -> Future[None]:
@@ -52,10 +51,10 @@ class ThreadNode:
             raise ValueError(f"sleep({seconds!r}): needs a finite number of seconds, at least 0")
         future: Future[None] = Future("sleep")
         weight = 0 if self.observer else 1
-        self.runtime.sleeping += weight
+        self.engine.sleeping += weight
 
         def wake() -> None:
-            self.runtime.sleeping -= weight
+            self.engine.sleeping -= weight
             future.set_result(None)
 
         timer = threading.Timer(seconds, wake)
@@ -76,23 +75,20 @@ class ThreadNode:
         return current.caller.observations.arrivals(label)
 
     def random(self) -> np.random.Generator:
-        return node_generator(self.runtime.seed, self.name, self.incarnation)
+        return node_generator(self.engine.seed, self.name, self.incarnation)
 
     def record(self, **values: Any) -> None:
-        if self.runtime.trace is not None:
-            self.runtime.trace.record(self.name, self.runtime.now_s(), values)
+        if self.engine.trace is not None:
+            self.engine.trace.record(self.name, self.engine.now_s(), values)
 
     def service(self, name: str) -> Any:
-        return self.runtime.services[name]
-
-    def saved(self, name: str) -> Any:
-        return self.runtime.saved.get(name)
+        return self.engine.services[name]
 
     def save_progress(self, state: Any) -> None:
-        """Threads are not taken up where they stood."""
+        """Does nothing: runs in real time are resumed from checkpoints of the shards only."""
 
     def saved_progress(self) -> Any:
         return None
 
     def count_memory_traffic(self, arrays: Any) -> None:
-        """Takes as long as it takes."""
+        """Does nothing: memory traffic takes as long as it takes."""

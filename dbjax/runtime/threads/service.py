@@ -5,24 +5,29 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, final
+from typing import Any, final
 
 from dbjax.errors import ServiceError
 from dbjax.runtime.context import Caller, current
+from dbjax.runtime.event_log import Served
 from dbjax.runtime.interface import Future, ready
-
-if TYPE_CHECKING:
-    from dbjax.runtime.threads.runtime import ThreadsRuntime
+from dbjax.runtime.threads.engine import Engine
 
 
 @final
-class Service:
-    """A `Handle`, and the queue of calls that its service serves one at a time."""
+class ThreadService:
+    """A `Handle`, and the queue of calls that its service serves one at a time.
 
-    def __init__(self, runtime: ThreadsRuntime, name: str, service: Any, caller: Caller) -> None:
-        self.runtime, self.name, self.service = runtime, name, service
-        self._caller = caller  # for its own calls
-        self._log = runtime.log.served(name) if runtime.log else None
+    Args:
+      caller: makes the service's own calls.
+      log: records the order of its calls; None: nobody does.
+    """
+
+    def __init__(
+        self, engine: Engine, name: str, service: Any, caller: Caller, log: Served | None
+    ) -> None:
+        self._engine, self.name, self.service = engine, name, service
+        self._caller, self._log = caller, log
         self._queue: deque[Callable[[], bool]] = deque()
         self._turn = threading.Lock()  # held by the thread that serves
 
@@ -30,11 +35,11 @@ class Service:
         return self.take(method.__name__, args, kwargs)
 
     def take(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """A call of the caller whose code this thread runs."""
+        """Takes a call of the caller whose code this thread runs."""
         future: Future[Any] = Future((method, self.name))
-        if self.runtime.over():
+        if self._engine.over():
             return future
-        call = _Call(method, args, kwargs, current.caller, self.runtime.now_s(), future)
+        call = _Call(method, args, kwargs, current.caller, self._engine.now_s(), future)
         self._queue.append(lambda: self._serve(call))
         self._serve_waiting()
         return future
@@ -43,53 +48,55 @@ class Service:
         return ready(None)
 
     def _serve_waiting(self) -> None:
-        """Serves in order of arrival, unless another thread does so already.
+        """Serves in order of arrival, unless another thread already does.
 
-        The queue is looked at again after the turn is given back: what another thread
-        put there in between would otherwise wait for ever.
+        The queue is looked at again after the turn is given back: what another thread put there in
+        between would otherwise wait for ever.
         """
         while self._queue and self._turn.acquire(blocking=False):
-            self.runtime.serving.add(self)
+            self._engine.serving.add(self)
             handed_on = bool(self._queue) and self._queue.popleft()()
-            self.runtime.serving.discard(self)
+            self._engine.serving.discard(self)
             if handed_on:
                 return
             self._turn.release()
 
     def _serve(self, call: _Call) -> bool:
-        """Whether the turn went on to a thread of the pool."""
-        begin_s = self.runtime.now_s()
+        """Serves a call; returns whether the turn went on to a thread of the pool."""
+        engine = self._engine
+        begin_s = engine.now_s()
         before, current.caller = current.caller, self._caller
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
-            self._note(call, error)
+            self._record(call, error)
             self._fail(call, error)
             return False
         finally:
             current.caller = before
-        self._note(call, value)
+        self._record(call, value)
         if isinstance(value, Coroutine):
-            self.runtime.pool.submit(self._serve_coroutine, call, value)
+            engine.pool.submit(self._serve_coroutine, call, value)
             return True
-        if self.runtime.trace is not None:
-            self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())
+        if engine.trace is not None:
+            engine.trace.span(self.name, call.method, begin_s, engine.now_s())
         if isinstance(value, Future):
             value.on_done(lambda: self._reply_with(call, value))
         else:
             self._reply(call, value)
         return False
 
-    def _note(self, call: _Call, reply: Any) -> None:
+    def _record(self, call: _Call, reply: Any) -> None:
         if self._log is not None and not call.caller.node.observer:
             self._log.add(call.caller.label, call.number, reply)
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
-        begin_s = self.runtime.now_s()
+        engine = self._engine
+        begin_s = engine.now_s()
         outcome: Future[Any] = Future((call.method, self.name))
-        self.runtime.drive(self._caller, coroutine, outcome, False)
-        if self.runtime.trace is not None:
-            self.runtime.trace.span(self.name, call.method, begin_s, self.runtime.now_s())
+        engine.drive(self._caller, coroutine, outcome, False)
+        if engine.trace is not None:
+            engine.trace.span(self.name, call.method, begin_s, engine.now_s())
         if outcome.done():  # else the run was stopped
             self._reply_with(call, outcome)
         self._turn.release()
@@ -102,24 +109,24 @@ class Service:
             self._fail(call, error)
 
     def _reply(self, call: _Call, value: Any) -> None:
-        node = call.caller.node
-        if self.runtime.trace is not None and not node.elsewhere:
-            self.runtime.trace.span(node.name, call.method, call.sent_s, self.runtime.now_s())
+        node, engine = call.caller.node, self._engine
+        if engine.trace is not None and not node.elsewhere:
+            engine.trace.span(node.name, call.method, call.sent_s, engine.now_s())
         call.future.set_result(value)
 
     def _fail(self, call: _Call, error: Exception) -> None:
         failure = ServiceError(
             f"{self.name}.{call.method}, called by {call.caller.label}, failed at "
-            f"{self.runtime.now_s():g} s: {type(error).__name__}: {error}"
+            f"{self._engine.now_s():g} s: {type(error).__name__}: {error}"
         )
         failure.__cause__ = error
-        self.runtime.failed.append(call.future)
+        self._engine.failed.append(call.future)
         call.future.set_error(failure)
 
 
 @final
 class _Call:
-    """One message to a service, and the future of its reply."""
+    """A message to a service, and the future of its reply."""
 
     __slots__ = ("args", "caller", "future", "kwargs", "method", "number", "sent_s")
 

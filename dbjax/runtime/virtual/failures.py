@@ -1,92 +1,98 @@
-"""Deaths and returns of a virtual node, drawn or scheduled."""
+"""Failures of virtual nodes, drawn or scheduled, and their recovery."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Protocol, final
+from typing import Protocol, final
 
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.virtual.node import VirtualNode
-
-if TYPE_CHECKING:
-    from dbjax.runtime.virtual.runtime import VirtualRuntime
+from dbjax.runtime.virtual.simulator import Simulator
 
 
-class NodeProcess(Protocol):
-    """What lives on a node."""
+class Hosted(Protocol):
+    """What a node hosts: a process, or a service."""
 
     def over(self) -> bool:
-        """Whether it has ended, so that a death would not matter to it."""
+        """Whether it has ended, so that a failure of the node would not matter to it."""
 
-    def died(self, for_good: bool) -> None: ...
+    def died(self, for_good: bool) -> None:
+        """The node has failed. `for_good`: it will not come back."""
 
-    def returned(self) -> None: ...
+    def returned(self) -> None:
+        """The node is back."""
 
 
 @final
 class FailureInjector:
-    """When a node dies, with all that lives on it, and when it is there again."""
+    """Decides when a node fails, with everything that it hosts, and when it is back.
 
-    def __init__(self, runtime: VirtualRuntime, node: VirtualNode) -> None:
-        self._runtime, self._node = runtime, node
-        self._residents: list[NodeProcess] = []
+    Attributes:
+      alive: whether the node is up.
+    """
+
+    def __init__(self, simulator: Simulator, node: VirtualNode) -> None:
+        self._simulator, self._node = simulator, node
+        self._hosted: list[Hosted] = []
         self.alive = True
-        for failure in runtime.cluster.failures:
-            if failure.node == node.name and failure.at_s >= runtime.now_s:
-                runtime.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)
-        self._plan_failure()
+        for failure in simulator.cluster.failures:
+            if failure.node == node.name and failure.at_s >= simulator.now_s:
+                simulator.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)
+        self._schedule_next_failure()
 
-    def add(self, resident: NodeProcess) -> None:
-        self._residents.append(resident)
+    def add(self, hosted: Hosted) -> None:
+        """The node hosts this, too."""
+        self._hosted.append(hosted)
+
+    def kill(self) -> None:
+        """Makes the node fail now, unless it is down already."""
+        self._die((None, self._simulator.now_s + self._repair_s()))
 
     def _over(self) -> bool:
-        return all(resident.over() for resident in self._residents)
+        return all(hosted.over() for hosted in self._hosted)
 
-    def _plan_failure(self) -> None:
-        """Draws when the node dies next, and when it is back."""
+    def _schedule_next_failure(self) -> None:
+        """Draws when the node fails next, and when it is back."""
         machine = self._node.machine
         if math.isfinite(machine.mean_time_between_failures_s):
             draws = self._node.draws
-            at_s = self._runtime.now_s + draws.exponential(machine.mean_time_between_failures_s)
+            at_s = self._simulator.now_s + draws.exponential(machine.mean_time_between_failures_s)
             death = (self._node.incarnation, at_s + self._repair_s())
-            self._runtime.at(at_s, self._die, death, unnoticed=True)
-
-    def kill(self) -> None:
-        """It dies now; nothing happens to one that is dead."""
-        self._die((None, self._runtime.now_s + self._repair_s()))
+            self._simulator.at(at_s, self._die, death, unnoticed=True)
 
     def _repair_s(self) -> float:
         repair_s = self._node.machine.mean_time_to_repair_s
         return self._node.draws.exponential(repair_s) if math.isfinite(repair_s) else math.inf
 
     def _die(self, death: tuple[int | None, float]) -> None:
-        """Stops, for ever or until `back_s`; what was sent before still arrives."""
+        """Stops the node, for ever or until `back_s`; what it sent before still arrives."""
         incarnation, back_s = death
-        if not self.alive or self._over() or incarnation not in (None, self._node.incarnation):
+        expected = incarnation in (None, self._node.incarnation)
+        if not self.alive or self._over() or not expected:
             return
         self.alive = False
         self._node.record(event="died")
-        for resident in self._residents:
-            resident.died(math.isinf(back_s))
+        for hosted in self._hosted:
+            hosted.died(math.isinf(back_s))
         if math.isfinite(back_s):
-            self._runtime.at(back_s, self._return, None)
+            self._simulator.at(back_s, self._return, None)
 
     def _return(self, _: object) -> None:
-        if not self._over() and self._runtime.running:
+        if not self._over() and self._simulator.running:
             self._come_back()
-            self._plan_failure()
+            self._schedule_next_failure()
 
     def _come_back(self) -> None:
         self.alive = True
         self._node.come_back()
         self._node.record(event="returned")
-        for resident in self._residents:
-            resident.returned()
+        for hosted in self._hosted:
+            hosted.returned()
 
 
 def require_failing_nodes(cluster: Cluster, names: Collection[str]) -> None:
-    """Raises ValueError where a failure names a node that cannot die."""
+    """Raises ValueError where a scheduled failure names a node that does not exist."""
     for failure in cluster.failures:
         if failure.node not in names:
             raise ValueError(

@@ -1,9 +1,9 @@
-"""What runs on a virtual node: coroutines, from one wait to the next, through deaths."""
+"""What runs on a virtual node: coroutines, driven from one wait to the next, through failures."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
-from typing import TYPE_CHECKING, Any, Protocol, final
+from typing import Any, Protocol, final
 
 from dbjax.errors import NodeDied
 from dbjax.runtime.context import Caller, current
@@ -11,9 +11,7 @@ from dbjax.runtime.interface import Future
 from dbjax.runtime.recording import EndOfLog
 from dbjax.runtime.virtual.journal import JournaledCoroutine
 from dbjax.runtime.virtual.node import VirtualNode
-
-if TYPE_CHECKING:
-    from dbjax.runtime.virtual.runtime import VirtualRuntime
+from dbjax.runtime.virtual.simulator import Simulator
 
 
 class Steppable(Protocol):
@@ -25,24 +23,25 @@ class Steppable(Protocol):
 
 @final
 class CoroutineDriver:
-    """Runs a coroutine on a node, from one wait to the next."""
+    """Runs a coroutine of a caller from one wait to the next, and settles a future at its end.
 
-    __slots__ = ("_caller", "_coroutine", "_future", "_runtime", "waiting")
+    Attributes:
+      waiting: the future that the coroutine waits for.
+    """
+
+    __slots__ = ("_caller", "_coroutine", "_future", "_simulator", "waiting")
 
     def __init__(
-        self,
-        runtime: VirtualRuntime,
-        caller: Caller,
-        coroutine: Steppable,
-        future: Future[Any],
+        self, simulator: Simulator, caller: Caller, coroutine: Steppable, future: Future[Any]
     ) -> None:
-        self._runtime, self._caller, self._future = runtime, caller, future
+        self._simulator, self._caller, self._future = simulator, caller, future
         self._coroutine: Steppable | None = coroutine
         self.waiting: Future[Any] | None = None
         self.resume()
 
     def resume(self) -> None:
-        if self._coroutine is None:  # killed while it waited
+        """Runs the coroutine up to its next wait, or to its end."""
+        if self._coroutine is None:  # it was killed while it waited
             return
         current.caller = self._caller
         try:
@@ -52,7 +51,7 @@ class CoroutineDriver:
             self._future.set_result(stop.value)
         except Exception as error:
             self._coroutine = None
-            self._runtime.failed.append((self._future, error))
+            self._simulator.failed.append((self._future, error))
             self._future.set_error(error)
         except EndOfLog:
             self.kill()
@@ -60,18 +59,19 @@ class CoroutineDriver:
             self.waiting.on_done(self.resume)
 
     def journal(self) -> JournaledCoroutine | None:
-        """Of its coroutine, while that lives."""
+        """The journal of the coroutine, while it lives and keeps one."""
         return self._coroutine if isinstance(self._coroutine, JournaledCoroutine) else None
 
     def fast_forward(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Brings a new coroutine to where the old one stood."""
+        """Takes a new coroutine to where the old one stood."""
         journal, waited = self.journal(), self.waiting
         assert journal is not None
         journal.fast_forward(coroutine, self.resume)
-        if waited is not None:  # it may wait for it by way of another future now
+        if waited is not None:  # it may wait for this future through another one now
             waited.set_callback(self.resume, waited is self.waiting)
 
     def kill(self) -> None:
+        """Ends the coroutine where it stands."""
         if self._coroutine is not None:
             self._coroutine.close()
             self._coroutine = None
@@ -79,50 +79,61 @@ class CoroutineDriver:
 
 @final
 class Process:
-    """What was spawned on a node, through all the lives of that node."""
+    """A coroutine that was spawned on a node; when the node comes back, it starts anew.
+
+    Attributes:
+      future: its end.
+    """
 
     def __init__(
         self,
-        runtime: VirtualRuntime,
+        simulator: Simulator,
         node: VirtualNode,
+        caller: Caller,
         make: Callable[[], Coroutine[Any, Any, Any]],
     ) -> None:
-        self.runtime, self.node, self.make = runtime, node, make
-        self.caller = runtime.caller(node, node.name)
+        self._simulator, self.node, self.make = simulator, node, make
+        self.caller = caller
         self.future: Future[Any] = Future(("end", node.name))
-        self._drive: CoroutineDriver | None = None
+        self._driver: CoroutineDriver | None = None
 
     @property
     def waiting(self) -> Future[Any] | None:
-        return self._drive.waiting if self._drive is not None else None
+        """What it waits for; None while its node is down."""
+        return self._driver.waiting if self._driver is not None else None
 
     def start(self, _: object) -> None:
+        """Begins the coroutine."""
         coroutine = self.make()
-        steps = JournaledCoroutine(self.caller, coroutine) if self.runtime.journals else coroutine
-        self._drive = CoroutineDriver(self.runtime, self.caller, steps, self.future)
+        journals = self._simulator.journals
+        steps = JournaledCoroutine(self.caller, coroutine) if journals else coroutine
+        self._driver = CoroutineDriver(self._simulator, self.caller, steps, self.future)
 
     def journal(self) -> JournaledCoroutine | None:
-        """Of its coroutine, while that lives."""
-        return self._drive.journal() if self._drive is not None else None
+        """The journal of its coroutine, while that lives and keeps one."""
+        return self._driver.journal() if self._driver is not None else None
 
     def fast_forward(self) -> None:
-        """Of a restored run: brings its coroutine to where it stood."""
-        if self._drive is not None and self._drive.journal() is not None:
-            self._drive.fast_forward(self.make())
+        """Takes the coroutine of a restored run to where it stood."""
+        if self._driver is not None and self._driver.journal() is not None:
+            self._driver.fast_forward(self.make())
 
     def over(self) -> bool:
+        """Whether it has ended."""
         return self.future.done()
 
     def died(self, for_good: bool) -> None:
+        """Its node has failed."""
         if self.over():
             return
         self.caller.incarnation += 1
-        if self._drive is not None:
-            self._drive.kill()
-            self._drive = None
+        if self._driver is not None:
+            self._driver.kill()
+            self._driver = None
         if for_good:
             self.future.set_error(NodeDied(f"{self.node.name} died for good"))
 
     def returned(self) -> None:
+        """Its node is back."""
         if not self.over():
             self.start(None)

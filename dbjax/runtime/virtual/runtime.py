@@ -1,45 +1,39 @@
-"""The virtual cluster: one thread, one virtual clock, a heap of events, real gradients.
+"""The virtual cluster: one thread, one virtual clock, real gradients.
 
-Same cluster, seeds and program: same bytes. Two heaps: what the modelled program does,
-and what it does not notice (observers, deaths to come). When the first is empty and
-mains still wait, nothing can wake them any more: that is a deadlock.
+The same cluster, seeds and program give the same bytes. `VirtualRuntime` puts together the
+simulator, the network, and what nodes host: processes and services, and their failures.
 """
 
 from __future__ import annotations
 
-import heapq
 import itertools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, Literal, final
 
-from dbjax.errors import DbjaxError, DeadlockError, NodeDied
-from dbjax.runtime.cluster import Cluster
-from dbjax.runtime.context import DRIVER, Caller, current
+from dbjax.errors import DeadlockError, NodeDied
+from dbjax.runtime.cluster import Cluster, matches
+from dbjax.runtime.context import DRIVER, Caller, current, journaled, of_service
 from dbjax.runtime.event_log import EventLog, Script
 from dbjax.runtime.interface import Future, describe_deadlock, ready
-from dbjax.runtime.network_faults import matches
 from dbjax.runtime.recording import (
     LiveObservations,
     Observations,
     RecordedObservations,
     ReplayedObservations,
+    ReplayOrder,
 )
 from dbjax.runtime.trace import Trace
-from dbjax.runtime.virtual import cards
 from dbjax.runtime.virtual.failures import FailureInjector, require_failing_nodes
-from dbjax.runtime.virtual.garbage import rare_garbage_collection
-from dbjax.runtime.virtual.links import require_nodes
-from dbjax.runtime.virtual.network import Network
+from dbjax.runtime.virtual.journal import JournaledCoroutine
+from dbjax.runtime.virtual.network import Network, busy_s, require_nodes
 from dbjax.runtime.virtual.node import VirtualNode
 from dbjax.runtime.virtual.process import Process
-from dbjax.runtime.virtual.replay_order import ReplayOrder
-from dbjax.runtime.virtual.service import Service
+from dbjax.runtime.virtual.service import VirtualService
+from dbjax.runtime.virtual.simulator import Simulator
 
-_EVENTS_AT_ONCE = 10_000  # of each node: with more at one moment, time stands still
 _LOG = logging.getLogger("dbjax")
-Event = tuple[float, int, Callable[[Any], object], Any]
 ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
 
 
@@ -48,17 +42,22 @@ class VirtualRuntime:
     """A `Runtime` in virtual time (see `dbjax.runtime.interface` for the rules).
 
     Args:
-      log: to write the order of what happens into.
-      script: the log of another run, on any runtime, to do again: services serve in the order
-        that it says, and nodes see of time what it says. Until there is no more of it.
-      begin_s: time at the beginning, of a run that is taken up.
-      incarnation: how often it was taken up before.
-      journals: whether what coroutines are given is written down, in memory, so that the run can
-        be taken up exactly where it stood (`dbjax.checkpoint`).
+      cluster: machines, network and failures; None: `Cluster()`.
+      seed: of the program's randomness, and of the cluster's if it has no seed of its own.
+      trace: collects rows and spans; None: nobody does.
+      log: records the order in which services serve calls, and what nodes see of time.
+      script: the log of another run, on any runtime, to be replayed: services serve in the order
+        that it says, and nodes see of time what it says, until the log ends.
+      begin_s: what the clock says at the beginning of a resumed run.
+      incarnation: how many times the run was resumed.
+      journals: whether coroutines keep journals, in memory, so that the run can be resumed exactly
+        where it stood (`dbjax.checkpoint`).
 
     Attributes:
-      ends_itself: whether the mains end whether time goes on or not; else a run that is to last
-        until a time which never comes is an error.
+      clock: "wall" during a replay, since nothing about its time is modelled.
+      defers_arithmetic: see `Runtime`.
+      simulator: the clock, and what happens when.
+      latest_states: the latest checkpointed state of each service, by name.
     """
 
     clock: Literal["virtual", "wall"] = "virtual"
@@ -75,217 +74,189 @@ class VirtualRuntime:
         incarnation: int = 0,
         journals: bool = False,
     ) -> None:
-        self.cluster = (cluster or Cluster()).seeded(seed)
-        if self.cluster.compute_s == "costs":
+        cluster = (cluster or Cluster()).seeded(seed)
+        if cluster.compute_s == "costs":
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
-        self.seed = seed
-        self.ends_itself = False
-        self.trace, self.log, self.journals = trace, log, journals
+        self.simulator = Simulator(cluster, seed, trace, log, begin_s, incarnation, journals)
+        self.network = Network(self.simulator)
         self._script = script  # of the run that is replayed
         self._replay_orders: list[ReplayOrder] = []
         if script is not None:
-            self.clock = "wall"  # what is replayed must not think that its time is modelled
-        self.now_s, self.incarnation = begin_s, incarnation
-        self.resumed: Callable[[Any], Sequence[Any]] | None = None
-        self.failed: list[tuple[Future[Any], Exception]] = []  # awaited or not, or still on its way
-        self._events: list[Event] = []
-        self._unnoticed: list[Event] = []
-        self._order = itertools.count()
+            self.clock = "wall"
         self._nodes: dict[str, VirtualNode] = {}
         self._processes: list[Process] = []
         self._observers: list[Process] = []
-        self._failure_injectors: dict[str, FailureInjector] = {}
-        self.network = Network(self)
-        self.services: dict[str, Service] = {}
-        self.saved: dict[str, Any] = {}
-        self.running = 0  # mains that have not ended
-        self._stopping = False
-        self._pauses: list[Callable[[], object]] = []
-        self._halting = False  # to stop, or to pause
-        self._end_s = begin_s  # when the last thing happened that the mains took part in
+        self._failures: dict[str, FailureInjector] = {}
+        self.services: dict[str, VirtualService] = {}
+        self.latest_states: dict[str, Any] = {}
 
-    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-        node = self._node(name)
-        self.services[name] = Service(self, node, lambda: make(node, *args, **kwargs))
-        return self.services[name]
-
-    def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        node = self._node(name)
-        task = Process(self, node, lambda: main(node, *args, **kwargs))
-        task.future.on_done(lambda: self._main_ended(task))
-        self._processes.append(task)
-        self.running += 1
-        self.at(self.now_s, task.start, None)
-        self.failure_injector(node).add(task)
-        return task.future
-
-    def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
-        node = VirtualNode(self, name, observer=True)
-        task = Process(self, node, lambda: main(node, *args, **kwargs))
-        self._observers.append(task)
-        self._observe(task)
-
-    def restart(self, observer: str) -> None:
-        """It begins anew, whatever it has done before; of a restored run."""
-        task = next(main for main in self._observers if main.node.name == observer)
-        task.died(for_good=False)
-        task.future = Future(task.future.label)
-        self._observe(task)
-
-    def _observe(self, task: Process) -> None:
-        task.future.on_done(lambda: self._stop_if_lost(task))
-        self.at(self.now_s, task.start, None, unnoticed=True)
-
-    def stop(self) -> None:
-        self._stopping = self._halting = True
-
-    def between_events(self, do: Callable[[], object]) -> None:
-        """Does it once the event that happens now is over, before the next."""
-        self._pauses.append(do)
-        self._halting = True
-
-    def coroutines(self) -> Iterator[Process | Service]:
-        """Whatever may have one that waits."""
-        return itertools.chain(self._processes, self._observers, self.services.values())
+    @property
+    def defers_arithmetic(self) -> bool:
+        return self.clock == "virtual"
 
     @property
     def nodes_can_fail(self) -> bool:
-        return self.cluster.nodes_can_fail
+        return self.simulator.cluster.nodes_can_fail
+
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        node = self._node(name)
+        return self._serve(node, lambda: make(node, *args, **kwargs))
+
+    def serve_restorable(
+        self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
+    ) -> Any:
+        node = self._node(name)
+        return self._serve(node, lambda: make(node, self.latest_states.get(state_name), *args))
+
+    def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        node = self._node(name)
+        caller = self._caller(node, node.name)
+        process = Process(self.simulator, node, caller, lambda: main(node, *args, **kwargs))
+        process.future.on_done(lambda: self._process_ended(process))
+        self._processes.append(process)
+        self.simulator.running += 1
+        self.simulator.at(self.simulator.now_s, process.start, None)
+        self._failures_of(node).add(process)
+        return process.future
+
+    def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
+        node = VirtualNode(self.simulator, self.services, name, observer=True)
+        caller = self._caller(node, node.name)
+        process = Process(self.simulator, node, caller, lambda: main(node, *args, **kwargs))
+        self._observers.append(process)
+        self._start_observer(process)
+
+    def restart(self, observer: str) -> None:
+        """Makes an observer of a restored run begin again, whatever it has done before."""
+        process = next(one for one in self._observers if one.node.name == observer)
+        process.died(for_good=False)
+        process.future = Future(process.future.label)
+        self._start_observer(process)
+
+    def stop(self) -> None:
+        self.simulator.stop()
+
+    def between_events(self, do: Callable[[], object]) -> None:
+        self.simulator.between_events(do)
 
     def nodes(self) -> list[str]:
-        return list(self._failure_injectors)
+        return list(self._failures)
 
     def kill(self, name: str) -> None:
-        """It is back after a time drawn from its machine's `mean_time_to_repair_s`."""
-        if name not in self._failure_injectors:
-            raise ValueError(
-                f"kill({name!r}): no such node; there are {', '.join(self._failure_injectors)}"
-            )
-        journal = current.caller.journal
-        _ = self._kill(name) if journal is None else journal.given(self._kill, name)
+        """See `Runtime`. It is back after a time drawn from its `mean_time_to_repair_s`."""
+        if name not in self._failures:
+            raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._failures)}")
+        _ = self._kill(name)
 
+    @journaled
     def _kill(self, name: str) -> Future[None]:
-        self._failure_injectors[name].kill()
+        self._failures[name].kill()
         return ready(None)
 
     def cards_busy_s(self) -> dict[str, float]:
-        return cards.busy_s(self._nodes.values(), self.now_s)
+        interfaces = (node.interface for node in self._nodes.values())
+        return busy_s(interfaces, self.simulator.now_s)
 
     def revive(self) -> None:
         for service in self.services.values():
             service.revive()
 
     def close(self) -> None:
-        """Nothing goes on outside this process."""
+        """Does nothing: nothing goes on outside this process."""
 
     def run(self, until_s: float = math.inf) -> float:
-        require_failing_nodes(self.cluster, self._failure_injectors)
-        require_nodes(self.cluster, self._nodes)
-        self._warn_of_idle_machines()
+        cluster, simulator = self.simulator.cluster, self.simulator
+        require_failing_nodes(cluster, self._failures)
+        require_nodes(cluster, self._nodes)
+        self._warn_of_unused_machines()
         try:
-            with rare_garbage_collection():
-                return self._run(until_s)
+            end_s = simulator.run(until_s, len(self._nodes) + len(self._observers))
+            simulator.raise_lost_error()
+            if simulator.running and simulator.out_of_events() and self._script is None:
+                self._raise_deadlock()
+            return end_s
         finally:
             current.caller = DRIVER
 
-    def _run(self, until_s: float) -> float:
-        self._stopping = self._halting = False
-        self._go_on(until_s)
-        while self._pauses:
-            pauses, self._pauses, self._halting = self._pauses, [], False
-            if self._stopping:  # said in between
-                self._halting = True
-            for pause in pauses:
-                pause()
-            self._go_on(until_s)
-        self._raise_lost_error()
-        if self.running and not self._events and self._script is None:
-            self._raise_deadlock()
-        return until_s if self.running and not self._stopping else self._end_s
+    def replayed(self) -> int:
+        """How many calls were served as the script says."""
+        return sum(order.served for order in self._replay_orders)
 
-    def _go_on(self, until_s: float) -> None:
-        at_once = _EVENTS_AT_ONCE * (len(self._nodes) + len(self._observers))
-        while True:
-            begin_s = self.now_s
-            if self._some(at_once, until_s):
-                return
-            if self.now_s == begin_s and until_s < math.inf and not self.ends_itself:
-                raise ValueError(
-                    f"virtual time stands still at {begin_s:g} s, and until_s={until_s:g} never "
-                    "comes: nothing takes time; give a compute_s above 0, or steps"
-                )
+    def journals(self) -> Iterator[JournaledCoroutine]:
+        """The journals of all coroutines that live."""
+        found = (one.journal() for one in self._coroutines())
+        return (journal for journal in found if journal is not None)
 
-    def _some(self, count: int, until_s: float) -> bool:
-        """Lets so many events happen; returns whether there is nothing to do any more."""
-        events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
-        end_s = self._end_s
-        for _ in range(count):
-            if not events or self._halting:
-                break
-            heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
-            if heap[0][0] > until_s:
-                self.now_s = until_s
-                break
-            self.now_s, _, do, argument = pop(heap)
-            if self.running:
-                end_s = self.now_s
-            do(argument)
-        else:
-            self._end_s = end_s
-            return False
-        self._end_s = end_s
-        return True
+    def fast_forward(self) -> None:
+        """Takes the coroutines of a run whose objects were restored to where they stood.
 
-    def at(
-        self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
-    ) -> None:
-        """Schedules `do(argument)`; ties go to what was scheduled first."""
-        heap = self._unnoticed if unnoticed else self._events
-        heapq.heappush(heap, (time_s, next(self._order), do, argument))
+        They record no rows meanwhile: what they recorded then is in the trace already.
+        """
+        trace, self.simulator.trace = self.simulator.trace, None
+        try:
+            for one in self._coroutines():
+                one.fast_forward()
+        finally:
+            self.simulator.trace, current.caller = trace, DRIVER
 
-    def caller(self, node: VirtualNode, label: str) -> Caller:
-        """Something with code of its own, on a node."""
+    def _coroutines(self) -> Iterator[Process | VirtualService]:
+        """Whatever may have a coroutine that waits."""
+        return itertools.chain(self._processes, self._observers, self.services.values())
+
+    def _node(self, name: str) -> VirtualNode:
+        if name not in self._nodes:
+            self._nodes[name] = VirtualNode(self.simulator, self.services, name)
+        return self._nodes[name]
+
+    def _serve(self, node: VirtualNode, make: Callable[[], Any]) -> VirtualService:
+        simulator, name = self.simulator, node.name
+        self.services[name] = VirtualService(
+            simulator,
+            self.network,
+            node,
+            self._caller(node, of_service(name)),
+            self._failures_of(node),
+            make,
+            simulator.log.served(name) if simulator.log else None,
+            self._replay_order(name),
+        )
+        return self.services[name]
+
+    def _caller(self, node: VirtualNode, label: str) -> Caller:
         observations: Observations = LiveObservations()
         if self._script is not None:
             observations = ReplayedObservations(self._script, label)
-        elif self.log is not None and not node.observer:
-            observations = RecordedObservations(self.log.seen(label))
+        elif self.simulator.log is not None and not node.observer:
+            observations = RecordedObservations(self.simulator.log.seen(label))
         return Caller(node, label, observations)
 
-    def failure_injector(self, node: VirtualNode) -> FailureInjector:
-        """Of a node, and of all that lives on it."""
-        if node.name not in self._failure_injectors:
-            self._failure_injectors[node.name] = FailureInjector(self, node)
-        return self._failure_injectors[node.name]
+    def _failures_of(self, node: VirtualNode) -> FailureInjector:
+        if node.name not in self._failures:
+            self._failures[node.name] = FailureInjector(self.simulator, node)
+        return self._failures[node.name]
 
-    def replay_order(self, service: str) -> ReplayOrder | None:
-        """The order of a service's calls, where one is given."""
+    def _replay_order(self, service: str) -> ReplayOrder | None:
         if self._script is None:
             return None
         self._replay_orders.append(ReplayOrder(self._script, service))
         return self._replay_orders[-1]
 
-    def replayed(self) -> int:
-        """How many calls were served as the script says."""
-        return sum(replay_order.served for replay_order in self._replay_orders)
+    def _start_observer(self, process: Process) -> None:
+        process.future.on_done(lambda: self._stop_if_lost(process))
+        self.simulator.at(self.simulator.now_s, process.start, None, unnoticed=True)
 
-    def _node(self, name: str) -> VirtualNode:
-        if name not in self._nodes:
-            self._nodes[name] = VirtualNode(self, name)
-        return self._nodes[name]
+    def _process_ended(self, process: Process) -> None:
+        self.simulator.running -= 1
+        self._stop_if_lost(process)
 
-    def _main_ended(self, main: Process) -> None:
-        self.running -= 1
-        self._stop_if_lost(main)
+    def _stop_if_lost(self, process: Process) -> None:
+        """Rule 7: a process that fails while nobody awaits it ends the run at once."""
+        error = process.future.error()
+        if error and not isinstance(error, NodeDied) and not process.future.watched():
+            self.simulator.stop()
 
-    def _stop_if_lost(self, main: Process) -> None:
-        """Rule 7: a main that fails while nobody awaits it ends the run at once."""
-        error = main.future.error()
-        if error and not isinstance(error, NodeDied) and not main.future.watched():
-            self.stop()
-
-    def _warn_of_idle_machines(self) -> None:
-        patterns = self.cluster.machines
+    def _warn_of_unused_machines(self) -> None:
+        patterns = self.simulator.cluster.machines
         used = {next((p for p in patterns if matches(p, name)), None) for name in self._nodes}
         for pattern in patterns:
             if pattern not in used:
@@ -295,14 +266,7 @@ class VirtualRuntime:
                     ", ".join(sorted(self._nodes)[:6]),
                 )
 
-    def _raise_lost_error(self) -> None:
-        failed, self.failed = self.failed, []
-        for future, error in failed:
-            # an answer of the protocol, such as NodeDied, on its way to whoever is dead by now
-            moot = not future.done() and isinstance(error.__cause__, DbjaxError)
-            if not future.awaited and not moot:
-                raise error
-
     def _raise_deadlock(self) -> None:
-        waits = {main.node.name: main.waiting for main in self._processes if not main.future.done()}
-        raise DeadlockError(describe_deadlock(self.now_s, waits))
+        waiting = (process for process in self._processes if not process.future.done())
+        waits = {process.node.name: process.waiting for process in waiting}
+        raise DeadlockError(describe_deadlock(self.simulator.now_s, waits))

@@ -1,0 +1,251 @@
+"""Synchronous SGD's shard, and a replica's session with such shards.
+
+The shard answers the pushes of a step together, once it has all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import final
+
+import jax
+
+from dbjax.errors import DbjaxError, ServiceError
+from dbjax.parameter_server.accumulation import AccumulatedGradient
+from dbjax.parameter_server.client import Fetched, ParameterServer
+from dbjax.parameter_server.optimizer import ServerRule
+from dbjax.parameter_server.shard import Push, Report, Shard, ShardState, Snapshot
+from dbjax.runtime.interface import Future, Node, ready
+from dbjax.types import Slice, Slices
+
+
+@jax.jit
+def _mean(gradients: list[Slice]) -> Slice:
+    mean: Slice = jax.tree.map(lambda *parts: sum(parts[1:], parts[0]) / len(parts), *gradients)
+    return mean
+
+
+class Behind(DbjaxError):
+    """A replica pushes for a step that is over, because a restored shard told it too late."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"others wait at step {step}")
+        self.step = step
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepState:
+    """All that a synchronous shard knows.
+
+    Attributes:
+      shard: the state of the shard that applies the mean gradients.
+      steps: how many steps all replicas have taken.
+      arrived: pushes for the next step.
+    """
+
+    shard: ShardState
+    steps: int
+    arrived: tuple[Push, ...]
+
+
+@final
+class SynchronousShard:
+    """A shard that answers the pushes of a step together, once it has all of them.
+
+    Args:
+      node: where it runs.
+      params: its slice.
+      rule: the server rule.
+      replicas: how many pushes make a step.
+    """
+
+    def __init__(self, node: Node, params: Slice, rule: ServerRule, replicas: int) -> None:
+        self._shard = Shard(node, params, rule)
+        if replicas > 1:
+            _mean.lower([params] * replicas).compile()  # before anybody pushes
+        self._replicas = replicas
+        self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
+        self._steps = 0
+        self._node = node
+        self._lost_steps = False  # it was restored, and no step was taken since
+        self._done: dict[str, Future[None]] = {}
+
+    def fetch(self, replica: str) -> Snapshot:
+        """GETPARAMETERS: the current slice, by reference."""
+        return self._shard.fetch(replica)
+
+    def peek(self) -> Snapshot:
+        """The current slice, for an observer: it leaves no trace."""
+        return self._shard.peek()
+
+    def report(self) -> Report:
+        """What the shard has done, for an observer."""
+        return self._shard.report()
+
+    def taken(self) -> tuple[int, bool]:
+        """How many steps all replicas have taken, and whether the shard has lost some of them."""
+        return self._steps, self._lost_steps
+
+    def state(self) -> StepState:
+        """All that it knows, including what has arrived for the next step."""
+        return StepState(
+            self._shard.state(), self._steps, tuple(p for p, _ in self._arrived.values())
+        )
+
+    def checkpoint(self) -> StepState:
+        """What outlives the run: what has arrived for the next step is computed again."""
+        return StepState(self._shard.state(), self._steps, ())
+
+    def restore(self, state: StepState, *, checkpoint: bool = False) -> None:
+        """Forgets everything but a state; whoever waits for a reply calls again."""
+        self._shard.restore(state.shard, checkpoint=checkpoint)
+        self._steps, self._lost_steps = state.steps, checkpoint and self._node.returned
+        self._arrived = {push.replica: (push, Future()) for push in state.arrived}
+
+    def step(self, push: Push) -> Future[Snapshot]:
+        """Replies to all replicas with the parameters after applying the mean gradient.
+
+        A replica that came back after a failure and repeats a step is answered at once. Of two
+        gradients of a replica for one step, the first counts.
+
+        Raises:
+          Behind: others wait for a later step.
+        """
+        if self._done:  # all steps were taken, and this shard has lost some
+            return ready(self._shard.fetch(push.replica))
+        latest = max((p.sequence for p, _ in self._arrived.values()), default=self._steps)
+        if self._arrived and push.sequence < latest:
+            raise Behind(latest)
+        if push.sequence < self._steps:
+            return ready(self._shard.fetch(push.replica))
+        if push.sequence > latest:  # the shard was restored: nobody can wait for an earlier step
+            self._leave_behind(push.sequence)
+        reply: Future[Snapshot] = Future("the other replicas' gradients")
+        known = self._arrived.get(push.replica, (push, reply))
+        self._arrived[push.replica] = (known[0], reply)
+        if len(self._arrived) == self._replicas:
+            self._finish_step()
+        return reply
+
+    def done(self, replica: str) -> Future[None]:
+        """Learns that a replica has taken all its steps; answers when all replicas have.
+
+        Until then the replica repeats its call to a shard that was restored, so that the shard
+        knows. A restored shard answers at once: others may have had their answers, and be gone.
+        """
+        self._done[replica] = Future("the other replicas' end")
+        arrived, self._arrived = self._arrived, {}
+        for behind, (_, reply) in arrived.items():
+            reply.set_result(self._shard.fetch(behind))
+        if self._lost_steps or len(self._done) == self._replicas:
+            for answer in self._done.values():
+                if not answer.done():
+                    answer.set_result(None)
+        return self._done[replica]
+
+    def _leave_behind(self, step: int) -> None:
+        """Sends replicas that wait for an earlier step on to this one."""
+        arrived, self._arrived = self._arrived, {}
+        for _, reply in arrived.values():
+            reply.set_error(Behind(step))
+
+    def _finish_step(self) -> None:
+        arrived, self._arrived = sorted(self._arrived.items()), {}  # a fixed order of summation
+        pushes = [push for _, (push, _) in arrived]
+        self._steps, self._lost_steps = pushes[0].sequence + 1, False
+        gradient = pushes[0].gradient
+        if len(pushes) > 1:
+            gradient = _mean([push.gradient for push in pushes])
+        self._shard.push(
+            dataclasses.replace(
+                pushes[0],
+                gradient=gradient,
+                examples=sum(push.examples for push in pushes),
+                nbytes=sum(push.nbytes for push in pushes),
+            )
+        )
+        for replica, (_, reply) in arrived:
+            reply.set_result(self._shard.fetch(replica))
+
+
+@final
+class SynchronousSession:
+    """A replica's session with synchronous shards: where it stands, also after failures.
+
+    Attributes:
+      step: the number of the next step: 0, 1, 2, ...
+      params: the parameters before that step.
+    """
+
+    def __init__(
+        self, node: Node, server: ParameterServer[SynchronousShard], step: int, params: Fetched
+    ) -> None:
+        self._node, self._server = node, server
+        self.step, self.params = step, params
+
+    @classmethod
+    async def join(
+        cls, node: Node, server: ParameterServer[SynchronousShard], limit: int | None
+    ) -> SynchronousSession:
+        """Begins a session; or continues one, after a failure or in a resumed run.
+
+        Args:
+          node: the replica's.
+          server: the shards.
+          limit: how many steps there are; None: any number.
+        """
+        if (progress := node.saved_progress()) is not None:
+            step, params = progress
+        else:
+            step = await _next_step(server, limit) if node.incarnation else 0
+            params = await server.fetch(SynchronousShard.fetch, node.name)
+        return cls(node, server, step, params)
+
+    def go_on(self, limit: int | None) -> bool:
+        """Whether a step is left; saves the replica's progress if there is."""
+        if limit is not None and self.step >= limit:
+            return False
+        self._node.save_progress((self.step, self.params))
+        return True
+
+    async def push(self, gradient: Slices, examples: int) -> bool:
+        """Pushes the gradient of a step, and waits for the parameters after the step.
+
+        Returns:
+          Whether the step was taken; if not, other replicas are at a later step, and so is this
+          one now.
+        """
+        push = AccumulatedGradient().plus(gradient, self.params.versions, examples)
+        messages = push.messages(self._node.name, self.step)
+        try:
+            self.params = await self._server.push_and_fetch(SynchronousShard.step, messages)
+        except ServiceError as error:
+            if not isinstance(error.__cause__, Behind):
+                raise
+            self.step = error.__cause__.step
+            self.params = await self._server.fetch(SynchronousShard.fetch, self._node.name)
+            return False
+        self.step += 1
+        return True
+
+    async def leave(self, *, nodes_can_fail: bool) -> None:
+        """Tells the shards that the replica has taken all its steps.
+
+        Args:
+          nodes_can_fail: waits until all shards know, since a restored one has to be told again.
+        """
+        leaving = self._server.broadcast(SynchronousShard.done, self._node.name)
+        if nodes_can_fail:
+            await leaving
+
+
+async def _next_step(server: ParameterServer[SynchronousShard], limit: int | None) -> int:
+    """The step at which a replica that comes back goes on, from what the shards know of it.
+
+    When all steps were taken, and a shard has lost some of them, nobody is there to repeat them.
+    """
+    taken = await server.broadcast(SynchronousShard.taken)
+    known = [steps for steps, lost in taken if not lost]
+    if limit is not None and min(known, default=0) >= limit:
+        return limit
+    return min(steps for steps, _ in taken)
