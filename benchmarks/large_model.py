@@ -25,8 +25,8 @@ import dbjax
 from benchmarks.measure import peak_memory_gb
 from dbjax.algorithms import downpour
 from dbjax.data import ArrayExamples, Labelled
+from dbjax.files import prepare, write_json
 from dbjax.models import VisionConfig, model
-from dbjax.run_dir import prepare, write_json
 from dbjax.run_dir.provenance import commit, host, versions
 from dbjax.runtime.trace import Span, Trace
 

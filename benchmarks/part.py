@@ -8,7 +8,7 @@ import sys
 
 import rich.console
 
-from dbjax.run_dir import prepare, write_json
+from dbjax.files import prepare, write_json
 from dbjax.run_dir.provenance import commit, host, versions
 
 

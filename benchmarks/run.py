@@ -13,7 +13,7 @@ import os
 import subprocess
 import sys
 
-from dbjax.run_dir import prepare
+from dbjax.files import prepare
 
 KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
     "MALLOC_ARENA_MAX": "1",

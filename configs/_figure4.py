@@ -14,8 +14,8 @@ from typing import Any
 
 import ml_collections
 
+from dbjax.files import read_json
 from dbjax.models import PAPER, SpeechConfig
-from dbjax.run_dir import read_json
 from dbjax.runtime.presets import GOOGLE_2012, GPU_2012
 from experiments.defaults import defaults
 from experiments.fields import assign

@@ -40,13 +40,6 @@ def require_known(place: str, given: Mapping[str, Any], hints: Mapping[str, Any]
             raise ValueError(f"{place}: {name}={value!r} must be {describe(hints[name])}")
 
 
-def require_at_least_one(**values: int) -> None:
-    """Raises ValueError, naming the first value that is below 1."""
-    for name, value in values.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-
-
 def require_labels(name: str, labels: Any, classes: int) -> None:
     """Raises ValueError unless labels are integers in 0 .. classes - 1, one for each example."""
     labels = np.asarray(labels)
@@ -105,13 +98,17 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def require_at_least(place: str, least: float, **values: float | None) -> None:
-    """Raises ValueError, naming the first value that is below `least`, or NaN; None may be.
+    """Raises ValueError for the first value that is NaN or below `least`; None is allowed.
 
-    For fields that `require_fields` has passed.
+    Args:
+      place: what the values belong to, such as "Task"; "" if their names say enough.
+      least: the smallest value that is allowed.
+      **values: numbers, by name. Their types were checked before.
     """
     for name, value in values.items():
         if value is not None and not value >= least:
-            raise ValueError(f"{place}.{name}={value} must be at least {least}")
+            where = f"{place}.{name}" if place else name
+            raise ValueError(f"{where}={value} must be at least {least}")
 
 
 def fits(value: Any, hint: Any) -> bool:
@@ -209,12 +206,6 @@ def require_probability(name: str, value: Any) -> None:
     """Raises ValueError unless the value is a number from 0 to 1."""
     if not (is_number(value) and 0 <= value <= 1):
         raise ValueError(f"{name}={value!r} is outside [0, 1]")
-
-
-def require_count(name: str, value: Any) -> None:
-    """Raises ValueError unless the value is an integer of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{name}={value!r}: at least 1, a whole number")
 
 
 def is_number(value: Any) -> bool:

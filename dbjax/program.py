@@ -1,25 +1,43 @@
-"""What an algorithm places on a runtime: its shards, its processes, and what is known of them."""
+"""What an algorithm places on a runtime: its shards, its processes, and what is known of them.
+
+The file of a method finds everything that it needs here.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import operator
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
 
 import optax
 
-from dbjax.arguments import require_at_least, require_fields
-from dbjax.data.stream import Stream
-from dbjax.parameter_server.client import ParameterServer, Restore
-from dbjax.parameter_server.gradient_fn import GradientFn
+from dbjax.arguments import require_fields
+from dbjax.data.stream import Stream as Stream
+from dbjax.optim.inputs import as_rule as as_rule
+from dbjax.parameter_server.client import Fetched as Fetched
+from dbjax.parameter_server.client import ParameterServer as ParameterServer
+from dbjax.parameter_server.client import Restore as Restore
+from dbjax.parameter_server.failover_client import require_backups as require_backups
+from dbjax.parameter_server.gradient_fn import GradientFn as GradientFn
+from dbjax.parameter_server.optimizer import ServerRule as ServerRule
 from dbjax.parameter_server.partition import compiled_join
-from dbjax.parameter_server.shard import Report, Shard, Snapshot
-from dbjax.runtime.interface import Future, Node, Runtime
-from dbjax.runtime.node_names import replica_name
+from dbjax.parameter_server.session import ReplicaSession as ReplicaSession
+from dbjax.parameter_server.session import SessionOptions as SessionOptions
+from dbjax.parameter_server.shard import Push as Push
+from dbjax.parameter_server.shard import Report as Report
+from dbjax.parameter_server.shard import Shard as Shard
+from dbjax.parameter_server.shard import Snapshot as Snapshot
+from dbjax.runtime.interface import Future as Future
+from dbjax.runtime.interface import Node as Node
+from dbjax.runtime.interface import Runtime as Runtime
+from dbjax.runtime.node_names import replica_name as replica_name
 from dbjax.runtime.trace import Row
-from dbjax.task import Task
-from dbjax.types import Params, Slices
+from dbjax.task import Task as Task
+from dbjax.types import Params
+from dbjax.types import Slice as Slice
+from dbjax.types import Slices as Slices
 
 ShardServer = ParameterServer[Shard]
 Client = Callable[[Node, ShardServer, GradientFn, Stream, Any], Coroutine[Any, Any, None]]
@@ -62,33 +80,75 @@ class Program:
         return compiled_join(self.server.partition)
 
 
-def require_config(
-    name: str, config: Any, *, at_least_one: Sequence[str], at_least_zero: Sequence[str] = ()
-) -> None:
-    """Raises ValueError for the first field of a Config that has a wrong type, or is too small.
+def bounded(
+    default: Any,
+    *,
+    at_least: float | None = None,
+    above: float | None = None,
+    at_most: float | None = None,
+) -> Any:
+    """A numeric field of a Config, with bounds that `require_config` checks."""
+    bounds = {"at least": at_least, "above": above, "at most": at_most}
+    return dataclasses.field(default=default, metadata={"bounds": bounds})
 
-    Args:
-      name: the algorithm's.
-      config: a dataclass.
-      at_least_one: names of fields.
-      at_least_zero: names of fields.
+
+_HOLDS: dict[str, Callable[[Any, float], bool]] = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+}
+
+
+def require_config(config: Any) -> None:
+    """Checks the fields of a Config: their types, and the bounds of those that have any.
+
+    Raises:
+      ValueError: a value is wrong; names the algorithm, the field and the value.
     """
+    name = method_name(config)
     require_fields(name, config)
-    for least, fields in ((1, at_least_one), (0, at_least_zero)):
-        require_at_least(name, least, **{field: getattr(config, field) for field in fields})
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        for words, bound in field.metadata.get("bounds", {}).items():
+            if None not in (value, bound) and not _HOLDS[words](value, bound):
+                raise ValueError(f"{name}.{field.name}={value} must be {words} {bound}")
 
 
-class AsynchronousConfig(Protocol):
-    """What `asynchronous` reads of an algorithm's Config."""
+def method_name(config: Any) -> str:
+    """The name of the algorithm that a Config belongs to: that of its module, or package."""
+    module = type(config).__module__.removeprefix("dbjax.algorithms.")
+    return module.partition(".")[0]
 
-    @property
-    def replicas(self) -> int: ...
-    @property
-    def shards(self) -> int: ...
-    @property
-    def shard_backups(self) -> int: ...
-    @property
-    def steps(self) -> int | None: ...
+
+@dataclasses.dataclass(frozen=True)
+class AsynchronousConfig:
+    """What every method is told whose replicas push independently; its Config extends this.
+
+    Every field that holds an optax rule is checked, whatever its name.
+
+    Attributes:
+      rule: the rule that is tuned: of the server, or of the replicas' own steps.
+      replicas: the number of model replicas, each on its own part of the training data.
+      shards: the number of shards of the parameter server.
+      shard_backups: copies of every shard on machines of their own, 0 or 1.
+      steps: mini-batches of each replica; None: until the run's time is over.
+    """
+
+    rule: optax.GradientTransformation = optax.sgd(0.05)
+    replicas: int = bounded(8, at_least=1)
+    shards: int = bounded(3, at_least=1)
+    shard_backups: int = 0
+    steps: int | None = bounded(None, at_least=1)
+
+    def __post_init__(self) -> None:
+        name = method_name(self)
+        for field in dataclasses.fields(self):
+            if "GradientTransformation" in str(field.type):
+                given, optional = getattr(self, field.name), "None" in str(field.type)
+                rule = as_rule(f"{name}.{field.name}", given, or_none=optional)
+                object.__setattr__(self, field.name, rule)
+        require_config(self)
+        require_backups(name, self.shard_backups)
 
 
 def asynchronous(
@@ -96,9 +156,9 @@ def asynchronous(
     task: Task,
     config: AsynchronousConfig,
     client: Client,
-    *,
-    rule: optax.GradientTransformation,
     restore: Restore | None = None,
+    *,
+    rule: optax.GradientTransformation | None = None,
     shard: Callable[..., Shard] = Shard,
     shard_args: Sequence[Any] = (),
     late_client: Callable[..., Coroutine[Any, Any, None]] | None = None,
@@ -112,8 +172,8 @@ def asynchronous(
       task: what is trained.
       config: the method's.
       client: what every replica runs: (node, server, gradient function, mini-batches, config).
-      rule: the server rule, which every shard applies to the gradients it receives.
       restore: see `ParameterServer.serve`.
+      rule: the server rule, which every shard applies to what it receives; None: `config.rule`.
       shard: the class of the shards, `Shard` or a subclass.
       shard_args: what its constructor takes beside the node, its slice and the server rule.
       late_client: what replicas other than the first run: (node, client, and its arguments);
@@ -133,7 +193,7 @@ def asynchronous(
         *shard_args,
         backups=config.shard_backups,
         sharding=task.sharding,
-        rule=rule,
+        rule=config.rule if rule is None else rule,
         restore=restore,
     )
     gradient_fns = server.gradients_of(task.loss, task.batch, config.replicas)

@@ -26,7 +26,7 @@ from dbjax.arguments import (
     describe,
     fits,
     nearest,
-    require_at_least_one,
+    require_at_least,
     require_known,
     require_positive,
     require_seed,
@@ -194,14 +194,14 @@ def require_sound(config: ml_collections.ConfigDict) -> None:
 
 def _require_numbers(config: ml_collections.ConfigDict) -> None:
     for name in ("batch_size", "evaluations", "evaluate_examples"):
-        require_at_least_one(**{name: config[name]})
+        require_at_least("", 1, **{name: config[name]})
     for name, value in (
         ("max_spans", config.max_spans),
         ("checkpoint.keep", config.checkpoint.keep),
     ):
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0")
-    require_at_least_one(**{"sharding.devices": config.sharding.devices})
+    require_at_least("", 1, **{"sharding.devices": config.sharding.devices})
     for name, seed in (("seed", config.seed), ("data_seed", config.data_seed)):
         if seed is not None:
             require_seed(name, seed)

@@ -13,8 +13,9 @@ import rich.table
 
 import dbjax
 from dbjax.arguments import nearest
+from dbjax.files import prepare
 from dbjax.monitoring.signals import exit_code
-from dbjax.run_dir import prepare
+from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.trace import Row
 from experiments import plots
 from experiments.accuracy import time_to
@@ -61,7 +62,7 @@ def _guess(summary: Row) -> str:
 
 
 def _moved(result: dbjax.Result) -> str:
-    if not any(span.node.startswith("shard/") for span in result.trace.spans):
+    if not any(kind_of(span.node) is NodeKind.SHARD for span in result.trace.spans):
         return "nothing travels"  # the parameters are on the replica's own machine
     fetched, pushed = result.summary["bytes_fetched"], result.summary["bytes_pushed"]
     return f"{fetched / 1e9:.1f} + {pushed / 1e9:.1f} GB"

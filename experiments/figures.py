@@ -12,7 +12,7 @@ from typing import Any
 import rich.console
 from matplotlib.figure import Figure
 
-from dbjax.run_dir.files import write_text
+from dbjax.files import write_text
 from experiments import plots
 from experiments.claims import Claim, markdown, table
 

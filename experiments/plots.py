@@ -11,8 +11,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dbjax.run_dir.chrome_trace import merged, node_order
-from dbjax.run_dir.files import os_errors_naming
+from dbjax.files import os_errors_naming
+from dbjax.run_dir.chrome_trace import merged
+from dbjax.runtime.node_names import node_order
 from dbjax.runtime.trace import Row, Span
 
 STYLE = Path(__file__).with_name("dbjax.mplstyle")

@@ -13,8 +13,8 @@ import rich.table
 
 import dbjax
 from dbjax.errors import ReplayError
-from dbjax.run_dir import EVENTS, SUMMARY, read_json
-from dbjax.run_dir.files import damaged_file, format_errors_naming
+from dbjax.files import damaged_file, format_errors_naming, read_json
+from dbjax.run_dir import EVENTS, SUMMARY
 from experiments import build
 from experiments.command_line import command, parse
 from experiments.saved import CONFIG, saved

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import ml_collections
 
 from dbjax.checkpoint import Checkpoints, CheckpointState
-from dbjax.run_dir import SUMMARY, read_json
-from dbjax.run_dir.files import plain
+from dbjax.files import plain, read_json
+from dbjax.run_dir import SUMMARY
 from experiments.defaults import flat
 from experiments.folders import CHECKPOINTS
 from experiments.saved import CONFIG, saved_fields

@@ -14,8 +14,9 @@ import rich.table
 
 import dbjax
 from dbjax.errors import best_effort
+from dbjax.files import lock_directory
 from dbjax.monitoring.signals import exit_code
-from dbjax.run_dir import RunWriter, lock_directory
+from dbjax.run_dir import RunWriter
 from dbjax.runtime.trace import Row
 from dbjax.train import BackgroundFn
 from experiments import build, plots

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import ml_collections
 
-from dbjax.arguments import require_at_least_one
+from dbjax.arguments import require_at_least
+from dbjax.files import format_errors_naming, lock_directory, plain, prepare
 from dbjax.monitoring.health import kind
 from dbjax.monitoring.signals import on_interrupt
-from dbjax.run_dir import METRICS, SUMMARY, lock_directory, prepare
-from dbjax.run_dir.files import format_errors_naming, plain
+from dbjax.run_dir import METRICS, SUMMARY
 from dbjax.run_dir.provenance import versions
 from experiments.folders import require_place
 from experiments.progress import counted
@@ -40,7 +40,7 @@ def run_all(
       ValueError: runs failed; says which and how. The others have ended and are kept.
       KeyboardInterrupt: the same call goes on.
     """
-    require_at_least_one(jobs=jobs)
+    require_at_least("", 1, jobs=jobs)
     require_place(workdir, "runs")
     workdir = prepare(workdir)
     with lock_directory(workdir):

@@ -10,8 +10,7 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import nearest
-from dbjax.run_dir import read_json
-from dbjax.run_dir.files import damaged_file
+from dbjax.files import damaged_file, read_json
 from experiments.defaults import defaults, require_whole
 
 CONFIG = "config.json"

@@ -6,8 +6,10 @@ import types
 import jax.numpy as jnp
 import pytest
 
-from dbjax.run_dir import RunWriter, is_written, lock_directory, prepare, write_json
-from dbjax.run_dir.chrome_trace import chrome_trace, merged, node_order
+from dbjax.files import lock_directory, prepare, write_json
+from dbjax.run_dir import RunWriter, is_written
+from dbjax.run_dir.chrome_trace import chrome_trace, merged
+from dbjax.runtime.node_names import node_order
 from dbjax.runtime.trace import Span, Trace
 from dbjax.train import Result
 

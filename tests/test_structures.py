@@ -16,7 +16,7 @@ from dbjax import optim
 from dbjax.algorithms import downpour, sandblaster
 from dbjax.checkpoint import Checkpoints
 from dbjax.checkpoint.params import load_params, save_params
-from dbjax.model_parallel.sharding import name_of
+from dbjax.model_parallel.sharding import path_name
 from tests.references import optax_loop
 
 RANDOM = np.random.default_rng(0)
@@ -164,8 +164,8 @@ def test_batch_methods_take_a_module_and_a_state():
 
 def test_names_of_leaves_are_as_one_reads_them():
     for params in (MODULE, STATE, nnx.to_pure_dict(STATE)):
-        names = [name_of(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        names = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         assert names == ["layers/0/bias", "layers/0/kernel", "layers/1/kernel"]
-    assert name_of(()) == "params"
+    assert path_name(()) == "params"
     (path, _), *_ = jax.tree_util.tree_leaves_with_path({"a": [Data(KERNEL, BIAS, HEAD)]})
-    assert name_of(path) == "a/0/kernel"
+    assert path_name(path) == "a/0/kernel"

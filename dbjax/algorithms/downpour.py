@@ -13,69 +13,57 @@ from typing import Any
 
 import optax
 
-from dbjax.data.stream import Stream
-from dbjax.optim.inputs import as_rule
-from dbjax.parameter_server import (
+from dbjax.program import (
+    AsynchronousConfig,
+    Client,
     GradientFn,
+    Node,
+    Program,
     ReplicaSession,
     Restore,
+    Runtime,
     SessionOptions,
     Shard,
-    require_backups,
+    ShardServer,
+    Stream,
+    Task,
+    asynchronous,
+    bounded,
+    method_name,
 )
-from dbjax.program import Client, Program, ShardServer, asynchronous, require_config
-from dbjax.runtime.interface import Node, Runtime
-from dbjax.task import Task
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Downpour SGD.
+class Config(AsynchronousConfig):
+    """Downpour SGD; see `AsynchronousConfig` for the other fields.
 
     Attributes:
       rule: the server rule: every shard applies it to the accumulated gradients it receives.
       local_rule: the rule of a replica's own steps between fetches; None: the same as `rule`.
-      replicas: the number of model replicas, each on its own part of the training data.
-      shards: the number of shards of the parameter server.
-      shard_backups: copies of every shard on machines of their own, 0 or 1.
       n_fetch: mini-batches between two fetches of parameters.
       n_push: mini-batches between two pushes of accumulated gradients.
       overlap: computation goes on while a fetch is under way, instead of waiting for it.
-      steps: mini-batches of each replica; None: until the run's time is over.
       warm_start_s: for how many seconds replica 0 trains alone.
       warm_start_updates: how many updates replica 0 makes alone.
     """
 
-    rule: optax.GradientTransformation = optax.sgd(0.05)
     local_rule: optax.GradientTransformation | None = None
-    replicas: int = 8
-    shards: int = 3
-    shard_backups: int = 0
-    n_fetch: int = 1
-    n_push: int = 1
+    n_fetch: int = bounded(1, at_least=1)
+    n_push: int = bounded(1, at_least=1)
     overlap: bool = False
-    steps: int | None = None
-    warm_start_s: float = 0.0
-    warm_start_updates: int = 0
+    warm_start_s: float = bounded(0.0, at_least=0)
+    warm_start_updates: int = bounded(0, at_least=0)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rule", as_rule("downpour.rule", self.rule))
-        local_rule = as_rule("downpour.local_rule", self.local_rule, or_none=True)
-        object.__setattr__(self, "local_rule", local_rule)
-        require_config(
-            "downpour",
-            self,
-            at_least_one=("replicas", "shards", "n_fetch", "n_push"),
-            at_least_zero=("warm_start_s", "warm_start_updates"),
-        )
+        super().__post_init__()
+        name = method_name(self)
         if math.isinf(self.warm_start_s):
             raise ValueError(
-                "downpour.warm_start_s=inf must be finite: the others would never begin"
+                f"{name}.warm_start_s=inf must be finite: the others would never begin"
             )
-        require_backups("downpour", self.shard_backups)
-        if self.steps is not None and self.steps < max(1, self.warm_start_updates * self.n_push):
+        if self.steps is not None and self.steps < self.warm_start_updates * self.n_push:
             raise ValueError(
-                f"downpour.steps={self.steps} must be at least 1, and enough for "
+                f"{name}.steps={self.steps} must be enough for "
                 f"warm_start_updates={self.warm_start_updates}; or None"
             )
 
@@ -167,8 +155,7 @@ def program(
         task,
         config,
         client,
-        rule=config.rule,
-        restore=restore,
+        restore,
         shard=shard,
         shard_args=shard_args,
         late_client=late_client,

@@ -16,7 +16,7 @@ from dbjax.data.stream import Stream
 from dbjax.optim.inputs import as_rule
 from dbjax.parameter_server import GradientFn, ParameterServer, Restore, require_backups
 from dbjax.parameter_server.synchronous import SynchronousSession, SynchronousShard
-from dbjax.program import Program, require_config
+from dbjax.program import Program, bounded, require_config
 from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.node_names import replica_name
 from dbjax.runtime.trace import Row
@@ -36,14 +36,14 @@ class Config:
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
-    replicas: int = 1
-    shards: int = 1
+    replicas: int = bounded(1, at_least=1)
+    shards: int = bounded(1, at_least=1)
     shard_backups: int = 0
     steps: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "rule", as_rule("sgd.rule", self.rule))
-        require_config("sgd", self, at_least_one=("replicas", "shards"))
+        require_config(self)
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(
                 f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"

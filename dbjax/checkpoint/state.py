@@ -17,6 +17,7 @@ from dbjax.model_parallel.sharding import path_name
 from dbjax.optim.elementwise import require_server_rule, transforms_of
 from dbjax.parameter_server.partition import Partition, Piece
 from dbjax.parameter_server.reshard import redistribute_pushes, reshard
+from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.trace import Row
 from dbjax.types import Params
 
@@ -171,4 +172,4 @@ def rows_to_keep(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:
 
 
 def _is_replica(row: Row) -> bool:
-    return str(row["node"]).startswith("replica/")
+    return kind_of(row["node"]) is NodeKind.REPLICA

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
-import tempfile
 
+from dbjax import files
 from dbjax.data.registry import IN_MEMORY, OWN, default_data_dir, load, prepare
 from dbjax.monitoring.signals import exit_code
 
@@ -67,14 +66,8 @@ def _data_dir(chosen: argparse.Namespace) -> str:
     data_dir: str = default_data_dir() if chosen.data_dir is None else chosen.data_dir
     if chosen.name in IN_MEMORY:
         return data_dir
-    if not data_dir.strip():
-        raise ValueError(f"--data-dir={data_dir} is empty: name a folder")
-    try:
-        os.makedirs(data_dir, exist_ok=True)
-        with tempfile.TemporaryFile(dir=data_dir):
-            return data_dir
-    except OSError as error:
-        raise ValueError(f"--data-dir={data_dir} cannot be written: {error.strerror}") from error
+    files.prepare(data_dir, "--data-dir")
+    return data_dir
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from dbjax.arguments import require_at_least_one
+from dbjax.arguments import require_at_least
 from dbjax.data.examples import ArrayExamples, Labelled
 from dbjax.data.splits import Splits
 
@@ -49,8 +49,8 @@ def synthetic(
 ) -> Splits:
     """A mixture of Gaussians, one a class, of unit variance around centres of variance 1."""
     del data_dir
-    require_at_least_one(
-        num_examples=num_examples, num_features=num_features, num_classes=num_classes
+    require_at_least(
+        "", 1, num_examples=num_examples, num_features=num_features, num_classes=num_classes
     )
     random = np.random.default_rng(seed)
     centres = random.normal(size=(num_classes, num_features))
@@ -68,7 +68,7 @@ def scaled(image: Any, side: int) -> Any:
     """
     from PIL import Image
 
-    require_at_least_one(side=side)
+    require_at_least("", 1, side=side)
     planes = [
         Image.fromarray(np.asarray(image[..., channel], np.float32))
         for channel in range(image.shape[-1])

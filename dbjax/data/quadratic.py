@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dbjax.arguments import require_at_least_one
+from dbjax.arguments import require_at_least
 from dbjax.data.examples import ArrayExamples, Labelled
 from dbjax.data.splits import Splits
 
@@ -25,7 +25,7 @@ def quadratic(
     of what is added to the labels (float32, a row of one each).
     """
     del data_dir
-    require_at_least_one(num_examples=num_examples, num_features=num_features)
+    require_at_least("", 1, num_examples=num_examples, num_features=num_features)
     if not condition >= 1:
         raise ValueError(f"condition={condition} must be at least 1")
     random = np.random.default_rng(seed)

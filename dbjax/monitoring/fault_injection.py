@@ -12,16 +12,17 @@ from dbjax.arguments import require_positive, require_seed
 from dbjax.errors import NodeDied, ServiceError
 from dbjax.parameter_server.replication import ReplicatedService
 from dbjax.runtime.interface import Node, Runtime
+from dbjax.runtime.node_names import NodeKind, backup_name, kind_of, service_name
 from dbjax.runtime.trace import Row
 
-BACKUP = "/backup"
+_MAY_DIE = (NodeKind.REPLICA, NodeKind.SHARD, NodeKind.BACKUP)
 
 
 @dataclasses.dataclass(frozen=True)
 class Chaos:
     """Kills a random replica or shard every `every_s`, but never both copies of a shard.
 
-    To be given to `dbjax.run(beside=)`.
+    To be given to `dbjax.run(background=)`.
 
     Attributes:
       every_s: between two kills, in seconds on the run's clock.
@@ -39,7 +40,7 @@ class Chaos:
         random = np.random.default_rng([self.seed, 17])
         while True:
             await node.sleep(self.every_s)
-            nodes = [n for n in runtime.nodes() if n.startswith(("replica/", "shard/"))]
+            nodes = [n for n in runtime.nodes() if kind_of(n) in _MAY_DIE]
             victim = nodes[random.integers(len(nodes))]
             if await _may_die(node, victim, nodes):
                 node.record(event="killed", victim=victim)
@@ -48,8 +49,8 @@ class Chaos:
 
 async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
     """Whether nothing is lost that was acknowledged: where there are two copies, both are whole."""
-    name = victim.removesuffix(BACKUP)
-    copies = (name, name + BACKUP)
+    name = service_name(victim)
+    copies = (name, backup_name(name))
     if copies[1] not in nodes:
         return True
     for copy in copies:

@@ -22,6 +22,7 @@ from dbjax.monitoring.metrics import recent_losses
 from dbjax.parameter_server.client import is_function
 from dbjax.parameter_server.shard import Report
 from dbjax.program import Program
+from dbjax.runtime.node_names import backup_name, replica_name
 from dbjax.runtime.trace import Row, Trace
 from dbjax.task import Task
 from dbjax.types import Params
@@ -215,7 +216,7 @@ def _unchanged(before: Params, after: Params) -> bool:
 def _idle(replicas: int, rows: Iterable[Row]) -> Iterator[str]:
     """Only where each replica records losses of its own."""
     active = {row["node"] for row in rows if "loss" in row}
-    names = [f"replica/{r}" for r in range(replicas)]
+    names = [replica_name(r) for r in range(replicas)]
     idle = [name for name in names if name not in active]
     if 0 < len(idle) < replicas:
         more = ", ..." if len(idle) > _NAMED else ""
@@ -229,10 +230,10 @@ def _dead(finished: FinishedRun, rows: Iterable[Row]) -> Iterator[str]:
     """All replicas, all copies of a shard, or a coordinator are dead, and will not be back soon."""
     last = {row["node"]: row for row in rows if "event" in row}
     died_s = {name: row["time_s"] for name, row in last.items() if row["event"] == "died"}
-    copies = ("", "/backup")[: 1 + finished.shard_backups]
+    shards = [shard.name for shard in finished.program.server.shards]
     groups = {
-        **{s.name: [s.name + copy for copy in copies] for s in finished.program.server.shards},
-        "all replicas": [f"replica/{r}" for r in range(finished.replicas)],
+        **{s: [s, backup_name(s)] if finished.shard_backups else [s] for s in shards},
+        "all replicas": [replica_name(r) for r in range(finished.replicas)],
         "the coordinator": ["coordinator"],
     }
     end_s, dead = finished.summary["time_s"], []

@@ -5,8 +5,6 @@ descent) are coroutines that command vectors by name and receive scalars (`space
 same code runs on the shards of a parameter server, on a jax pytree and on NumPy.
 """
 
-from dbjax.contrib.optax_lbfgs import lbfgs as lbfgs
-from dbjax.contrib.optax_lbfgs import scale_by_vector_free_lbfgs as scale_by_vector_free_lbfgs
 from dbjax.optim.adagrad import DownpourAdagradState as DownpourAdagradState
 from dbjax.optim.adagrad import downpour_adagrad as downpour_adagrad
 from dbjax.optim.descent import ConjugateGradients as ConjugateGradients
@@ -14,6 +12,8 @@ from dbjax.optim.descent import GradientDescent as GradientDescent
 from dbjax.optim.elementwise import require_elementwise as require_elementwise
 from dbjax.optim.lbfgs import Lbfgs as Lbfgs
 from dbjax.optim.minimise import minimise as minimise
+from dbjax.optim.optax_lbfgs import lbfgs as lbfgs
+from dbjax.optim.optax_lbfgs import scale_by_vector_free_lbfgs as scale_by_vector_free_lbfgs
 from dbjax.optim.space import Combine as Combine
 from dbjax.optim.space import Dots as Dots
 from dbjax.optim.space import Multiply as Multiply

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from dbjax.optim.gram import bordered, order
 from dbjax.optim.inputs import require_bool, require_integer, require_number
 from dbjax.optim.search import search_along
 from dbjax.optim.space import Combine, Command, Dots, Space
@@ -213,16 +214,11 @@ def _grown(known: History, rows: Matrix, memory: int) -> Matrix:
         themselves.
     """
     old = len(known.slots)
-    before = [*range(old), *range(old, 2 * old)]
-    after = [*range(old), *range(old + 1, 2 * old + 1)]
-    new = [old, 2 * old + 1, 2 * old + 2]  # s, y, gradient
     columns = [*range(memory - old, memory), *range(2 * memory - old, 2 * memory)]
-    gram = np.zeros((2 * old + 3, 2 * old + 3))
-    gram[np.ix_(after, after)] = known.gram[np.ix_(before, before)]
-    for row, at in zip(rows, new, strict=True):
-        gram[at, after] = gram[after, at] = row[columns]
-    gram[np.ix_(new, new)] = (rows[:, -3:] + rows[:, -3:].T) / 2
-    return gram
+    corner = (rows[:, -3:] + rows[:, -3:].T) / 2
+    gram = bordered(known.gram[:-1, :-1], rows[:, columns].T, corner)
+    grown: Matrix = gram[np.ix_(order(old), order(old))]
+    return grown
 
 
 def _without(history: History, pair: int) -> History:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from dbjax.parameter_server.gradient_sums import add
 from dbjax.parameter_server.partition import slice_nbytes
@@ -42,7 +42,12 @@ class AccumulatedGradient:
         total = add(self.gradient, gradient)
         return AccumulatedGradient(total, self.versions, self.examples + examples)
 
-    def messages(self, replica: str, sequence: int) -> Iterator[Push]:
+    def messages(
+        self,
+        replica: str,
+        sequence: int,
+        size_bytes: Callable[[Slice], int] = slice_nbytes,
+    ) -> Iterator[Push]:
         """One push for each shard. Each is made when it is asked for, once.
 
         The iterator lets go of what it has handed out: where nobody else holds the gradient, the
@@ -51,6 +56,7 @@ class AccumulatedGradient:
         Args:
           replica: the name of the node that pushes.
           sequence: the number of the push among the replica's: 0, 1, 2, ...
+          size_bytes: how many bytes a slice of the gradient takes on its way.
 
         Raises:
           ValueError: nothing was accumulated.
@@ -58,12 +64,16 @@ class AccumulatedGradient:
         if self.gradient is None:
             raise ValueError("nothing is accrued: push after the first gradient")
         left = list(zip(self.versions, self.gradient, strict=True))[::-1]
-        return _pushes(left, replica, sequence, self.examples)
+        return _pushes(left, replica, sequence, self.examples, size_bytes)
 
 
 def _pushes(
-    left: list[tuple[int, Slice]], replica: str, sequence: int, examples: int
+    left: list[tuple[int, Slice]],
+    replica: str,
+    sequence: int,
+    examples: int,
+    size_bytes: Callable[[Slice], int],
 ) -> Iterator[Push]:
     while left:
         version, slice_ = left.pop()
-        yield Push(replica, sequence, version, examples, slice_, slice_nbytes(slice_))
+        yield Push(replica, sequence, version, examples, slice_, size_bytes(slice_))

@@ -25,6 +25,7 @@ from dbjax.parameter_server.partition import whole as full
 from dbjax.parameter_server.shard import ShardCounts, ShardState, Snapshot
 from dbjax.parameter_server.staleness import StalenessAccounting
 from dbjax.parameter_server.vector_shard import Finished, VectorState
+from dbjax.runtime.node_names import replica_name
 from dbjax.types import Slice
 
 
@@ -215,4 +216,6 @@ def redistribute_pushes(states: Sequence[Any], old: int, new: int) -> list[Any]:
 def _dealt(state: ShardState, replicas: int) -> ShardState:
     pushes = sum(sequence + 1 for sequence in state.sequences.values())
     each = -(-pushes // replicas)
-    return dataclasses.replace(state, sequences={f"replica/{r}": each - 1 for r in range(replicas)})
+    return dataclasses.replace(
+        state, sequences={replica_name(r): each - 1 for r in range(replicas)}
+    )

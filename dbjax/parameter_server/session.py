@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import optax
@@ -11,9 +11,10 @@ import optax
 from dbjax.parameter_server.accumulation import AccumulatedGradient
 from dbjax.parameter_server.client import Fetched, ParameterServer
 from dbjax.parameter_server.optimizer import LocalOptimizer
+from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.parameter_server.shard import Shard
 from dbjax.runtime.interface import Future, Node, ready
-from dbjax.types import Slices
+from dbjax.types import Slice, Slices
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,6 +27,7 @@ class SessionOptions:
       n_push: mini-batches between two pushes.
       overlap: computation goes on while a fetch is under way.
       local_rule: the rule of local steps between fetches; None: there are no local steps.
+      push_bytes: how many bytes a slice of the gradient takes on its way to the shard.
     """
 
     batch_size: int
@@ -33,6 +35,7 @@ class SessionOptions:
     n_push: int = 1
     overlap: bool = False
     local_rule: optax.GradientTransformation | None = None
+    push_bytes: Callable[[Slice], int] = slice_nbytes
 
 
 class _Progress(NamedTuple):
@@ -95,6 +98,17 @@ class ReplicaSession:
             progress = _Progress(step, pushes, None, nothing, None, ready(None), None, None)
         return cls(node, server, options, progress)
 
+    @property
+    def slices(self) -> Slices:
+        """The replica's own parameters; a method may assign others of the same shapes."""
+        assert self.params is not None
+        return self.params.slices
+
+    @slices.setter
+    def slices(self, slices: Slices) -> None:
+        assert self.params is not None
+        self.params = dataclasses.replace(self.params, slices=slices)
+
     def steps(self, limit: int | None) -> Iterator[int]:
         """The numbers of the steps that are left, up to `limit` if there is one."""
         while limit is None or self._step < limit:
@@ -153,7 +167,8 @@ class ReplicaSession:
     async def start_push(self) -> None:
         """Begins to push what was accumulated, once the previous push is acknowledged."""
         await self._pushing
-        messages = self._accumulated.messages(self._node.name, self._pushes)
+        options = self._options
+        messages = self._accumulated.messages(self._node.name, self._pushes, options.push_bytes)
         self._accumulated = AccumulatedGradient()
         self._pushing = self._server.push(Shard.push, messages)
         self._pushes += 1

@@ -1,10 +1,5 @@
-"""What a run leaves on disk."""
+"""What a run leaves on disk: metrics, summary, parameters, timeline, and where they come from."""
 
-from dbjax.run_dir.files import prepare as prepare
-from dbjax.run_dir.files import read_json as read_json
-from dbjax.run_dir.files import write_json as write_json
-from dbjax.run_dir.lock import LOCK as LOCK
-from dbjax.run_dir.lock import lock_directory as lock_directory
 from dbjax.run_dir.writer import EVENTS as EVENTS
 from dbjax.run_dir.writer import METRICS as METRICS
 from dbjax.run_dir.writer import SUMMARY as SUMMARY

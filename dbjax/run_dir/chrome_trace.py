@@ -7,10 +7,10 @@ the run's clock.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
+from dbjax.runtime.node_names import NodeKind, kind_of, node_order, service_name
 from dbjax.runtime.trace import Span
 
 _MICROSECONDS = 1e6
@@ -21,18 +21,12 @@ def merged(spans: Iterable[Span]) -> list[Span]:
     """Joins spans of one node, kind and beginning; sorted by node, kind, beginning."""
     ends: dict[tuple[str, str, float], float] = {}
     for span in spans:
-        shard = span.node.startswith("shard/")
+        shard = kind_of(service_name(span.node)) is NodeKind.SHARD
         kind = _SERVED.get(span.kind, span.kind) if shard else span.kind
         key = (span.node, kind, span.start_s)
         ends[key] = max(ends.get(key, span.end_s), span.end_s)
     found = [Span(node, kind, start, end) for (node, kind, start), end in ends.items()]
     return sorted(found, key=lambda s: (node_order(s.node), s.kind, s.start_s))
-
-
-def node_order(name: str) -> tuple[str, int]:
-    """replica/2 before replica/10."""
-    number = re.search(r"/(\d+)$", name)
-    return (name.split("/")[0], int(number.group(1)) if number else -1)
 
 
 def chrome_trace(spans: Iterable[Span], *, clock: str, dropped: int) -> dict[str, Any]:

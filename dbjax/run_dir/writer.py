@@ -14,9 +14,9 @@ from typing import IO, Any, final
 
 from dbjax.checkpoint.params import save_params
 from dbjax.errors import best_effort, one_line
+from dbjax.files import os_errors_naming, plain, prepare, write_json, write_text
 from dbjax.run_dir import provenance
 from dbjax.run_dir.chrome_trace import chrome_trace
-from dbjax.run_dir.files import os_errors_naming, plain, prepare, write_json, write_text
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.trace import NotBegun, Row, Trace
 from dbjax.train import Result

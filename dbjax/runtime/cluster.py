@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 
 from dbjax.arguments import (
-    require_count,
+    require_at_least,
     require_fields,
     require_finite,
     require_positive,
@@ -123,7 +123,7 @@ class Machine:
             "mean_time_to_repair_s",
         ):
             require_positive_or_infinite(f"Machine.{field}", getattr(self, field))
-        require_count("Machine.cards", self.cards)
+        require_at_least("Machine", 1, cards=self.cards)
         require_finite("Machine.sigma", self.sigma)
         if self.sigma and self.law != "lognormal":
             raise ValueError(f"Machine.sigma={self.sigma!r} has no effect: set law='lognormal'")
@@ -212,7 +212,7 @@ class Cluster:
         bandwidth = self.memory_bandwidth_bytes_per_s
         require_positive_or_infinite("Cluster.memory_bandwidth_bytes_per_s", bandwidth)
         require_positive("Cluster.size_scale", self.size_scale)
-        require_count("Cluster.replica_machines", self.replica_machines)
+        require_at_least("Cluster", 1, replica_machines=self.replica_machines)
         if self.seed is not None:
             require_seed("Cluster.seed", self.seed)
         self._check_compute_s()

@@ -20,7 +20,7 @@ from typing import Any
 import jax
 
 from dbjax.arguments import nearest
-from dbjax.run_dir.files import prepare, write_json
+from dbjax.files import prepare, write_json
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.presets import GOOGLE_2012, H100_2023
 from experiments import figures

@@ -29,8 +29,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from dbjax.files import prepare
 from dbjax.monitoring.signals import exit_code
-from dbjax.run_dir.files import prepare
 from experiments import figures
 from experiments.command_line import command, log_to_terminal
 from experiments.figure4.methods import METHODS

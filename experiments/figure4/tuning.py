@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from configs._figure4 import TUNED, winners
-from dbjax.run_dir.files import prepare_file, write_json
+from dbjax.files import prepare_file, write_json
 from experiments.defaults import flat
 from experiments.fields import assign
 from experiments.figure4.methods import METHODS

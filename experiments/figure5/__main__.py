@@ -22,7 +22,7 @@ from collections.abc import Sequence
 
 import ml_collections
 
-from dbjax.run_dir.files import prepare
+from dbjax.files import prepare
 from experiments import figures
 from experiments.command_line import command, log_to_terminal
 from experiments.figure4.options import Options, options, parameters

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dbjax.run_dir.files import prepare_file, write_text
+from dbjax.files import prepare_file, write_text
 from experiments.command_line import command, parse
 from experiments.folders import OF_A_RUN
 from experiments.report.page import is_page, page

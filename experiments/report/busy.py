@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dbjax.runtime.node_names import NodeKind, kind_of, service_name
 from dbjax.runtime.trace import Row
 from experiments.report.read import Numbers, Run, Spans
 
@@ -52,18 +53,18 @@ def nodes(run: Run) -> list[Busy]:
     between = np.isin(spans.kind, [i for i, k in enumerate(spans.kinds) if k in BETWEEN_COPIES])
     computing = np.isin(spans.kind, [i for i, k in enumerate(spans.kinds) if k == "compute"])
     found = [
-        _of("replicas: computing gradients", "replica/", computing, run),
-        _of("shards: serving calls", "shard/", ~between, run),
+        _of("replicas: computing gradients", NodeKind.REPLICA, computing, run),
+        _of("shards: serving calls", NodeKind.SHARD, ~between, run),
     ]
     return [one for one in found if one is not None]
 
 
-def _of(name: str, prefix: str, chosen: Numbers, run: Run) -> Busy | None:
+def _of(name: str, kind: NodeKind, chosen: Numbers, run: Run) -> Busy | None:
     spans, (begin_s, end_s) = run.spans, extent(run)
     members: dict[str, list[int]] = {}  # a shard, and the copy that takes its place
     for i, node in enumerate(spans.nodes):
-        if node.startswith(prefix):
-            members.setdefault(node.removesuffix("/backup"), []).append(i)
+        if kind_of(service_name(node)) is kind:
+            members.setdefault(service_name(node), []).append(i)
     if not members or not end_s > begin_s:
         return None
     edges_s = np.linspace(begin_s, end_s, BINS + 1)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from dbjax.run_dir.files import plain
+from dbjax.files import plain
 from experiments.defaults import defaults, flat
 from experiments.report.read import Run
 

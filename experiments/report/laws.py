@@ -13,6 +13,7 @@ import numpy as np
 
 from dbjax.algorithms import downpour, sgd
 from dbjax.runtime.cluster import Cluster, Machine
+from dbjax.runtime.node_names import replica_name
 from experiments import build
 from experiments.report.read import Numbers, Run
 from experiments.saved import saved
@@ -112,7 +113,7 @@ def _known(method: downpour.Config, cluster: Cluster, run: Run, mean: float) -> 
             "times of computing are exponential."
         )
         return Law(said, geometric(count), mean)
-    machines = [cluster.machine_of(f"replica/{r}") for r in range(count)]
+    machines = [cluster.machine_of(replica_name(r)) for r in range(count)]
     assert isinstance(cluster.compute_s, float)
     horizon = run.end_s / cluster.compute_s
     return Law(

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dbjax.files import format_errors_naming
 from dbjax.monitoring.fault_injection import kills
 from dbjax.run_dir import METRICS, SUMMARY
-from dbjax.run_dir.files import format_errors_naming
 from dbjax.runtime.trace import Row
 from experiments.report import busy, laws
 from experiments.report.configuration import configuration, origin

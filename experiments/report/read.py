@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dbjax.arguments import describe, fits
-from dbjax.run_dir import METRICS, SUMMARY, read_json
-from dbjax.run_dir.files import damaged_file, format_errors_naming
+from dbjax.files import damaged_file, format_errors_naming, read_json
+from dbjax.run_dir import METRICS, SUMMARY
 from dbjax.runtime.trace import Row
 from experiments.saved import CONFIG
 

@@ -15,7 +15,7 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
 from dbjax.arguments import nearest
-from dbjax.run_dir.files import plain
+from dbjax.files import plain
 from experiments import build
 from experiments.defaults import OPEN, flat
 from experiments.fields import assign, at, require_effect

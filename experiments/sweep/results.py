@@ -18,7 +18,7 @@ import optuna
 import rich.table
 from optuna.trial import FrozenTrial, TrialState
 
-from dbjax.run_dir.files import plain, write_text
+from dbjax.files import plain, write_text
 from experiments import build, plots
 from experiments.sweep import pictures
 from experiments.sweep.plan import Plan

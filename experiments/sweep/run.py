@@ -15,10 +15,10 @@ import ml_collections
 import optuna
 from sqlalchemy.exc import SQLAlchemyError
 
-from dbjax.arguments import nearest, require_at_least_one
+from dbjax.arguments import nearest, require_at_least
 from dbjax.errors import one_line
+from dbjax.files import lock_directory, prepare, read_json, write_json
 from dbjax.monitoring.signals import on_interrupt
-from dbjax.run_dir import lock_directory, prepare, read_json, write_json
 from dbjax.run_dir.provenance import versions
 from experiments.defaults import defaults
 from experiments.folders import STUDY, SWEEP, require_place
@@ -64,7 +64,7 @@ def sweep(
     Raises:
       ValueError: something does not fit, or another sweep lies in the workdir.
     """
-    require_at_least_one(jobs=jobs)
+    require_at_least("", 1, jobs=jobs)
     if on not in ON:
         raise ValueError(f"no on={on}{nearest(on, ON)}")
     space = dataclasses.replace(space, trials=trials) if trials is not None else space

@@ -27,7 +27,7 @@ from dbjax.arguments import (
     describe,
     fits,
     nearest,
-    require_at_least_one,
+    require_at_least,
     require_seed,
 )
 from experiments.defaults import OPEN
@@ -94,7 +94,7 @@ def log_uniform(low: float, high: float, *, points: int = 5) -> Values:
 def integers(low: int, high: int, *, step: int = 1) -> Values:
     """An integer from `low` to `high`, in steps; `high` is included if a step ends there."""
     _require_range("integers", low, high)
-    require_at_least_one(**{"integers: step": step})
+    require_at_least("", 1, **{"integers: step": step})
     grid = tuple(range(low, high + 1, step))
     return Values(IntDistribution(low, grid[-1], step=step), grid)
 
@@ -116,7 +116,7 @@ def _require_range(of: str, low: float, high: float, points: int = 1) -> None:
         raise ValueError(f"{of}: low={low!r} is above high={high!r}: give the smaller one first")
     if not fits(points, int):
         raise ValueError(f"{of}: points={points!r} must be int")
-    require_at_least_one(**{f"{of}: points": points})
+    require_at_least("", 1, **{f"{of}: points": points})
 
 
 @final
@@ -163,7 +163,9 @@ class Space:
                 raise ValueError(f"no {kind} {name!r}{nearest(name, known)}")
         if not 0 < self.prune_from < 1:
             raise ValueError(f"prune_from={self.prune_from!r} must be between 0 and 1")
-        require_at_least_one(trials=self.count, seeds=self.seeds, cluster_seeds=self.cluster_seeds)
+        require_at_least(
+            "", 1, trials=self.count, seeds=self.seeds, cluster_seeds=self.cluster_seeds
+        )
         if self.sampler == "grid" and self.count > self.points:
             raise ValueError(f"trials={self.trials}, but the grid has {self.points} points")
 

@@ -16,9 +16,9 @@ from typing import Any
 import ml_collections
 
 import dbjax
+from dbjax.files import write_text
 from dbjax.monitoring import health
 from dbjax.run_dir import RunWriter
-from dbjax.run_dir.files import write_text
 from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.trace import Row
 from experiments import build

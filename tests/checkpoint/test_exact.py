@@ -233,7 +233,7 @@ def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkey
     before = dbjax.runtime.virtual.VirtualRuntime.run
 
     def strange(self, until_s):
-        self.saved["strange"] = Strange()
+        self.latest_states["strange"] = Strange()
         return before(self, until_s)
 
     monkeypatch.setattr("dbjax.runtime.virtual.VirtualRuntime.run", strange)

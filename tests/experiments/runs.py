@@ -4,7 +4,7 @@ import json
 
 import ml_collections
 
-from dbjax.run_dir.files import plain
+from dbjax.files import plain
 from experiments.defaults import defaults
 
 ROWS = [

@@ -10,7 +10,7 @@ from collections import namedtuple
 
 import pytest
 
-from dbjax.run_dir import LOCK
+from dbjax.files import LOCK
 from experiments import run
 from experiments.command_line import command
 from experiments.saved import saved

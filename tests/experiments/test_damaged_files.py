@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from dbjax.run_dir import write_json
+from dbjax.files import write_json
 from experiments import replay, report, run
 from experiments.command_line import command, load_config
 from experiments.defaults import defaults

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dbjax.costs.program import Collective, Costs, Memory, Phase
+from dbjax.costs.program import Collective, Costs, Memory, ProgramPhase
 from dbjax.runtime.presets import GOOGLE_2012
 from experiments.figure3 import __main__ as figure3
 from experiments.figure3.calibration import calibrated, root, speedup
@@ -51,7 +51,7 @@ def test_the_preset_is_what_the_command_fits(smoke):
 def network(machines, flops=1e10, size=1e6):
     """A layer cut by units, as the fit sees it."""
     gathered = Collective("all-gather", int(size / machines), int(size), machines)
-    phase = Phase(flops / machines, 0.0, (gathered,) * 4)
+    phase = ProgramPhase(flops / machines, 0.0, (gathered,) * 4)
     return Costs(machines, flops / machines, 0.0, (phase,), Memory(0, 0, 0, 0))
 
 

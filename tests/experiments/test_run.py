@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 
 from dbjax.checkpoint.params import load_params
-from dbjax.run_dir import LOCK
-from dbjax.run_dir.files import plain, write_text
+from dbjax.files import LOCK, plain, write_text
 from experiments import demo, run
 from experiments.accuracy import time_to
 from experiments.command_line import available, load_config

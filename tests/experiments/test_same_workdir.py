@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from dbjax.run_dir import LOCK, lock_directory
+from dbjax.files import LOCK, lock_directory
 from experiments import run
 from experiments.command_line import command
 from tests.processes import LIMIT_S

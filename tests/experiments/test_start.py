@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dbjax.data import __main__ as data
-from dbjax.run_dir import prepare
+from dbjax.files import prepare
 from experiments import chaos, demo, replay, run
 from experiments.command_line import command
 from experiments.figure3 import __main__ as figure3

@@ -8,7 +8,7 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
-from dbjax.costs.program import Collective, Costs, Memory, Phase, costs
+from dbjax.costs.program import Collective, Costs, Memory, ProgramPhase, costs
 from dbjax.costs.speedup import CompiledSteps, phased_step, predicted
 from dbjax.optim import Lbfgs
 
@@ -21,7 +21,7 @@ CLUSTER = dbjax.Cluster(
 
 
 def of(*collectives, flops=0.0):
-    return Costs(8, flops, 0.0, (Phase(flops, 0.0, collectives),), MEMORY)
+    return Costs(8, flops, 0.0, (ProgramPhase(flops, 0.0, collectives),), MEMORY)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from dbjax.contrib.optax_lbfgs import ZOOM
 from dbjax.data import load
 from dbjax.optim import lbfgs, scale_by_vector_free_lbfgs
 from dbjax.optim.lbfgs import direction_coefficients
+from dbjax.optim.optax_lbfgs import ZOOM
 from tests.references import dense_inverse_hessian, pairs_taken, two_loops
 
 START = {"b": jnp.array(0.7), "w": jnp.array([[-0.9, 1.5, 0.4], [0.3, -1.1, 0.8]])}

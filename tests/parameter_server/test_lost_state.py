@@ -10,11 +10,11 @@ import pytest
 import dbjax
 from dbjax import Failure
 from dbjax.algorithms import downpour, sgd
-from dbjax.algorithms.sgd import Behind, SynchronousShard
 from dbjax.checkpoint.manager import Every
 from dbjax.errors import StateLost
 from dbjax.parameter_server import Shard, server_rule
 from dbjax.parameter_server.gradient_sums import DeferredSum, UnorderedSum, add_sums
+from dbjax.parameter_server.synchronous import Behind, SynchronousShard
 from dbjax.parameter_server.vector_shard import BEGINNING, VectorShard
 from tests.parameter_server.test_shard import push
 from tests.test_conformance import TASK

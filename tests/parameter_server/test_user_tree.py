@@ -17,7 +17,7 @@ from dbjax.optim import downpour_adagrad, require_elementwise
 from dbjax.parameter_server import partition_params, server_rule
 from dbjax.parameter_server import shard as shards_own
 from dbjax.parameter_server.optimizer import server_trees, trees_for
-from dbjax.parameter_server.reshard import Cuts, _rules
+from dbjax.parameter_server.reshard import Resharding, _rules
 
 # The same operations on the same numbers, so at most a few roundings of float32 apart: loops of
 # other lengths may round a root or a power differently, and four updates may add that up.
@@ -249,7 +249,7 @@ def test_resharding_keeps_the_state_of_a_rule(name, before, after, layout):
         served = server_rule(rule, server_trees(rule, old, slices))
         states = [served.init(slice_) for slice_ in slices]
         slices, states = pushed(served, old, slices, states, GRADIENTS[:3])
-        moved = _rules([state.rule for state in states], slices, Cuts(old, new))
+        moved = _rules([state.rule for state in states], slices, Resharding(old, new))
         slices = new.split(old.join(slices))
         served = server_rule(rule, server_trees(rule, new, slices))
         fresh = [served.init(slice_) for slice_ in slices]

@@ -8,7 +8,7 @@ import pytest
 
 from dbjax.errors import StateLost
 from dbjax.optim import Combine, Dots
-from dbjax.parameter_server.gradient_sums import OrderedSum, Piece, UnorderedSum
+from dbjax.parameter_server.gradient_sums import OrderedSum, ShardSum, UnorderedSum
 from dbjax.parameter_server.vector_shard import Contribution, VectorShard
 
 NODE = types.SimpleNamespace(name="shard/0", returned=False, touched=lambda arrays: None)
@@ -19,7 +19,7 @@ def shard(accruing=UnorderedSum):
 
 
 def contribution(evaluation, value, *portions, part="only", place=0):
-    piece = Piece(jnp.float32(value), {"w": jnp.full(2, float(value))})
+    piece = ShardSum(jnp.float32(value), {"w": jnp.full(2, float(value))})
     return Contribution(evaluation, part, portions, place, piece, 8)
 
 
@@ -69,9 +69,9 @@ def test_sums_in_a_fixed_order_wait_for_what_comes_late():
             one.accrue(contribution(5, values[place], place, place=place))
         assert one.close(2, 5, {"only": 1.0}) == [expected]
     waiting = OrderedSum()
-    waiting.add(1, Piece(jnp.float32(1), {}))
+    waiting.add(1, ShardSum(jnp.float32(1), {}))
     copied = waiting.copy()
-    copied.add(0, Piece(jnp.float32(2), {}))
+    copied.add(0, ShardSum(jnp.float32(2), {}))
     assert float(copied.total().loss) == 3.0
     with pytest.raises(AssertionError):
         waiting.total()

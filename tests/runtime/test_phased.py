@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from dbjax.runtime import Cluster, Machine, VirtualRuntime, all_of, phased
+from dbjax.runtime import Cluster, Machine, VirtualRuntime, all_of, step_time
 from dbjax.runtime.step_time import Phase, PhasedStep, slowest_factor
 
 MACHINE = Machine(
@@ -147,10 +147,10 @@ def test_bad_clusters_are_refused(make, text):
 
 def test_the_slowest_is_looked_for_once_whatever_the_machines_speed():
     """A fit asks for it at thousands of speeds, and each takes milliseconds."""
-    before = phased._slowest_factor.cache_info().misses
+    before = step_time._slowest_factor.cache_info().misses
     machines = [
         Machine(law="lognormal", sigma=0.123, flops_per_s=speed, bandwidth_bytes_per_s=speed)
         for speed in (1.0, 10.0, 100.0)
     ]
     assert len({slowest_factor(machine, 5) for machine in machines}) == 1
-    assert phased._slowest_factor.cache_info().misses == before + 1
+    assert step_time._slowest_factor.cache_info().misses == before + 1

@@ -30,13 +30,13 @@ TWO = downpour.Config(rule=RULE, replicas=2, shards=1)
     ],
 )
 def test_a_run_in_which_nothing_takes_time_says_so(method, cluster, monkeypatch):
-    monkeypatch.setattr("dbjax.runtime.virtual.runtime._EVENTS_AT_ONCE", 200)
+    monkeypatch.setattr("dbjax.runtime.virtual.simulator._EVENTS_AT_ONCE", 200)
     with pytest.raises(ValueError, match=r"time stands still at 0 s, and until_s=5 never comes"):
         dbjax.run(TASK, method, cluster=cluster, until_s=5.0)
 
 
 def test_a_run_in_which_nothing_takes_time_may_end_by_its_steps(monkeypatch):
-    monkeypatch.setattr("dbjax.runtime.virtual.runtime._EVENTS_AT_ONCE", 5)
+    monkeypatch.setattr("dbjax.runtime.virtual.simulator._EVENTS_AT_ONCE", 5)
     method = downpour.Config(rule=RULE, replicas=2, shards=1, steps=30)
     still = dbjax.Cluster(compute_s=0.0)
     for until_s in (None, 5.0):
@@ -45,13 +45,13 @@ def test_a_run_in_which_nothing_takes_time_may_end_by_its_steps(monkeypatch):
 
 
 def test_time_that_goes_on_slowly_is_no_standstill(monkeypatch):
-    monkeypatch.setattr("dbjax.runtime.virtual.runtime._EVENTS_AT_ONCE", 20)
+    monkeypatch.setattr("dbjax.runtime.virtual.simulator._EVENTS_AT_ONCE", 20)
     slow = dbjax.Cluster(compute_s=1e-3)
     assert dbjax.run(TASK, TWO, cluster=slow, until_s=0.1).summary["updates"] > 100
 
 
 def test_a_program_of_ones_own_that_only_talks_is_found_too(monkeypatch):
-    monkeypatch.setattr("dbjax.runtime.virtual.runtime._EVENTS_AT_ONCE", 50)
+    monkeypatch.setattr("dbjax.runtime.virtual.simulator._EVENTS_AT_ONCE", 50)
 
     async def main(node):
         while True:

@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("ray", reason="dbjax[ray] is not installed")
 from dbjax.runtime.futures import Future
-from dbjax.runtime.ray.handle import Handle
+from dbjax.runtime.ray.handle import RayHandle
 from dbjax.runtime.ray.hub import Hub
 from dbjax.runtime.ray.wire import Ends, Identity
 from dbjax.runtime.threads import ThreadsRuntime
@@ -58,7 +58,7 @@ def answered(future):
 def handle_at(there, here):
     """What `here` knows of the service of another process."""
     here.services = {}
-    made = Handle("echo", here)
+    made = RayHandle("echo", here)
     made.moved(there.address)
     return made
 

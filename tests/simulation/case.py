@@ -14,7 +14,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of every knob; what is simplest comes
     "backups": (0, 1),
     "steps": (4, 8, 12),
     "deaths": (0, 1, 2, 3, 5, 8),
-    "cuts": (0, 1, 2, 4),
+    "outages": (0, 1, 2, 4),
     "links": (0, 1, 2),
     "duplicates": (False, True),
     "checkpoints": (False, True),
@@ -36,7 +36,7 @@ class Case:
     Attributes:
       seed: of all details: times, nodes, and the method's options.
       deaths: that are scheduled; `restless`: whether machines die by themselves too.
-      cuts: of the network; `links`: of another latency; `duplicates`: on those or anywhere.
+      outages: of the network; `links`: of another latency; `duplicates`: on those or anywhere.
       checkpoints: whether there are any.
       jitter: whether computations vary in time.
       repeats: whether some pushes reach their shard twice.
@@ -49,7 +49,7 @@ class Case:
     backups: int = 0
     steps: int = 8
     deaths: int = 0
-    partition: int = 0
+    outages: int = 0
     links: int = 0
     duplicates: bool = False
     checkpoints: bool = False

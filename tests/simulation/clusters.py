@@ -96,14 +96,14 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
     draws, found = case.draws("deaths"), []
     names, end_s = nodes(case), _end_s(case)
     favourite = draws.choice(names)
-    partition = [cut for cut in _outages(case) if cut.a in names]
+    outages = [cut for cut in _outages(case) if cut.a in names]
     for _ in range(case.deaths):
         node = draws.choice([*names, favourite, f"{favourite.removesuffix('/backup')}"])
         if case.backups and draws.random() < 0.3 and f"{favourite}/backup" in names:
             node = f"{favourite}/backup"
         at_s = draws.uniform(0, end_s)
-        if partition and draws.random() < 0.4:  # a node dies while it is cut off
-            cut = draws.choice(partition)
+        if outages and draws.random() < 0.4:  # a node dies while it is cut off
+            cut = draws.choice(outages)
             node, at_s = cut.a, draws.uniform(cut.at_s, cut.back_s)
         elif found and draws.random() < 0.6:
             other = draws.choice(found)
@@ -119,7 +119,7 @@ def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
 def _outages(case: Case) -> tuple[Outage, ...]:
     draws, names, found = case.draws("cuts"), nodes(case), []
     backed = [n.removesuffix("/backup") for n in names if n.endswith("/backup")]
-    for _ in range(case.partition):
+    for _ in range(case.outages):
         a, b = draws.choice(names), draws.choice([*names, "*"])
         if backed and draws.random() < 0.5:
             a = draws.choice(backed)

@@ -15,8 +15,8 @@ import dbjax.parameter_server.client
 from dbjax.algorithms.sandblaster.replica import Replica
 from dbjax.parameter_server import Shard, Snapshot
 from dbjax.parameter_server.vector_shard import VectorShard
-from dbjax.runtime import VirtualRuntime
 from dbjax.runtime.context import current
+from dbjax.runtime.virtual.simulator import Simulator
 from tests.simulation.book import Book, Called, Violation
 from tests.simulation.case import Case
 from tests.simulation.problems import bowl_gradient
@@ -84,8 +84,8 @@ class Ears:
 def listening(book: Book, case: Case) -> Iterator[None]:
     """Runs in the block are noted."""
     patches = [
-        mock.patch.object(dbjax.parameter_server.client, "serve_chain", _serving(book, case)),
-        mock.patch.object(VirtualRuntime, "at", _counting(book)),
+        mock.patch.object(dbjax.parameter_server.client, "serve_replicated", _serving(book, case)),
+        mock.patch.object(Simulator, "at", _counting(book)),
         *(
             mock.patch.object(kind, name, made(book, getattr(kind, name)))
             for kind, name, made in (
@@ -119,7 +119,7 @@ def _serving(book: Book, case: Case) -> Callable[..., Any]:
 
 
 def _counting(book: Book) -> Callable[..., Any]:
-    right = VirtualRuntime.at
+    right = Simulator.at
 
     def at(self: Any, *args: Any, **kwargs: Any) -> None:
         book.events += 1

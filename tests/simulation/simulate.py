@@ -48,7 +48,7 @@ def check_deterministic(case: Case) -> None:
 
 def calm(case: Case) -> dbjax.Result:
     """The result where nothing goes wrong."""
-    quiet = {"deaths": 0, "cuts": 0, "links": 0, "backups": 0}
+    quiet = {"deaths": 0, "outages": 0, "links": 0, "backups": 0}
     never = dict.fromkeys(("duplicates", "checkpoints", "restless", "repeats"), False)
     return _calm(dataclasses.replace(case, **quiet, **never))
 

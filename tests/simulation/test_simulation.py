@@ -48,11 +48,11 @@ def test_it_holds_in_very_many(capsys):
 
 
 FOUND = [  # steps of synchronous SGD whose end a shard has lost, when some replicas were gone
-    Case(3011, "sgd", 2, 3, steps=4, deaths=3, partition=4, links=2, duplicates=True, jitter=True),
+    Case(3011, "sgd", 2, 3, steps=4, deaths=3, outages=4, links=2, duplicates=True, jitter=True),
     Case(3567, "sgd", 2, 3, steps=4, deaths=5, links=2, restless=True, jitter=True),
     # answers that showed what only the head had
-    Case(1801, "sgd", 3, 1, 1, deaths=3, partition=2, duplicates=True),
-    Case(3884, "sgd", 4, 2, 1, 12, deaths=8, partition=4, duplicates=True, restless=True, jitter=True),
+    Case(1801, "sgd", 3, 1, 1, deaths=3, outages=2, duplicates=True),
+    Case(3884, "sgd", 4, 2, 1, 12, deaths=8, outages=4, duplicates=True, restless=True, jitter=True),
 ]  # fmt: skip
 
 

@@ -1,25 +1,38 @@
-"""The coordinator's view: vectors that it commands, and evaluations that replicas do."""
+"""The coordinator's view of the shards and replicas: vectors that it commands, and evaluations."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable
-from typing import Any, final
+from typing import final
 
 from dbjax.algorithms.sandblaster.batches import Batches
 from dbjax.algorithms.sandblaster.scheduler import CoordinatorCounts, Scheduler
 from dbjax.algorithms.sandblaster.work_queue import WorkQueue
+from dbjax.errors import ServiceError, StateLost
+from dbjax.optim import Method, State, Stops
 from dbjax.optim.space import Command, Losses
-from dbjax.parameter_server.vector_client import VectorClient
+from dbjax.parameter_server.vector_client import Traffic, VectorClient
 from dbjax.runtime.interface import Node
+from dbjax.runtime.trace import Row
 
 
 @final
 class ShardedSpace:
     """A `Space` (see `dbjax.optim.space`) on shards and replicas.
 
+    It also makes iterations transactions: the coordinator's own few numbers lie with the shards,
+    beside the vectors, so that a coordinator that is started again, or a shard that is restored,
+    goes on from the last iteration that all shards know.
+
     Args:
-      size_of: portions -> examples in them.
-      send_every: portions whose gradients a replica sends together.
+      node: the coordinator's.
+      vectors: the shards.
+      scheduler: the replicas.
+      counts: what has happened so far.
+      batches: which portions make up the batch of each evaluation.
+      size_of: portions -> how many examples are in them.
+      send_every: how many portions' gradients a replica sends together.
     """
 
     def __init__(
@@ -28,24 +41,15 @@ class ShardedSpace:
         vectors: VectorClient,
         scheduler: Scheduler,
         counts: CoordinatorCounts,
-        make_batches: Batches,
+        batches: Batches,
         size_of: Callable[[Iterable[int]], int],
         send_every: int,
     ) -> None:
         self._counts = counts
         self._node, self._vectors, self._scheduler = node, vectors, scheduler
-        self._batches, self._size_of, self._send_every = make_batches, size_of, send_every
+        self._batches, self._size_of, self._send_every = batches, size_of, send_every
         self._evaluation = node.incarnation << 32  # no number is ever used again
         self._planned: dict[int, list[int]] = {}
-
-    def state_dict(self) -> Any:
-        """What it knows between two evaluations; not changed afterwards."""
-        return self._evaluation, dict(self._planned), self._scheduler.state_dict()
-
-    def load_state_dict(self, state: Any) -> None:
-        """Knows what another one knew."""
-        self._evaluation, self._planned, scheduler = state
-        self._scheduler.load_state_dict(scheduler)
 
     @property
     def before(self) -> str:
@@ -81,6 +85,71 @@ class ShardedSpace:
         loss = sum(losses)
         return Losses(loss, means.get("before", loss), means.get("after", loss))
 
+    async def join(self, stops: Stops) -> State | None:
+        """Where the coordinator goes on; None: at the beginning.
+
+        Args:
+          stops: of this run, which may be given more iterations than the one that it resumes.
+        """
+        progress = self._node.saved_progress()
+        if progress is not None:  # the run is resumed exactly where it stood
+            known, self._vectors.command, (self._evaluation, self._planned, scheduler) = progress
+            self._scheduler.load_state_dict(scheduler)
+        else:
+            known = await self._vectors.resume()
+        if known is None:
+            return None
+        state: State = known[0]
+        for name, value in dataclasses.asdict(known[1]).items():
+            setattr(self._counts, name, value)
+        self._vectors.traffic = dataclasses.replace(known[2])
+        if state is not None and progress is None:
+            state = stops.check(dataclasses.replace(state, stop=""))
+            self._record(state)
+        return state
+
+    async def transaction(self, method: Method, stops: Stops, state: State | None) -> State | None:
+        """One iteration of a method, in full or not at all.
+
+        Args:
+          method: the batch method.
+          stops: when to stop.
+          state: where the method stands; None: at its beginning.
+
+        Returns:
+          The state after the iteration. If a shard was restored meanwhile, it is the state after
+          the last iteration that all shards know, or None.
+        """
+        self._save_progress(state)
+        iteration = method.start(self) if state is None else method.iterate(self, state)
+        try:
+            after = stops.check(await iteration)
+            known = (method.memo(after), *self._copies())
+            await self._vectors.finish(after.iteration, self._counts.examples, known)
+        except (StateLost, ServiceError) as error:
+            if not isinstance(error.__cause__ or error, StateLost):
+                raise
+            last_known = await self._vectors.resume()
+            self._counts.rewinds += 1
+            return last_known[0] if last_known else None
+        self._record(after)
+        return after
+
+    def _save_progress(self, state: State | None) -> None:
+        known = (state, *self._copies())
+        between_evaluations = (
+            self._evaluation,
+            dict(self._planned),
+            self._scheduler.state_dict(),
+        )
+        self._node.save_progress((known, self._vectors.command, between_evaluations))
+
+    def _copies(self) -> tuple[CoordinatorCounts, Traffic]:
+        return dataclasses.replace(self._counts), dataclasses.replace(self._vectors.traffic)
+
+    def _record(self, state: State) -> None:
+        self._node.record(**iteration_row(state, self._counts, self._vectors.traffic))
+
     def _plan(self, parts: dict[str, tuple[int, ...]]) -> dict[int, list[int]]:
         """What each replica did last time; at first an equal share of consecutive portions."""
         if self._planned:
@@ -90,3 +159,16 @@ class ShardedSpace:
         return {
             r: portions[r * count // workers : (r + 1) * count // workers] for r in range(workers)
         }
+
+
+def iteration_row(state: State, counts: CoordinatorCounts, traffic: Traffic) -> Row:
+    """What the coordinator records after each iteration."""
+    return {
+        "step": state.iteration,
+        "loss": state.loss,
+        "gradient_norm": state.gradient_norm,
+        "step_length": state.step,
+        "stop": state.stop,
+        **dataclasses.asdict(counts),
+        **dataclasses.asdict(traffic),
+    }

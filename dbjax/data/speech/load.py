@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,7 @@ import numpy as np
 from dbjax.data.examples import Frames
 from dbjax.data.speech.states import align, tie
 from dbjax.data.splits import Splits
+from dbjax.files import lock_directory
 from dbjax.monitoring.signals import on_interrupt
 
 
@@ -64,7 +63,7 @@ def load(
 def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
     builder = _builder(data_dir, num_frames, seed)
     if not builder.data_path.exists():
-        with _alone(Path(builder.data_path.parent)):
+        with lock_directory(builder.data_path.parent, wait=True):
             builder = _builder(data_dir, num_frames, seed)
             if not builder.data_path.exists():  # nor has another process made it meanwhile
                 _make(builder)
@@ -80,15 +79,6 @@ def _builder(data_dir: str, num_frames: int, seed: int) -> Any:
     return SpeechFrames(
         config=config(num_frames, seed), data_dir=data_dir, file_format="array_record"
     )
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """While no other process of this machine makes data there; it ends with the process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _make(builder: Any) -> None:

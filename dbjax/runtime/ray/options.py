@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import final
 
 from dbjax.arguments import require_fields, require_positive
+from dbjax.runtime.node_names import NodeKind, kind_of
 
 
 @final
@@ -46,7 +47,7 @@ class RayOptions:
 
     def resources(self, name: str) -> dict[str, float]:
         """What the process of a node asks for."""
-        if not name.startswith("replica/"):
+        if kind_of(name) is not NodeKind.REPLICA:
             return {"CPU": self.cpus}
         cpus = self.cpus if self.replica_cpus is None else self.replica_cpus
         return {"CPU": cpus} | ({"GPU": self.replica_gpus} if self.replica_gpus else {})

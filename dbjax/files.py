@@ -1,8 +1,9 @@
-"""Files that are written whole or not at all."""
+"""Files and directories: prepared, locked, written in one step, and read with errors that name them."""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import math
 import os
@@ -140,3 +141,36 @@ def plain(value: Any, *, infinity: str | None = None) -> Any:
     if math.isinf(number) and infinity is not None:
         return infinity if number > 0 else f"-{infinity}"
     return number if math.isfinite(number) else None
+
+
+LOCK = ".lock"
+
+
+@contextlib.contextmanager
+def lock_directory(directory: str | Path, *, wait: bool = False) -> Iterator[None]:
+    """Keeps other processes out of a directory while the block runs.
+
+    The kernel releases the lock when the process exits, however it exits.
+
+    Args:
+      directory: it is made if it does not exist.
+      wait: waits for another process to leave, instead of raising an error.
+
+    Raises:
+      ValueError: another process is in the directory, or the directory cannot be used.
+    """
+    path = prepare(directory) / LOCK
+    with path.open("a+", errors="replace") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            file.seek(0)
+            raise ValueError(
+                f"{directory} is in use by process {file.read() or 'unknown'}: wait, or use "
+                "another --workdir"
+            ) from error
+        with os_errors_naming(path):
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+        yield

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from dbjax.optim.gram import bordered, order
 from dbjax.optim.lbfgs import direction_coefficients
 from dbjax.optim.space import Vector
 
@@ -153,7 +154,8 @@ def grown(
     """
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
     border = jnp.concatenate([jnp.roll(_dots(stack, rows), -taken, axis=0) for stack in stacks])
-    return jnp.block([[gram, border], [border.T, _dots(rows, rows)]])
+    found: jax.Array = bordered(gram, border, _dots(rows, rows))
+    return found
 
 
 def damp(s: Vector, y: Vector, gram: jax.Array, curvature: float) -> tuple[Vector, jax.Array]:
@@ -177,10 +179,8 @@ def damp(s: Vector, y: Vector, gram: jax.Array, curvature: float) -> tuple[Vecto
 def chosen(gram: jax.Array, good: jax.Array) -> jax.Array:
     """[2 m + 1, 2 m + 1]: with the new pair for the oldest one if it is good, else without."""
     m = (len(gram) - 3) // 2
-    without = [*range(2 * m), 2 * m + 2]
-    taking = [*range(1, m), 2 * m, *range(m + 1, 2 * m), 2 * m + 1, 2 * m + 2]
-    order = jnp.where(good, jnp.array(taking), jnp.array(without))
-    return gram[order][:, order]
+    rows = jnp.where(good, jnp.array(order(m, leave_out=0)), jnp.array(order(m, leave_out=m)))
+    return gram[rows][:, rows]
 
 
 def combined(

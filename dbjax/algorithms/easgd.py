@@ -1,0 +1,53 @@
+"""Elastic averaging SGD, asynchronous: replicas explore on their own, tied to a common center.
+
+Zhang, Choromanska & LeCun 2015, "Deep learning with Elastic Averaging SGD", Algorithm 1.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import optax
+
+from dbjax import program as p
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(p.AsynchronousConfig):
+    """Every `period` own steps by `rule`, a replica and the center approach: alpha = beta / M."""
+
+    beta: float = p.bounded(0.9, above=0, at_most=1)
+    period: int = p.bounded(4, at_least=1)
+
+
+@jax.jit
+def approach(params: p.Slices, center: p.Slices, alpha: float) -> tuple[p.Slices, p.Slices]:
+    """The replica's new parameters, and what the center gains: alpha (x - center)."""
+    gain = jax.tree.map(lambda x, c: alpha * (x - c), params, center)
+    return jax.tree.map(lambda x, g: x - g, params, gain), gain
+
+
+async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config: Config) -> None:
+    """Algorithm 1, by a worker."""
+    options = p.SessionOptions(batches.batch_size, None, config.period, local_rule=config.rule)
+    replica = await p.ReplicaSession.join(node, server, options)
+    alpha = config.beta / config.replicas
+    for step in replica.steps(config.steps):
+        params = await replica.parameters()
+        loss, gradient = await node.compute(gradient_fn, params, batches.at(step))
+        replica.step_locally(gradient)
+        if (step + 1) % config.period == 0:
+            center = await replica.fetch()
+            replica.slices, gain = approach(replica.slices, center.slices, alpha)
+            replica.accumulate(gain, at=center, examples=config.period * batches.batch_size)
+            await replica.start_push()
+        node.record(step=step, loss=loss)
+    await replica.flush()
+
+
+def program(
+    runtime: p.Runtime, task: p.Task, config: Config, restore: p.Restore | None = None
+) -> p.Program:
+    """Places shards that hold the center, and add to it what replicas push."""
+    rule, period = optax.scale(1.0), config.period
+    return p.asynchronous(runtime, task, config, client, restore, rule=rule, steps_per_push=period)
