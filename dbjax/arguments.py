@@ -133,7 +133,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is collections.abc.Callable:
         return callable(value)
     if hint is Any or not isinstance(hint, type) or _cannot_be_asked(hint):
-        return True
+        return True  # such as the shapes of jaxtyping, which `Task` checks in more detail
     return isinstance(value, hint) and not isinstance(value, type)
 
 
@@ -142,7 +142,9 @@ _SEQUENCES = (tuple, collections.abc.Collection)
 
 
 def _cannot_be_asked(hint: type[Any]) -> bool:
-    """Whether it is a protocol that is not `runtime_checkable`."""
+    """Whether it is a type of jaxtyping, or a protocol that is not `runtime_checkable`."""
+    if hint.__module__.startswith("jaxtyping"):
+        return True
     return getattr(hint, "_is_protocol", False) and not getattr(hint, "_is_runtime_protocol", False)
 
 

@@ -18,8 +18,14 @@ from dbjax.data.most_frequent import MostFrequent
 from dbjax.data.portions import Portions
 from dbjax.data.stream import Stream
 from dbjax.model_parallel.sharding import ModelSharding
-from dbjax.optim.inputs import leaf_name, require_finite, require_floats, require_parameters
-from dbjax.parameter_server.client import initial, is_function
+from dbjax.optim.inputs import (
+    initial,
+    is_function,
+    leaf_name,
+    require_finite,
+    require_floats,
+    require_parameters,
+)
 from dbjax.types import Batch, Keyed, LossFn, Metrics, Params
 
 

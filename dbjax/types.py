@@ -1,19 +1,22 @@
-"""Names for what travels through the library."""
+# ruff: noqa: F722
+"""Names for the types of what travels through the library."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
+from jaxtyping import Array, Float, PyTree, Shaped
 
-Params = Any  # a pytree of arrays
-Gradient = Any  # a pytree like Params
-Batch = Any  # whatever the loss takes
-Slice = dict[str, jax.Array]  # what one shard holds: name of the piece -> its values
-Slices = tuple[Slice, ...]  # one for each shard
-LossFn = Callable[..., jax.Array]  # (params, batch), perhaps a key -> mean over the batch
-Metrics = Mapping[str, float]
+# Type checkers take a PyTree for Any; the names are for readers.
+Params: TypeAlias = PyTree[Float[Array, "..."]]  # parameters, with the structure of `Task.params`
+Gradient: TypeAlias = PyTree[Float[Array, "..."]]  # like the parameters
+Batch: TypeAlias = PyTree[Shaped[Array, "batch ..."]]  # a mini-batch, as the loss takes it
+Slice: TypeAlias = dict[str, jax.Array]  # what a shard holds: the name of a piece -> its values
+Slices: TypeAlias = tuple[Slice, ...]  # one slice for each shard
+LossFn: TypeAlias = Callable[..., jax.Array]  # (params, batch), perhaps a key -> mean loss, scalar
+Metrics: TypeAlias = Mapping[str, float]  # the name of a metric -> its value
 
 
 class Keyed(NamedTuple):

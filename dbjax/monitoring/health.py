@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from dbjax.monitoring.metrics import recent_losses
-from dbjax.parameter_server.client import is_function
+from dbjax.optim.inputs import is_function
 from dbjax.parameter_server.shard import Report
 from dbjax.program import Program
 from dbjax.runtime.node_names import backup_name, replica_name

@@ -275,3 +275,19 @@ def _remedy(nnx: Any, variable: Any) -> str:
 def _leaves(tree: Any, kinds: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
     """Paths and leaves, among which are whole instances of these classes."""
     yield from jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kinds))
+
+
+def initial(params: Any) -> Any:
+    """The parameters, made now if they are a function.
+
+    Raises:
+      TypeError: something of them is no parameter.
+    """
+    made = params() if is_function(params) else params
+    require_parameters(made)
+    return made
+
+
+def is_function(params: Any) -> bool:
+    """Whether it makes parameters. (A pytree may be callable too.)"""
+    return callable(params) and jax.tree_util.all_leaves([params])

@@ -10,7 +10,7 @@ import jax
 import optax
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding
-from dbjax.optim.inputs import require_parameters
+from dbjax.optim.inputs import initial
 from dbjax.parameter_server.failover_client import serve_replicated
 from dbjax.parameter_server.gradient_fn import GradientFn, PartitionedGradientFns, shapes_of
 from dbjax.parameter_server.optimizer import server_rule, server_trees
@@ -151,22 +151,6 @@ class ParameterServer(Generic[S]):
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
-
-
-def initial(params: Params | Callable[[], Params]) -> Params:
-    """The parameters, made now if they are a function.
-
-    Raises:
-      TypeError: something of them is no parameter.
-    """
-    made = params() if is_function(params) else params
-    require_parameters(made)
-    return made
-
-
-def is_function(params: Params | Callable[[], Params]) -> bool:
-    """Whether it makes parameters. (A pytree may be callable too.)"""
-    return callable(params) and jax.tree_util.all_leaves([params])
 
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:
