@@ -1,6 +1,6 @@
 # make demo   train the paper's speech network, scaled down, on a virtual cluster
 # make test   run the tests        make check   lint, format, types
-# make test PYTHON=python3.13 TESTS=tests/store   with another Python, some of them
+# make test PYTHON=python3.13 TESTS=tests/parameter_server   with another Python, some of them
 PYTHON ?= python3
 # An environment for each Python: .venv for python3, .venv-3.13 for a PYTHON= that is a 3.13.
 ifneq ($(PYTHON),python3)

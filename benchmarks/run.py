@@ -3,7 +3,7 @@
 python -m benchmarks.run [--only=threads,virtual,...] [--rounds=7] [--out=DIR]
 
 Each part runs in a process of its own; those with large arrays in one whose allocator
-keeps freed memory (docs/design.md, "Memory").
+keeps freed memory (docs/decisions/memory.md).
 """
 
 from __future__ import annotations

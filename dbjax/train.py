@@ -46,7 +46,6 @@ from dbjax.monitoring.metrics import (
     summarise,
     train_loss,
 )
-from dbjax.monitoring.signals import on_interrupt
 from dbjax.parameter_server import Report
 from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
@@ -56,6 +55,7 @@ from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.signals import on_interrupt
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_sound, require_task

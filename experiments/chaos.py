@@ -20,7 +20,7 @@ import dbjax
 from dbjax.arguments import require_positive
 from dbjax.files import prepare
 from dbjax.monitoring.fault_injection import Chaos, Kill, kills
-from dbjax.monitoring.signals import exit_code
+from dbjax.signals import exit_code
 from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.fields import REPAIR, require_effect
 from experiments.folders import require_place

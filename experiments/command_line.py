@@ -11,7 +11,7 @@ from typing import Literal, final
 
 import ml_collections
 
-from dbjax.monitoring.signals import exit_code, reliable_interrupt
+from dbjax.signals import exit_code, reliable_interrupt
 from experiments.fields import NEAR, assign_texts, known, near
 from experiments.load import CONFIGS as CONFIGS
 from experiments.load import available as available

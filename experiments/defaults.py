@@ -17,6 +17,7 @@ OPEN = {  # group of arguments -> the field that says whose; such a group may ha
     "data": "data.name",
     "model": "model.name",
 }
+RENAMED = {"cut": "sharding"}  # groups of fields by their former names
 _FREE = {*OPEN, "cluster.machines"}  # groups that may have any field
 
 
@@ -97,6 +98,12 @@ def _cluster() -> ml_collections.ConfigDict:
     )
 
 
+def renamed(path: str) -> str | None:
+    """What a field is called now that had another name once; None if it had not."""
+    group, dot, rest = path.partition(".")
+    return f"{RENAMED[group]}{dot}{rest}" if group in RENAMED else None
+
+
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Fields by their whole names, such as cluster.machine.speed."""
     found: dict[str, Any] = {}
@@ -157,6 +164,8 @@ def _require_known(
             _require_known(value, whole[name], f"{path}.")
         elif hint is not None and not fits(value, hint):
             raise ValueError(f"{path}={value!r} must be {describe(hint)}")
+        elif (now := renamed(path)) is not None:
+            raise ValueError(f"the config's field {path!r} was renamed: use {now!r}")
         elif name not in whole and prefix.rstrip(".") not in _FREE:
             raise ValueError(
                 f"the config has a field {path!r} that is unknown{nearest(name, whole)}"

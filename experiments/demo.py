@@ -14,9 +14,9 @@ import rich.table
 import dbjax
 from dbjax.arguments import nearest
 from dbjax.files import prepare
-from dbjax.monitoring.signals import exit_code
 from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.trace import Row
+from dbjax.signals import exit_code
 from experiments import plots
 from experiments.accuracy import time_to
 from experiments.command_line import command, load_config, log_to_terminal, parse

@@ -15,7 +15,7 @@ import numpy as np
 
 from dbjax.arguments import describe, fits, nearest
 from experiments import build
-from experiments.defaults import OPEN, defaults, flat, hints
+from experiments.defaults import OPEN, defaults, flat, hints, renamed
 
 NEAR = 0.7  # of `difflib`
 _COSTS = ("message_s", "machine.flops_per_s", "machine.memory_bandwidth_bytes_per_s")
@@ -149,6 +149,8 @@ def _set(config: ml_collections.ConfigDict, path: str, read: Callable[[Any], Any
 
 def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
     if name not in place:
+        if (now := renamed(path)) is not None:
+            raise ValueError(f"config field {path!r} was renamed: use {now!r}")
         meant = near(path, known(place)) if path == name else []
         said = f"; nearest: {meant[0]!r}" if meant else nearest(name, place)
         raise ValueError(f"config has no field {path!r}{said}")

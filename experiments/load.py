@@ -13,7 +13,7 @@ from typing import Any
 import ml_collections
 
 from dbjax.arguments import nearest
-from experiments.defaults import require_whole
+from experiments.defaults import renamed, require_whole
 
 CONFIGS = Path("configs")
 
@@ -110,6 +110,9 @@ def _called(
     except Exception as error:
         line = _line(error, name)
         said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        asked = str(error).strip("'\"")
+        if isinstance(error, AttributeError) and (now := renamed(asked)) is not None:
+            said = f"the config's field {asked!r} was renamed: use {now!r}"
         place = name if line is None else f"{name}, line {line}"
         raise ValueError(f"{place}: {said}") from error
 

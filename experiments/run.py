@@ -15,9 +15,9 @@ import rich.table
 import dbjax
 from dbjax.errors import best_effort
 from dbjax.files import lock_directory
-from dbjax.monitoring.signals import exit_code
 from dbjax.run_dir import RunWriter
 from dbjax.runtime.trace import Row
+from dbjax.signals import exit_code
 from dbjax.train import BackgroundFn
 from experiments import build, plots
 from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse

@@ -12,9 +12,9 @@ import ml_collections
 from dbjax.arguments import require_at_least
 from dbjax.files import format_errors_naming, lock_directory, plain, prepare
 from dbjax.monitoring.health import kind
-from dbjax.monitoring.signals import on_interrupt
 from dbjax.run_dir import METRICS, SUMMARY
 from dbjax.run_dir.provenance import versions
+from dbjax.signals import on_interrupt
 from experiments.folders import require_place
 from experiments.progress import counted
 from experiments.report.read import Run, read

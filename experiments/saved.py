@@ -11,7 +11,7 @@ import ml_collections
 
 from dbjax.arguments import nearest
 from dbjax.files import damaged_file, read_json
-from experiments.defaults import defaults, require_whole
+from experiments.defaults import defaults, renamed, require_whole
 
 CONFIG = "config.json"
 _INFINITE = {"inf": math.inf, "-inf": -math.inf}
@@ -50,6 +50,11 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
     """
     config = defaults()
     for name, value in fields.items():
+        if (now := renamed(name)) is not None:
+            raise ValueError(
+                f"{where!r} is of an earlier version of dbjax: its field {name!r} was renamed "
+                f"{now!r}; run it again in another folder"
+            )
         if name not in config:
             raise ValueError(
                 f"{where!r} is of another version of dbjax: no field {name!r}"

@@ -107,7 +107,7 @@ SERVER = ["dbjax.parameter_server", "dbjax.errors", "dbjax.optim", "dbjax.types"
         ("dbjax.models", ["dbjax.models", "dbjax.arguments", "dbjax.types",
                           "dbjax.model_parallel"]),
         ("dbjax.data", ["dbjax.data", "dbjax.arguments", "dbjax.files",
-                        "dbjax.monitoring.signals", "dbjax.types"]),
+                        "dbjax.signals", "dbjax.types"]),
         ("dbjax.task", ["dbjax.arguments", "dbjax.data", "dbjax.model_parallel.sharding",
                         "dbjax.optim", "dbjax.types"]),
         ("dbjax.algorithms", ["dbjax.algorithms", "dbjax.program", "dbjax.task",

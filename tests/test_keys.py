@@ -275,7 +275,7 @@ def test_a_loss_that_can_do_without_a_key_is_taken(loss):
 
 def test_the_loss_of_a_cut_takes_a_key_too():
     sharding = ModelSharding((("a", 1),), ((".*", PartitionSpec()),), no_key)
-    with pytest.raises(TypeError, match=r"Task\.cut\.loss takes \(params, batch\)"):
+    with pytest.raises(TypeError, match=r"Task\.sharding\.loss takes \(params, batch\)"):
         task(sharding=sharding)
 
 

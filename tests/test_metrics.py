@@ -89,7 +89,7 @@ def test_pushes_are_lost_with_later_ones_after_them_or_without():
 
 def program(**changes):
     given = {
-        "store": types.SimpleNamespace(replica_devices=lambda: None),
+        "server": types.SimpleNamespace(replica_devices=lambda: None),
         "predicted_staleness_updates": 1.0,
         "recent_losses": 2,
         "summarise": lambda rows: {"own": len(rows)},

@@ -18,7 +18,7 @@ def test_a_child_takes_steps_on_two_devices(monkeypatch):
     cores = tuple(sorted(step_time.os.sched_getaffinity(0)))[:2]
     monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     with step_time.children(sharding=("small vision", cores, 2, "tiles")) as running:
-        child = running["cut"]
+        child = running["sharding"]
         assert child.step.machines == 2
         assert child.exchange.keys() == {"latency_s", "bandwidth_bytes_per_s"}
         assert child.case(1)() > 0

@@ -56,7 +56,7 @@ def test_commands_name_what_there_is():
         assert Path(config).exists()
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *Path("docs").glob("*.md")])
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *Path("docs").rglob("*.md")])
 def test_links_and_paths_lead_somewhere(page):
     page = Path(page)
     text = page.read_text()

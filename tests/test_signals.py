@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from dbjax.monitoring.signals import reliable_interrupt
+from dbjax.signals import reliable_interrupt
 from tests.processes import LIMIT_S
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import optax
 
+from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.program import (
     AsynchronousConfig,
     Client,
@@ -25,6 +26,7 @@ from dbjax.program import (
     SessionOptions,
     Shard,
     ShardServer,
+    Slice,
     Stream,
     Task,
     asynchronous,
@@ -88,11 +90,17 @@ async def client(
     await replica.flush()
 
 
-def session_options(config: Config, batches: Stream) -> SessionOptions:
-    """How a replica talks to the parameter server."""
-    local_rule = config.local_rule or config.rule
+def session_options(
+    config: Config, batches: Stream, push_bytes: Callable[[Slice], int] = slice_nbytes
+) -> SessionOptions:
+    """How a replica talks to the parameter server; see `SessionOptions`."""
     return SessionOptions(
-        batches.batch_size, config.n_fetch, config.n_push, config.overlap, local_rule
+        batches.batch_size,
+        config.n_fetch,
+        config.n_push,
+        config.overlap,
+        config.local_rule or config.rule,
+        push_bytes,
     )
 
 

@@ -28,20 +28,24 @@ def approach(params: p.Slices, center: p.Slices, alpha: float) -> tuple[p.Slices
 
 
 async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config: Config) -> None:
-    """Algorithm 1, by a worker."""
+    """Algorithm 1, by a worker, which meets the center once more at its end."""
     options = p.SessionOptions(batches.batch_size, None, config.period, local_rule=config.rule)
     replica = await p.ReplicaSession.join(node, server, options)
-    alpha = config.beta / config.replicas
+
+    async def meet_center() -> None:
+        center, alpha = await replica.fetch(), config.beta / config.replicas
+        replica.slices, gain = approach(replica.slices, center.slices, alpha)
+        replica.accumulate(gain, at=center, examples=config.period * batches.batch_size)
+        await replica.start_push()
+
     for step in replica.steps(config.steps):
         params = await replica.parameters()
+        if step and step % config.period == 0:
+            await meet_center()
         loss, gradient = await node.compute(gradient_fn, params, batches.at(step))
         replica.step_locally(gradient)
-        if (step + 1) % config.period == 0:
-            center = await replica.fetch()
-            replica.slices, gain = approach(replica.slices, center.slices, alpha)
-            replica.accumulate(gain, at=center, examples=config.period * batches.batch_size)
-            await replica.start_push()
         node.record(step=step, loss=loss)
+    await meet_center()
     await replica.flush()
 
 

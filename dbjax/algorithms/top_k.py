@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from dbjax.algorithms import downpour
-from dbjax.program import Program, ReplicaSession, Restore, Runtime, Slices, Task, bounded
+from dbjax.program import Program, ReplicaSession, Runtime, Slice, Slices, Task, bounded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +36,13 @@ def compressed(gradient: Slices, error: Slices | None, share: float) -> tuple[Sl
 
 async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config: Config) -> None:
     """Downpour's client, whose `memory` is the error of the compression."""
-    replica = await ReplicaSession.join(node, server, downpour.session_options(config, batches))
+
+    def push_bytes(slice_: Slice) -> int:  # a number and its place for each entry, or all numbers
+        share = 8 * config.n_push * config.share
+        return sum(min(leaf.nbytes, round(share * leaf.size)) for leaf in slice_.values())
+
+    options = downpour.session_options(config, batches, push_bytes)
+    replica = await ReplicaSession.join(node, server, options)
     for step in replica.steps(config.steps):
         if step % config.n_fetch == 0:
             replica.start_fetch()
@@ -51,8 +57,6 @@ async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config:
     await replica.flush()
 
 
-def program(
-    runtime: Runtime, task: Task, config: Config, restore: Restore | None = None
-) -> Program:
+def program(runtime: Runtime, task: Task, config: Config, restore: Any = None) -> Program:
     """Places Downpour SGD with this client."""
     return downpour.program(runtime, task, config, restore, client=client)

@@ -12,7 +12,7 @@ import sys
 
 from dbjax import files
 from dbjax.data.registry import IN_MEMORY, OWN, default_data_dir, load, prepare
-from dbjax.monitoring.signals import exit_code
+from dbjax.signals import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:

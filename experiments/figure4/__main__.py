@@ -30,7 +30,7 @@ import sys
 from pathlib import Path
 
 from dbjax.files import prepare
-from dbjax.monitoring.signals import exit_code
+from dbjax.signals import exit_code
 from experiments import figures
 from experiments.command_line import command, log_to_terminal
 from experiments.figure4.methods import METHODS

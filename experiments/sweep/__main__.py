@@ -29,7 +29,7 @@ from typing import Any
 
 import rich.console
 
-from dbjax.monitoring.signals import exit_code
+from dbjax.signals import exit_code
 from experiments.command_line import available, command, integer, log_to_terminal, parse
 
 if importlib.util.find_spec("optuna") is not None:

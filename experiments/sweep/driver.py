@@ -8,7 +8,7 @@ from typing import Any, Protocol, final
 import optuna
 from optuna.trial import FrozenTrial, TrialState, create_trial
 
-from dbjax.monitoring.signals import Interrupted
+from dbjax.signals import Interrupted
 from experiments.sweep.plan import RUNGS, Plan
 from experiments.sweep.pool import Pool
 from experiments.sweep.trial import Outcome

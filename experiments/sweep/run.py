@@ -18,8 +18,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from dbjax.arguments import nearest, require_at_least
 from dbjax.errors import one_line
 from dbjax.files import lock_directory, prepare, read_json, write_json
-from dbjax.monitoring.signals import on_interrupt
 from dbjax.run_dir.provenance import versions
+from dbjax.signals import on_interrupt
 from experiments.defaults import defaults
 from experiments.folders import STUDY, SWEEP, require_place
 from experiments.sweep.driver import Driver

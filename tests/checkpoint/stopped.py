@@ -7,7 +7,7 @@ import json
 import numpy as np
 
 import dbjax
-import dbjax.runtime.virtual.runtime as engine
+from dbjax.runtime.virtual import VirtualRuntime, simulator
 from tests.test_conformance import TASK
 
 
@@ -56,15 +56,15 @@ class Stopping:
 def run(config, monkeypatch, stop=-1, **kwargs):
     """The result, and how many events there were."""
     stopping = Stopping(stop)
-    before = engine.VirtualRuntime.run
+    before = VirtualRuntime.run
 
     def noted(self, until_s):
         stopping.machines = self
         return before(self, until_s)
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine, "heapq", stopping)
-        patched.setattr(engine.VirtualRuntime, "run", noted)
+        patched.setattr(simulator, "heapq", stopping)
+        patched.setattr(VirtualRuntime, "run", noted)
         result = dbjax.run(TASK, config, **kwargs)
     return result, stopping.popped
 

@@ -134,7 +134,7 @@ async def killer(node, runtime):
 def test_with_a_main_beside_it_and_a_log(log, monkeypatch):
     config, given = case("overlapping")
     machine = dataclasses.replace(CLUSTER.machine, mean_time_to_repair_s=0.2)
-    given |= {"beside": killer, "cluster": dataclasses.replace(CLUSTER, machine=machine)}
+    given |= {"background": killer, "cluster": dataclasses.replace(CLUSTER, machine=machine)}
 
     def logged():
         return {"log": dbjax.EventLog(lambda line: None)} if log else {}
@@ -215,7 +215,9 @@ def test_another_program_takes_up_what_the_shards_know(change, monkeypatch, capl
 def test_the_journal_of_a_method_that_keeps_nothing_is_from_the_beginning(monkeypatch):
     config, given = case("downpour [4]")
     plain, events = run(config, monkeypatch, **given)
-    monkeypatch.setattr("dbjax.runtime.virtual.node.VirtualNode.keep", lambda self, state: None)
+    monkeypatch.setattr(
+        "dbjax.runtime.virtual.node.VirtualNode.save_progress", lambda self, state: None
+    )
     kept = Kept()
     run(config, monkeypatch, stop=events // 2, checkpoints=kept, **given)
     again, left = run(config, monkeypatch, checkpoints=Kept(), resume=kept.latest, **given)

@@ -109,7 +109,7 @@ def test_with_none_that_is_whole_there_is_none(filled, caplog):
 
 def test_one_of_another_version_is_refused(filled, monkeypatch):
     monkeypatch.setattr("dbjax.checkpoint.files._FORMAT", 99)
-    with pytest.raises(ValueError, match="its format is 2, here it is 99"):
+    with pytest.raises(ValueError, match="its format is 3, here it is 99"):
         latest(filled)
 
 

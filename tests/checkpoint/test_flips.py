@@ -4,6 +4,7 @@ import collections
 import json
 import logging
 import pathlib
+import pkgutil
 import random
 import shutil
 
@@ -104,12 +105,14 @@ def test_other_damage(way, interrupted, tmp_path, caplog):
     assert all(expected in line and line.endswith("is used instead") for line in said)
 
 
-@pytest.mark.parametrize("broken", ["thaw", "again"])
+@pytest.mark.parametrize(
+    "broken", ["checkpoint.exact.exact.thaw", "runtime.virtual.VirtualRuntime.fast_forward"]
+)
 def test_one_that_cannot_be_restored_gives_way_to_the_one_before(
     broken, interrupted, caplog, monkeypatch
 ):
     path, digest = interrupted
-    before, calls = getattr(dbjax.checkpoint.exact.exact, broken), []
+    before, calls = pkgutil.resolve_name(f"dbjax.{broken}"), []
 
     def fails_once(*args):
         calls.append(args)
@@ -117,7 +120,7 @@ def test_one_that_cannot_be_restored_gives_way_to_the_one_before(
             raise KeyError("a bug")
         return before(*args)
 
-    monkeypatch.setattr(f"dbjax.checkpoint.exact.exact.{broken}", fails_once)
+    monkeypatch.setattr(f"dbjax.{broken}", fails_once)
     found, said = resumed_rows(path, caplog)
     assert found == digest
     assert said == [

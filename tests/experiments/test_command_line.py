@@ -6,6 +6,8 @@ import pytest
 
 from experiments import demo, run
 from experiments.command_line import command, load_config, override, parse
+from experiments.defaults import defaults
+from experiments.saved import restored
 
 QUICKSTART = "--config=configs/quickstart.py:smoke"
 
@@ -134,3 +136,19 @@ def test_the_demos_mistakes_are_named(tmp_path):
         demo.main([f"--workdir={tmp_path}", "--methods=adgrad"])
     with pytest.raises(ValueError, match="needs --workdir=DIR"):
         demo.main([])
+
+
+def test_fields_by_their_former_names_are_refused_with_the_new_one(tmp_path):
+    with pytest.raises(ValueError, match=r"'cut\.devices' was renamed: use 'sharding\.devices'"):
+        fields("--config.cut.devices=2")
+    own = tmp_path / "own.py"
+    own.write_text(
+        "from experiments.defaults import defaults\n\n\n"
+        "def get_config():\n    config = defaults()\n    config.cut.devices = 2\n    return config\n"
+    )
+    with pytest.raises(ValueError, match="line 6: the config's field 'cut' was renamed: use 'sha"):
+        parse([f"--config={own}"])
+    saved = defaults().to_dict()
+    saved["cut"] = saved.pop("sharding")
+    with pytest.raises(ValueError, match="its field 'cut' was renamed 'sharding'; run it again"):
+        restored(saved, "old")

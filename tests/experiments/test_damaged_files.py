@@ -285,7 +285,7 @@ def test_metrics_that_cannot_be_written_meanwhile_are_written_at_the_end(
 ):
     whole, torn = tmp_path / "whole", tmp_path / "torn"
     assert run.main([*RUN, f"--workdir={whole}"]) == 0
-    from dbjax.run_dir import leave as files
+    from dbjax.run_dir import writer as files
 
     class Full(io.StringIO):
         name = "metrics.jsonl"

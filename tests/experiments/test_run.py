@@ -161,7 +161,7 @@ def test_a_config_with_cut_replicas_ends_where_it_does_without(runtime, tmp_path
 def test_devices_cannot_be_made_once_jax_has_started(tmp_path):
     config = load_config("configs/vision_downpour.py:smoke")
     jax.devices()
-    with pytest.raises(ValueError, match=r"cut\.host_devices=8: JAX has started with 1"):
+    with pytest.raises(ValueError, match=r"sharding\.host_devices=8: JAX has started with 1"):
         run.run_config(config, tmp_path, "late")
 
 

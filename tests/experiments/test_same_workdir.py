@@ -86,9 +86,9 @@ def test_a_second_process_is_told_of_the_first(tmp_path, capsys):
 
 def test_a_workdir_is_free_when_its_process_was_killed(tmp_path):
     script = f"""
-from dbjax.run_dir import alone_in
+from dbjax.files import lock_directory
 import time
-with alone_in({str(tmp_path)!r}):
+with lock_directory({str(tmp_path)!r}):
     print("there", flush=True)
     time.sleep({LIMIT_S})
 """

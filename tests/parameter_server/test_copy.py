@@ -1,4 +1,7 @@
-"""Chains of two through cuts of the network: cases that the simulation found (docs/design.md)."""
+"""Primary and backup through outages of the network: cases that the simulation found.
+
+See docs/decisions/simulation-testing.md.
+"""
 
 import dataclasses
 

@@ -1,4 +1,7 @@
-"""Shards that lost what they knew: cases that the simulation found (docs/design.md)."""
+"""Shards that lost what they knew: cases that the simulation found.
+
+See docs/decisions/simulation-testing.md.
+"""
 
 import types
 

@@ -11,7 +11,9 @@ from dbjax.optim import Combine, Dots
 from dbjax.parameter_server.gradient_sums import OrderedSum, ShardSum, UnorderedSum
 from dbjax.parameter_server.vector_shard import Contribution, VectorShard
 
-NODE = types.SimpleNamespace(name="shard/0", returned=False, touched=lambda arrays: None)
+NODE = types.SimpleNamespace(
+    name="shard/0", returned=False, count_memory_traffic=lambda arrays: None
+)
 
 
 def shard(accruing=UnorderedSum):

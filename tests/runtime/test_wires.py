@@ -44,9 +44,9 @@ class Told(list):
 
 
 def hub(name="hub"):
-    engine = ThreadsRuntime()
-    engine.serve("echo", Echo)
-    made = Hub(engine, Identity(name, "here", os.getpid()), "127.0.0.1", KEY, Told())
+    threads = ThreadsRuntime()
+    threads.serve("echo", Echo)
+    made = Hub(threads.engine, Identity(name, "here", os.getpid()), "127.0.0.1", KEY, Told())
     made.wait = answered
     return made
 
@@ -77,7 +77,7 @@ def end(one):
         os.close(segment.handle)
 
 
-def pieces_held(one):
+def left_open(one):
     """Wires, files and mapped segments."""
     gc.collect()
     mapped = Path("/proc/self/maps").read_text().count("memfd:dbjax")
@@ -98,7 +98,7 @@ def test_those_who_come_and_go_leave_nothing(who_stays_calls):
         end(comes)
         stays.bury(comes.address)
         until(lambda: before.issuperset(threading.enumerate()))
-        counts.append(pieces_held(stays))
+        counts.append(left_open(stays))
     assert counts[-1] == counts[2], counts
     end(stays)
 

@@ -81,7 +81,7 @@ class Book:
         """Which shard lives on a node."""
         return next((i for i, copies in self.copies.items() if node in copies.has), None)
 
-    def save_progress(self, snapshot: Snapshot) -> None:
+    def keep(self, snapshot: Snapshot) -> None:
         """Its values, to be compared at the end."""
         if id(snapshot) not in self.values:
             values = {name: np.array(piece) for name, piece in snapshot.params.items()}

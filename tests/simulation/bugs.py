@@ -23,7 +23,7 @@ from tests.simulation.simulate import simulate
 
 
 def replies_before_the_backup_has_followed(self: ReplicatedService, reply: Any) -> Future[Any]:
-    """Whoever called is told that it is safe while only the head has it."""
+    """Whoever called is told that it is safe while only the primary has it."""
     return reply if isinstance(reply, Future) else ready(reply)
 
 
@@ -54,10 +54,10 @@ def forgets_portions(self: VectorShard) -> Any:
 
 
 def leads_at_once(self: ReplicatedService, place: int) -> bool:
-    """A blank copy that hears of another blank one takes the lead, and does not wait to be told."""
-    if self._role == "blank" and place < self._place:
+    """A recovering copy becomes the primary at once when it hears that the other recovers, too."""
+    if self._role == "recovering" and place < self._place:
         return False
-    self._lead()
+    self._become_primary()
     self._install()
     return True
 
@@ -67,12 +67,12 @@ Patch = tuple[Any, str, Callable[..., Any]]
 BUGS: dict[str, Patch] = {
     made.__name__: (where, name, made)
     for where, name, made in (
-        (ReplicatedService, "_when_both", replies_before_the_backup_has_followed),
+        (ReplicatedService, "_when_both_have_it", replies_before_the_backup_has_followed),
         (Shard, "restore", forgets_sequences),
         (Shard, "push", applies_what_is_repeated),
         (Shard, "push", changes_a_snapshot),
         (VectorShard, "state", forgets_portions),
-        (ReplicatedService, "blank", leads_at_once),
+        (ReplicatedService, "peer_recovering", leads_at_once),
     )
 }
 

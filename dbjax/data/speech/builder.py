@@ -19,7 +19,7 @@ import tensorflow_datasets as tfds
 from dbjax.data.speech.corpus import Recording
 from dbjax.data.speech.mel import ENERGIES
 from dbjax.data.speech.workers import recordings
-from dbjax.monitoring.signals import Interrupted
+from dbjax.signals import Interrupted
 
 T = TypeVar("T")
 

@@ -14,7 +14,7 @@ from dbjax.data.examples import Frames
 from dbjax.data.speech.states import align, tie
 from dbjax.data.splits import Splits
 from dbjax.files import lock_directory
-from dbjax.monitoring.signals import on_interrupt
+from dbjax.signals import on_interrupt
 
 
 def load(

@@ -1,7 +1,7 @@
 """The driver of a run on Ray: starts the processes, hears of deaths, collects what they record.
 
 Ray places processes, restarts them and notices their deaths. What nodes say to each other does
-not go through Ray (docs/design.md, "Ray"): every process listens, and whoever calls a service
+not go through Ray (docs/decisions/ray.md): every process listens, and whoever calls a service
 there has one connection to it.
 """
 

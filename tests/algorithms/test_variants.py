@@ -1,0 +1,180 @@
+"""EASGD, top-k compression and SSP: plain references, identities, laws."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import dbjax
+from dbjax.algorithms import downpour, easgd, ssp, top_k
+from dbjax.data import ArrayExamples
+from dbjax.data.stream import Stream
+
+RANDOM = np.random.default_rng(3)
+X = RANDOM.normal(size=(240, 6)).astype(np.float32)
+Y = (X @ RANDOM.normal(size=6).astype(np.float32)).astype(np.float32)
+RATE = 0.05
+
+
+def loss(params, batch):
+    x, y = batch
+    return 0.5 * jnp.mean((x @ params["w"] - y) ** 2)
+
+
+TASK = dbjax.Task({"w": jnp.zeros(6)}, loss, (X, Y), batch_size=8)
+SLOW = dbjax.Cluster(
+    compute_s=0.1, latency_s=1e-3, machines={"replica/2": dbjax.Machine(speed=0.2)}
+)
+
+
+def final(config, **kwargs):
+    return np.asarray(dbjax.run(TASK, config, **kwargs).params["w"])
+
+
+def batch(step, replica=0, replicas=1):
+    return Stream(ArrayExamples((X, Y)), 8, 0, replica, replicas).at(step)
+
+
+def gradient(w, step):
+    x, y = batch(step)
+    return x.T @ (x @ w - y) / len(x)
+
+
+# EASGD
+
+
+@pytest.mark.parametrize(("period", "steps"), [(1, 5), (3, 7), (4, 8)])
+def test_easgd_of_one_replica_is_the_plain_loop(period, steps):
+    """Algorithm 1 of Zhang et al., line by line; the worker meets the center at its end."""
+    x, center, alpha = np.zeros(6), np.zeros(6), 0.6
+    for step in range(steps):
+        computed_at = x
+        if step % period == 0:  # nothing moves at step 0
+            x, center = x - alpha * (x - center), center + alpha * (x - center)
+        x = x - RATE * gradient(computed_at, step)
+    center = center + alpha * (x - center)
+    config = easgd.Config(
+        optax.sgd(RATE), replicas=1, shards=2, beta=alpha, period=period, steps=steps
+    )
+    np.testing.assert_allclose(final(config), center, rtol=1e-5, atol=1e-6)
+    other = dataclasses.replace(config, beta=0.5)
+    assert not np.allclose(final(other), center, rtol=1e-3)
+
+
+def test_easgd_whose_center_takes_everything_is_downpour_between_periods():
+    """With beta = 1 a single replica hands all its steps over: the same as local SGD."""
+    x = np.zeros(6)
+    for step in range(6):
+        x = x - RATE * gradient(x, step)
+    config = easgd.Config(optax.sgd(RATE), replicas=1, shards=1, beta=1.0, period=6, steps=6)
+    np.testing.assert_allclose(final(config), x, rtol=1e-5, atol=1e-6)
+
+
+def test_easgd_loses_no_push():
+    config = easgd.Config(optax.sgd(RATE), replicas=3, shards=2, period=4, steps=10)
+    summary = dbjax.run(TASK, config, cluster=SLOW).summary
+    assert (summary["updates"], summary["lost_pushes"]) == (3 * 3, 0)
+
+
+# Top-k
+
+
+def test_what_is_pushed_and_what_is_left_are_all_of_it():
+    gradient = ({"a": jnp.array([3.0, -5.0, 1.0, 0.5]), "b": jnp.array(2.0)},)
+    error = jax.tree.map(jnp.ones_like, gradient)
+    pushed, left = top_k.compressed(gradient, error, 0.5)
+    np.testing.assert_array_equal(pushed[0]["a"], [4.0, -4.0, 0.0, 0.0])
+    np.testing.assert_array_equal(left[0]["a"], [0.0, 0.0, 2.0, 1.5])
+    assert (pushed[0]["b"], left[0]["b"]) == (3.0, 0.0)
+
+
+def test_top_k_of_everything_is_downpour():
+    whole = top_k.Config(optax.sgd(RATE), replicas=3, shards=2, share=1.0, steps=20)
+    plain = downpour.Config(optax.sgd(RATE), replicas=3, shards=2, steps=20)
+    np.testing.assert_array_equal(final(whole, cluster=SLOW), final(plain, cluster=SLOW))
+    half = dataclasses.replace(whole, share=0.5)
+    assert not np.array_equal(final(half, cluster=SLOW), final(plain, cluster=SLOW))
+
+
+def test_top_k_of_one_replica_is_the_plain_loop():
+    w, error = np.zeros(6), np.zeros(6)
+    for step in range(12):
+        total = gradient(w, step) + error
+        kept = np.abs(total) >= np.sort(np.abs(total))[-2]
+        error = np.where(kept, 0, total)
+        w = w - RATE * np.where(kept, total, 0)
+    config = top_k.Config(optax.sgd(RATE), replicas=1, shards=1, share=2 / 6, steps=12)
+    np.testing.assert_allclose(final(config), w, rtol=1e-5, atol=1e-6)
+
+
+def test_top_k_pushes_are_small():
+    def pushed(share):
+        config = top_k.Config(optax.sgd(RATE), replicas=1, shards=1, share=share, steps=4)
+        return dbjax.run(TASK, config).summary["bytes_pushed"]
+
+    assert pushed(2 / 6) == 4 * 2 * 8  # a number and its place, for each of two entries
+    assert pushed(1.0) == 4 * 6 * 4  # dense
+
+
+# SSP
+
+
+def most_ahead(config):
+    """The largest number of steps that one replica had recorded beyond the slowest."""
+    trace = dbjax.Trace()
+    dbjax.run(TASK, config, cluster=SLOW, trace=trace)
+    done, found = dict.fromkeys((f"replica/{r}" for r in range(config.replicas)), 0), 0
+    for row in trace.rows:
+        if "step" in row:
+            done[row["node"]] += 1
+            found = max(found, max(done.values()) - min(done.values()))
+    return found
+
+
+@pytest.mark.parametrize("bound", [0, 1, 3])
+def test_no_replica_is_further_ahead_than_the_bound(bound):
+    """A replica that may be `bound` pushes ahead computes one more step before it waits."""
+    config = ssp.Config(optax.sgd(RATE), replicas=3, shards=2, bound=bound, steps=30)
+    assert most_ahead(config) == bound + 1
+    assert most_ahead(dataclasses.replace(config, bound=1_000)) > 10
+
+
+def test_ssp_without_a_bound_that_matters_is_downpour():
+    loose = ssp.Config(optax.sgd(RATE), replicas=3, shards=2, bound=1_000, steps=20)
+    plain = downpour.Config(optax.sgd(RATE), replicas=3, shards=2, steps=20)
+    np.testing.assert_array_equal(final(loose, cluster=SLOW), final(plain, cluster=SLOW))
+    tight = dataclasses.replace(loose, bound=0)
+    assert not np.array_equal(final(tight, cluster=SLOW), final(plain, cluster=SLOW))
+
+
+@pytest.mark.parametrize("backups", [0, 1])
+def test_ssp_goes_on_after_deaths_of_shards_and_replicas(backups):
+    failures = (dbjax.Failure("shard/0", 1.0, 1.5), dbjax.Failure("replica/1", 2.0, 2.4))
+    cluster = dataclasses.replace(SLOW, failures=failures)
+    config = ssp.Config(
+        optax.sgd(RATE), replicas=3, shards=2, bound=1, steps=30, shard_backups=backups
+    )
+    summary = dbjax.run(TASK, config, cluster=cluster).summary
+    assert summary["deaths"] == 2
+    assert summary["lost_pushes"] == 0 or not backups
+
+
+@pytest.mark.parametrize(
+    ("make", "text"),
+    [
+        (lambda: ssp.Config(bound=-1), "ssp.bound=-1 must be at least 0"),
+        (lambda: top_k.Config(share=0), "top_k.share=0 must be above 0"),
+        (lambda: top_k.Config(share=1.5), "top_k.share=1.5 must be at most 1"),
+        (lambda: easgd.Config(period=0), "easgd.period=0 must be at least 1"),
+        (lambda: easgd.Config(beta=2), "easgd.beta=2 must be at most 1"),
+        (lambda: ssp.Config(n_fetch=0), "ssp.n_fetch=0 must be at least 1"),
+        (lambda: ssp.Config(shard_backups=2), "ssp.shard_backups=2 must be 0 or 1"),
+        (lambda: easgd.Config(steps=0), "easgd.steps=0 must be at least 1"),
+    ],
+)
+def test_bad_arguments_are_refused(make, text):
+    with pytest.raises(ValueError, match=text):
+        make()
