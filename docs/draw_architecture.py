@@ -70,7 +70,7 @@ BOXES = (
     ),
     Box(
         "monitoring/",
-        "evaluation, metrics, warnings, signals",
+        "evaluation, metrics, warnings, chaos",
         ("dbjax.monitoring",),
         3, 3, 4.9, ENTRY,
     ),
@@ -133,9 +133,10 @@ BOXES = (
         7.1, 5.75, 8, NETWORK,
     ),
     Box(
-        "types.py   errors.py   arguments.py   files.py   jax_version.py",
+        "types.py   errors.py   arguments.py   files.py   signals.py   jax_version.py",
         "names of types, errors, checks of arguments, files: imported from everywhere above",
-        ("dbjax.types", "dbjax.errors", "dbjax.arguments", "dbjax.files", "dbjax.jax_version"),
+        ("dbjax.types", "dbjax.errors", "dbjax.arguments", "dbjax.files", "dbjax.signals",
+         "dbjax.jax_version"),
         8.2, 0, 8, PLAIN,
     ),
 )  # fmt: skip

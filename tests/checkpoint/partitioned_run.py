@@ -12,7 +12,7 @@ import optax
 import dbjax
 from dbjax.algorithms import downpour
 from dbjax.checkpoint import Checkpoints
-from tests.parameter_server.devices_runs import network_task
+from tests.parameter_server.gradient_fn_runs import network_task
 
 
 def main():

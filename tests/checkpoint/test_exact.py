@@ -10,7 +10,7 @@ import dbjax
 from dbjax import Failure
 from dbjax.optim import ConjugateGradients
 from tests.checkpoint.stopped import Kept, run, told
-from tests.parameter_server.test_chain import CLUSTER, HEAD, IN_TURN, METHODS
+from tests.parameter_server.test_failover_client import CLUSTER, HEAD, IN_TURN, METHODS
 from tests.processes import printed
 
 DRAWN = dataclasses.replace(

@@ -16,7 +16,7 @@ import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
 from dbjax.checkpoint import Checkpoints, CheckpointState
 from tests.checkpoint.stopped import ShardsOnly
-from tests.parameter_server.test_chain import CLUSTER
+from tests.parameter_server.test_failover_client import CLUSTER
 from tests.test_conformance import TASK, loss
 
 # Orbax reads all arrays of a damaged checkpoint at once: it raises the first error, and Python says

@@ -9,7 +9,7 @@ import dbjax
 from dbjax.monitoring.fault_injection import Chaos, kills
 from experiments import chaos
 from experiments.command_line import command
-from tests.parameter_server.test_chain import METHODS, TASK
+from tests.parameter_server.test_failover_client import METHODS, TASK
 from tests.processes import LIMIT_S
 
 ARGUMENTS = ["--config=configs/digits_downpour.py:smoke", "--runtime=virtual"]

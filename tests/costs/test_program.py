@@ -15,7 +15,7 @@ EVERYONE = [list(range(8))]
 @pytest.fixture(scope="module")
 def programs():
     """Costs of programs compiled for 8 devices, in a process that has them."""
-    return printed("tests.model_parallel.costs_programs", flags="")  # compiled as anybody's
+    return printed("tests.costs.programs", flags="")  # compiled as anybody's
 
 
 def collectives(found):

@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.parameter_server.gradient_fn import pieces_held
 from dbjax.parameter_server.partition import partition_params
-from tests.parameter_server.devices_runs import SHARDS
+from tests.parameter_server.gradient_fn_runs import SHARDS
 from tests.parameter_server.linear_task import RULES, SHAPES
 from tests.processes import printed
 
@@ -19,7 +19,7 @@ NUMBER_BYTES = {"network": 4, "linear": 4, "few": 4, "bfloat16": 2}
 
 @pytest.fixture(scope="module")
 def runs():
-    return printed("tests.parameter_server.devices_runs")
+    return printed("tests.parameter_server.gradient_fn_runs")
 
 
 @pytest.mark.parametrize("shards", SHARDS)
