@@ -1,14 +1,18 @@
-"""Figure 3: speed-up of one replica cut over machines, from compiled programs.
+"""Figure 3: speed-up of a replica that is partitioned over machines, from compiled programs.
 
 python -m experiments.figure3 [--size=smoke|full] [--batch-size=100] [--workdir=DIR]
 
-Compiles the speech network and the three image networks for 1 to 128 devices (none of them
-needed, nothing allocated), reads FLOPs, messages and bytes off the programs, fits the cluster
-of 2012 to the paper's speech curve, and predicts the others. Writes figure3.csv, figure3.png,
-claims.md and cluster.json, into results/figure3 unless another workdir is given.
+Compiles the training programs of the speech network and the three image networks for 1 to 128
+devices (which need not exist; nothing is allocated), and reads FLOPs, messages and bytes from the
+programs. Then fits the speed of a machine of 2012 and the cost of a message to the paper's speech
+curve, and predicts the other curves. Writes figure3.csv, figure3.png, claims.md and cluster.json to
+results/figure3, or to the given workdir.
 
-  --size=full    four networks, 1 to 128 machines: two minutes
-  --size=smoke   speech and the smallest image network, fewer counts: half a minute
+  --size=full       four networks, 1 to 128 machines; takes two minutes (default)
+  --size=smoke      speech and the smallest image network, fewer machines; takes half a minute
+  --batch-size=N    examples per mini-batch (default: 100)
+
+Paper: section 5, Figure 3.
 """
 
 from __future__ import annotations
@@ -39,13 +43,14 @@ SIZES = {
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command line of `python -m experiments.figure3`, and returns its exit code."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
     chosen = parse(arguments, ("size", "batch-size"), config="none")
     size = chosen.options.get("size", "full")
     if size not in SIZES:
-        raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
+        raise ValueError(f"unknown --size={size}{nearest(size, SIZES)}")
     batch_size = integer(chosen.options, "batch-size", 100)
     default = "results/figure3" if size == "full" else f"runs/figure3/{size}"
     require_place(chosen.workdir or default, "figure3")
@@ -60,19 +65,25 @@ def main(arguments: list[str]) -> int:
 
 
 def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
-    """All that follows from the costs."""
+    """Fits the cluster to the costs, and writes the files of the figure.
+
+    Args:
+      found: the compiled programs' costs.
+      batch_size: the examples per mini-batch that the programs were compiled for.
+      workdir: where to write.
+    """
     cluster = calibrated(by_machines(found, SPEECH), GOOGLE_2012)
     table = rows(found, {"google_2012": cluster, "h100_2023": H100_2023})
     said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
     write_json(workdir / "cluster.json", _fields(cluster))
     titles = {
         "google_2012": "cluster of 2012, fitted to the speech curve",
-        "h100_2023": "one H100 a machine, 400 Gb/s",
+        "h100_2023": "one H100 per machine, 400 Gb/s",
     }
     caption = (
-        f"time model on costs of compiled programs, mini-batches of {batch_size}; line: nothing "
-        "overlaps, the slowest machine counts; shaded: up to perfect overlap\n"
-        "right: memory traffic is that of programs compiled for a CPU"
+        f"times modelled from the costs of compiled programs, mini-batches of {batch_size}; lines: "
+        "no overlap, the slowest machine counts; shaded: up to perfect overlap\n"
+        "right: memory traffic is taken from programs compiled for a CPU"
     )
     figures.leave(
         "figure3",
@@ -80,7 +91,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
         rows=table,
         picture=figure(table, titles, caption),
         claims=said,
-        measured="from compiled programs",
+        measured="predicted from compiled programs",
         notes=_notes(cluster, batch_size),
     )
 
@@ -103,11 +114,11 @@ def _notes(cluster: Cluster, batch_size: int) -> str:
     machine = cluster.machine
     return (
         f"Mini-batches of {batch_size}. Fitted to the speech curve: "
-        f"{machine.flops_per_s / 1e9:.3g} GFLOP/s a machine, "
-        f"{1e3 * cluster.message_s:.3g} ms a message. Assumed: cards of "
-        f"{8 * machine.bandwidth_bytes_per_s / 1e9:.3g} Gb/s, latency "
-        f"{1e6 * cluster.latency_s:.3g} us, log-normal variation of sigma {machine.sigma:g}; "
-        "other assumptions: sigma 0 to 0.4, cards of 1 and 10 Gb/s, each fitted anew."
+        f"{machine.flops_per_s / 1e9:.3g} GFLOP/s per machine, "
+        f"{1e3 * cluster.message_s:.3g} ms per message. Assumed: network cards of "
+        f"{8 * machine.bandwidth_bytes_per_s / 1e9:.3g} Gb/s, a latency of "
+        f"{1e6 * cluster.latency_s:.3g} us, log-normal variation with sigma {machine.sigma:g}; "
+        "other assumptions: sigma from 0 to 0.4, cards of 1 and 10 Gb/s, refitted for each."
     )
 
 

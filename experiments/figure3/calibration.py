@@ -1,9 +1,11 @@
-"""The cluster of 2012, from the speech curve of Figure 3 and nothing else.
+"""Fits the cluster of 2012 to the speech curve of Figure 3.
 
-The paper says two things of that curve: it is 2.2 at 8 machines, and that is its best. Two
-numbers of the cluster are fitted to them: how fast a machine computes, and what a message
-costs. The top of the curve is at 8 where it falls off equally to both sides of it: where 4
-and 16 machines are equally fast.
+The paper states two facts about that curve: the speed-up is 2.2 at 8 machines, and this is its
+maximum. Two numbers of the cluster are fitted to them: the speed of a machine, and the cost of a
+message. The maximum is taken to be at 8 machines if the curve falls off equally to both sides, that
+is, if 4 and 16 machines are equally fast.
+
+Paper: section 5, Figure 3.
 """
 
 from __future__ import annotations
@@ -20,16 +22,23 @@ BEST, AT = 2.2, 8
 
 
 def speedup(costs: Mapping[int, Costs], machines: int, cluster: Cluster) -> float:
-    """Time of a mini-batch on one machine over that on so many, nothing hidden."""
-    whole, cut = (predicted(costs[n], cluster).upper_s for n in (1, machines))
-    return whole / cut
+    """Returns the time of a mini-batch on one machine divided by its time on `machines`.
+
+    Computation and communication do not overlap.
+    """
+    alone, together = (predicted(costs[n], cluster).upper_s for n in (1, machines))
+    return alone / together
 
 
 def calibrated(speech: Mapping[int, Costs], assumed: Cluster) -> Cluster:
-    """`assumed` with the two fitted numbers.
+    """Fits the speed of a machine and the cost of a message to the paper's speech curve.
 
     Args:
-      speech: costs of the speech network on 1, 4, 8 and 16 machines.
+      speech: number of machines -> costs of the speech network; 1, 4, 8 and 16 are required.
+      assumed: the cluster that provides everything else.
+
+    Returns:
+      `assumed` with the two fitted numbers.
 
     Raises:
       ValueError: no positive numbers give that curve.
@@ -51,13 +60,19 @@ def calibrated(speech: Mapping[int, Costs], assumed: Cluster) -> Cluster:
 
 
 def root(f: Callable[[float], float], low: float, high: float, what: str) -> float:
-    """Where an increasing function is zero, by bisection.
+    """Finds the zero of an increasing function by bisection.
+
+    Args:
+      f: the function.
+      low: the lower end of the interval.
+      high: the upper end of the interval.
+      what: what the argument of `f` stands for, for the error message.
 
     Raises:
-      ValueError: it has one sign over all of low .. high.
+      ValueError: `f` does not change its sign between `low` and `high`.
     """
     if f(low) > 0 or f(high) < 0:
-        raise ValueError(f"no {what} gives {BEST} times at {AT} machines as the best")
+        raise ValueError(f"no {what} gives {BEST} times at {AT} machines as the maximum")
     for _ in range(60):
         middle = (low + high) / 2
         low, high = (low, middle) if f(middle) > 0 else (middle, high)

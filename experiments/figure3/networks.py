@@ -1,4 +1,4 @@
-"""The four networks of Figure 3, and what their partitioned training programs cost."""
+"""The four networks of Figure 3, and the costs of their partitioned training programs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,14 @@ CONFIGS: dict[str, functional.Config] = {
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """One network on so many machines."""
+    """The costs of one network on some number of machines.
+
+    Attributes:
+      network: the name of the network, a key of `CONFIGS`.
+      parameters: the number of its parameters.
+      machines: the number of machines that a replica is partitioned over.
+      costs: the costs of the compiled program.
+    """
 
     network: str
     parameters: int
@@ -39,7 +46,17 @@ class Point:
 def compiled(
     config: functional.Config, machines: int, batch_size: int, how: str | None = None
 ) -> Costs:
-    """Costs of (parameters, mini-batch) -> (loss, gradient), cut over so many devices."""
+    """Compiles (parameters, mini-batch) -> (loss, gradient) for several devices.
+
+    Args:
+      config: the config of the network.
+      machines: the number of devices that the network is partitioned over.
+      batch_size: the number of examples in a mini-batch.
+      how: how to partition the network; None: the way the paper does.
+
+    Returns:
+      The costs of the compiled program. Nothing is run or allocated.
+    """
     params = jax.eval_shape(lambda: functional.init(config, 0))
     sharding = config.sharding(machines, how)
     mesh = sharding.mesh(jax.devices())
@@ -56,7 +73,15 @@ def points(
     batch_size: int,
     tell: Callable[[int, str, float], None] = lambda done, last, part: None,
 ) -> list[Point]:
-    """Compiles each network on each number of machines; tells how many, and the last one."""
+    """Compiles every network for every number of machines.
+
+    Args:
+      networks: keys of `CONFIGS`.
+      machines: the numbers of machines.
+      batch_size: the number of examples in a mini-batch.
+      tell: is called after each program with the number compiled so far, the last one's name, and
+        0.
+    """
     found: list[Point] = []
     for network in networks:
         config = CONFIGS[network]

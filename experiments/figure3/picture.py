@@ -1,4 +1,4 @@
-"""The picture: speed-up against machines, on the cluster of 2012 and on one of today."""
+"""Draws Figure 3: speed-up against machines, on the cluster of 2012 and on a current one."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ LOOKS = {
 
 
 def figure(rows: Sequence[Mapping[str, Any]], titles: Mapping[str, str], caption: str) -> Figure:
-    """One panel for each cluster in `titles`."""
+    """Draws one panel per cluster.
+
+    Args:
+      rows: the rows of the CSV file.
+      titles: name of a cluster -> title of its panel.
+      caption: the text below the panels.
+    """
     with matplotlib.style.context(STYLE):
         drawn = Figure(figsize=(11, 5))
         panels = drawn.subplots(1, len(titles), squeeze=False)[0]

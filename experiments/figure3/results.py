@@ -1,4 +1,4 @@
-"""Speed-ups from costs: the rows of the CSV, and the paper's claims beside ours."""
+"""Speed-ups computed from costs: the rows of the CSV file, and the paper's claims."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER_VISION, PAPER_MACHINES = 12.0, 81
 
 
 def rows(points: Sequence[Point], clusters: Mapping[str, Cluster]) -> list[dict[str, Any]]:
-    """One row for each network, number of machines and cluster."""
+    """Returns one row per network, number of machines and cluster."""
     whole = {p.network: p.costs for p in points if p.machines == 1}
     return [
         _row(point, whole[point.network], name, cluster)
@@ -50,11 +50,21 @@ def _row(point: Point, whole: Costs, name: str, cluster: Cluster) -> dict[str, A
 
 
 def by_machines(points: Sequence[Point], network: str) -> dict[int, Costs]:
+    """Returns number of machines -> costs, for one network."""
     return {p.machines: p.costs for p in points if p.network == network}
 
 
 def under_other_assumptions(points: Sequence[Point], assumed: Cluster) -> dict[str, list[float]]:
-    """Each network's speed-up on the most machines up to 81, fitted anew for each assumption."""
+    """Predicts speed-ups under other assumptions, refitting the cluster for each.
+
+    Args:
+      points: the costs of all networks.
+      assumed: the cluster whose variation and bandwidth are replaced by each of `SIGMAS` and
+        `BANDWIDTHS`.
+
+    Returns:
+      network -> its speed-ups, on the largest number of machines up to the paper's 81.
+    """
     speech = by_machines(points, SPEECH)
     found: dict[str, list[float]] = {}
     for sigma, bandwidth in itertools.product(SIGMAS, BANDWIDTHS):
@@ -70,7 +80,13 @@ def under_other_assumptions(points: Sequence[Point], assumed: Cluster) -> dict[s
 def claims(
     points: Sequence[Point], cluster: Cluster, ranges: Mapping[str, list[float]]
 ) -> list[Claim]:
-    """What section 5 says of Figure 3, beside what follows from the compiled programs."""
+    """Compares what section 5 of the paper says about Figure 3 with the compiled programs.
+
+    Args:
+      points: the costs of all networks.
+      cluster: the fitted cluster.
+      ranges: network -> speed-ups under other assumptions.
+    """
     curves = {
         network: {n: speedup(costs, n, cluster) for n in costs}
         for network in {p.network: None for p in points}
@@ -81,7 +97,7 @@ def claims(
     most = max(speech)
     found = [
         Claim(
-            f"speech: {BEST} times on {AT} machines, its best",
+            f"speech: {BEST} times faster on {AT} machines, its best",
             f"{speech[AT]:.2f} on {AT}, best on {best}",
             "fitted",
         ),
@@ -113,7 +129,7 @@ def _goes_on(network: str, curve: Mapping[int, float]) -> Claim:
     best = max(curve, key=lambda n: curve[n])
     shares = [curve[n] / n for n in sorted(curve)]  # of the ideal
     return Claim(
-        f"{network}: goes on gaining up to {max(curve)} machines, by less and less",
+        f"{network}: keeps gaining up to {max(curve)} machines, with diminishing returns",
         f"best on {best}: {curve[best]:.1f}"
         + (f"; {curve[max(curve)]:.1f} on {max(curve)}" if best != max(curve) else ""),
         verdict([best == max(curve) and shares == sorted(shares, reverse=True)]),
@@ -123,7 +139,7 @@ def _goes_on(network: str, curve: Mapping[int, float]) -> Claim:
 def _more_than_twelve(curve: Mapping[int, float], range_: list[float]) -> Claim:
     at = max(n for n in curve if n <= PAPER_MACHINES)
     return Claim(
-        f"{VISION_1700M}: more than {PAPER_VISION:.0f} times on {PAPER_MACHINES} machines",
+        f"{VISION_1700M}: more than {PAPER_VISION:.0f} times faster on {PAPER_MACHINES} machines",
         f"{curve[at]:.1f} on {at}; {min(range_):.1f} to {max(range_):.1f} under other assumptions",
         verdict([curve[at] > PAPER_VISION]),
     )

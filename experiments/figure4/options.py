@@ -1,4 +1,4 @@
-"""What the commands of Figures 4 and 5 are told, and what their pictures say of it."""
+"""The command line of Figures 4 and 5, and the captions that describe it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from experiments.fields import assign_texts
 from experiments.figure4.methods import METHODS
 from experiments.sweep.trial import UNUSED
 
-# Fields that other fields of a config of Figure 4 follow from.
+# Fields from which configs/_figure4.py derives other fields, so that they cannot be set alone.
 _DERIVED = ("batch_size", "model.", "data.num_states", "cluster.compute_s", "cluster.machine",
             "options.replicas", "options.shards", "runtime", "algorithm",
             "data.name")  # fmt: skip
@@ -28,16 +28,16 @@ _NUMBERS = {"seeds": 3, "jobs": os.cpu_count() or 1}
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """Of a command.
+    """The options of a command.
 
     Attributes:
-      size: of `SIZES`.
-      seeds: runs of each method, with seeds 1, 2, ...
-      jobs: runs at once.
+      size: a key of `SIZES`.
       methods: keys of `METHODS`.
-      workdir: for the table and the picture.
-      runs: for the runs, which both figures share.
-      changes: fields of every method's config and their values, as text, above what was tuned.
+      seeds: the number of runs of each method, with seeds 1, 2, ...
+      jobs: the number of runs at once.
+      workdir: the folder for the table, the picture and the claims.
+      runs: the folder of the runs, which both figures share.
+      changes: config field -> value as text; overrides the tuned config of every method.
     """
 
     size: str
@@ -50,38 +50,43 @@ class Options:
 
     @property
     def seed_numbers(self) -> range:
+        """The seeds: 1, 2, ..."""
         return range(1, 1 + self.seeds)
 
     def changed(self, config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
-        """As the command line says.
+        """Returns a copy of a config with the changes of the command line.
 
         Raises:
-          ValueError: the config cannot be changed so, or not be run then.
+          ValueError: a change is invalid, or the changed config cannot be run.
         """
         config = config.copy_and_resolve_references()
         assign_texts(config, self.changes)
         build.require_sound(config)
         if config.until_s is None:
-            raise ValueError("until_s=None: a figure needs a time until which all methods run")
+            raise ValueError("until_s=None: set the time at which all runs end")
         return config
 
     def caption(self, config: ml_collections.ConfigDict) -> str:
-        """What is modelled, and what is computed; of any method's config."""
+        """Returns a caption: what the clock models, what is computed, data, seeds and tuning.
+
+        Args:
+          config: the config of any of the methods.
+        """
         size, computed = SIZES[self.size], parameters(config)
-        network = f"{size.network:g} times the network of " if size.network != 1 else ""
+        network = f" with a {size.network:g} times faster network" if size.network != 1 else ""
         changes = "".join(f"; {path}={value}" for path, value in self.changes.items())
         return (
-            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on {network}"
-            f"the cluster fitted to Figure 3, mini-batches of 100, {config.until_s:g} s; "
-            f"arithmetic: a network of {computed / 1e6:.2g} M, mini-batches of {size.batch}\n"
-            f"{config.data.num_frames:,} frames, {config.data.num_states} states; accuracy on "
-            f"{config.evaluate_examples:,} of them; median of {self.seeds} seeds, from the lowest "
-            f"to the highest{changes}\n{tuning(self.size, self.methods)}"
+            f"clock: the paper's network of {PAPER.parameters / 1e6:.1f} M parameters on the "
+            f"cluster fitted to Figure 3{network}, mini-batches of 100, {config.until_s:g} virtual "
+            f"s\ngradients: a network of {computed / 1e6:.2g} M parameters, mini-batches of "
+            f"{size.batch}; {config.data.num_frames:,} frames, {config.data.num_states} states; "
+            f"accuracy on {config.evaluate_examples:,} frames; median and range over {self.seeds} "
+            f"seeds{changes}\n{tuning(self.size, self.methods)}"
         )
 
 
 def parameters(config: ml_collections.ConfigDict) -> int:
-    """Of the network whose gradients are computed."""
+    """Returns the number of parameters of the network whose gradients are computed."""
     model = config.model
     return SpeechConfig(
         width=model.width, depth=model.depth, states=config.data.num_states
@@ -89,7 +94,7 @@ def parameters(config: ml_collections.ConfigDict) -> int:
 
 
 def tuning(size: str, methods: Sequence[str]) -> str:
-    """How the methods were tuned, in words."""
+    """Returns how the methods were tuned, in words."""
     ways: dict[str, list[str]] = {}
     for method in methods:
         ways.setdefault(_tuning(size, method), []).append(method)
@@ -103,36 +108,43 @@ def _tuning(size: str, method: str) -> str:
     if at is None:
         return "not tuned"
     trials = winners()[at][method]["trials"]
-    said = f"tuned by {trials} trials, for hold-out accuracy at the end"
+    said = f"tuned by {trials} trials for final hold-out accuracy"
     return said if at == size else f"{said}, at size {at}"
 
 
 def options(arguments: list[str], figure: str, *more: str) -> Options:
-    """Reads the command line of a figure; `more` are flags that only this one knows.
+    """Parses the command line of a figure.
+
+    Args:
+      arguments: the arguments of the command.
+      figure: "figure4" or "figure5".
+      *more: names of flags that only this figure has.
 
     Raises:
-      ValueError: anything is not understood.
+      ValueError: an argument is unknown or invalid; the message names it.
     """
     chosen = parse(arguments, ("size", "runs", *more, *_NUMBERS), config="fields")
     given, changes = chosen.options, chosen.changes
     size = given.get("size", DEFAULT)
     if size not in SIZES:
-        raise ValueError(f"no --size={size}{nearest(size, SIZES)}")
+        raise ValueError(f"unknown --size={size}{nearest(size, SIZES)}")
     for path in changes:
         if path.startswith(_DERIVED):
-            raise ValueError(f"--config.{path}: the clock depends on it; see configs/_figure4.py")
+            raise ValueError(
+                f"--config.{path}: the clock depends on it; edit configs/_figure4.py instead"
+            )
         if path in _SEEDS:
             raise ValueError(f"--config.{path}: every run has seeds of its own; give --seeds=N")
         if path in UNUSED:
             raise ValueError(f"--config.{path} has no effect on what the figure shows")
     if changes and (chosen.workdir is None or "runs" not in given):
-        raise ValueError("with --config.FIELD=VALUE give a --workdir and --runs of their own")
+        raise ValueError("--config.FIELD=VALUE needs a --workdir and --runs of its own")
     methods = tuple(given["methods"].split(",")) if "methods" in given else tuple(METHODS)
     for method in methods:
         if method not in METHODS:
-            raise ValueError(f"--methods: no {method!r}{nearest(method, METHODS)}")
+            raise ValueError(f"--methods: unknown {method!r}{nearest(method, METHODS)}")
     if "sgd" not in methods:
-        raise ValueError("--methods: 'sgd' must be among them: others are held against it")
+        raise ValueError("--methods must include 'sgd', which the others are compared with")
     numbers = {name: integer(given, name, default) for name, default in _NUMBERS.items()}
     where = f"results/{figure}" if size == DEFAULT else f"runs/{figure}/{size}"
     runs = Path(given.get("runs", f"runs/figures/{size}"))

@@ -1,4 +1,4 @@
-"""The picture: accuracy on a part of the training set and on the hold-out set, against time."""
+"""Draws Figure 4: accuracy over time, on part of the training set and on the hold-out set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _PANELS = {"train_accuracy": "part of the training set", "test_accuracy": "hold-
 
 
 def figure(runs: Runs, caption: str) -> Figure:
-    """A panel for each set; lines are medians over seeds, bands from the lowest to the highest."""
+    """Draws one panel per set of examples.
+
+    Lines are medians over seeds; bands reach from the lowest to the highest seed.
+
+    Args:
+      runs: the runs of each method.
+      caption: the text below the panels.
+    """
     with matplotlib.style.context(plots.STYLE):
         drawn = Figure(figsize=(11, 5.4))
         panels = drawn.subplots(1, len(_PANELS), sharey=True)
@@ -27,7 +34,7 @@ def figure(runs: Runs, caption: str) -> Figure:
         panels[0].set_ylabel("accuracy (%)")
         panels[-1].axhline(100 * stated(runs), color="0.5", linestyle=":", linewidth=1)
         panels[-1].annotate(
-            "SGD [1]\nat the end",
+            "final\nSGD [1]",
             (1.01, 100 * stated(runs)),
             xycoords=("axes fraction", "data"),
             fontsize=8,
@@ -63,7 +70,7 @@ def _panel(axes: Axes, runs: Runs, field: str) -> None:
 
 
 def _held(values: list[float], time_s: list[float]) -> list[float]:
-    """The last value stays where a run ended early."""
+    """Extends the values of a run that ended early with its last value."""
     return values + values[-1:] * (len(time_s) - len(values))
 
 

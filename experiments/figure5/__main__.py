@@ -4,16 +4,19 @@ python -m experiments.figure5 [--size=smoke|laptop|full] [--seeds=3] [--jobs=N] 
     [--config.FIELD=VALUE ...]
 
 Runs three methods with four numbers of replicas each, and the GPU, to the accuracy that SGD [1]
-has at the end of Figure 4. Writes figure5.csv, figure5.png and claims.md. What figure4 has run
-already is not run again; the same command again goes on where it was interrupted.
+has at the end of Figure 4. Writes figure5.csv, figure5.png and claims.md. Runs of figure4 are
+reused. Repeat the same command to resume after an interruption.
 
-  --size=laptop  as in results/figure5: ten minutes on two cores, once figure4 has run
-  --size=smoke   fewer replicas, a tiny network: a minute
-  --size=full    10 times the parameters, 20 times as long; never run so far
-  --jobs=N       runs at once, each on one core (as many as there are cores)
-  --runs=DIR     where the runs lie, which figure4 shares (runs/figures/SIZE)
-  --config.FIELD=VALUE  of every method, to see what a result depends on; --workdir and --runs
-                 must be given
+  --size=laptop  as in results/figure5; takes ten minutes on two cores after figure4 (default)
+  --size=smoke   fewer replicas and a tiny network; takes a minute
+  --size=full    10 times the parameters, 20 times the virtual time; never run so far
+  --seeds=N      number of seeds per configuration (default: 3)
+  --jobs=N       number of runs at once, each on one core (default: the number of cores)
+  --runs=DIR     folder of the runs, which figure4 shares (default: runs/figures/SIZE)
+  --config.FIELD=VALUE  sets a field for every method, to see what a result depends on; needs
+                 --workdir and --runs
+
+Paper: section 5, Figure 5.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ from experiments import figures
 from experiments.command_line import command, log_to_terminal
 from experiments.figure4.options import Options, options, parameters
 from experiments.figure4.results import stated
-from experiments.figure4.seeds import run_seeds
+from experiments.figure4.tuning import run_seeds
 from experiments.figure5.picture import figure
 from experiments.figure5.points import Point, configs, points, rows
 from experiments.figure5.results import claims
@@ -35,6 +38,7 @@ from experiments.folders import require_place
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command line of `python -m experiments.figure5`, and returns its exit code."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
@@ -53,16 +57,25 @@ def main(arguments: list[str]) -> int:
 def write(
     found: Sequence[Point], accuracy: float, config: ml_collections.ConfigDict, chosen: Options
 ) -> None:
-    """All that follows from the points, and the config of SGD [1]."""
+    """Writes the files of the figure.
+
+    Args:
+      found: the points of the figure.
+      accuracy: the hold-out accuracy that they refer to.
+      config: the config of SGD [1].
+      chosen: the options of the command.
+    """
     deadline_s, computed = config.until_s, parameters(config)
-    caption = f"{chosen.caption(config)}, Downpour at 20, with Adagrad at 20 and 200 replicas"
+    caption = (
+        f"{chosen.caption(config)}\ntuned with 20 replicas for Downpour, 20 and 200 with Adagrad"
+    )
     figures.leave(
         "figure5",
         chosen.workdir,
         rows=rows(found, accuracy, deadline_s, computed),
         picture=figure(found, accuracy, deadline_s, caption),
         claims=claims(found, deadline_s),
-        measured=f"time to {accuracy:.1%} on the hold-out set, what SGD [1] has at the end",
+        measured=f"time to {accuracy:.1%} hold-out accuracy, the final accuracy of SGD [1]",
         notes=f"{caption}.",
     )
 

@@ -1,4 +1,4 @@
-"""The picture: time to a hold-out accuracy against machines, and against cores."""
+"""Draws Figure 5: time to a hold-out accuracy against machines, and against cores."""
 
 from __future__ import annotations
 
@@ -14,18 +14,32 @@ from experiments.figure5.points import Point
 from experiments.plots import METHODS, STYLE
 
 _TICKS_S = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000)
-_LATE = 1.3  # deadlines: where the first curve's missed ones are drawn; others above
+# Missed deadlines are drawn at this multiple of the deadline; those of further curves go above.
+_LATE = 1.3
 
 
 def figure(points: Sequence[Point], accuracy: float, deadline_s: float, caption: str) -> Figure:
-    """Medians over seeds; bars from the lowest to the highest. Above the line: too late."""
-    panels = (("machines", "machines, of replicas and servers"), ("cores", "cores, at most"))
+    """Draws one panel against machines, and one against cores.
+
+    Points are medians over seeds, with bars from the lowest to the highest seed. Hollow markers
+    above the dotted line are configurations whose median misses the deadline.
+
+    Args:
+      points: the points of all curves.
+      accuracy: the hold-out accuracy that they refer to.
+      deadline_s: the virtual time at which runs end.
+      caption: the text below the panels.
+    """
+    panels = (
+        ("machines", "machines (replicas and parameter server)"),
+        ("cores", "cores (upper bound)"),
+    )
     with matplotlib.style.context(STYLE):
         drawn = Figure(figsize=(11, 5.4))
         for axes, (field, title) in zip(drawn.subplots(1, 2, sharey=True), panels, strict=True):
             _panel(axes, points, field, deadline_s)
             axes.set_xlabel(title)
-        drawn.axes[0].set_ylabel(f"virtual seconds to {accuracy:.1%} on the hold-out set")
+        drawn.axes[0].set_ylabel(f"virtual seconds to {accuracy:.1%} hold-out accuracy")
         drawn.axes[1].legend(loc="lower center", fontsize=8)
         drawn.supxlabel(caption, fontsize=8, color="0.4")
         return drawn
@@ -41,7 +55,7 @@ def _panel(axes: Axes, points: Sequence[Point], field: str, deadline_s: float) -
         late *= 1.2 if missed else 1.0
     axes.axhline(deadline_s, color="0.5", linestyle=":", linewidth=1)
     axes.annotate(
-        "missed deadline, in the median",
+        "above this line, the median run misses the deadline",
         (0.01, deadline_s),
         xycoords=("axes fraction", "data"),
         xytext=(0, 4),
@@ -60,7 +74,7 @@ def _panel(axes: Axes, points: Sequence[Point], field: str, deadline_s: float) -
 
 
 def _curve(axes: Axes, mine: Sequence[Point], field: str, deadline_s: float, late: float) -> None:
-    """Hollow markers above the deadline, at `late`, where the median is never there."""
+    """Draws a curve, with hollow markers at height `late` where the median is infinite."""
     colour, marker = METHODS[mine[0].method.name]
     label = mine[0].method.name if len(mine) > 1 else mine[0].method.label(mine[0].replicas)
     budgets = [getattr(point, field) for point in mine]

@@ -1,4 +1,4 @@
-"""The points of Figure 5: four numbers of replicas for each method, and the GPU."""
+"""The points of Figure 5: four numbers of replicas per method, and the GPU."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from experiments.figure4.methods import CORES, METHODS, Method, replicas_of
 from experiments.report.read import Run
 
 _CURVES = ("downpour", "downpour_adagrad", "sandblaster")
-REPLICAS = {  # four configurations of each
+REPLICAS = {  # size -> four numbers of replicas for each of _CURVES
     "smoke": ((1, 2, 4, 12), (1, 2, 4, 12), (5, 10, 20, 40)),
     "laptop": ((5, 20, 50, 200), (5, 20, 50, 200), (94, 250, 1_000, 2_000)),  # 94: 30,000 cores
 }
@@ -27,10 +27,13 @@ class Point:
     """One configuration of one method.
 
     Attributes:
-      curve: what it belongs to, a key of `METHODS`.
-      machines: of all replicas, and of the parameter server.
-      times_s: to the accuracy, of each seed; infinite: a missed deadline.
-      guessing: those of its runs, and of SGD [1], that learned nothing (`accuracy.guessing`).
+      curve: the curve that the point belongs to, a key of `METHODS`.
+      replicas: the number of replicas.
+      machines: the number of machines of all replicas and of the parameter server.
+      times_s: the time to the accuracy for each seed, in virtual seconds; infinite for a missed
+        deadline.
+      guessing: descriptions of its runs, and those of SGD [1], that learned nothing
+        (`accuracy.guessing`).
     """
 
     curve: str
@@ -41,23 +44,31 @@ class Point:
 
     @property
     def method(self) -> Method:
+        """The method of the curve."""
         return METHODS[self.curve]
 
     @property
     def cores(self) -> int:
-        """At most."""
+        """An upper bound on the number of cores."""
         return CORES * self.machines
 
     @property
     def time_s(self) -> float:
-        """The median over seeds."""
+        """The median time over seeds, in virtual seconds."""
         return statistics.median(self.times_s)
 
 
 def configs(size: str) -> dict[tuple[str, int], tuple[str, ml_collections.ConfigDict]]:
-    """(curve, replicas) -> key of the method that was tuned, and its config.
+    """Returns the configs of all points, and of SGD [1].
 
-    A number of replicas that was not tuned takes what was found for the nearest one of its method.
+    Numbers of replicas that were not tuned use the tuned config of the same method with the nearest
+    number.
+
+    Args:
+      size: a key of `configs._figure4.SIZES`.
+
+    Returns:
+      (curve, replicas) -> (key of the tuned method, config).
     """
     found = {}
     for key in ("gpu", "sgd"):
@@ -81,7 +92,7 @@ def _ratio(one: int, other: int) -> float:
 
 
 def points(runs: Mapping[tuple[str, int], Sequence[Run]], accuracy: float) -> list[Point]:
-    """When each configuration reaches an accuracy: that of SGD [1]."""
+    """Returns the point of each configuration: when its runs reach `accuracy`, that of SGD [1]."""
     sgd = guessing(METHODS["sgd"].label(1), runs.get(("sgd", 1), ()))
     return [
         Point(
@@ -99,7 +110,14 @@ def points(runs: Mapping[tuple[str, int], Sequence[Run]], accuracy: float) -> li
 def rows(
     found: Sequence[Point], accuracy: float, deadline_s: float, computed: int
 ) -> list[dict[str, Any]]:
-    """One for each seed of each configuration."""
+    """Returns the rows of the CSV file, one per seed of each configuration.
+
+    Args:
+      found: the points.
+      accuracy: the hold-out accuracy that they refer to.
+      deadline_s: the virtual time at which runs end.
+      computed: the number of parameters of the network whose gradients are computed.
+    """
     return [
         {
             "method": point.method.name,

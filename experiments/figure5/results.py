@@ -1,4 +1,4 @@
-"""The paper's sentences on Figure 5 beside what was measured."""
+"""Compares what section 5 of the paper says about Figure 5 with the runs."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ from experiments.figure4.results import seconds
 from experiments.figure5.points import Point
 
 BEST, FIXED, BATCH = "downpour_adagrad", "downpour", "sandblaster"
-EXTREME = 30_080  # cores: what the paper names, as far as a configuration of ours has it
-OFTEN = 1 / 3  # of the runs
+EXTREME = 30_080  # cores of the configuration that is nearest to the 30,000 of the paper
+OFTEN = 1 / 3  # share of the runs
 
 
 def claims(points: Sequence[Point], deadline_s: float) -> list[Claim]:
-    """Section 5, on Figure 5; budgets are the numbers of machines that configurations take."""
+    """Returns the claims of section 5 about Figure 5.
+
+    Budgets are the numbers of machines of the configurations.
+
+    Args:
+      points: the points of the figure.
+      deadline_s: the virtual time at which runs end.
+    """
     cpus = [point for point in points if point.curve != "gpu"]
     downpour = [point for point in points if point.curve in (FIXED, BEST)]
     return [
@@ -31,7 +38,16 @@ def _guessing(points: Sequence[Point]) -> list[str]:
 
 
 def within(points: Sequence[Point], machines: int, seed: int) -> Point | None:
-    """What is soonest in a seed with at most so many machines; None: nothing gets there."""
+    """Returns the fastest configuration with at most `machines` machines.
+
+    Args:
+      points: the configurations.
+      machines: the budget.
+      seed: the index of the seed.
+
+    Returns:
+      None if no configuration within the budget reaches the accuracy.
+    """
     fitting = [p for p in points if p.machines <= machines and math.isfinite(p.times_s[seed])]
     return min(fitting, key=lambda point: point.times_s[seed], default=None)
 
@@ -41,13 +57,13 @@ def _winners(points: Sequence[Point], machines: int) -> list[Point | None]:
 
 
 def _named(winners: Sequence[Point | None]) -> str:
-    """Of all seeds; once, if they agree."""
+    """Returns the distinct winners over all seeds, in words."""
     names = [w.method.label(w.replicas) if w else "none" for w in winners]
     return " or ".join(dict.fromkeys(names))
 
 
 def _best(points: Sequence[Point]) -> Claim:
-    """Of each seed: the share of budgets at which it is the soonest."""
+    """Scores each seed by the share of budgets at which Downpour + Adagrad is the fastest."""
     budgets = sorted({point.machines for point in points})
     winners = {budget: _winners(points, budget) for budget in budgets}
     seeds = zip(*winners.values(), strict=True)
@@ -55,13 +71,13 @@ def _best(points: Sequence[Point]) -> Claim:
     said = "; ".join(f"{budget:,} machines: {_named(winners[budget])}" for budget in budgets)
     return Claim(
         "Downpour + Adagrad is the best trade-off for any fixed budget",
-        f"the soonest with at most {said}",
+        f"the fastest with at most {said}",
         verdict(shares),
     )
 
 
 def _misses(points: Sequence[Point], deadline_s: float) -> Claim:
-    """1 if it misses at least a third, and more than with Adagrad; 1/2 if one of the two."""
+    """Scores 1/2 for missing at least a third of the deadlines, 1/2 for more than with Adagrad."""
 
     def missed(curve: str) -> tuple[int, int]:
         times = [t for point in points if point.curve == curve for t in point.times_s]
@@ -69,16 +85,16 @@ def _misses(points: Sequence[Point], deadline_s: float) -> Claim:
 
     (fixed, of), (adagrad, of_adagrad) = missed(FIXED), missed(BEST)
     return Claim(
-        "Downpour with a fixed rate often misses the deadline (taken as: a third of the runs, and "
-        "more than with Adagrad)",
-        f"{fixed} of {of} runs do not get there in {deadline_s:g} s; with Adagrad {adagrad} of "
+        "Downpour with a fixed rate often misses the deadline (taken as: in at least a third of "
+        "the runs, and more often than with Adagrad)",
+        f"{fixed} of {of} runs miss the deadline of {deadline_s:g} s; with Adagrad, {adagrad} of "
         f"{of_adagrad}",
         verdict([0.5 * (fixed >= OFTEN * of) + 0.5 * (fixed / of > adagrad / of_adagrad)]),
     )
 
 
 def _extreme(points: Sequence[Point]) -> Claim:
-    """Of each seed: 1 if it is the soonest with the paper's cores and with the most, else 1/2."""
+    """Scores 1/2 each for being fastest with the paper's cores, and with the most cores."""
     most = max(point.machines for point in points)
     named = max((p.machines for p in points if p.cores <= EXTREME), default=most)
     winners = {budget: _winners(points, budget) for budget in (named, most)}
@@ -92,7 +108,7 @@ def _extreme(points: Sequence[Point]) -> Claim:
         f"{CORES * budget:,} cores: {_named(winners[budget])}" for budget in (named, most)
     )
     return Claim(
-        "Sandblaster promises most at extreme budgets (30,000 cores)",
-        f"Sandblaster: {curve}. The soonest with at most {soonest}",
+        "Sandblaster is the most promising at extreme budgets (30,000 cores)",
+        f"Sandblaster: {curve}. The fastest with at most {soonest}",
         verdict([sum(seed) for seed in zip(*halves, strict=True)]),
     )

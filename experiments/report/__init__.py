@@ -1,1 +1,1 @@
-"""One page about one or several runs."""
+"""An HTML page about one or several runs: `python -m experiments.report`."""

@@ -1,9 +1,9 @@
-"""Writes one page about one or several runs: curves, staleness, utilisation, timelines.
+"""Writes an HTML page about one or several runs: curves, staleness, utilisation, timelines.
 
 python -m experiments.report WORKDIR... [--out=FILE]
 
-The page holds all it needs, and opens in any browser, without a network. By default it is
-report.html in the first WORKDIR.
+Each WORKDIR holds a run, which may still be in progress. The page is self-contained: it opens in
+any browser, and needs no network. By default it is written to report.html in the first WORKDIR.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from experiments.saved import CONFIG
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command line of `python -m experiments.report`, and returns its exit code."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
@@ -27,7 +28,7 @@ def main(arguments: list[str]) -> int:
     flags = [a for a in arguments if a.startswith("-")]
     chosen = parse(flags, ("out",), config="none", workdir=False)
     if not workdirs:
-        raise ValueError("needs WORKDIR... of runs, and nothing else but --out=FILE")
+        raise ValueError("needs WORKDIR..., the folders of runs; the only flag is --out=FILE")
     workdirs = _once(workdirs)
     out = Path(chosen.options.get("out", Path(workdirs[0]) / "report.html"))
     if "out" in chosen.options:
@@ -35,22 +36,22 @@ def main(arguments: list[str]) -> int:
     _require_free(out)
     runs = [read(*one) for one in zip(workdirs, labels(workdirs), strict=True)]
     write_text(prepare_file(out), page(runs))
-    print(f"the page is {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
+    print(f"wrote {out} ({out.stat().st_size / 1e6:.1f} MB): open it in a browser")
     return 0
 
 
 def _require_free(out: Path) -> None:
-    """Raises ValueError if a page would take the place of a file that is none."""
+    """Raises ValueError if the page would overwrite a file that is not a report."""
     of_a_run = (out.parent / CONFIG).is_file() and out.name in (CONFIG, "curves.png", *OF_A_RUN)
     if of_a_run or (out.is_file() and not is_page(out)):
         raise ValueError(
-            f"{str(out)!r} is {'for a file of a run' if of_a_run else 'no page of this command'}: "
+            f"{str(out)!r} is {'for a file of the run' if of_a_run else 'not a report page'}: "
             "give another --out"
         )
 
 
 def _once(workdirs: Sequence[str]) -> list[str]:
-    """Each folder once, by whatever names it is given."""
+    """Removes duplicates, even if a folder is given under different names."""
     found: dict[Path, str] = {}
     for workdir in workdirs:
         if found.setdefault(Path(workdir).resolve(), workdir) is not workdir:

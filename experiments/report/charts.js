@@ -1,7 +1,7 @@
 "use strict";
-// Small charts in SVG. Everything from the data goes in as text, never as markup.
+// Small SVG charts. Everything from the data is inserted as text, never as markup.
 
-const drawings = []; // each draws itself anew, in the width that there is
+const drawings = []; // functions that redraw a chart at the current width
 
 function html(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -32,7 +32,7 @@ function ticks(low, high, count) {
   const power = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 5, 10].map((n) => n * power).find((n) => n >= rough * 0.999);
   const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step + 0); // + 0: no -0
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step + 0); // + 0 turns -0 into 0
   return found;
 }
 
@@ -42,7 +42,7 @@ function decades(low, high) {
   return found.filter((e) => e >= low && e <= high);
 }
 
-// A figure: title, legend, what `draw(width)` makes, one sentence.
+// A figure: a title, a legend, the element that `draw(width, frame)` returns, and a caption.
 function figure(host, { title, note, legend = [], wide = false }, draw) {
   const frame = html("figure", wide ? { class: "wide" } : {}, html("h3", {}, title));
   const place = html("div");
@@ -75,7 +75,7 @@ function inFrame(event, frame) {
   return [event.clientX - box.left, event.clientY - box.top];
 }
 
-// The axes of a chart, and how values become positions.
+// Draws the axes of a chart; also returns the functions x, y that map values to positions.
 function axes(width, { xs, ys, xLabel, yLabel, xText = text, yText = text, log = false }) {
   const area = { left: 62, right: width - 10, top: 22, bottom: 218 };
   const x = (v) => area.left + ((v - xs[0]) / (xs[1] - xs[0] || 1)) * (area.right - area.left);
@@ -97,14 +97,14 @@ function axes(width, { xs, ys, xLabel, yLabel, xText = text, yText = text, log =
 
 const known = (value) => value !== null && Number.isFinite(value);
 
-// Lines; `spec()` gives {series: [{name, color, dash, x, y}], xLabel, yLabel, yText, log, top}.
+// A line chart; `spec()` returns {series: [{name, color, dash, x, y}], xLabel, yLabel, yText, log, top, end}.
 function lines(host, about, spec) {
   const legend = spec().series;
   return figure(host, { ...about, legend: legend.length > 1 ? legend : [] }, (width, frame) => {
     const { series, xLabel, yLabel, yText = text, top, end = 0 } = spec();
     const values = series.flatMap((s) => s.y.filter(known));
     const places = series.flatMap((s) => s.x.filter((v, i) => known(v) && known(s.y[i])));
-    if (!values.length) return html("p", { class: "soft" }, "Nothing was measured yet.");
+    if (!values.length) return html("p", { class: "soft" }, "No measurements yet.");
     const log = spec().log && Math.min(...values) > 0 && Math.max(...values) > 100 * Math.min(...values);
     const high = top ?? (Math.max(...values) || 1);
     const ys = log ? [Math.log10(Math.min(...values)), Math.log10(high)] : [Math.min(0, ...values), high];
@@ -139,17 +139,17 @@ function line(s, x, y, log) {
   });
   const group = svg("g", { class: "series" });
   group.append(svg("path", { d: path, fill: "none", stroke: s.color, "stroke-width": 2, "stroke-dasharray": s.dash || "", "stroke-linejoin": "round" }));
-  const single = s.y.filter(known).length === 1; // a line of one point is not to be seen
+  const single = s.y.filter(known).length === 1; // a line with a single point is invisible
   if (single) s.y.forEach((v, i) => known(v) && group.append(svg("circle", { cx: x(s.x[i]), cy: y(v), r: 3, fill: s.color })));
   return group;
 }
 
-// Bars {first, last, count, predicted}, with the predicted law as a line of dots.
+// A histogram of bars {first, last, count, predicted}; the prediction is a line with dots.
 function histogram(host, about, { bars, mean, color, predicted }) {
   const total = bars.reduce((sum, bar) => sum + bar.count, 0);
   const span = bars[0].last - bars[0].first + 1;
   const legend = [{ name: "measured", color, block: 0.6 }, { name: `measured mean ${text(mean)}`, color: "var(--soft)", dash: "2 3" }];
-  if (predicted) legend.push({ name: "predicted law", color: "var(--ink)" });
+  if (predicted) legend.push({ name: "predicted distribution", color: "var(--ink)" });
   return figure(host, { ...about, legend }, (width, frame) => {
     const high = Math.max(...bars.map((bar) => Math.max(bar.count / total, bar.predicted ?? 0)));
     const { picture, x, y, area } = axes(width, {

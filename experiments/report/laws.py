@@ -1,4 +1,4 @@
-"""Which law of staleness is predicted, and the measured histogram beside it."""
+"""Predicts the distribution of staleness, and compares it with the measured histogram."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from experiments import build
 from experiments.report.read import Numbers, Run
 from experiments.saved import saved
 
-_DRAWN = 100_000  # pushes
-_BARS = 60  # at most
-_TAIL = 0.002  # share of the pushes that the last bar may hold together
+_DRAWN = 100_000  # number of pushes to sample
+_BARS = 60  # largest number of bars, apart from the last one
+_TAIL = 0.002  # share of the pushes that the last, combined bar may hold
 
 
 @dataclasses.dataclass(frozen=True)
 class Law:
-    """What is known beforehand of the staleness of a push, in updates.
+    """The predicted distribution of the staleness of a push, in updates.
 
     Attributes:
-      said: in a sentence or two.
-      shares: staleness -> probability; None: no law is known.
-      mean: None: not even that.
+      said: the prediction in words, or why there is none.
+      shares: staleness -> probability, or None if the distribution is unknown.
+      mean: the predicted mean, or None if it is unknown as well.
     """
 
     said: str
@@ -39,50 +39,54 @@ class Law:
 
 
 def law(run: Run) -> Law:
-    """Of a run's configuration."""
+    """Predicts the distribution of staleness from a run's configuration."""
     try:
         config = saved(run.path)
         method, cluster = build.algorithm(config), build.cluster(config)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        return Law(f"No law is known: the configuration cannot be read. {error}.")
+        return Law(f"No prediction: the configuration cannot be read. {error}.")
     if isinstance(method, sgd.Config):
-        return Law("Predicted: 0. Every step waits for all replicas.", {0: 1.0}, 0.0)
+        return Law(
+            "Predicted staleness: 0, since every step waits for all replicas.", {0: 1.0}, 0.0
+        )
     if not isinstance(method, downpour.Config):
-        return Law("Nothing is predicted: replicas push nothing that could be stale.")
+        return Law("No prediction: replicas push no gradients that could be stale.")
     mean = downpour.predicted_staleness_updates(method)
     if mean is None:
         return Law(
-            "No law is known where fetches overlap with computing, or n_push is neither 1 nor "
-            "n_fetch."
+            "No prediction: the distribution is unknown if fetches overlap with computation, or if "
+            "n_push is neither 1 nor n_fetch."
         )
     why = unknown(method, cluster, run)
     if why:
         return Law(
-            f"The predicted mean is {_mean(method, mean)}. No law is known: {why}.", None, mean
+            f"The predicted mean is {_mean(method, mean)}. The distribution is unknown: {why}.",
+            None,
+            mean,
         )
     assert cluster is not None
     return _known(method, cluster, run, mean)
 
 
 def unknown(method: downpour.Config, cluster: Cluster | None, run: Run) -> str:
-    """Why only the mean is known; empty if more is."""
+    """Returns why only the mean can be predicted; empty if the distribution can be, too."""
     if cluster is None:
-        return "in real time nobody knows how long a computation takes"
+        return "in real time, computation times are not known in advance"
     machines = (cluster.machine, *cluster.machines.values())
     if not cluster.compute_s:
         return "computations take no time"
     if run.events or cluster.failures or not _immortal(machines):
-        return "nodes die"
+        return "nodes fail"
     if method.n_fetch != method.n_push:
         return "a fetch serves several pushes"
     if method.warm_start_s or method.warm_start_updates:
-        return "of the warm start, in which one replica works alone"
+        return "one replica works alone during the warm start"
     if method.shard_backups:
         return "shards wait for their backups"
     if not isinstance(cluster.compute_s, float) or not _network_is_free(cluster, machines):
-        return "messages, or phases of a step, take time"
+        return "messages or phases of a step take time"
     if cluster.machines and all(not _varies(machine) for machine in machines):
-        return "machines differ, and each always takes the same time"
+        return "machines differ in speed, and each always takes the same time"
     return ""
 
 
@@ -104,22 +108,25 @@ def _network_is_free(cluster: Cluster, machines: Sequence[Machine]) -> bool:
 def _known(method: downpour.Config, cluster: Cluster, run: Run, mean: float) -> Law:
     count, machine = method.replicas, cluster.machine
     if not cluster.machines and not _varies(machine):
-        said = f"Predicted: always M - 1 = {count - 1}, after the first round: replicas take turns."
+        said = (
+            f"Predicted staleness: always M - 1 = {count - 1} after the first round, since "
+            "replicas take turns."
+        )
         return Law(said, {count - 1: 1.0}, mean)
     memoryless = machine.law == "exponential" and not machine.straggle_probability
     if memoryless and method.n_push == 1 and not cluster.machines:
         said = (
-            f"Predicted: the geometric law P(k) = (1/M)(1 - 1/M)^k of M = {count} replicas whose "
-            "times of computing are exponential."
+            f"Predicted: the geometric distribution P(k) = (1/M)(1 - 1/M)^k for M = {count} "
+            "replicas with exponential computation times."
         )
         return Law(said, geometric(count), mean)
     machines = [cluster.machine_of(replica_name(r)) for r in range(count)]
     assert isinstance(cluster.compute_s, float)
     horizon = run.end_s / cluster.compute_s
     return Law(
-        f"The predicted mean is {_mean(method, mean)}. No closed form is known for these times of "
-        f"computing; the predicted law is that of M = {count} replicas that work side by side and "
-        f"do not hinder each other, from {_DRAWN:,} pushes drawn.",
+        f"The predicted mean is {_mean(method, mean)}. No closed form is known for these "
+        f"computation times; the predicted distribution is that of M = {count} replicas that "
+        f"work in parallel and do not slow each other down, from {_DRAWN:,} sampled pushes.",
         drawn(machines, method.n_push, horizon),
         mean,
     )
@@ -127,12 +134,19 @@ def _known(method: downpour.Config, cluster: Cluster, run: Run, mean: float) -> 
 
 def _mean(method: downpour.Config, mean: float) -> str:
     if mean == method.replicas - 1:
-        return f"M - 1 = {mean:g} when all M replicas are always at work"
-    return f"M (n_fetch + 1) / 2 - 1 = {mean:g} with M equally fast replicas"
+        return f"M - 1 = {mean:g} if all M replicas are always computing"
+    return f"M (n_fetch + 1) / 2 - 1 = {mean:g} for M equally fast replicas"
 
 
 def geometric(count: int) -> dict[int, float]:
-    """Independent exponential times (proof 7), up to where less than 1e-6 is left."""
+    """Returns the distribution for independent exponential computation times (proof 7).
+
+    Args:
+      count: the number of replicas.
+
+    Returns:
+      staleness -> probability, truncated where the remaining probability is below 1e-6.
+    """
     stay = 1 - 1 / count
     last = math.ceil(math.log(1e-6) / math.log(stay)) if count > 1 else 0
     return {k: stay**k / count for k in range(last + 1)}
@@ -141,10 +155,16 @@ def geometric(count: int) -> dict[int, float]:
 def drawn(
     machines: Sequence[Machine], steps: int, horizon: float, pushes: int = _DRAWN
 ) -> dict[int, float]:
-    """The law of independent replicas that begin together, each pushing after `steps` computations.
+    """Samples the distribution for independent replicas that start together.
 
     Args:
-      horizon: length of the run, in computations of a machine of speed 1.
+      machines: the machine of each replica.
+      steps: the number of computations before each push.
+      horizon: the length of the run, in computations of a machine of speed 1.
+      pushes: the least number of pushes to sample.
+
+    Returns:
+      staleness -> share of the sampled pushes.
     """
     draws, found = np.random.default_rng(0), collections.Counter[int]()
     horizon = max(horizon, 2.0 * steps)
@@ -152,7 +172,7 @@ def drawn(
         times = [_push_times(machine, steps, horizon, draws) for machine in machines]
         who = np.repeat(np.arange(len(times)), [len(t) for t in times])
         who = who[np.argsort(np.concatenate(times), kind="stable")]
-        for replica in range(len(times)):  # between its pushes, those of others
+        for replica in range(len(times)):  # counts the pushes of others between its own
             turns = np.append(-1, np.flatnonzero(who == replica))
             found.update((np.diff(turns) - 1).tolist())
     total = found.total()
@@ -172,7 +192,14 @@ def _push_times(
 
 @dataclasses.dataclass(frozen=True)
 class Bar:
-    """Pushes with a staleness of `first` to `last` updates, and the predicted share of them."""
+    """A bar of the histogram.
+
+    Attributes:
+      first: the lowest staleness in the bar, in updates.
+      last: the highest staleness in the bar, in updates.
+      count: the number of pushes.
+      predicted: the predicted share of all pushes, or None if the distribution is unknown.
+    """
 
     first: int
     last: int
@@ -181,7 +208,12 @@ class Bar:
 
 
 def bars(histogram: Mapping[int, int], shares: Mapping[int, float] | None) -> list[Bar]:
-    """The histogram in equally wide bars; the last holds what is rare, up to the largest."""
+    """Groups a histogram into bars of equal width; the last bar combines the rare, large values.
+
+    Args:
+      histogram: staleness -> number of pushes.
+      shares: staleness -> predicted probability, or None.
+    """
     total = sum(histogram.values())
     if not total:
         return []
@@ -193,7 +225,7 @@ def bars(histogram: Mapping[int, int], shares: Mapping[int, float] | None) -> li
         firsts.append(firsts[-1] + width)
     lasts = [first - 1 for first in firsts[1:]] + [max(largest, firsts[-1] + width - 1)]
     found = [_bar(histogram, shares, *ends) for ends in zip(firsts, lasts, strict=True)]
-    if shares and largest > usual:  # what is predicted beyond all that was seen
+    if shares and largest > usual:  # include the predicted share beyond the largest value
         beyond = sum(p for k, p in shares.items() if k > lasts[-1])
         found[-1] = dataclasses.replace(found[-1], predicted=(found[-1].predicted or 0) + beyond)
     return found

@@ -1,5 +1,5 @@
 "use strict";
-// Puts the page together from what experiments/report/page.py says of the runs.
+// Builds the page from the data that experiments/report/page.py embeds in it.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 const page = document.getElementById("page");
@@ -52,7 +52,7 @@ function axisSwitch() {
   page.append(html("fieldset", { class: "switch" }, html("span", { class: "soft" }, "Horizontal axis of the curves:"), ...Object.entries(AXES).map(label)));
 }
 
-// One chart of the evaluations' columns: [column, name, dash] each.
+// Draws one chart of columns of the evaluations, each given as [column, name, dash].
 function curves(host, title, note, columns, about) {
   const there = columns.filter(([column]) => data.runs.some((run) => (run.rows[column] || []).some(known)));
   if (!there.length) return;
@@ -67,28 +67,28 @@ function curves(host, title, note, columns, about) {
 }
 
 function training() {
-  const host = section("Training", "Measured by evaluations of the shards' parameters, which cost no model time.");
-  curves(host, "Accuracy", "Higher is better. Hold-out examples were never trained on: a gap to the training set is overfitting.",
-    [["test_accuracy", "hold-out set", ""], ["train_accuracy", "training set", "5 4"]], { yLabel: "examples classified right", yText: percent, top: 1 });
-  curves(host, "Training loss", "Lower is better. Mean of the replicas' last mini-batches, each at the parameters that it was computed at.",
+  const host = section("Training", "Measured by evaluating the shards' current parameters; evaluations take no virtual time.");
+  curves(host, "Accuracy", "Higher is better. Hold-out examples are not used for training; a gap to the training set indicates overfitting.",
+    [["test_accuracy", "hold-out set", ""], ["train_accuracy", "training set", "5 4"]], { yLabel: "examples classified correctly", yText: percent, top: 1 });
+  curves(host, "Training loss", "Lower is better. Mean over the last mini-batch of each replica, at the parameters that the replica used for it.",
     [["train_loss", "training loss", ""]], { yLabel: "loss", log: true });
-  curves(host, "Hold-out loss", "Lower is better. Of examples that were never trained on.", [["test_loss", "hold-out loss", ""]], { yLabel: "loss", log: true });
-  curves(host, "Updates done", "Updates that every shard has applied: the steeper, the faster; a flat piece is a stop.", [["updates", "updates", ""]], { yLabel: "updates" });
+  curves(host, "Hold-out loss", "Lower is better. Computed on examples that are not used for training.", [["test_loss", "hold-out loss", ""]], { yLabel: "loss", log: true });
+  curves(host, "Updates applied", "Updates that every shard has applied. A steeper curve is faster training; a flat part is a stall.", [["updates", "updates", ""]], { yLabel: "updates" });
 }
 
 function staleness() {
-  const host = section("Staleness", "How old a gradient is when it is applied: updates that a shard made between serving the parameters and applying the gradient computed at them. Every shard counts each push that it applies.");
+  const host = section("Staleness", "The age of a gradient when it is applied: the number of updates that a shard made between serving the parameters and applying the gradient computed at them. Every shard counts each push that it applies.");
   data.runs.forEach((run, i) => {
     const { bars, mean, said, note, predicted } = run.staleness, title = several ? `Staleness of pushes: ${run.label}` : "Staleness of pushes";
     if (bars.length) histogram(host, { title, note: `${said} ${note}` }, { bars, mean, predicted, color: color(several ? i : 0) });
     else host.append(html("figure", {}, html("h3", {}, title), html("figcaption", {}, `${note} ${said}`)));
   });
-  curves(host, "Version skew of the shards", "Versions between the shard that is ahead and the one that is behind, at each evaluation. 0: all shards have applied as many pushes.",
+  curves(host, "Version skew of the shards", "Difference between the highest and the lowest version of a shard, at each evaluation. 0 means that all shards have applied the same number of pushes.",
     [["version_skew_updates", "version skew", ""]], { yLabel: "versions" });
 }
 
 function busy() {
-  const host = section("Utilisation", "Share of the time in which machines and network cards were at work. What is at 100 % limits the run; what is at 0 % waits for it, or costs no time in this model.");
+  const host = section("Utilisation", "Share of time in which nodes and network cards were busy. Whatever is at 100 % limits the run; whatever is at 0 % is idle, or its work takes no time in this cluster model.");
   data.runs.forEach((run) => {
     const title = several ? `Busy share over time: ${run.label}` : "Busy share over time";
     const rows = run.busy.map((one) => {
@@ -102,15 +102,15 @@ function busy() {
         xLabel: `${run.clock} seconds`, yLabel: "busy share", yText: percent, top: 1, end: run.end_s,
         series: run.busy.filter((one) => one.drawn).map((one, k) => ({ name: one.name, color: color(k), x: one.times_s, y: one.over_time })),
       }));
-      const panel = table(["", "", "mean", "least to most"], rows);
-      host.append(html("figure", { class: "busy" }, html("h3", {}, several ? `Busy share in total: ${run.label}` : "Busy share in total"), ...panel.children,
-        html("figcaption", {}, "Mean over machines of a kind, and the range among them: a wide one means that some work while others wait.")));
+      const panel = table(["", "", "mean", "range"], rows);
+      host.append(html("figure", { class: "busy" }, html("h3", {}, several ? `Total busy share: ${run.label}` : "Total busy share"), ...panel.children,
+        html("figcaption", {}, "Mean over the nodes of a kind, and the range among them. A wide range means that some nodes work while others wait.")));
     } else host.append(html("figure", { class: "wide" }, html("h3", {}, title), html("figcaption", {}, run.busy_said)));
   });
 }
 
 function moved() {
-  const host = section("Bytes moved", "Arrays between replicas and shards, one way each, as they would travel over a network. In threads nothing is copied.");
+  const host = section("Bytes moved", "Arrays sent between replicas and shards, each transfer counted once, as they would travel over a network. With threads, nothing is copied.");
   const most = Math.max(1, ...data.runs.flatMap((run) => run.bytes.map(([, value]) => value)));
   const rows = data.runs.flatMap((run, i) => run.bytes.map(([kind, value]) => {
     const fill = html("i");
@@ -118,19 +118,19 @@ function moved() {
     fill.style.background = color(several ? i : 0);
     return [several ? `${run.label}: ${kind}` : kind, html("div", { class: "meter" }, fill), bytes(value)];
   }));
-  host.append(html("figure", { id: "bytes" }, html("h3", {}, "Bytes in total, by kind"), ...table(["", "", "in total"], rows).children,
-    html("figcaption", {}, "Fetched: parameters to replicas. Pushed: gradients to shards. Fewer fetches and pushes (n_fetch, n_push) move fewer bytes and make gradients staler.")));
-  curves(host, "Bytes so far", "How the bytes grow: a straight line is a steady load.",
+  host.append(html("figure", { id: "bytes" }, html("h3", {}, "Total bytes by kind"), ...table(["", "", "total"], rows).children,
+    html("figcaption", {}, "Fetched: parameters sent to replicas. Pushed: gradients sent to shards. Less frequent fetches and pushes (larger n_fetch and n_push) move fewer bytes, and make gradients more stale.")));
+  curves(host, "Bytes over time", "Cumulative bytes; a straight line is a steady load.",
     [["bytes_fetched", "fetched", ""], ["bytes_pushed", "pushed", "5 4"]], { yLabel: "bytes", yText: bytes });
 }
 
 function deaths() {
   const those = data.runs.filter((run) => run.deaths.length);
   if (!those.length) return;
-  const host = section("Deaths and returns", "Machines that died while the run went on, and how long each was gone.");
+  const host = section("Node failures", "Nodes that failed during the run, and how long each was down.");
   for (const run of those) {
-    const rows = run.deaths.map(([node, at, gone]) => [node, `${text(at)} s`, gone === null ? "not before the end" : `${text(gone)} s`]);
-    host.append(html("figure", { class: "wide" }, html("h3", {}, several ? run.label : "Deaths"), ...table(["machine", "died at", "back after"], rows).children,
+    const rows = run.deaths.map(([node, at, gone]) => [node, `${text(at)} s`, gone === null ? "the rest of the run" : `${text(gone)} s`]);
+    host.append(html("figure", { class: "wide" }, html("h3", {}, several ? run.label : "Failures"), ...table(["node", "failed at", "down for"], rows).children,
       html("figcaption", {}, run.deaths_said)));
   }
 }
@@ -140,7 +140,7 @@ function configuration() {
   page.append(html("h2", {}, "Configuration"), html("p", { class: "soft" }, said));
   if (differ.rows.length) page.append(table(differ.head, differ.rows, false));
   page.append(html("details", {}, html("summary", {}, `${equal.length} other fields`), table(["field", "value"], equal, false)));
-  page.append(html("h2", {}, "Where this comes from"), table(["", ...data.runs.map((run) => run.label)], data.origin, false));
+  page.append(html("h2", {}, "Provenance"), table(["", ...data.runs.map((run) => run.label)], data.origin, false));
 }
 
 function redraw() { for (const draw of drawings) draw(); }
@@ -158,7 +158,7 @@ configuration();
 redraw();
 
 function timelineSection() {
-  const host = section("Timeline", traced.length < data.runs.length ? data.untraced : "Spans of the run's clock.");
+  const host = section("Timeline", traced.length < data.runs.length ? data.untraced : "Spans, in seconds of the run's clock.");
   if (traced.length) timeline(host, traced);
 }
 

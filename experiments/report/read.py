@@ -1,4 +1,4 @@
-"""What a run left, as it lies on disk."""
+"""Reads the files that a run leaves in its directory, and validates them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _ABOUT = {
     "host": {},
     "commit": str | None,
 }  # fmt: skip
-_SHOWN = (  # numbers that the page has
+_SHOWN = (  # numbers that the page shows
     "updates", "examples", "test_accuracy", "train_accuracy", "test_loss", "train_loss", "wall_s",
     "deaths", "returns", "lost_pushes", "repeated_pushes", "refused_pushes", "bytes_fetched",
     "bytes_pushed", "iterations",
@@ -39,11 +39,16 @@ _COUNTS = ("updates", "examples", "bytes_fetched", "bytes_pushed")
 
 @dataclasses.dataclass(frozen=True)
 class Spans:
-    """Who did what when; sorted by beginning.
+    """The spans of a run, as arrays with one element per span, sorted by start.
 
     Attributes:
-      nodes, kinds: names that `node` and `kind` are indices of.
-      dropped: how many more there were; they came after these.
+      nodes: the names of the nodes.
+      kinds: the names of the kinds of work, such as "compute".
+      node: the index of each span's node in `nodes`.
+      kind: the index of each span's kind in `kinds`.
+      start_s: the start of each span, in seconds of the run's clock.
+      end_s: the end of each span, in seconds of the run's clock.
+      dropped: the number of later spans that the run did not keep.
     """
 
     nodes: tuple[str, ...]
@@ -60,12 +65,20 @@ class Spans:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Run:
-    """One run.
+    """The data of one run.
 
     Attributes:
-      state: "unfinished": it goes on, or was killed: there is no summary, nor spans.
+      label: the name of the run on the page.
+      path: its directory.
+      clock: "virtual" or "wall".
+      state: "finished", "interrupted" (by a signal), or "unfinished": the run is still in progress
+        or was killed, so that it has no summary and no spans.
+      config: the fields of its config.
+      about: the other contents of config.json: versions, host and commit.
       rows: its evaluations, in order of time.
-      events: deaths, returns and kills.
+      events: the rows about nodes that failed, came back, or were killed.
+      summary: the contents of summary.json; empty if the run is unfinished.
+      spans: its spans; none if the run is unfinished or was not traced.
     """
 
     label: str
@@ -81,31 +94,35 @@ class Run:
 
     @property
     def end_s(self) -> float:
-        """As far as is known."""
+        """The time of the last evaluation so far, in seconds of the run's clock."""
         return float(self.rows[-1]["time_s"]) if self.rows else 0.0
 
     @property
     def warnings(self) -> list[str]:
-        """What went wrong, a line each; as far as is known."""
+        """The warnings about the run so far, one line each."""
         so_far = [warning for row in self.rows for warning in row.get("warnings", ())]
         return list(self.summary.get("warnings", so_far))
 
 
 def read(workdir: str | Path, label: str) -> Run:
-    """The run in a directory.
+    """Reads the run in a directory.
+
+    Args:
+      workdir: the directory.
+      label: the name of the run on the page.
 
     Raises:
-      ValueError: there is none, or a file is not what a run leaves.
+      ValueError: the directory holds no run, or a file of it is damaged.
     """
     path = Path(workdir)
     if not (path / CONFIG).is_file() or not (path / METRICS).is_file():
-        raise ValueError(f"{str(path)!r} is no run{_why_not(path)}")
+        raise ValueError(f"{str(path)!r} is not a dbjax run{_why_not(path)}")
     about = {"versions": {}, "host": {}} | read_json(path / CONFIG, "config")
     with format_errors_naming(path / CONFIG):
         _require(about, _ABOUT)
     header, rows = _metrics(path / METRICS)
     summary = _summary(path / SUMMARY) if (path / SUMMARY).exists() else {}
-    ended = bool(summary)  # else whatever else lies there is of an earlier run
+    ended = bool(summary)  # if it has not, the other files belong to an earlier run
     state: Literal["finished", "interrupted", "unfinished"] = "unfinished"
     if ended:
         state = "interrupted" if summary.get("interrupted") else "finished"
@@ -125,7 +142,7 @@ def read(workdir: str | Path, label: str) -> Run:
 
 
 def labels(workdirs: Sequence[str | Path]) -> list[str]:
-    """The last parts of the paths, as many as it takes to tell them apart."""
+    """Returns the shortest trailing parts of the paths that tell the directories apart."""
     parts = [Path(workdir).resolve().parts for workdir in workdirs]
     count = 1
     while len({path[-count:] for path in parts}) < len(set(parts)):
@@ -134,7 +151,11 @@ def labels(workdirs: Sequence[str | Path]) -> list[str]:
 
 
 def spans(trace: dict[str, Any]) -> Spans:
-    """Of a Chrome trace; none of an empty one."""
+    """Converts a Chrome trace, which may be empty, to spans.
+
+    Raises:
+      ValueError: a span has no start or no duration.
+    """
     events = trace.get("traceEvents", ())
     names = {e["pid"]: e["args"]["name"] for e in events if e["name"] == "process_name"}
     done = sorted((e for e in events if e["ph"] == "X"), key=lambda e: e["ts"])
@@ -143,7 +164,7 @@ def spans(trace: dict[str, Any]) -> Spans:
     start_s = np.array([e["ts"] for e in done], float) / 1e6
     lasted_s = np.array([e["dur"] for e in done], float) / 1e6
     if not np.isfinite(start_s + lasted_s).all():
-        raise ValueError("a span has no beginning or no duration")
+        raise ValueError("a span has no start or no duration")
     return Spans(
         tuple(nodes),
         tuple(kinds),
@@ -156,12 +177,12 @@ def spans(trace: dict[str, Any]) -> Spans:
 
 
 def _metrics(path: Path) -> tuple[Row, list[Row]]:
-    """The header and the rows; a last line that was cut off is left out."""
+    """Returns the header and the rows, without a last line that is incomplete."""
     lines = path.read_bytes().splitlines(keepends=True)
     with format_errors_naming(path):
         found = [json.loads(line) for line in lines if line.endswith(b"\n")]
         if not found:
-            raise damaged_file(path, "it has no whole line")
+            raise damaged_file(path, "it has no complete line")
         header, *rows = found
         _require(header, {"clock": str})
         for row in rows:
@@ -179,7 +200,7 @@ def _summary(path: Path) -> Row:
         _require(found, _numbers(found))
         _require({str(int(k)): n for k, n in histogram.items()}, dict.fromkeys(histogram, int))
         if any(int(k) < 0 or n < 0 for k, n in histogram.items()):
-            raise ValueError("staleness_histogram has numbers below 0")
+            raise ValueError("staleness_histogram has negative numbers")
         if histogram:
             _require(found["staleness_updates"], {"mean": float, "p95": int, "max": int})
     return found
@@ -189,12 +210,12 @@ def _spans(path: Path) -> Spans:
     trace = read_json(path, "traceEvents")
     with format_errors_naming(path):
         if not isinstance(trace["traceEvents"], list):
-            raise TypeError("its traceEvents are no list")
+            raise TypeError("traceEvents must be a list")
         return spans(trace)
 
 
 def _numbers(row: Row) -> dict[str, type[Any]]:
-    """The fields of a row that must be numbers. Only counts are never None."""
+    """Returns the fields of a row that must be numbers; only counts must never be None."""
     return {
         name: float
         for name in _SHOWN
@@ -203,16 +224,16 @@ def _numbers(row: Row) -> dict[str, type[Any]]:
 
 
 def _require_warnings(row: Row) -> None:
-    """Raises TypeError unless `warnings`, where a row has it, is a list of strings."""
+    """Raises TypeError if a row has `warnings` that are not a list of strings."""
     warnings = row.get("warnings", [])
     if not isinstance(warnings, list) or not all(isinstance(line, str) for line in warnings):
         raise TypeError(f"warnings={warnings!r} must be a list of str")
 
 
 def _require(value: Any, kinds: Mapping[str, Any]) -> None:
-    """Raises TypeError unless a value is an object with such fields."""
+    """Raises TypeError unless a value is an object whose fields have these types."""
     if not isinstance(value, dict):
-        raise TypeError(f"{value!r} is no object")
+        raise TypeError(f"{value!r} must be an object")
     for name, kind in kinds.items():
         if isinstance(kind, Mapping):
             _require(value.get(name), kind)
@@ -224,4 +245,4 @@ def _why_not(path: Path) -> str:
     if not path.is_dir():
         return ": there is no such directory"
     inside = sorted(str(found.parent) for found in path.glob(f"*/{CONFIG}"))
-    return f"; there are {', '.join(inside[:6])}" if inside else f": it has no {CONFIG}"
+    return f"; it contains the runs {', '.join(inside[:6])}" if inside else f": it has no {CONFIG}"

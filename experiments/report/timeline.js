@@ -1,11 +1,11 @@
 "use strict";
-// The timeline: a row a node, in it a lane a kind of work, drawn on a canvas as wide as the screen.
+// The timeline: one row per node with one lane per kind of work, on a canvas as wide as the page.
 
 const COLORS = { compute: "--c0", fetch: "--c1", push: "--c3", apply: "--c2", dead: "--dead" };
 const OTHERS = ["--c4", "--c5", "--c6", "--c7"];
 const LANE = 7, GAP = 5, HEAD = 24, LEVELS = 5;
 
-// Tracks with starts and ends in seconds. `reach[i]` is the latest end up to block i.
+// Converts tracks to rows of lanes, with times in seconds. `reach[i]` is the latest end among blocks 0 to i.
 function unpack(data) {
   const rows = data.nodes.map((name) => ({ name, lanes: [] }));
   for (const track of data.tracks) {
@@ -30,7 +30,7 @@ function unpack(data) {
   return { rows, height: top, begin: 0, end: data.end_s, data };
 }
 
-// The first index whose value is at least `value`; `values` grow.
+// The first index whose value is at least `value`, by bisection; `values` must not decrease.
 function firstAt(values, value) {
   let low = 0, high = values.length;
   while (low < high) {
@@ -41,12 +41,12 @@ function firstAt(values, value) {
   return low;
 }
 
-// How much of each pixel's time a lane is busy.
+// The share of each pixel's time in which a lane is busy.
 function coverage(lane, view, width) {
   const cover = new Float32Array(width), scale = width / (view.end - view.begin);
   for (let i = firstAt(lane.reach, view.begin); i < lane.start.length && lane.start[i] <= view.end; i++) {
     const from = Math.max(0, (lane.start[i] - view.begin) * scale);
-    const to = Math.min(width, Math.max((lane.end[i] - view.begin) * scale, from + 0.2)); // none is invisible
+    const to = Math.min(width, Math.max((lane.end[i] - view.begin) * scale, from + 0.2)); // every block stays visible
     for (let pixel = Math.floor(from); pixel < to; pixel++) {
       cover[pixel] += Math.min(to, pixel + 1) - Math.max(from, pixel);
     }
@@ -83,8 +83,8 @@ function timeline(host, runs) {
   const tools = html("div", { class: "tools" }), legend = html("div", { class: "legend" });
   const said = html("p", { class: "soft" });
   const frame = html("figure", { class: "wide", id: "timeline" }, html("h3", {}, "Timeline: who did what when"), tools, legend, scroller,
-    html("figcaption", {}, "A row is a machine, a lane in it a kind of work; pale: busy for a part of what that pixel covers. "
-      + "Wheel or + and − zoom, dragging moves, pointing at a block says what it is. Look for gaps: a machine without a block waits."), said);
+    html("figcaption", {}, "Each row is a node, and each lane in it a kind of work. Where a block is pale, the node was busy for part of that time. "
+      + "Zoom with the wheel or + and −, drag to move, and point at a block for details. Gaps in a row show where a node waits."), said);
   let model, view, left, colors, pending = false;
   space.append(canvas);
   if (runs.length > 1) tools.append(choose);
@@ -190,7 +190,7 @@ function timeline(host, runs) {
   function about({ row, lane, i }) {
     const count = lane.counts ? lane.counts[i] : 1;
     const lines = [`${row.name}: ${lane.kind}`, `from ${text6(lane.start[i])} s, for ${lasting(lane.end[i] - lane.start[i])}`];
-    if (count > 1) lines.push(`${text(count)} spans, drawn as one`);
+    if (count > 1) lines.push(`${text(count)} spans, drawn as one block`);
     return lines;
   }
 

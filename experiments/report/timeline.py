@@ -1,4 +1,4 @@
-"""Spans as the page carries them: few bytes, and no more blocks than it can draw."""
+"""Spans in the compact form that the page embeds, merged to as many blocks as it can draw."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 from dbjax.monitoring.fault_injection import kills
 from experiments.report.read import Numbers, Run, Spans
 
-TICKS = 10_000_000  # that the run is cut into
+TICKS = 10_000_000  # time resolution: the number of ticks per run
 
 
 def with_deaths(run: Run) -> Run:
-    """With spans of kind "dead" for the nodes that died."""
+    """Returns the run with a span of kind "dead" for each period in which a node was down."""
     spans, dead = run.spans, kills(run.events)
     if not dead:
         return run
@@ -35,14 +35,19 @@ def with_deaths(run: Run) -> Run:
 
 
 def timeline(run: Run, limit: int) -> dict[str, Any]:
-    """Tracks of blocks, each of a node and a kind.
+    """Returns the spans as tracks of blocks, one track per node and kind, as values for JSON.
 
-    A block is one span. Where there are more than `limit`, those neighbours on a track with the
-    shortest gaps between them become one block, which says how many they are.
+    Each span becomes a block. If there are more than `limit` spans, the spans of a track with the
+    shortest gaps between them are merged into one block.
+
+    Args:
+      run: the run.
+      limit: the largest number of blocks.
 
     Returns:
-      "blocks" of a track are gap, length, gap, length, ... in ticks, from the beginning; "counts"
-      are missing where all are 1.
+      A dict. In each of its "tracks", "blocks" is the list [gap, length, gap, length, ...] in ticks
+      from the start of the run, and "counts" holds the number of spans in each block; it is left
+      out if all are 1. "joined_below_s" is the longest gap that was closed, in seconds, or None.
     """
     spans = run.spans
     tick_s = max(run.end_s, float(spans.end_s.max(initial=0.0)), 1e-9) / TICKS
@@ -77,7 +82,7 @@ def timeline(run: Run, limit: int) -> dict[str, Any]:
 
 
 def _longest(gaps_s: Numbers, too_many: int) -> float:
-    """The longest gap that is to be closed; below 0: none."""
+    """Returns the longest gap to close to remove `too_many` blocks; negative for none."""
     closable = np.sort(gaps_s[np.isfinite(gaps_s)])
     return (
         float(closable[min(too_many, len(closable)) - 1])

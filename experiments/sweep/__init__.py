@@ -1,1 +1,1 @@
-"""Sweeps over fields of a config: `python -m experiments.sweep`, or `run.sweep` from Python."""
+"""Searches over config fields: `python -m experiments.sweep`, or `run.sweep` from Python."""

@@ -1,23 +1,29 @@
-r"""Tries values of fields of a config, and says which are best.
+r"""Searches for good values of config fields, and reports the best ones.
 
 python -m experiments.sweep --config=configs/NAME.py[:smoke] --space=configs/spaces/NAME.py \
     --workdir=DIR [--trials=N] [--jobs=J] [--config.FIELD=VALUE ...]
 
-The same command again goes on where it was interrupted; with more --trials, to more of them.
+Repeat the same command to resume an interrupted sweep. Repeat it with more --trials to extend a
+finished one.
 
-Fields of a space, and those of --config.FIELD=VALUE, are set together, in no order. A space may
-choose a name, such as "rule.name": choice("sgd", "adam"); its other fields must then be ones that
-every one of the names has. Names whose fields differ get a space each.
+The fields of the space and those of --config.FIELD=VALUE are assigned together, so their order does
+not matter. A space may choose a name, such as "rule.name": choice("sgd", "adam"). Its other fields
+must then exist under each of these names; names with different fields need a space each.
 
-  --jobs=J           trials at once, each on one core (1)
-  --on=ray           on the machines that Ray knows at --config.ray.address (processes: on this one)
-  --sampler=         grid, random, tpe               these, and --trials, stand above
-  --pruner=          none, median, halving           what the space says
-  --seeds=N          runs a trial, with other data orders and initial parameters; the mean counts
-  --cluster-seeds=N  and with other delays
-  --seed=N           of the sampler
-  --metric=NAME      what is optimised: test_accuracy (default), train_accuracy, train_loss; of a
-                     regression test_loss (default), train_loss
+  --jobs=J           number of trials that run at once, each on one core (default: 1)
+  --on=ray           run the trials on the Ray cluster at --config.ray.address (default: processes,
+                     which run on this machine)
+
+The following flags, and --trials, override what the space file sets.
+
+  --sampler=NAME     grid, random or tpe
+  --pruner=NAME      none, median or halving
+  --seeds=N          runs per trial with different data orders and initial parameters; a trial's
+                     value is the mean over its runs
+  --cluster-seeds=N  runs per trial, for each of --seeds, with different network and compute delays
+  --seed=N           seed of the sampler
+  --metric=NAME      what to optimise: test_accuracy (default), train_accuracy or train_loss; for a
+                     regression, test_loss (default) or train_loss
 """
 
 from __future__ import annotations
@@ -33,15 +39,18 @@ from dbjax.signals import exit_code
 from experiments.command_line import available, command, integer, log_to_terminal, parse
 
 if importlib.util.find_spec("optuna") is not None:
-    from experiments.sweep.results import errors, table
+    from experiments.sweep.output import table
+    from experiments.sweep.results import errors
     from experiments.sweep.run import sweep
     from experiments.sweep.space import SPACES, load_space
 
-_NUMBERS = {"trials": 1, "jobs": 1, "seeds": 1, "cluster-seeds": 1, "seed": 0}  # and the least
+# Integer flags, with the smallest value that each allows.
+_NUMBERS = {"trials": 1, "jobs": 1, "seeds": 1, "cluster-seeds": 1, "seed": 0}
 _NAMES = ("sampler", "pruner", "metric")
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command line of `python -m experiments.sweep`, and returns its exit code."""
     if importlib.util.find_spec("optuna") is None:
         raise ValueError("sweeps need Optuna: pip install 'dbjax[sweep]'")
     if {"--help", "-h"} & set(arguments):
@@ -52,7 +61,7 @@ def main(arguments: list[str]) -> int:
     )
     options = chosen.options
     if chosen.config is None or chosen.workdir is None or "space" not in options:
-        raise ValueError("needs --config=FILE, --space=FILE and --workdir=DIR; --help says more")
+        raise ValueError("a sweep needs --config=FILE, --space=FILE and --workdir=DIR; see --help")
     on = options.get("on", "processes")
     given: dict[str, Any] = {
         name: integer(options, name, default=least, least=least)
@@ -78,18 +87,18 @@ def main(arguments: list[str]) -> int:
     if result.interrupted:
         ended = sum(row["state"] != "left running" for row in result.rows)
         print(
-            f"interrupted after {ended} of {space.count} trials: the same command goes on",
+            f"interrupted after {ended} of {space.count} trials: repeat the command to resume",
             file=sys.stderr,
         )
         return exit_code(result.interrupted)
     if result.best is None:
-        print(f"error: no trial was complete: {errors(result.rows)[0]}", file=sys.stderr)
+        print(f"error: no trial was completed: {errors(result.rows)[0]}", file=sys.stderr)
         return 1
     console.print(table(result))
     pictures = ", ".join(sorted(path.name for path in Path(chosen.workdir).glob("*.png")))
     console.print(
-        f"everything is in {chosen.workdir}: best.py (--config=FILE of experiments.run), "
-        f"trials.csv, {pictures}, study.db (of Optuna), trials/",
+        f"results are in {chosen.workdir}: best.py (for --config=FILE of experiments.run), "
+        f"trials.csv, {pictures}, study.db (the Optuna study), trials/",
         soft_wrap=True,
     )
     return 0

@@ -1,4 +1,4 @@
-"""Has trials run, in the order of their numbers, and writes down what comes of them."""
+"""Runs the trials of a sweep in the order of their numbers, and records their outcomes."""
 
 from __future__ import annotations
 
@@ -13,21 +13,24 @@ from experiments.sweep.plan import RUNGS, Plan
 from experiments.sweep.pool import Pool
 from experiments.sweep.trial import Outcome
 
-_POLL_S = 0.2  # how soon Ctrl-C is heard
+_POLL_S = 0.2  # upper bound on the reaction time to Ctrl-C
 
 
 class Watcher(Protocol):
-    """Sees trials begin and end."""
+    """Is notified when trials begin and end, for example to show progress."""
 
-    def begun(self, number: int, drawn: dict[str, Any]) -> None: ...
-    def ended(self, trial: FrozenTrial) -> None: ...
+    def begun(self, number: int, drawn: dict[str, Any]) -> None:
+        """Receives the number of a trial that begins, and the values drawn for its fields."""
+
+    def ended(self, trial: FrozenTrial) -> None:
+        """Receives a trial that is complete, pruned or failed."""
 
 
 @final
 class Driver:
-    """The one that talks to the study.
+    """Hands trials to the workers of a pool, and stores them in an Optuna study.
 
-    Trials that an interrupted sweep left running are run again, under their own numbers.
+    Trials that were running when a sweep was interrupted are run again under their old numbers.
     """
 
     def __init__(
@@ -42,7 +45,7 @@ class Driver:
         self._running: dict[int, _Trial] = {}
 
     def run(self, count: int, interrupted: Interrupted) -> None:
-        """Until there are so many trials, or one is told to stop."""
+        """Runs trials until the study has `count` of them, or until the sweep is interrupted."""
         while not interrupted.by:
             while self._pool.free and self._may_begin(count):
                 self._begin()
@@ -55,7 +58,7 @@ class Driver:
                     self._look(number, *said)
 
     def _may_begin(self, count: int) -> bool:
-        """Whether there is a trial to begin, and all that it looks back at have ended."""
+        """Whether a trial is left to begin, and all trials that it depends on have ended."""
         number = min(self._left, default=self._next)
         if number >= count and not self._left:
             return False
@@ -87,7 +90,7 @@ class Driver:
         self._watcher.begun(number, asked.params)
 
     def _look(self, number: int, k: int, value: float) -> None:
-        """At an evaluation of a trial that is under way."""
+        """Handles the `k`-th evaluation of a running trial, and tells it whether to stop."""
         stop = self._running[number].look(k, value)
         if self._plan.space.pruner != "none":
             self._pool.answer(number, stop)
@@ -109,20 +112,25 @@ class Driver:
 
 @final
 class _Trial:
-    """One that runs: as the study knows it, and as what it may look back at."""
+    """A running trial, both as stored in the study and as asked of its own in-memory study.
+
+    The in-memory study (`Plan.asked`) holds only the earlier trials that this one depends on; it
+    decides about pruning.
+    """
 
     def __init__(self, study: optuna.Study, left: FrozenTrial, asked: optuna.Trial) -> None:
         self.stored, self._asked = optuna.Trial(study, left._trial_id), asked
-        self._reported = set(left.intermediate_values)  # when it ran before
+        self._reported = set(left.intermediate_values)  # before an interruption
 
     def look(self, k: int, value: float) -> bool:
+        """Reports the `k`-th evaluation, and returns whether to stop the trial."""
         self._asked.report(value, k)
         if k not in self._reported:
             self.stored.report(value, k)
         return self._asked.should_prune()
 
     def noted(self, outcome: Outcome) -> dict[str, Any]:
-        """Attributes of the trial, when it has ended."""
+        """Returns the user attributes to store with the trial when it has ended."""
         found: dict[str, Any] = {"wall_s": outcome.wall_s}
         if outcome.error:
             found["error"] = outcome.error

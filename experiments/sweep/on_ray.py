@@ -1,7 +1,7 @@
-"""Workers on the machines that Ray knows.
+"""Workers on the machines of a Ray cluster.
 
-Ray places them and notices when they die. They connect to the driver, and what is said goes over
-that connection, as with processes.
+Ray places the workers and notices when they fail. Each worker opens a connection to the driver, and
+all messages go over that connection, as they do for local processes.
 """
 
 from __future__ import annotations
@@ -21,12 +21,15 @@ from dbjax.runtime.ray import RayOptions
 from experiments.sweep.pool import Worker
 from experiments.sweep.worker import ONE_THREAD, serve
 
-_START_S = 120.0  # for a worker to come up: it imports JAX
+_START_S = 120.0  # time allowed for a worker to start: it imports JAX
 
 
 @contextlib.contextmanager
 def actors(address: str) -> Iterator[Callable[[], Worker]]:
-    """Gives a function that starts a worker on the cluster of that address.
+    """Connects to a Ray cluster, and yields a function that starts a worker on it.
+
+    Args:
+      address: the address of the cluster, as for `RayOptions`.
 
     Raises:
       ValueError: Ray is not installed, or the cluster cannot be reached.
@@ -46,7 +49,7 @@ def actors(address: str) -> Iterator[Callable[[], Worker]]:
 
 @final
 class Actor:
-    """A worker somewhere, on one core."""
+    """A worker that runs as a Ray actor, on one core of some machine."""
 
     def __init__(self, listener: Listener, key: bytes) -> None:
         import ray
@@ -67,22 +70,24 @@ class Actor:
 
 
 class _Serving:
-    """The actor itself."""
+    """The remote side of `Actor`."""
 
     def serve(self, address: tuple[str, int], key: bytes) -> None:
-        logging.getLogger("dbjax").setLevel(logging.ERROR)  # Ray shows it; the sweep counts it
+        """Runs trials for the driver that listens at `address`, until it disconnects."""
+        # Ray would print every warning; the sweep counts them instead.
+        logging.getLogger("dbjax").setLevel(logging.ERROR)
         serve(Client(address, authkey=key))
 
 
 def _accepted(listener: Listener) -> Connection:
-    """The next worker that connects."""
+    """Waits for the next worker to connect, and returns its connection."""
     found: list[Connection] = []
     waiting = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
     waiting.start()
     waiting.join(_START_S)
     if not found:
         raise ValueError(
-            f"Ray has not started a worker within {_START_S:g} s: --jobs is more than its free CPUs"
+            f"Ray did not start a worker within {_START_S:g} s: reduce --jobs to its free CPUs"
         )
     assert isinstance(found[0], multiprocessing.connection.Connection)
     return found[0]

@@ -1,11 +1,11 @@
-"""Pictures of a sweep: the value against each field, parallel coordinates, importance."""
+"""Figures of a sweep: value against each field, parallel coordinates, field importance."""
 
 from __future__ import annotations
 
 import math
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import matplotlib
 import matplotlib.style
@@ -17,17 +17,19 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from experiments.plots import STYLE
+from experiments.sweep.results import SweepResult
 from experiments.sweep.space import Values
-
-if TYPE_CHECKING:
-    from experiments.sweep.results import SweepResult
 
 _COMPLETE, _PRUNED, _BEST = "#0072b2", "#999999", "#d55e00"
 Row = Mapping[str, Any]
 
 
 def figures(result: SweepResult) -> dict[str, Figure]:
-    """By the names of their files."""
+    """Draws all figures that the result allows.
+
+    Returns:
+      Each figure by the name of its file, without a suffix.
+    """
     draw: dict[str, Callable[[SweepResult], Figure | None]] = {
         "fields": fields,
         "parallel": parallel,
@@ -39,7 +41,7 @@ def figures(result: SweepResult) -> dict[str, Figure]:
 
 
 def fields(result: SweepResult) -> Figure:
-    """A panel for each field: the value of every trial against it."""
+    """Draws one panel per field, with the value of every trial against that field."""
     space = result.plan.space.space
     columns = 2 if len(space) == 4 else min(3, len(space))
     lines = math.ceil(len(space) / columns)
@@ -54,11 +56,11 @@ def fields(result: SweepResult) -> Figure:
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper right", ncols=3, fontsize=8)
     figure.suptitle(f"{_capital(result)} of every trial", x=0.02, ha="left")
-    notes = ["Each panel shows the same trials, whose other fields vary too."]
+    notes = ["Every panel shows the same trials; their other fields vary as well."]
     if any(row["state"] == "pruned" for row in result.rows):
-        notes.append("Pruned: value when stopped.")
+        notes.append("Pruned trials: the value at which they were stopped.")
     if result.plan.runs > 1:
-        notes.append("Bars: standard deviation over the runs of a trial.")
+        notes.append("Error bars: standard deviation over the runs of a trial.")
     _caption(figure, result, " ".join(notes))
     return figure
 
@@ -96,7 +98,11 @@ def _scatter(axes: Axes, result: SweepResult, name: str, values: Values) -> None
 
 
 def parallel(result: SweepResult) -> Figure | None:
-    """A line for each complete trial, over an axis for each field; None: there is one field."""
+    """Draws parallel coordinates: one axis per field, one line per complete trial.
+
+    Returns:
+      None if the space has a single field.
+    """
     space = result.plan.space.space
     if len(space) < 2:
         return None
@@ -138,13 +144,16 @@ def parallel(result: SweepResult) -> Figure | None:
     )
     bar = figure.colorbar(ScalarMappable(normal, colours), ax=axes, pad=0.02, extend=beyond)
     bar.set_label(_axis(result))
-    axes.set_title("Which values go together: a line for each complete trial", loc="left")
+    axes.set_title("Combinations of field values: one line per complete trial", loc="left")
     _caption(figure, result, "")
     return figure
 
 
 def _shades(values: Sequence[float], minimise: bool) -> Any:
-    """Colours tell the better three quarters of trials apart; the worst share one."""
+    """Returns a colour scale over the better three quarters of the values.
+
+    The worst quarter shares one colour, so that the good trials can be told apart.
+    """
     low, high = (
         (min(values), float(np.quantile(values, 0.75)))
         if minimise
@@ -154,7 +163,12 @@ def _shades(values: Sequence[float], minimise: bool) -> Any:
 
 
 def importance(result: SweepResult) -> Figure | None:
-    """How far each field decides which trials are good; None: too few trials, or one field."""
+    """Draws how strongly each field decides which trials are good (PED-ANOVA).
+
+    Returns:
+      None if there is a single field, if fewer than four trials are complete, or if all of them
+      have the same value.
+    """
     complete = sum(row["state"] == "complete" for row in result.rows)
     values = {row["value"] for row in result.rows if row["state"] == "complete"}
     if complete < 4 or len(values) < 2 or len(result.plan.space.space) < 2:
@@ -173,18 +187,18 @@ def importance(result: SweepResult) -> Figure | None:
     axes.set_xlim(0, 108)
     axes.grid(visible=False, axis="y")
     axes.set_xlabel("share (%)")
-    axes.set_title(f"What decides {result.plan.words}: importance of each field", loc="left")
+    axes.set_title(f"Importance of each field for {result.plan.words}", loc="left")
     _caption(
         figure,
         result,
-        "PED-ANOVA: how far the best tenth of trials has values of a field that others have not, "
-        f"in shares of all fields. From {complete} trials: a hint, not a measurement.",
+        "PED-ANOVA: how much the best tenth of the trials differs from the others in a field, as a "
+        f"share over all fields. Based on {complete} trials: an indication, not a measurement.",
     )
     return figure
 
 
 def _places(values: Values) -> tuple[Callable[[Any], float], list[str]]:
-    """Where a value stands on an axis, and the names of places if there are only some."""
+    """Returns the position of a value on an axis; and for a choice, the tick labels, else []."""
     if not values.named:
         return float, []
     known = list(values.named.values())
@@ -192,7 +206,7 @@ def _places(values: Values) -> tuple[Callable[[Any], float], list[str]]:
 
 
 def _heights(values: Values) -> tuple[Callable[[Any], float], list[tuple[float, str]]]:
-    """From 0 to 1 along an axis, and its ticks."""
+    """Returns the height of a value on its axis, from 0 to 1, and the ticks (height, label)."""
     place, names = _places(values)
     if names:
         last = max(1, len(names) - 1)

@@ -1,4 +1,4 @@
-"""Workers: processes of this machine that live as long as the sweep."""
+"""A pool of workers that run trials, and workers that are processes on this machine."""
 
 from __future__ import annotations
 
@@ -21,17 +21,25 @@ Message = tuple[int, float] | Outcome
 
 
 class Worker(Protocol):
-    """Where one trial at a time is run."""
+    """Runs one trial at a time.
+
+    Attributes:
+      connection: the driver's end of the connection to the worker.
+    """
 
     connection: Connection
 
     def end(self) -> str:
-        """Ends it, if it has not ended; says how it did."""
+        """Stops the worker if it is still running, and returns a description of how it ended."""
 
 
 @final
 class Process:
-    """A worker on this machine; it ends with this process."""
+    """A worker process on this machine, which ends when this process ends.
+
+    Args:
+      log: the file that receives what the worker prints.
+    """
 
     def __init__(self, log: Path) -> None:
         self.connection, theirs = multiprocessing.Pipe()
@@ -39,12 +47,12 @@ class Process:
         with log.open("ab") as said:
             self._process = subprocess.Popen(
                 command,
-                stdin=subprocess.PIPE,  # closed when this process dies, however it does
+                stdin=subprocess.PIPE,  # the kernel closes it however this process ends
                 stdout=said,
                 stderr=said,
                 pass_fds=(theirs.fileno(),),
                 env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)},
-                start_new_session=True,  # Ctrl-C is for the driver
+                start_new_session=True,  # Ctrl-C must reach the driver only
             )
         theirs.close()
 
@@ -61,7 +69,12 @@ class Process:
 
 @final
 class Pool:
-    """So many workers, started when they are needed, replaced when they die."""
+    """Up to `jobs` workers, which are started when needed and replaced when they fail.
+
+    Args:
+      start: starts a worker.
+      jobs: the number of trials that may run at once.
+    """
 
     def __init__(self, start: Callable[[], Worker], jobs: int) -> None:
         self._start, self._jobs = start, jobs
@@ -77,17 +90,24 @@ class Pool:
 
     @property
     def free(self) -> bool:
+        """Whether another trial can be started."""
         return len(self._busy) < self._jobs
 
     def give(self, number: int, job: Job) -> None:
-        """Has a trial run."""
+        """Starts trial `number` on an idle or a new worker."""
         worker = self._idle.pop() if self._idle else self._start()
         self._busy[worker.connection] = worker, number
-        with contextlib.suppress(OSError):  # it is dead: `said` will find that out
+        with contextlib.suppress(OSError):  # the worker failed; `said` reports that
             worker.connection.send(job)
 
     def said(self, timeout_s: float) -> list[tuple[int, Message]]:
-        """What workers have said of which trials; of one that died, that."""
+        """Waits for messages from the workers.
+
+        Returns:
+          Pairs of a trial's number and its message: an evaluation (its number and value), or the
+          outcome of the trial. A worker that failed yields an outcome with an error. The list is
+          empty if nothing arrives within `timeout_s`.
+        """
         found: list[tuple[int, Message]] = []
         for connection in multiprocessing.connection.wait(list(self._busy), timeout_s):
             assert isinstance(connection, Connection)
@@ -106,7 +126,7 @@ class Pool:
         return found
 
     def answer(self, number: int, stop: bool) -> None:
-        """Whether the trial that was last said something of is to stop."""
+        """Tells trial `number`, which waits for this after an evaluation, whether to stop."""
         for connection, (_, given) in self._busy.items():
             if given == number:
                 connection.send(stop)

@@ -1,4 +1,4 @@
-"""`sweep`: a config and a space in, the best config out; goes on in its workdir."""
+"""`sweep`: searches a space for the best config, and resumes in the same workdir."""
 
 from __future__ import annotations
 
@@ -23,10 +23,11 @@ from dbjax.signals import on_interrupt
 from experiments.defaults import defaults
 from experiments.folders import STUDY, SWEEP, require_place
 from experiments.sweep.driver import Driver
+from experiments.sweep.output import write
 from experiments.sweep.plan import LAG, Plan
 from experiments.sweep.pool import Pool, Process, Worker
-from experiments.sweep.results import SweepResult, found, went_wrong, write
-from experiments.sweep.shown import shown
+from experiments.sweep.progress import shown
+from experiments.sweep.results import SweepResult, found, went_wrong
 from experiments.sweep.space import Space
 
 ON = ("processes", "ray")
@@ -43,30 +44,36 @@ def sweep(
     label: str = "",
     fixed: Collection[str] = (),
 ) -> SweepResult:
-    """Tries values of fields of a config.
+    """Searches for the best values of config fields.
 
-    The same call again goes on where it was interrupted, or to more trials. In virtual time all
-    trials are the same, number by number and bit by bit, however often that happens and
-    however many jobs there are.
+    Repeat the same call to resume an interrupted sweep, or repeat it with more `trials` to extend
+    it. In virtual time, the trials are bit-for-bit the same, number by number, however often the
+    sweep is interrupted and however many jobs run at once.
 
     Args:
-      config: of each trial, but for the fields of the space.
-      space: `load_space(file)`, or made in Python.
-      workdir: gets study.db (of Optuna), a folder for each trial, and at the end best.py,
-        trials.csv, and pictures.
-      trials: how many there are to be at the end; None: as the space says.
-      jobs: trials at once, each in a process that uses one core.
-      on: processes of this machine, or of those that Ray knows at `config.ray.address`.
-      label: what is tuned, for captions.
-      fixed: fields of the config that were set apart: they are set together with those of the
-        space, since they may be arguments of what that names.
+      config: the config of every trial, except for the fields of the space.
+      space: the fields and their values, from `load_space(file)` or made in Python.
+      workdir: receives study.db (the Optuna study) and a folder per trial; and at the end best.py,
+        trials.csv and the pictures.
+      trials: the total number of trials, or None for the number that the space sets.
+      jobs: the number of trials that run at once, each in a process that uses one core.
+      on: "processes" for processes on this machine, or "ray" for actors on the Ray cluster at
+        `config.ray.address`.
+      label: a name for what is tuned, used in captions; by default the algorithm.
+      fixed: names of config fields that were set on the command line. They are assigned together
+        with the fields of the space, because they may be arguments of something that the space
+        names.
+
+    Returns:
+      The result; if the sweep was interrupted, the result so far.
 
     Raises:
-      ValueError: something does not fit, or another sweep lies in the workdir.
+      ValueError: an argument is invalid, a field of the space cannot be set, or the workdir holds
+        something else, such as a different sweep.
     """
     require_at_least("", 1, jobs=jobs)
     if on not in ON:
-        raise ValueError(f"no on={on}{nearest(on, ON)}")
+        raise ValueError(f"unknown on={on}{nearest(on, ON)}")
     space = dataclasses.replace(space, trials=trials) if trials is not None else space
     address, config = config.ray.address, _of_trials(config, on)
     plan = Plan(config, space, tuple(fixed), lag=max(LAG, jobs))
@@ -89,7 +96,7 @@ def sweep(
 
 
 def _of_trials(config: ml_collections.ConfigDict, on: str) -> ml_collections.ConfigDict:
-    """Without the address of the workers, which is none of a trial's."""
+    """Returns the config without the Ray address, which is for the workers and not for trials."""
     first = defaults().ray.address
     if on != "ray" and config.ray.address != first:
         raise ValueError(f"ray.address={config.ray.address} has no effect: it needs on=ray")
@@ -99,16 +106,19 @@ def _of_trials(config: ml_collections.ConfigDict, on: str) -> ml_collections.Con
 
 
 def _taken_up(plan: Plan, workdir: Path) -> Plan:
-    """The plan, as far as it was made before; a new one is written down.
+    """Resumes the plan that is stored in the workdir, or stores a new one there.
+
+    Returns:
+      The plan with the lag that the sweep was begun with.
 
     Raises:
-      ValueError: the workdir holds another.
+      ValueError: the workdir holds a different sweep, or a damaged one.
     """
     path = workdir / SWEEP
     if not path.exists():
         if (workdir / STUDY).exists():
             raise ValueError(
-                f"workdir {str(workdir)!r} holds a {STUDY} without {SWEEP}: give another "
+                f"workdir {str(workdir)!r} holds {STUDY} without {SWEEP}: give another "
                 "--workdir, or delete it"
             )
         write_json(path, plan.described() | {"lag": plan.lag, "versions": versions()})
@@ -121,7 +131,7 @@ def _taken_up(plan: Plan, workdir: Path) -> Plan:
         )
     if have["versions"] != versions():
         logging.getLogger("dbjax").warning(
-            "begun with other versions (see %s): values may differ in the last digits", path
+            "sweep begun with other package versions (see %s): last digits may differ", path
         )
     return dataclasses.replace(plan, lag=have["lag"])
 
@@ -143,9 +153,9 @@ def _opened(plan: Plan, workdir: Path) -> optuna.Study:
 
 
 def _require_sound(path: Path) -> None:
-    """Raises an error of SQLite where a database is none, or is damaged."""
+    """Raises `sqlite3.DatabaseError` if a file is not a database, or is damaged."""
     if path.exists():
-        if not path.read_bytes().startswith(b"SQLite format 3\0"):  # it takes an empty file for one
+        if not path.read_bytes().startswith(b"SQLite format 3\0"):  # SQLite accepts an empty file
             raise sqlite3.DatabaseError("file is not a database")
         with contextlib.closing(sqlite3.connect(path)) as database:
             (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
@@ -155,7 +165,7 @@ def _require_sound(path: Path) -> None:
 
 @contextlib.contextmanager
 def _naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
-    """What a database says in pages of SQL, in a line."""
+    """Turns the errors of a database, which may be pages of SQL, into one line with its path."""
     try:
         yield
     except errors as error:
@@ -170,7 +180,7 @@ def _naming(path: Path, *errors: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _starts(on: str, address: str, workdir: Path) -> Iterator[Callable[[], Worker]]:
-    """How a worker is started."""
+    """Yields a function that starts a worker."""
     if on == "ray":
         from experiments.sweep.on_ray import actors
 

@@ -1,4 +1,4 @@
-"""One trial, in a worker: a run for each of its seeds, without bulky files."""
+"""One trial, as a worker runs it: one run per seed, without large output files."""
 
 from __future__ import annotations
 
@@ -23,23 +23,23 @@ from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.trace import Row
 from experiments import build
 
-# Fields that nothing asks for in a trial, or that cannot change what comes of it.
+# Fields that a trial does not read, or that cannot change its outcome.
 UNUSED = frozenset(
     {"event_log", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"}
 )
-Look = Callable[[int, float], bool]  # number of the evaluation, value -> whether to stop
+Look = Callable[[int, float], bool]  # (number of the evaluation, value) -> whether to stop
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a worker is given.
+    """The description of a trial that is sent to a worker.
 
     Attributes:
-      config: of the trial's first run.
-      metric: the value of a run is the last one of it.
-      seeds: runs with other data orders and initial parameters.
-      cluster_seeds: and with other delays, each of them for each of `seeds`.
-      prunes: whether the first run is to wait for a verdict after each evaluation.
+      config: the config of the trial's first run.
+      metric: the metric whose last value is the value of a run.
+      seeds: the number of runs with different data orders and initial parameters.
+      cluster_seeds: the number of runs with different delays, for each of `seeds`.
+      prunes: whether the first run waits for a verdict after each evaluation.
     """
 
     config: ml_collections.ConfigDict
@@ -51,13 +51,16 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What comes of it.
+    """The outcome of a trial.
 
     Attributes:
-      values: of each run; what a pruned one had reached.
-      error: one line; empty: there was none.
-      warnings: kinds of what went wrong in any run, such as "diverged".
-      files: what its folder is to hold.
+      values: the value of each run; for a pruned run, the value that it had reached.
+      pruned: whether the trial was stopped early.
+      error: a one-line error message; empty if there was no error.
+      warnings: the kinds of warnings of all runs, such as "diverged".
+      files: relative path -> text, the files to write into the trial's folder.
+      wall_s: the duration, in seconds of the wall clock.
+      cpu_s: the processor time of the worker, in seconds.
     """
 
     values: tuple[float, ...] = ()
@@ -70,10 +73,11 @@ class Outcome:
 
     @property
     def value(self) -> float:
+        """The mean over the runs."""
         return statistics.fmean(self.values)
 
     def leave(self, folder: Path) -> None:
-        """Puts the files into a folder, all of them or none."""
+        """Writes the files to `folder`, replacing what is there: either all files or none."""
         part = folder.with_name(f".{folder.name}")
         for path in (folder, part):
             shutil.rmtree(path, ignore_errors=True)
@@ -85,10 +89,12 @@ class Outcome:
 
 
 def run_trial(job: Job, look: Look) -> Outcome:
-    """Runs a trial; whatever goes wrong is part of the outcome.
+    """Runs a trial. Errors do not propagate; they become part of the outcome.
 
     Args:
-      look: is shown every evaluation of the first run, and says whether to stop.
+      job: the trial.
+      look: is called with the number and value of every evaluation of the first run, and returns
+        whether to stop the trial.
     """
     begin, begin_cpu = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +119,7 @@ def _found(job: Job, look: Look, folder: Path) -> Outcome:
         return pruned
 
     try:
-        method = build.algorithm(job.config)  # the same for all seeds: compiled once
+        method = build.algorithm(job.config)  # shared by all seeds, so that it is compiled once
         for name, config in _runs(job):
             first = not values
             shown = once if first else _unseen
@@ -135,7 +141,7 @@ def _unseen(k: int, value: float) -> bool:
 
 
 def _runs(job: Job) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
-    """The runs of a trial, and the folders of each."""
+    """Yields the folder and the config of each run of a trial."""
     first = job.config
     first_cluster = first.seed if first.cluster.seed is None else first.cluster.seed
     for k in range(job.seeds * job.cluster_seeds):
@@ -151,7 +157,7 @@ def _runs(job: Job) -> Iterator[tuple[str, ml_collections.ConfigDict]]:
 def _run(
     config: ml_collections.ConfigDict, method: Any, metric: str, folder: Path, look: Look
 ) -> dbjax.Result:
-    """One run."""
+    """Makes one run, and writes its metrics and summary to `folder`."""
     build.make_host_devices(config)
     task, arguments = build.task(config), build.run_arguments(config)
     stops: list[Callable[[], None]] = []
@@ -164,7 +170,7 @@ def _run(
         if row["node"] != "evaluator":
             return
         k = next(evaluated)
-        known = metric in row  # else that evaluation failed
+        known = metric in row  # it is missing if the evaluation failed
         if stops and 0 < k < config.evaluations and known and look(k, row[metric]):
             stops.pop()()
 

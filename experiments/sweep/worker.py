@@ -1,4 +1,4 @@
-"""A process that runs trials, one after another, until whoever gives them is gone."""
+"""A worker process: runs trials one after another, until its driver disconnects."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from multiprocessing.connection import Connection
 
 from experiments.sweep.trial import Job, run_trial
 
-# Of every worker, however many there are, so that results do not depend on their number, and
-# none takes another's core. XLA heeds NPROC only.
+# Environment of every worker: one thread each, so that results do not depend on the number of
+# workers, and no worker uses the core of another. XLA respects NPROC only.
 ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
 def serve(connection: Connection) -> None:
-    """Does the jobs that come: shows what is evaluated, answers with the outcome."""
+    """Runs the jobs that arrive: sends every evaluation, and then the outcome.
+
+    Where the job prunes, each evaluation is answered with whether to stop the run.
+    """
     while True:
         try:
             job: Job = connection.recv()
@@ -40,9 +43,10 @@ def _served(connection: Connection) -> None:
 
 
 def _main(connection: Connection) -> None:
-    """Serves beside the main thread, which alone hears signals: they are for the driver.
+    """Runs trials in a second thread, and ends when the driver closes standard input.
 
-    A run that ended by one would be taken for whole. The process ends with its driver.
+    Signals are ignored, since they are meant for the driver: a run that a signal ended early would
+    be mistaken for a complete one. Only the main thread could receive them in any case.
     """
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)

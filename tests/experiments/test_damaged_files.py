@@ -109,7 +109,7 @@ def test_metrics_without_a_line_are_said_to_be_empty(left, capsys):
     (left / "metrics.jsonl").write_text('{"clock": ')
     code, error = said(capsys, report_command.main, str(left))
     assert code == 2
-    assert "metrics.jsonl' is not what a run leaves: it has no whole line" in error
+    assert "metrics.jsonl' is not what a run leaves: it has no complete line" in error
 
 
 OUT = [*FILES, "events.jsonl", "curves.png", "own.html", "a link"]

@@ -80,14 +80,14 @@ def test_a_claim_can_fail():
     points += [Point(VISION_1700M, 1700, n, network(n)) for n in counts]
     said = claims(points, GOOGLE_2012, {VISION_1700M: [1.0, 2.0]})
     assert {c.verdict for c in said} == {"fitted", "holds", "does not hold here"}
-    assert said[-1].paper.endswith("more than 12 times on 81 machines")
+    assert said[-1].paper.endswith("more than 12 times faster on 81 machines")
     assert said[-1].verdict == "does not hold here"
 
 
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (["--size=smok"], "no --size=smok; nearest: 'smoke'"),
+        (["--size=smok"], "unknown --size=smok; nearest: 'smoke'"),
         (["--batch-size=0"], "--batch-size=0 must be an integer of at least 1"),
         (["--siez=full"], "no flag --siez"),
     ],

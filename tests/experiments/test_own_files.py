@@ -160,11 +160,11 @@ def test_a_space_may_import_whatever_helps_it(head, own):
     [
         (
             "SAMPLR = 'grid'",
-            "it has no 'SAMPLR'; nearest: 'SAMPLER'; what only helps begins with _",
+            "unknown name 'SAMPLR'; nearest: 'SAMPLER'; begin the name of a helper with _",
         ),
-        ("RATES, SEED = 3, 4", "it has no 'RATES'"),
+        ("RATES, SEED = 3, 4", "unknown name 'RATES'"),
         ("trials = 5", "trials=5 has no effect: write TRIALS"),
-        ("PRUNE_FROM = 0.5", "PRUNE_FROM=0.5 has no effect: say which PRUNER"),
+        ("PRUNE_FROM = 0.5", "PRUNE_FROM=0.5 has no effect: set PRUNER as well"),
         ("TRIALS = True", r"^space '.*own\.py': TRIALS=True must be int or None$"),
         ("SEED = 1e23", r"SEED=1e\+23 must be int"),
         ("SEED = -1", r"seed=-1 must be in 0 \.\.\. "),

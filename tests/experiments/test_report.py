@@ -11,7 +11,7 @@ import dbjax
 from dbjax.algorithms import downpour
 from dbjax.runtime.cluster import Machine
 from experiments import build
-from experiments.report import busy, laws, page
+from experiments.report import laws, page, utilisation
 from experiments.report.__main__ import main
 from experiments.report.read import labels, read
 from experiments.report.timeline import TICKS, timeline, with_deaths
@@ -35,13 +35,13 @@ def read_one(path, **given):
 
 def test_busy_shares_are_those_of_the_spans(tmp_path):
     run = read_one(tmp_path, spans=SPANS)
-    replicas, shards = busy.nodes(run)
+    replicas, shards = utilisation.nodes(run)
     assert replicas.shares == pytest.approx((0.5, 0.5))  # 10 of 20 s; 5 + 5
     assert shards.shares == pytest.approx((3 / 20,))
     for one in (replicas, shards):  # parts of the run add up to the whole
         assert np.mean(one.over_time) == pytest.approx(one.mean)
     assert replicas.over_time[0] == pytest.approx(1.0)
-    assert replicas.over_time[busy.BINS * 6 // 10] == 0.0  # at 12 s both wait
+    assert replicas.over_time[utilisation.BINS * 6 // 10] == 0.0  # at 12 s both wait
 
 
 def test_what_lasts_inside_another_span_counts_once(tmp_path):
@@ -49,7 +49,7 @@ def test_what_lasts_inside_another_span_counts_once(tmp_path):
     lasting = [("shard/0", "apply", a, b) for a, b in ((2, 6), (3, 4), (5, 5.5), (8, 9), (8, 8.5))]
     spans = read_one(tmp_path, spans=lasting).spans
     times_s = np.array([0.0, 3.0, 4.5, 6.0, 7.0, 8.25, 20.0])
-    found = busy.busy_until(spans, np.ones(len(spans), bool), times_s)
+    found = utilisation.busy_until(spans, np.ones(len(spans), bool), times_s)
     assert found.tolist() == [0.0, 1.0, 2.5, 4.0, 4.0, 4.25, 5.0]
 
 
@@ -67,20 +67,20 @@ def test_a_copy_that_takes_over_works_for_its_shard(tmp_path):
         ("shard/0/backup", "follow", 0.0, 6.0),
         ("shard/0/backup", "apply", 10.0, 14.0),
     ]
-    _, shards = busy.nodes(read_one(tmp_path, spans=[*SPANS, *after]))
+    _, shards = utilisation.nodes(read_one(tmp_path, spans=[*SPANS, *after]))
     assert shards.shares == pytest.approx(((3 + 4) / 20,))
 
 
 def test_busy_shares_end_where_spans_were_dropped(tmp_path):
     run = read_one(tmp_path, spans=SPANS, dropped=3)
-    assert busy.extent(run) == (0.0, 15.0)
-    assert busy.nodes(run)[0].shares == pytest.approx((10 / 15, 5 / 15))
+    assert utilisation.extent(run) == (0.0, 15.0)
+    assert utilisation.nodes(run)[0].shares == pytest.approx((10 / 15, 5 / 15))
 
 
 def test_cards_are_busy_between_evaluations():
     rows = [{"time_s": t, **({"cards_busy_s": {"shard sends": b}} if b is not None else {})}
             for t, b in ((0, None), (10, 5.0), (20, 6.0), (30, 2.0), (40, 12.0))]  # fmt: skip
-    (cards,) = busy.cards(rows)
+    (cards,) = utilisation.cards(rows)
     assert cards.over_time[:2] == pytest.approx((0.5, 0.1))
     assert np.isnan(cards.over_time[2])  # less than before: the run was taken up
     assert cards.mean == pytest.approx((5 + 1 + 10) / 30)
@@ -119,11 +119,11 @@ def test_the_law_is_that_of_the_configuration(tmp_path):
     [
         ({"runtime": "threads"}, "in real time"),
         ({"cluster": {"latency_s": 0.1}}, "messages"),
-        ({"cluster": {"machine": {"mean_time_between_failures_s": 9.0}}}, "nodes die"),
+        ({"cluster": {"machine": {"mean_time_between_failures_s": 9.0}}}, "nodes fail"),
         ({"options": {"replicas": 4, "n_fetch": 2}}, "a fetch serves several pushes"),
         ({"options": {"replicas": 4, "warm_start_updates": 5}}, "warm start"),
         ({"options": {"replicas": 4, "overlap": True}}, "overlap"),
-        ({"algorithm": "sandblaster", "rule": {"name": "lbfgs"}}, "Nothing is predicted"),
+        ({"algorithm": "sandblaster", "rule": {"name": "lbfgs"}}, "No prediction"),
     ],
 )
 def test_where_no_law_is_known_it_says_why(changes, why, tmp_path):
@@ -275,7 +275,7 @@ def test_an_unfinished_run_has_no_spans_of_an_earlier_one(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        (lambda path: (path / "config.json").unlink(), "is no run: it has no config.json"),
+        (lambda path: (path / "config.json").unlink(), "is not a dbjax run: it has no config.json"),
         (lambda path: (path / "trace.json").write_text("{"), "is not what a run leaves"),
         (lambda path: (path / "metrics.jsonl").write_text("[]\n[]\n"), "is not what a run leaves"),
         (lambda path: (path / "metrics.jsonl").write_text(""), "is not what a run leaves"),
@@ -290,7 +290,7 @@ def test_what_is_no_run_is_one_clear_error(break_it, said, tmp_path):
 
 def test_a_directory_of_runs_names_them(tmp_path):
     leave(tmp_path / "one")
-    with pytest.raises(ValueError, match=r"is no run; there are .*one"):
+    with pytest.raises(ValueError, match=r"is not a dbjax run; it contains the runs .*one"):
         main([str(tmp_path)])
     with pytest.raises(ValueError, match="needs WORKDIR"):
         main([])

@@ -93,8 +93,8 @@ def test_everything_is_drawn(written, tmp_path):
     assert bars(page) == len(HISTOGRAM)
     words = shown(page)
     for text in ("Accuracy", "Training loss", "Staleness of pushes", "Version skew of the shards",
-                 "Busy share over time", "Busy share in total", "Bytes in total, by kind",
-                 "Timeline: who did what when", "Fields that are not at their default.",
+                 "Busy share over time", "Total busy share", "Total bytes by kind",
+                 "Timeline: who did what when", "Fields that differ from their defaults.",
                  "2,560", "80 pushes.", "measured mean 1.025", "always M - 1 = 1",
                  "66.5 %", "57 spans, none left out."):  # fmt: skip
         assert text in words, text

@@ -13,7 +13,7 @@ from experiments import chaos, demo, replay, run
 from experiments.command_line import command
 from experiments.figure3 import __main__ as figure3
 from experiments.figure4 import __main__ as figure4
-from experiments.figure4 import seeds
+from experiments.figure4 import tuning
 from experiments.figure5 import __main__ as figure5
 from experiments.report import __main__ as report
 from experiments.sweep import __main__ as sweep
@@ -129,7 +129,7 @@ def test_an_unusable_workdir_is_found_before_any_run(name, below, tmp_path, caps
     begun = []
     for module in (run, demo, chaos):
         monkeypatch.setattr(module, "run_config", lambda *a, **k: begun.append(a), raising=False)
-    for module in (figure4, figure5, seeds):
+    for module in (figure4, figure5, tuning):
         monkeypatch.setattr(module, "run_seeds", lambda *a: begun.append(a))
     monkeypatch.setattr(figure3, "points", lambda *a: begun.append(a))
     if name == "run":

@@ -187,7 +187,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
     _, said = running.communicate(timeout=LIMIT_S)
     assert running.returncode == 130
     assert said.splitlines()[-1].startswith("interrupted after ")
-    assert said.splitlines()[-1].endswith(" of 40 trials: the same command goes on")
+    assert said.splitlines()[-1].endswith(" of 40 trials: repeat the command to resume")
     assert "Traceback" not in said
 
 
@@ -206,7 +206,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path):
         ({"options.replicas": choice(4, 0)}, "downpour.replicas=0 must be at least 1"),
         ({"batch_size": 3}, r"'batch_size' is 3; write choice\(3\)"),
         ({}, "SPACE must be a dict"),
-        ({1: choice(1, 2)}, "SPACE: 1 is no name of a field: write it as a string"),
+        ({1: choice(1, 2)}, "SPACE: 1 is not a field name: write it as a string"),
         ({"runtime": choice("ray", "virtual")}, "runtime='ray' is not for sweeps"),
         ({"runtime": choice("virtual", "ray")}, "runtime='ray' is not for sweeps"),
         ({"runtime": choice("virtual", "thread")}, "runtime='thread' is neither 'virtual' nor"),
@@ -234,10 +234,10 @@ def test_a_bad_space_is_one_line_before_anything_starts(change, text, tmp_path):
 @pytest.mark.parametrize(
     ("given", "text"),
     [
-        (["--sampler=gird"], "no sampler 'gird'; nearest: 'grid'"),
-        (["--pruner=medien"], "no pruner 'medien'; nearest: 'median'"),
-        (["--metric=acuracy"], "no metric 'acuracy'; nearest: 'test_accuracy'"),
-        (["--on=rai"], "no on=rai; nearest: 'ray'"),
+        (["--sampler=gird"], "unknown sampler 'gird'; nearest: 'grid'"),
+        (["--pruner=medien"], "unknown pruner 'medien'; nearest: 'median'"),
+        (["--metric=acuracy"], "unknown metric 'acuracy'; nearest: 'test_accuracy'"),
+        (["--on=rai"], "unknown on=rai; nearest: 'ray'"),
         (["--jobs=0"], "jobs=0 must be an integer of at least 1"),
         (["--trials=many"], "--trials=many must be an integer"),
         (["--sampler=grid", "--trials=41"], "trials=41, but the grid has 40 points"),
@@ -253,7 +253,7 @@ def test_bad_arguments_are_named(given, text, tmp_path):
 def test_a_misspelt_constant_is_named(tmp_path):
     file = tmp_path / "space.py"
     file.write_text("from experiments.sweep.space import choice\nSPACE = {}\nSAMPLR = 'grid'\n")
-    with pytest.raises(ValueError, match="has no 'SAMPLR'; nearest: 'SAMPLER'"):
+    with pytest.raises(ValueError, match="unknown name 'SAMPLR'; nearest: 'SAMPLER'"):
         load_space(str(file))
 
 
@@ -271,7 +271,7 @@ def test_a_misspelt_constant_is_named(tmp_path):
         (lambda: integers(3, 1), "integers: low=3 is above high=1"),
         (lambda: integers(1, 3, step=0), "integers: step=0 must be at least 1"),
         (lambda: log_integers(1, 9, points=0), "log_integers: points=0 must be at least 1"),
-        (lambda: choice(1.0, float("nan")), "choice: nan is no value"),
+        (lambda: choice(1.0, float("nan")), "choice: nan is not a valid value"),
     ],
 )
 def test_values_that_are_none_are_named(made, text):

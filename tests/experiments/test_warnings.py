@@ -11,8 +11,8 @@ from experiments import run
 from experiments import runs as many
 from experiments.accuracy import guessing
 from experiments.command_line import load_config
+from experiments.figure4.claims import claims
 from experiments.figure4.methods import METHODS
-from experiments.figure4.sentences import claims
 from experiments.figure5.points import points
 from experiments.figure5.results import claims as claims_of_points
 from experiments.report import page
@@ -133,9 +133,9 @@ def test_figure_4_gives_no_verdict_by_a_run_that_learned_nothing():
     said = claims(runs_with("downpour"))
     assert without_a_verdict(said) == [
         "Downpour [20] is clearly faster than SGD [1]",
-        "with Adagrad [20], modestly faster again",
+        "Downpour + Adagrad [20] is modestly faster again",
         "Downpour + Adagrad [200] is the fastest of all",
-        "gamma of Adagrad is larger, perhaps by an order of magnitude, than the best fixed rate",
+        "gamma of Adagrad is larger than the best fixed rate, perhaps by an order of magnitude",
     ]
     assert said[0].ours.endswith(
         "(no verdict, since runs learned nothing: Downpour [20] of seed 1 has 30.0%, and 30.0% of "

@@ -1,4 +1,4 @@
-"""Progress of a sweep: a bar on a terminal, else a line of log for each trial."""
+"""Progress of a sweep: a bar on a terminal, otherwise one log line per trial."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from experiments.sweep.plan import Plan
 
 @final
 class Log:
-    """A line for each trial that ends."""
+    """Logs one line for each trial that ends."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -40,7 +40,7 @@ class Log:
 
 @final
 class Bar:
-    """One line that changes."""
+    """Shows a progress bar, with the best value so far and the running trials."""
 
     def __init__(self, bar: rich.progress.Progress, plan: Plan, study: optuna.Study) -> None:
         ended = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
@@ -79,7 +79,7 @@ class Bar:
 
 @contextlib.contextmanager
 def shown(plan: Plan, study: optuna.Study) -> Iterator[Watcher]:
-    """Gives a watcher for the driver."""
+    """Yields the watcher that shows the progress of a sweep, for the `Driver`."""
     if not sys.stderr.isatty():
         yield Log(plan)
         return

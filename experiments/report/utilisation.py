@@ -1,4 +1,4 @@
-"""How busy replicas, shards and network cards were."""
+"""Utilisation: the share of time in which replicas, shards and network cards were busy."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from experiments.report.read import Numbers, Run, Spans
 BINS = 100
 BUSIEST = "the busiest network card"
 _WAYS = {"sends": "sending", "receives": "receiving"}
-# What the two copies of a shard say to each other: a span does not tell who asks and who serves.
+# Calls between the two copies of a shard. Their spans do not tell which copy did the work.
 BETWEEN_COPIES = ("follow", "watch", "install", "blank", "present")
 
 
 @dataclasses.dataclass(frozen=True)
 class Busy:
-    """Of one kind of thing, as shares of time.
+    """How busy one kind of resource was, as shares of time between 0 and 1.
 
     Attributes:
-      shares: one for each node; of network cards the mean only.
-      times_s: middles of equal, or of the evaluations', parts of the run.
-      over_time: mean share over the nodes in each part; NaN: unknown.
+      name: the kind of resource, as the page shows it.
+      shares: the share of each node over the whole run; for network cards only one, the mean.
+      times_s: the midpoints of the intervals that `over_time` refers to, in seconds: equal parts
+        of the run, or, for network cards, the times between evaluations.
+      over_time: the mean share over the nodes in each interval; NaN where it is unknown.
     """
 
     name: str
@@ -35,11 +37,12 @@ class Busy:
 
     @property
     def mean(self) -> float:
+        """The mean of `shares`."""
         return sum(self.shares) / len(self.shares)
 
 
 def extent(run: Run) -> tuple[float, float]:
-    """The part of the run that its spans cover, in seconds."""
+    """Returns the first and last time that the run's spans cover, in seconds of its clock."""
     spans = run.spans
     if not len(spans):
         return 0.0, 0.0
@@ -48,7 +51,7 @@ def extent(run: Run) -> tuple[float, float]:
 
 
 def nodes(run: Run) -> list[Busy]:
-    """Replicas and shards."""
+    """Returns the utilisation of replicas and of shards, computed from their spans."""
     spans = run.spans
     between = np.isin(spans.kind, [i for i, k in enumerate(spans.kinds) if k in BETWEEN_COPIES])
     computing = np.isin(spans.kind, [i for i, k in enumerate(spans.kinds) if k == "compute"])
@@ -61,7 +64,7 @@ def nodes(run: Run) -> list[Busy]:
 
 def _of(name: str, kind: NodeKind, chosen: Numbers, run: Run) -> Busy | None:
     spans, (begin_s, end_s) = run.spans, extent(run)
-    members: dict[str, list[int]] = {}  # a shard, and the copy that takes its place
+    members: dict[str, list[int]] = {}  # a shard and its backup count as one
     for i, node in enumerate(spans.nodes):
         if kind_of(service_name(node)) is kind:
             members.setdefault(service_name(node), []).append(i)
@@ -78,11 +81,21 @@ def _of(name: str, kind: NodeKind, chosen: Numbers, run: Run) -> Busy | None:
 
 
 def busy_until(spans: Spans, chosen: Numbers, times_s: Numbers) -> Numbers:
-    """Seconds in which at least one of the chosen spans lasted, up to each moment."""
+    """Returns for how long at least one of the chosen spans was active, up to each of the times.
+
+    Args:
+      spans: the spans, sorted by start.
+      chosen: a mask over the spans.
+      times_s: increasing times, in seconds.
+
+    Returns:
+      Seconds, as many as `times_s`. Overlapping spans count once.
+    """
     start_s, end_s = spans.start_s[chosen], np.maximum.accumulate(spans.end_s[chosen])
     if not len(start_s):
         return np.zeros_like(times_s)
-    begins = np.flatnonzero(np.append(True, start_s[1:] > end_s[:-1]))  # where nothing lasts on
+    # Spans that begin while no other one is active.
+    begins = np.flatnonzero(np.append(True, start_s[1:] > end_s[:-1]))
     first_s, last_s = start_s[begins], end_s[np.append(begins[1:] - 1, len(end_s) - 1)]
     done_s = np.cumsum(last_s - first_s)
     moments_s = np.stack([first_s, last_s], 1).ravel()
@@ -93,14 +106,19 @@ def busy_until(spans: Spans, chosen: Numbers, times_s: Numbers) -> Numbers:
 
 
 def cards(rows: Sequence[Row]) -> list[Busy]:
-    """Network cards, from evaluation to evaluation; nothing where they took no time."""
+    """Returns the utilisation of network cards, between successive evaluations.
+
+    Args:
+      rows: the evaluations. Without "cards_busy_s", as where cards take no time, nothing is
+        returned.
+    """
     names = list(dict.fromkeys(name for row in rows for name in row.get("cards_busy_s", ())))
     times_s = np.array([row["time_s"] for row in rows])
     found = []
     for name in names:
         busy_s = np.array([row.get("cards_busy_s", {}).get(name, 0.0) for row in rows])
         gone_s, more_s = np.diff(times_s), np.diff(busy_s)
-        known = (gone_s > 0) & (more_s >= 0)  # less than before: a run that was taken up
+        known = (gone_s > 0) & (more_s >= 0)  # a decrease means that the run was resumed
         over_time = np.where(known, more_s / np.where(known, gone_s, 1.0), np.nan)
         total = float(np.nansum(over_time * gone_s) / max(gone_s[known].sum(), 1e-300))
         middles_s = (times_s[1:] + times_s[:-1]) / 2
@@ -117,5 +135,5 @@ def cards(rows: Sequence[Row]) -> list[Busy]:
 
 def _said(name: str) -> str:
     node, _, way = name.partition(" ")
-    kind = "copies of shards" if node == "shard/backup" else f"{node}s"
+    kind = "shard backups" if node == "shard/backup" else f"{node}s"
     return f"cards of {kind}: {_WAYS[way]}" if way else BUSIEST

@@ -1,4 +1,4 @@
-"""What section 5 says of Figure 4, beside what was measured."""
+"""Compares what section 5 of the paper says about Figure 4 with the runs."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from experiments.figure4.results import Runs, by_time, label, seconds, times
 
 
 class Sooner(NamedTuple):
-    """That one method is sooner than another, and what we take the words to mean.
+    """The claim that one method is faster than another, with a numeric interpretation.
 
     Attributes:
-      quick, slow: keys of methods.
-      least, most: how many times sooner.
+      words: the claim in words.
+      quick: the key of the method that is claimed to be faster.
+      slow: the key of the method that it is compared with.
+      least: the smallest ratio of times that agrees with the claim.
+      most: the largest ratio of times that agrees with the claim.
     """
 
     words: str
@@ -28,14 +31,16 @@ class Sooner(NamedTuple):
 
     @property
     def sentence(self) -> str:
+        """The claim in words, followed by its interpretation."""
         bound = f"at least {self.least:g}" if math.isinf(self.most) else f"1 to {self.most:g}"
-        return f"{self.words} (taken as: {bound} times)"
+        return f"{self.words} (taken as: by a factor of {bound})"
 
     def agrees(self, ratio: float, *, more: bool) -> float:
-        """1 where it is that many times sooner, 1/2 where it is sooner at all.
+        """Returns 1 if the ratio is in the claimed range, 1/2 if it is just above 1, else 0.
 
         Args:
-          more: it is sooner by more than `ratio`, nobody knows by how much.
+          ratio: the time of the slow method divided by that of the quick one.
+          more: whether `ratio` is only a lower bound.
         """
         if ratio <= 1:
             return 0.0
@@ -46,16 +51,20 @@ class Sooner(NamedTuple):
 _FASTEST, _AIM = "downpour_adagrad_200", "our aim, not the paper's"
 SOONER = (
     Sooner("Downpour [20] is clearly faster than SGD [1]", "downpour", "sgd", 1.5),
-    Sooner("with Adagrad [20], modestly faster again", "downpour_adagrad", "downpour", most=2.0),
-    Sooner("Sandblaster [2000] is considerably faster", "sandblaster", "downpour_adagrad", 2.0),
-    Sooner("with enough CPUs Sandblaster beats the GPU", "sandblaster", "gpu"),
-    Sooner("with enough CPUs Downpour + Adagrad [200] does so", _FASTEST, "gpu"),
-    Sooner(f"({_AIM}) Downpour + Adagrad [20] before SGD [1]", "downpour_adagrad", "sgd", 3.0),
+    Sooner(
+        "Downpour + Adagrad [20] is modestly faster again", "downpour_adagrad", "downpour", most=2.0
+    ),
+    Sooner(
+        "Sandblaster [2000] is considerably faster again", "sandblaster", "downpour_adagrad", 2.0
+    ),
+    Sooner("with enough CPUs, Sandblaster beats the GPU", "sandblaster", "gpu"),
+    Sooner("with enough CPUs, Downpour + Adagrad [200] beats the GPU", _FASTEST, "gpu"),
+    Sooner(f"({_AIM}) Downpour + Adagrad [20] beats SGD [1]", "downpour_adagrad", "sgd", 3.0),
 )
 
 
 def claims(runs: Runs) -> list[Claim]:
-    """Of the methods that were run, seed by seed."""
+    """Returns the claims about those methods that were run, compared seed by seed."""
     found = times(runs)
     labels = {key: label(key, mine) for key, mine in runs.items()}
     end_s = max(run.end_s for run in runs["sgd"])
@@ -78,19 +87,23 @@ def claims(runs: Runs) -> list[Claim]:
 def _sooner(
     one: Sooner, labels: Mapping[str, str], found: Mapping[str, Sequence[float]], end_s: float
 ) -> Claim:
-    """What never came may have come after the end: then the quick one is sooner by more."""
+    """Compares the times of two methods.
+
+    A slow run that never reaches the target might reach it after the end, so that the ratio of the
+    times is only a lower bound.
+    """
     agrees, listed = [], []
     for quick, slow in zip(found[one.quick], found[one.slow], strict=True):
         ratio = min(slow, end_s) / quick
         more = math.isinf(slow) and ratio > 0
         agrees.append(one.agrees(ratio, more=more))
-        listed.append(f"{'more than ' if more else ''}{ratio:.2g}" if ratio else "never")
+        listed.append(f"{'more than ' if more else ''}{ratio:.2g}" if ratio else "not reached")
     ours = ", ".join(f"{labels[key]} {seconds(found[key])}" for key in (one.quick, one.slow))
-    return Claim(one.sentence, f"{ours}: {', '.join(listed)} times", verdict(agrees))
+    return Claim(one.sentence, f"{ours}; ratio in each seed: {', '.join(listed)}", verdict(agrees))
 
 
 def _fastest(labels: Mapping[str, str], found: Mapping[str, Sequence[float]]) -> Claim:
-    """Of each seed: 1 if it is before all others, the GPU too; 1/2 if before all but that."""
+    """Scores each seed: 1 if it beats all others, 1/2 if it beats all but the GPU, else 0."""
     agrees = []
     for seed, time_s in enumerate(found[_FASTEST]):
         others = {key: times_s[seed] for key, times_s in found.items() if key != _FASTEST}
@@ -101,12 +114,12 @@ def _fastest(labels: Mapping[str, str], found: Mapping[str, Sequence[float]]) ->
 
 
 def _rates(runs: Runs) -> Claim:
-    """Section 4.1; of what was tuned, so without seeds."""
+    """Compares the tuned rates, which do not depend on the seed (section 4.1 of the paper)."""
     gamma = runs["downpour_adagrad"][0].config["rule"]["gamma"]
     rate = runs["downpour"][0].config["rule"]["learning_rate"]
     return Claim(
-        "gamma of Adagrad is larger, perhaps by an order of magnitude, than the best fixed rate "
-        "(taken as: at least 3 times)",
-        f"gamma {gamma:.3g}, rate {rate:.3g}: {gamma / rate:.2g} times",
+        "gamma of Adagrad is larger than the best fixed rate, perhaps by an order of magnitude "
+        "(taken as: by a factor of at least 3)",
+        f"gamma {gamma:.3g}, rate {rate:.3g}; ratio {gamma / rate:.2g}",
         verdict([1.0 if gamma >= 3 * rate else 0.5 if gamma > rate else 0.0]),
     )
