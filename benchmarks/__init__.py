@@ -1,1 +1,1 @@
-"""What the speed claims come from: ratios within one run, never yesterday's number."""
+"""Benchmarks behind the speed claims: ratios measured within one run, never to older numbers."""

@@ -1,4 +1,4 @@
-"""(c) The bare engine: events of the virtual runtime without any arithmetic."""
+"""(c) The speed of the virtual runtime's event loop alone, without any arithmetic."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ CLUSTER = Cluster(compute_s=0.1, latency_s=5e-4, service_s=1e-4, machine=_CARDS)
 
 
 class Counter:
-    """A shard that holds nothing."""
+    """A shard that holds no parameters and only counts pushes."""
 
     def __init__(self, node: Node) -> None:
         self.version = 0
 
     def fetch(self) -> int:
+        """Returns the number of pushes so far."""
         return self.version
 
     def push(self, gradient: float) -> None:
+        """Counts a push."""
         self.version += 1
 
 
 async def client(node: Node, shards: list[Any], steps: int) -> None:
+    """A replica: each step fetches from all shards, computes nothing, and pushes to all."""
     for _ in range(steps):
         await all_of([shard.call(Counter.fetch) for shard in shards], list)
         await node.compute(float, 1)
@@ -35,7 +38,7 @@ async def client(node: Node, shards: list[Any], steps: int) -> None:
 
 
 def engine(replicas: int, shards: int, steps: int) -> Callable[[], float]:
-    """Service calls a second; a step is 2 calls to each shard."""
+    """A case: service calls per second of wall-clock time. A step makes 2 calls to each shard."""
 
     def case() -> float:
         runtime = VirtualRuntime(CLUSTER)
@@ -50,7 +53,7 @@ def engine(replicas: int, shards: int, steps: int) -> Callable[[], float]:
 
 
 def bare_heap(events: int) -> Callable[[], float]:
-    """Events a second that a heap alone can push and pop, with a call for each."""
+    """A case: events per second that a heap alone can push and pop, with a call for each."""
 
     def case() -> float:
         heap: list[Any] = [(float(i), i, str) for i in range(1000)]
@@ -65,12 +68,13 @@ def bare_heap(events: int) -> Callable[[], float]:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (c); see `benchmarks.run`."""
     few = {
-        "a heap, and a call for each event": bare_heap(300_000),
+        "a heap with a call for each event": bare_heap(300_000),
         "20 replicas x 100 steps": engine(20, 10, 100),
     }
     aims = {"20 replicas x 100 steps": ">= 60,000 /s"}
-    title = "(c) the bare engine with 10 shards: events, service calls"
+    title = "(c) the event loop alone, with 10 shards: events or service calls"
     many = {"10,000 replicas x 10 steps": engine(10_000, 10, 10)}
     measured = [in_turn(title, "per s", few, rounds, aims), in_turn(title, "per s", many, 1)]
     memory = f"{peak_memory_gb():.2f} GB (aim: below 2 GiB)"

@@ -1,4 +1,4 @@
-"""(i) What the event log costs: runs that write one beside runs that do not."""
+"""(i) The cost of the event log: runs that write one compared with runs that do not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _CLUSTER = dbjax.Cluster(compute_s=0.1, latency_s=5e-4, service_s=1e-4)
 
 
 def virtual(task: dbjax.Task, steps: int, log_to: Path | None = None) -> Any:
-    """Steps a second of the wall, of 20 replicas on 10 shards in virtual time."""
+    """A case: steps per second of wall-clock time, of 20 replicas on 10 shards in virtual time."""
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=20, shards=10, steps=steps)
@@ -31,6 +31,7 @@ def virtual(task: dbjax.Task, steps: int, log_to: Path | None = None) -> Any:
 
 
 def compare(network: Network, directory: Path, rounds: int) -> list[Measured]:
+    """Compares runs with and without a log, on every runtime that is installed."""
     task, log = network.task, directory / "events.jsonl"
     pairs: dict[str, tuple[Any, tuple[Any, ...]]] = {
         "threads, 1 replica": (replicas, (task, 1, network.steps)),
@@ -53,5 +54,6 @@ def compare(network: Network, directory: Path, rounds: int) -> list[Measured]:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (i); see `benchmarks.run`."""
     with tempfile.TemporaryDirectory() as directory:
         return compare(small(), Path(directory), rounds)

@@ -1,4 +1,4 @@
-"""(l) An update of Figure 4's methods beside the bare gradient and the bare rule, on one core."""
+"""(l) An update of Figure 4's methods, compared with its gradient and rule alone, on one core."""
 
 from __future__ import annotations
 
@@ -18,16 +18,21 @@ from experiments import build
 from experiments.command_line import load_config
 
 METHOD = "configs/figure4/downpour_adagrad.py:laptop"
-UPDATES = 3_000  # of a case, after as many that compile and touch memory
+UPDATES = 3_000  # measured updates of a case, after as many that compile and touch memory
 
 
 @functools.cache
 def task() -> dbjax.Task:
+    """The task of Figure 4."""
     return build.task(load_config(METHOD))
 
 
 def bare(with_rule: bool) -> Callable[[], float]:
-    """Milliseconds of a mini-batch, gathered before: its gradient, and the server's rule."""
+    """A case: milliseconds for the gradient of a ready mini-batch.
+
+    Args:
+      with_rule: whether to apply the server's update rule too.
+    """
     value_and_grad = jax.jit(jax.value_and_grad(task().loss))
     rule = build.rule(load_config(METHOD).rule.to_dict())
     params, batch = task().params, task().batches(0, 20).at(0)
@@ -49,11 +54,11 @@ def bare(with_rule: bool) -> Callable[[], float]:
 
 
 def updates(replicas: int, overlap: bool) -> Callable[[], float]:
-    """Milliseconds of the wall for an update of Downpour with Adagrad."""
+    """A case: milliseconds of wall-clock time for an update of Downpour with Adagrad."""
     config = load_config(METHOD)
     with_replicas(config, replicas)
     config.options.update(overlap=overlap, warm_start_updates=0)
-    config.until_s = 2 * UPDATES / replicas * (0.2 if overlap else 0.5)  # about a step of each
+    config.until_s = 2 * UPDATES / replicas * (0.2 if overlap else 0.5)  # about a step per replica
     config.evaluations = 10
 
     def case() -> float:
@@ -73,8 +78,9 @@ def updates(replicas: int, overlap: bool) -> Callable[[], float]:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (l); see `benchmarks.run`."""
     cases = {
-        "bare gradient": bare(with_rule=False),
+        "gradient alone": bare(with_rule=False),
         "gradient and rule": bare(with_rule=True),
         "Downpour + Adagrad [20]": updates(20, overlap=False),
         "Downpour + Adagrad [200]": updates(200, overlap=False),

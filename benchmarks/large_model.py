@@ -1,11 +1,11 @@
-"""Really trains the paper's network of 1.7 billion parameters, on one machine.
+"""Trains the paper's network of 1.7 billion parameters for a few steps on one machine.
 
 python -m benchmarks.large_model [--units=36] [--steps=3] [--batch-size=4] [--shards=2]
 
-One replica of Downpour SGD and its shards in one process, through `dbjax.run`. The peak is in
-the gradient: parameters and gradient are 6.3 GiB each for 36 units, and a leaf that the border
-of two shards cuts is copied, to be joined. Two kernels make up 92% of the parameters. Two
-shards cut one of them; three and more cut both, which takes more.
+One replica of Downpour SGD and its shards run in one process, through `dbjax.run`. Memory peaks
+while the gradient is computed: parameters and gradient take 6.3 GiB each for 36 units, and every
+leaf that is split between two shards is copied to join its parts. Two kernels hold 92% of the
+parameters. Two shards split one of them; three or more split both, which takes more memory.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from dbjax.run_dir.provenance import commit, host, versions
 from dbjax.runtime.trace import Span, Trace
 
 RATE = 0.004
-_GIB = 1e9 / 2**30  # a GB
+_GIB = 1e9 / 2**30  # GiB in a GB
 
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """What a run says of itself.
+    """The measurements of a run.
 
     Attributes:
-      parameters: how many, of float32.
-      losses: of each step, at the parameters that it began with.
-      step_s: seconds of each step; the first compiles.
-      parts_s: of these, by what the replica did, summed over all steps.
-      bytes_fetched: by the replica, in all steps.
-      bytes_pushed: likewise.
+      parameters: the number of parameters, all float32.
+      losses: the loss of each step, at the parameters with which the step began.
+      step_s: the seconds of each step; the first one includes compilation.
+      parts_s: the seconds that the replica spent on "fetch", "compute" and "push" in all steps.
+      bytes_fetched: the bytes that the replica fetched in all steps.
+      bytes_pushed: the bytes that the replica pushed in all steps.
     """
 
     parameters: int
@@ -56,7 +56,14 @@ class Trained:
 
 
 def train(config: VisionConfig, *, steps: int, batch_size: int, shards: int) -> Trained:
-    """Downpour SGD with one replica, on as many examples as there are in a mini-batch."""
+    """Trains the network with one replica of Downpour SGD on a single random mini-batch.
+
+    Args:
+      config: the network.
+      steps: the number of steps.
+      batch_size: the number of examples.
+      shards: the number of shards.
+    """
     network = model(config, seed=0)
     task = dbjax.Task(network.init, network.loss, _examples(config, batch_size), batch_size)
     method = downpour.Config(optax.sgd(RATE), replicas=1, shards=shards, steps=steps)
@@ -83,7 +90,7 @@ def _examples(config: VisionConfig, number: int) -> ArrayExamples:
 
 
 def _parts_s(spans: list[Span]) -> dict[str, float]:
-    """Seconds that the replica spent on each kind of call, one after another."""
+    """The seconds that the replica spent on each kind of work; they do not overlap."""
     parts = {"fetch": 0.0, "compute": 0.0, "push": 0.0}
     for span in spans:
         if span.node == "replica/0":
@@ -92,6 +99,7 @@ def _parts_s(spans: list[Span]) -> dict[str, float]:
 
 
 def show(trained: Trained, console: rich.console.Console) -> None:
+    """Prints the measurements."""
     table = rich.table.Table(title=f"{trained.parameters:,} parameters", title_justify="left")
     for column in ("step", "loss", "seconds"):
         table.add_column(column, justify="right")
@@ -99,18 +107,21 @@ def show(trained: Trained, console: rich.console.Console) -> None:
         table.add_row(str(step), f"{loss:.4f}", f"{took_s:.1f}")
     console.print(table)
     parts = ", ".join(f"{name} {took_s:.1f} s" for name, took_s in trained.parts_s.items())
-    console.print(f"  of all steps: {parts}", soft_wrap=True)
+    console.print(f"  all steps together: {parts}", soft_wrap=True)
     moved = f"{trained.bytes_fetched:,} bytes fetched, {trained.bytes_pushed:,} pushed"
     console.print(f"  {moved}; peak memory {peak_memory_gb() * _GIB:.2f} GiB", soft_wrap=True)
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.large_model",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--units", type=int, default=36, help="on a patch; default: %(default)s")
+    parser.add_argument(
+        "--units", type=int, default=36, help="filters per patch; default: %(default)s"
+    )
     parser.add_argument("--steps", type=int, default=3, help="default: %(default)s")
     parser.add_argument("--batch-size", type=int, default=4, help="default: %(default)s")
     parser.add_argument("--shards", type=int, default=2, help="default: %(default)s")
@@ -123,7 +134,8 @@ def main(arguments: list[str] | None = None) -> int:
         path = prepare(chosen.out) / "large_model.json"
     except ValueError as error:
         parser.error(f"--out: {error}")
-    # One program at a time: spans are of the work itself, and no two updates need memory at once.
+    # Run one program at a time, so that spans time the work itself and no two updates need memory
+    # at once.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     trained = train(
         VisionConfig(units=chosen.units),

@@ -1,4 +1,4 @@
-"""(f) L-BFGS in one process beside other people's: the same full batch, the same m."""
+"""(f) L-BFGS in one process, compared with other libraries' on the same batch with the same m."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ from benchmarks.solvers import (
     with_torch,
 )
 
-# The first is what the others are held against.
+# The first case is the baseline.
 CASES: dict[str, Solver] = {
     "optax.lbfgs, jitted, donated": with_optax,
     "dbjax.optim.minimise": with_dbjax,
     "Sandblaster, threads, 1 replica": with_sandblaster,
-    "the same, 4 portions": with_four_portions,
+    "Sandblaster, threads, 4 portions": with_four_portions,
     "scipy L-BFGS-B": with_scipy,
     "torch.optim.LBFGS": with_torch,
     "loss and gradient alone": evaluating,
@@ -40,7 +40,13 @@ _NEEDS = {"torch.optim.LBFGS": "torch", "scipy L-BFGS-B": "scipy"}
 
 
 class Alone(NamedTuple):
-    """What a process that did nothing else says of its second run."""
+    """The measurements of a solver's second run in a process of its own.
+
+    Attributes:
+      ms_per_evaluation: milliseconds of the whole run per evaluation.
+      solved: the result of the run.
+      peak_memory_gb: the peak memory of the process, in GB.
+    """
 
     ms_per_evaluation: float
     solved: Solved
@@ -48,10 +54,16 @@ class Alone(NamedTuple):
 
 
 def compare(make: Callable[[], Network], batch_size: int, iterations: int, rounds: int) -> Measured:
-    """Milliseconds per evaluation, each with its share of the iterations' other work.
+    """Measures milliseconds per evaluation, including the other work of an iteration.
 
-    Every number is from a process of its own: together, those with 42 M parameters would
-    need more memory than there is, and keep each other's threads busy.
+    Every number is measured in a process of its own: in one process, the solvers with 42 M
+    parameters would need more memory than there is, and would compete for threads.
+
+    Args:
+      make: makes the network.
+      batch_size: the number of examples in the batch.
+      iterations: the number of L-BFGS iterations.
+      rounds: the number of times to measure each case.
     """
     names = [n for n in CASES if n not in _NEEDS or importlib.util.find_spec(_NEEDS[n])]
     measured: dict[str, list[Alone]] = {name: [] for name in names}
@@ -91,4 +103,5 @@ def _alone(name: str, make: Callable[[], Network], batch_size: int, iterations: 
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (f); see `benchmarks.run`."""
     return [compare(small, 4096, 30, rounds)]

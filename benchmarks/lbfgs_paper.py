@@ -1,4 +1,4 @@
-"""(f) again, with the network of the paper: 42 M parameters."""
+"""(f) for the paper's network of 42 M parameters."""
 
 from __future__ import annotations
 
@@ -8,4 +8,5 @@ from benchmarks.networks import paper
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (f) for the large network; see `benchmarks.run`."""
     return [compare(paper, 256, 15, max(2, rounds // 3))]

@@ -1,4 +1,4 @@
-"""Interleaved measuring, since machines change their speed within minutes."""
+"""Interleaved measurements, because a machine's speed changes within minutes."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Case = Callable[[], float]
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """Numbers of several cases, taken in turn; the first case is what others are held against.
+    """The measurements of several cases that took turns; the first case is the baseline.
 
     Attributes:
-      title: what is measured.
-      unit: of the numbers.
-      numbers: case -> one number a round.
-      bounds: case -> the ratio to the first case that it should reach, as text.
-      notes: other facts, such as memory.
+      title: the title of the table.
+      unit: the unit of the numbers.
+      numbers: case -> one number for each round.
+      bounds: case -> the ratio to the first case that it should reach, as text, such as "<= 1.1".
+      notes: further facts to print, by name, such as peak memory.
     """
 
     title: str
@@ -34,11 +34,12 @@ class Measured:
     notes: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     def ratios(self, case: str) -> list[float]:
-        """To the first case, round by round."""
+        """The ratio of a case to the first case in each round."""
         first = next(iter(self.numbers.values()))
         return [a / b for a, b in zip(self.numbers[case], first, strict=True)]
 
     def table(self) -> rich.table.Table:
+        """A table of medians and ranges, of the numbers and of their ratios."""
         table = rich.table.Table(title=self.title, title_justify="left")
         for column in ("", self.unit, "lowest .. highest", "ratio", "lowest .. highest", "aim"):
             table.add_column(column, justify="left" if column == "" else "right")
@@ -55,6 +56,7 @@ class Measured:
         return table
 
     def show(self, console: rich.console.Console) -> None:
+        """Prints table and notes."""
         if self.numbers:
             console.print(self.table())
         else:
@@ -63,7 +65,7 @@ class Measured:
             console.print(f"  {name}: {value}", soft_wrap=True)
 
     def plain(self) -> dict[str, Any]:
-        """For JSON."""
+        """All fields and the median ratios, for JSON."""
         medians = {case: statistics.median(self.ratios(case)) for case in self.numbers}
         return dataclasses.asdict(self) | {"median_ratios": medians}
 
@@ -76,7 +78,16 @@ def in_turn(
     bounds: Mapping[str, str] | None = None,
     notes: Mapping[str, Any] | None = None,
 ) -> Measured:
-    """Runs every case once to warm up, then all of them in turn, `rounds` times."""
+    """Runs every case once to warm up, then all of them in turn, `rounds` times.
+
+    Args:
+      title: see `Measured`, as for the other arguments.
+      unit: the unit of the numbers.
+      cases: functions that measure one number each, by name; the first is the baseline.
+      rounds: the number of measurements of each case.
+      bounds: case -> the ratio to the first case that it should reach, as text.
+      notes: further facts to print, by name.
+    """
     numbers: dict[str, list[float]] = {name: [] for name in cases}
     for case in cases.values():
         case()
@@ -87,7 +98,7 @@ def in_turn(
 
 
 def milliseconds(function: Callable[[], Any]) -> Case:
-    """A case: how long one call takes."""
+    """A case: the milliseconds of one call of a function."""
 
     def case() -> float:
         begin = time.perf_counter()
@@ -98,5 +109,5 @@ def milliseconds(function: Callable[[], Any]) -> Case:
 
 
 def peak_memory_gb() -> float:
-    """Of this process so far."""
+    """The peak memory of this process so far, in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9

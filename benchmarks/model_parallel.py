@@ -1,7 +1,7 @@
-"""(h) One network cut over 2 devices, on 2 cores: measured beside predicted.
+"""(h) A network sharded over 2 devices on 2 cores: measured time compared with the prediction.
 
-The prediction knows what the compiled programs cost, how fast a core computes the whole network
-while the other core is busy too, and what an exchange between two devices costs by itself.
+The prediction uses the costs of the compiled programs, the speed at which a core computes the whole
+network while the other core is equally busy, and the cost of an exchange between two devices.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dbjax.runtime.step_time import PhasedStep
 
 SHARDINGS = {"speech 42 M": ("units", "alternating"), "small vision": ("tiles",)}
 STEPS = 8
-BUSY = "whole, one core, the other as busy"
+BUSY = "whole, one core, the other equally busy"
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (h); see `benchmarks.run`."""
     cores = tuple(sorted(os.sched_getaffinity(0)))[:2]
     if len(cores) < 2:
         return [Measured("(h) needs two cores", "ms", {})]
@@ -29,6 +30,13 @@ def run(rounds: int) -> list[Measured]:
 
 
 def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
+    """Measures one network, whole and in each of its shardings.
+
+    Args:
+      network: a key of `NETWORKS`.
+      cores: the numbers of two cores.
+      rounds: the number of measurements of each case.
+    """
     first, second = ((core,) for core in cores)
     kinds = {
         "both": (network, cores),
@@ -41,15 +49,15 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
             "whole, both cores": both.case(STEPS),
             "whole, one core": one.case(STEPS),
             BUSY: lambda: at_once(one, other),
-        } | {f"cut ({how}), 2 devices": running[how].case(STEPS) for how in SHARDINGS[network]}
+        } | {f"sharded ({how}), 2 devices": running[how].case(STEPS) for how in SHARDINGS[network]}
         title = f"(h) gradient of {network}, mini-batch {NETWORKS[network][2]}"
-        bounds = {f"cut ({how}), 2 devices": "<= 1" for how in SHARDINGS[network]}
+        bounds = {f"sharded ({how}), 2 devices": "<= 1" for how in SHARDINGS[network]}
         found = in_turn(title, "ms", cases, rounds, bounds)
     median = {name: statistics.median(numbers) for name, numbers in found.numbers.items()}
     notes = {
-        f"cut ({how})": _words(
+        f"sharded ({how})": _words(
             prediction_ms(one.step, running[how].step, running[how].exchange, median[BUSY]),
-            median[f"cut ({how}), 2 devices"],
+            median[f"sharded ({how}), 2 devices"],
             median["whole, one core"],
         )
         for how in SHARDINGS[network]
@@ -58,7 +66,7 @@ def measured(network: str, cores: tuple[int, ...], rounds: int) -> Measured:
 
 
 def at_once(one: Child, other: Child) -> float:
-    """Milliseconds of a step, while two processes take steps on a core each."""
+    """Milliseconds of a step while two processes take steps at the same time, on a core each."""
     one.begin(STEPS)
     other.begin(STEPS)
     return (one.end() + other.end()) / 2
@@ -67,13 +75,14 @@ def at_once(one: Child, other: Child) -> float:
 def prediction_ms(
     whole: PhasedStep, cut: PhasedStep, exchange: Mapping[str, float], busy_ms: float
 ) -> float:
-    """Of a step over several devices, as Figure 3 predicts them.
+    """Predicts the milliseconds of a step on several devices, by the method of Figure 3.
 
     Args:
-      whole: what the network costs on one device.
-      cut: what it costs each of several.
-      exchange: latency and bandwidth between them.
-      busy_ms: a step of the whole network on one core, while the others are as busy.
+      whole: the costs of the network on one device.
+      cut: the costs of the sharded network on each of several devices.
+      exchange: "latency_s" and "bandwidth_bytes_per_s" between the devices.
+      busy_ms: milliseconds of a step of the whole network on one core while all other cores are
+        equally busy.
     """
     flops = sum(phase.repeats * phase.flops for phase in whole.phases)
     core = Machine(

@@ -1,4 +1,4 @@
-"""The two networks that everything is measured on, and data of the right shape for them."""
+"""The two networks that the benchmarks use, and random data of the right shape for them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ _EXAMPLES = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A network's task, and how often to repeat what is measured on it."""
+    """A network and its training task.
+
+    Attributes:
+      name: the name in titles.
+      config: the network.
+      task: its training on random data.
+      steps: the number of steps to measure.
+    """
 
     name: str
     config: SpeechConfig
@@ -26,6 +33,7 @@ class Network:
 
 
 def network(name: str, config: SpeechConfig, steps: int) -> Network:
+    """Makes a network with random data; see `Network` for the arguments."""
     random = np.random.default_rng(0)
     inputs = random.normal(size=(_EXAMPLES, config.inputs)).astype(np.float32)
     labels = random.integers(config.states, size=_EXAMPLES).astype(np.int32)
@@ -36,8 +44,10 @@ def network(name: str, config: SpeechConfig, steps: int) -> Network:
 
 
 def small() -> Network:
+    """The small network of the demo."""
     return network("440-256x4-128", DEMO, 400)
 
 
 def paper() -> Network:
+    """The paper's speech network of 42 M parameters."""
     return network("440-2560x4-8192 (42 M)", PAPER, 8)

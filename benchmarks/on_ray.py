@@ -1,4 +1,4 @@
-"""(j) Processes on Ray, against the plain loop and the pattern of Ray's own documentation."""
+"""(j) Replicas on Ray, compared with a plain loop and with the pattern of Ray's documentation."""
 
 from __future__ import annotations
 
@@ -20,29 +20,31 @@ from benchmarks.threads import RULE, fused_loop, steps_per_s
 from dbjax.algorithms import downpour
 
 _RATE = 0.05
-_WARM = 20  # steps of each replica: its processes compile, and touch all their memory once
+_WARM = 20  # uncounted first steps of a replica, which compile and touch all memory once
 
 
 class PatternServer:
-    """One actor with the parameters as NumPy arrays."""
+    """The server of Ray's pattern: one actor that holds the parameters as NumPy arrays."""
 
     def __init__(self, params: list[Any]) -> None:
         self._params = [np.array(p) for p in params]
 
     def apply(self, gradient: list[Any]) -> list[Any]:
+        """Applies a gradient and returns the new parameters."""
         for value, change in zip(self._params, gradient, strict=True):
             value -= _RATE * change
         return self._params
 
 
 class PatternWorker:
-    """Computes one gradient a call."""
+    """The worker of Ray's pattern."""
 
     def __init__(self, gradient_fn: Any, treedef: Any, batches: Any) -> None:
         self._gradient_fn, self._treedef, self._batches = gradient_fn, treedef, batches
         self._step = 0
 
     def compute(self, params: list[Any]) -> list[Any]:
+        """Computes the gradient of the next mini-batch."""
         batch = self._batches.at(self._step)
         self._step += 1
         gradient = self._gradient_fn(jax.tree.unflatten(self._treedef, params), batch)
@@ -50,7 +52,7 @@ class PatternWorker:
 
 
 class Pattern:
-    """The asynchronous parameter server: a driver hands on whichever gradient is ready first."""
+    """Ray's asynchronous parameter server: the driver forwards each gradient once it is ready."""
 
     def __init__(self, task: dbjax.Task, count: int) -> None:
         import ray
@@ -66,11 +68,13 @@ class Pattern:
         ]
 
     def run(self, steps: int) -> float:
-        """Steps a second of all workers together."""
+        """Takes steps; returns steps per second of all workers together."""
         import ray
 
         first = ray.put(self._params)
-        ray.get([worker.compute.remote(first) for worker in self._workers])  # all there, compiled
+        ray.get(
+            [worker.compute.remote(first) for worker in self._workers]
+        )  # all have started and compiled
         computing = {worker.compute.remote(first): worker for worker in self._workers}
         begin, done = time.perf_counter(), 0
         while done < steps:
@@ -85,6 +89,8 @@ class Pattern:
 
 
 def pattern(task: dbjax.Task, count: int, steps: int) -> Callable[[], float]:
+    """A case: steps per second of `count` workers in Ray's pattern."""
+
     @functools.cache
     def made() -> Pattern:
         return Pattern(task, count)
@@ -93,12 +99,19 @@ def pattern(task: dbjax.Task, count: int, steps: int) -> Callable[[], float]:
 
 
 def replicas(task: dbjax.Task, count: int, steps: int) -> Callable[[], float]:
-    """Steps a second of all replicas together; fetches and pushes overlap what is computed."""
+    """A case: steps per second of all replicas; fetches and pushes overlap with computation."""
     config = downpour.Config(rule=RULE, replicas=count, shards=1, steps=steps + _WARM, overlap=True)
     return lambda: steps_per_s(dbjax.run(task, config, runtime="ray"), _WARM)
 
 
 def compare(network: Network, aim: str, rounds: int) -> Measured:
+    """Compares dbjax with Ray's pattern and the plain loop.
+
+    Args:
+      network: the network to train.
+      aim: the ratio to the plain loop that dbjax should reach, as text.
+      rounds: the number of measurements of each case.
+    """
     import ray
 
     task, steps = network.task, network.steps
@@ -109,7 +122,7 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
             include_dashboard=False,
             log_to_driver=False,
             logging_level=logging.ERROR,
-            _system_config={"worker_niceness": 0},  # as that of the plain loop
+            _system_config={"worker_niceness": 0},  # the same as for the plain loop
         )
     cases = {"fused, donated optax loop": fused_loop(task, steps)}
     for count in (1, 2):
@@ -129,6 +142,13 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
 
 
 def run(rounds: int, make: Callable[[], Network] = small, aim: str = ">= 0.6") -> list[Measured]:
+    """Measures part (j); see `benchmarks.run`. Without Ray it only says so.
+
+    Args:
+      rounds: the number of measurements of each case.
+      make: makes the network.
+      aim: the ratio to the plain loop that dbjax should reach, as text.
+    """
     if importlib.util.find_spec("ray") is None:
         nothing = {"left out": "Ray is not installed (pip install 'dbjax[ray]')"}
         return [Measured("(j) Ray", "", {}, notes=nothing)]

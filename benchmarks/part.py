@@ -1,4 +1,4 @@
-"""One part of the benchmarks, in this process; `run` starts it."""
+"""Runs one part of the benchmarks in this process; `benchmarks.run` starts it for each part."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from dbjax.run_dir.provenance import commit, host, versions
 
 
 def one_part(part: str, rounds: int, directory: str) -> None:
-    """Measures a part in this process, shows it, and writes its file."""
+    """Measures a part, prints its tables, and writes PART.json.
+
+    Args:
+      part: the name of the module in `benchmarks`.
+      rounds: the number of measurements of each case.
+      directory: the folder to write to.
+    """
     path = prepare(directory) / f"{part}.json"
     measured = importlib.import_module(f"benchmarks.{part}").run(rounds)
     console = rich.console.Console(width=None if sys.stdout.isatty() else 120)

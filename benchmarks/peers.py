@@ -1,4 +1,4 @@
-"""(e) What else a user would take: a PyTorch loop, and a store in torch's shared memory."""
+"""(e) Alternatives: a PyTorch training loop, and a parameter server in torch's shared memory."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _SHARDS = 10
 
 
 def torch_network(config: SpeechConfig) -> Any:
+    """The speech network as a torch module."""
     import torch
 
     widths = [config.inputs, *[config.width] * config.depth]
@@ -32,7 +33,7 @@ def torch_network(config: SpeechConfig) -> Any:
 
 
 def torch_loop(network: Network) -> Callable[[], float]:
-    """Steps a second of a plain PyTorch loop, on the same mini-batches."""
+    """A case: steps per second of a plain PyTorch loop on the same mini-batches."""
     import torch
 
     module = torch_network(network.config)
@@ -54,7 +55,7 @@ def torch_loop(network: Network) -> Callable[[], float]:
 
 
 def _serve(params: list[Any], gradients: list[Any], asked: Any) -> None:
-    """The server process: applies a shard's gradient where it lies, and says so."""
+    """The server process: applies the gradient of each requested shard in place, then replies."""
     import torch
 
     torch.set_num_threads(2)
@@ -64,7 +65,14 @@ def _serve(params: list[Any], gradients: list[Any], asked: Any) -> None:
 
 
 def torch_store(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
-    """Push and fetch through a server process and shared memory; and how to end it."""
+    """Starts a server process that shares its memory with this one.
+
+    Args:
+      size: the number of parameters.
+
+    Returns:
+      A function that pushes a gradient and fetches the parameters, and one that ends the process.
+    """
     import torch
 
     def shared() -> list[Any]:
@@ -94,6 +102,7 @@ def torch_store(size: int) -> tuple[Callable[[], None], Callable[[], None]]:
 
 
 def loops(network: Network, rounds: int) -> Measured:
+    """Compares training loops."""
     cases = {
         "fused, donated optax loop": fused_loop(network.task, network.steps),
         "dbjax in threads, 2 replicas": replicas(network.task, 2, network.steps),
@@ -103,6 +112,7 @@ def loops(network: Network, rounds: int) -> Measured:
 
 
 def stores(rounds: int) -> Measured:
+    """Compares parameter servers."""
     params = jax.block_until_ready(model(PAPER, 0).params)
     gradient = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -119,6 +129,7 @@ def stores(rounds: int) -> Measured:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (e); see `benchmarks.run`. Without torch it only says so."""
     if importlib.util.find_spec("torch") is None:
         nothing = {"left out": "torch is not installed (pip install 'dbjax[bench]')"}
         return [Measured("(e) peers", "", {}, notes=nothing)]

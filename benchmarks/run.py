@@ -1,9 +1,9 @@
-"""Runs the benchmarks, prints tables, writes JSON.
+"""Runs the benchmarks, prints tables and writes JSON.
 
 python -m benchmarks.run [--only=threads,virtual,...] [--rounds=7] [--out=DIR]
 
-Each part runs in a process of its own; those with large arrays in one whose allocator
-keeps freed memory (docs/decisions/memory.md).
+Each part runs in a process of its own. For the parts with large arrays, the allocator of that
+process keeps freed memory (docs/decisions/memory.md).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import sys
 
 from dbjax.files import prepare
 
-KEEP_FREED_MEMORY = {  # of glibc; for arrays above 32 MB
+KEEP_FREED_MEMORY = {  # settings of glibc, for arrays above 32 MB
     "MALLOC_ARENA_MAX": "1",
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": str(2**62),
@@ -41,13 +41,18 @@ PARTS: dict[str, dict[str, str]] = {
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.run",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--only", default=",".join(PARTS), help="default: %(default)s")
-    parser.add_argument("--rounds", type=int, default=7, help="of each case; default: %(default)s")
+    parser.add_argument(
+        "--only", default=",".join(PARTS), help="parts to run; default: %(default)s"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=7, help="measurements of each case; default: %(default)s"
+    )
     parser.add_argument("--out", default="runs/benchmarks", help="folder; default: %(default)s")
     chosen = parser.parse_args(arguments)
     for part in chosen.only.split(","):

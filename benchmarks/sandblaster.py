@@ -1,5 +1,6 @@
-"""(g) Sandblaster with 2,000 virtual replicas beside the bare gradient of the full batch;
-and what its coordinator exchanges with the shards, at 1 thousand and 42 million parameters.
+"""(g) Sandblaster with 2,000 virtual replicas, compared with the full-batch gradient alone.
+
+It also reports the traffic between coordinator and shards at 1 thousand and 42 million parameters.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from dbjax.models import PAPER, SpeechConfig, model
 from dbjax.optim import Stops
 from dbjax.runtime.trace import Row
 
-REPLICAS, SHARDS, PORTIONS = 2_000, 4, 4  # portions for each replica
+REPLICAS, SHARDS, PORTIONS = 2_000, 4, 4  # PORTIONS is per replica
 NEVER = Stops(0.0, -1.0)
 CLUSTER = dbjax.Cluster(
     compute_s=0.1,
@@ -30,12 +31,17 @@ CLUSTER = dbjax.Cluster(
     memory_bandwidth_bytes_per_s=5e9,
     machine=dbjax.Machine(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=1.25e9),
 )
-_TOGETHER = 4096  # examples in one program
+_TOGETHER = 4096  # examples per program of the full-batch gradient
 _STEPS = 4
 
 
 def speech_task(width: int, frames: int) -> dbjax.Task:
-    """Training frames in `PORTIONS` portions for each replica."""
+    """Trains a speech network on frames that make `PORTIONS` portions for each replica.
+
+    Args:
+      width: the number of units in a hidden layer.
+      frames: the number of frames of both sets together.
+    """
     data = load("speech_frames", num_states=128, num_frames=frames).train
     network = model(SpeechConfig(width=width, states=128), 0)
     portion = -(-len(data) // (REPLICAS * PORTIONS))
@@ -43,7 +49,7 @@ def speech_task(width: int, frames: int) -> dbjax.Task:
 
 
 def bare(task: dbjax.Task) -> Callable[[], float]:
-    """Milliseconds of the gradient of all examples, gathered before, in large programs."""
+    """A case: milliseconds for the gradient of all (ready) examples, in large programs."""
     portions = task.portions
     size = _TOGETHER // task.batch_size
     chunks = [
@@ -63,7 +69,7 @@ def bare(task: dbjax.Task) -> Callable[[], float]:
 
 
 def iterations(task: dbjax.Task, replicas: int) -> Callable[[], float]:
-    """Milliseconds of the wall for an iteration of L-BFGS, of one evaluation each."""
+    """A case: milliseconds of wall-clock time per evaluation of L-BFGS; an iteration makes one."""
 
     def case() -> float:
         ends: list[tuple[float, int]] = []
@@ -83,6 +89,7 @@ def iterations(task: dbjax.Task, replicas: int) -> Callable[[], float]:
 
 
 def compare(width: int, frames: int, rounds: int) -> Measured:
+    """Compares an iteration with the gradient alone; see `speech_task` for the arguments."""
     task = speech_task(width, frames)
     cases = {
         "full-batch gradient alone": bare(task),
@@ -100,7 +107,7 @@ def compare(width: int, frames: int, rounds: int) -> Measured:
 
 
 def coordinator_traffic() -> Measured:
-    """The same problem, one evaluation an iteration, at two sizes."""
+    """Reports the coordinator's traffic for two network sizes; an iteration has one evaluation."""
     random = np.random.default_rng(0)
     notes: dict[str, Any] = {}
     for config in (SpeechConfig(inputs=12, width=16, depth=3, states=16), PAPER):
@@ -115,12 +122,14 @@ def coordinator_traffic() -> Measured:
         evaluations = summary["evaluations"] - 1
         notes[f"{network.size:,} parameters"] = (
             f"{told['bytes_per_iteration']:,.0f} bytes and {told['round_trips_per_iteration']:.1f} "
-            f"round trips an iteration; {evaluations} evaluations in {summary['iterations']}"
+            f"round trips per iteration; {evaluations} evaluations in {summary['iterations']} "
+            "iterations"
         )
-    return Measured("(g) what the coordinator exchanges with 4 shards", "", {}, notes=notes)
+    return Measured("(g) traffic between the coordinator and 4 shards", "", {}, notes=notes)
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (g); see `benchmarks.run`."""
     few = max(2, rounds // 2)
     sizes = ((256, 300_000), (512, 300_000), (256, 1_200_000))
     return [*(compare(width, frames, few) for width, frames in sizes), coordinator_traffic()]

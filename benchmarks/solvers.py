@@ -1,4 +1,4 @@
-"""Minimisers of one kind, L-BFGS, for one purpose: to be timed on the same problem."""
+"""L-BFGS minimisers of several libraries, to be timed on the same problem by `lbfgs`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,13 @@ MEMORY = 10
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is minimised: a network's loss over one batch, for some iterations."""
+    """The problem to solve: minimising a network's loss over one batch.
+
+    Attributes:
+      network: the network.
+      batch: the batch, as jax arrays.
+      iterations: the number of iterations to take.
+    """
 
     network: Network
     batch: Any
@@ -32,13 +38,17 @@ class Problem:
 
     @property
     def params(self) -> Any:
+        """The initial parameters."""
         return self.network.task.params
 
     def loss(self, params: Any, batch: Any) -> Any:
+        """The loss to minimise."""
         return self.network.task.loss(params, batch)
 
 
 class Solved(NamedTuple):
+    """The result of a solver: iterations taken, evaluations of the loss, and the final loss."""
+
     iterations: int
     evaluations: int
     loss: float
@@ -48,13 +58,13 @@ Solver = Callable[[Problem], Callable[[], Solved]]
 
 
 def problem(network: Network, batch_size: int, iterations: int) -> Problem:
-    """On the first mini-batch of that size."""
+    """The problem of a network on its first mini-batch of the given size."""
     task = dataclasses.replace(network.task, batch_size=batch_size)
     return Problem(network, jax.device_put(task.batches(0, 1).at(0)), iterations)
 
 
 def with_optax(given: Problem) -> Callable[[], Solved]:
-    """The loop of optax's documentation, donated besides."""
+    """The loop of optax's documentation, in one program with donated buffers."""
     solver = optax.lbfgs(memory_size=MEMORY)
 
     def step(params: Any, state: Any, batch: Any) -> Any:
@@ -82,6 +92,7 @@ def with_optax(given: Problem) -> Callable[[], Solved]:
 
 
 def with_dbjax(given: Problem) -> Callable[[], Solved]:
+    """`dbjax.optim.minimise`, in one process without a parameter server."""
     compiled = jax.jit(jax.value_and_grad(given.loss))
     stops = Stops(0.0, -1.0, iterations=given.iterations)
 
@@ -96,7 +107,12 @@ def with_dbjax(given: Problem) -> Callable[[], Solved]:
 
 
 def with_sandblaster(given: Problem, portions: int = 1) -> Callable[[], Solved]:
-    """In threads, one replica, one shard; the whole run, from placing the services on."""
+    """A whole run of Sandblaster in threads, with one replica and one shard.
+
+    Args:
+      given: the problem.
+      portions: the number of portions into which the batch is split.
+    """
     data = ArrayExamples(jax.tree.map(np.asarray, given.batch))
     task = dbjax.Task(given.params, given.network.task.loss, data, len(data) // portions)
     method = sandblaster.Config(
@@ -111,11 +127,12 @@ def with_sandblaster(given: Problem, portions: int = 1) -> Callable[[], Solved]:
 
 
 def with_four_portions(given: Problem) -> Callable[[], Solved]:
+    """Sandblaster with the batch in four portions."""
     return with_sandblaster(given, 4)
 
 
 def with_scipy(given: Problem) -> Callable[[], Solved]:
-    """In float64, as it needs them, with a loss in float32."""
+    """SciPy's L-BFGS-B, which needs float64; the loss is computed in float32."""
     import scipy.optimize  # type: ignore[import-untyped]
 
     flat, unravel = jax.flatten_util.ravel_pytree(given.params)
@@ -137,6 +154,7 @@ def with_scipy(given: Problem) -> Callable[[], Solved]:
 
 
 def with_torch(given: Problem) -> Callable[[], Solved]:
+    """`torch.optim.LBFGS`, from the same initial parameters."""
     import torch
 
     module = torch_network(given.network.config)
@@ -171,7 +189,7 @@ def with_torch(given: Problem) -> Callable[[], Solved]:
 
 
 def evaluating(given: Problem) -> Callable[[], Solved]:
-    """The loss and its gradient alone."""
+    """Only the loss and its gradient, once per iteration."""
     compiled = jax.jit(jax.value_and_grad(given.loss))
 
     def solve() -> Solved:

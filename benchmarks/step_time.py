@@ -1,7 +1,8 @@
-"""One training program in a process of its own: a line on its standard input, a time back.
+"""Times one training program in a process of its own.
 
-`model_parallel` starts it, once for each number of cores and devices, since both are fixed
-before JAX starts.
+For each line on its standard input, a number of steps, the process prints the time of a step.
+`model_parallel` starts one process for each combination of cores and devices, because both must be
+set before JAX starts.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Any
 from benchmarks.measure import Case
 from dbjax.runtime.step_time import Phase, PhasedStep
 
-NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # -> config, its fields, mini-batch
+NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # -> config, fields, batch size
     "speech 42 M": ("SpeechConfig", {}, 100),
     "small vision": (
         "VisionConfig",
@@ -30,11 +31,17 @@ NETWORKS: dict[str, tuple[str, dict[str, Any], int]] = {  # -> config, its field
 
 
 class Child:
-    """A process that takes steps when it is told to.
+    """A process that takes training steps on request.
 
     Args:
-      cores: numbers of those that it may use.
-      devices: that JAX makes of them, and that the network is cut over.
+      network: a key of `NETWORKS`.
+      cores: the numbers of the cores that the process may use.
+      devices: the number of JAX devices that the network is sharded over.
+      how: how to shard the network; None: the model's default.
+
+    Attributes:
+      step: the costs of a step.
+      exchange: "latency_s" and "bandwidth_bytes_per_s" between the devices; empty for one device.
     """
 
     def __init__(
@@ -49,18 +56,21 @@ class Child:
         )
         about = self._answer()
         phases = tuple(Phase(**phase) for phase in about.pop("phases"))
-        self.step = PhasedStep(about.pop("machines"), phases)  # what it costs
-        self.exchange: dict[str, float] = about  # between its devices: latency and bandwidth
+        self.step = PhasedStep(about.pop("machines"), phases)
+        self.exchange: dict[str, float] = about
 
     def begin(self, steps: int) -> None:
+        """Starts to take steps; returns at once."""
         assert self._process.stdin is not None
         print(steps, file=self._process.stdin, flush=True)
 
     def end(self) -> float:
-        """Milliseconds of a step."""
+        """Waits for the steps; returns the median milliseconds of a step."""
         return float(self._answer()["step_ms"])
 
     def case(self, steps: int) -> Case:
+        """A case: the median milliseconds of a step."""
+
         def measure() -> float:
             self.begin(steps)
             return self.end()
@@ -71,17 +81,18 @@ class Child:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError(f"a measuring process ended with {self._process.wait()}")
+            raise RuntimeError(f"a measuring process ended with exit code {self._process.wait()}")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def close(self) -> None:
+        """Ends the process."""
         self._process.communicate()
 
 
 @contextlib.contextmanager
 def children(**kinds: tuple[Any, ...]) -> Iterator[dict[str, Child]]:
-    """Children by name, ended at the end."""
+    """Starts a `Child` for each tuple of arguments; ends them all when the context closes."""
     found: dict[str, Child] = {}
     try:
         for name, arguments in kinds.items():
@@ -93,6 +104,11 @@ def children(**kinds: tuple[Any, ...]) -> Iterator[dict[str, Child]]:
 
 
 def main(order: dict[str, Any]) -> None:
+    """The child process: reports the costs of a step, then takes steps on request.
+
+    Args:
+      order: the arguments of `Child`.
+    """
     os.sched_setaffinity(0, order["cores"])
     import jax
     import jax.numpy as jnp
@@ -131,7 +147,7 @@ def main(order: dict[str, Any]) -> None:
 
 
 def exchange(mesh: Any) -> dict[str, float]:
-    """Latency and bandwidth of all-gathers among the mesh's devices: a small and a large one."""
+    """Measures the latency and bandwidth of all-gathers, from a small and a large one."""
     import jax
     import jax.numpy as jnp
     import numpy as np
@@ -140,7 +156,7 @@ def exchange(mesh: Any) -> dict[str, float]:
     spec = PartitionSpec(mesh.axis_names)
     together = jax.jit(
         jax.shard_map(
-            # 16 in turn, so that starting the program is a small part
+            # 16 in a row, so that starting the program is a small part of the time.
             lambda x: sum(
                 jax.lax.all_gather(x + i, mesh.axis_names, tiled=True)[: x.size] for i in range(16)
             ),

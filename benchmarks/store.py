@@ -1,4 +1,4 @@
-"""(d) Push and fetch of 42 M parameters in one process, beside the update itself."""
+"""(d) Push and fetch of 42 M parameters in one process, compared with the update alone."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RULE = optax.sgd(0.05)
 
 
 def donated(params: Params, gradient: Params) -> Callable[[], Any]:
-    """The update as fast as XLA makes it: in place."""
+    """The update at its fastest: compiled by XLA, in place."""
 
     def update(params: Params, gradient: Params) -> Params:
         updates, _ = RULE.update(gradient, RULE.init(params), params)
@@ -37,7 +37,7 @@ def donated(params: Params, gradient: Params) -> Callable[[], Any]:
 
 
 def fresh(params: Params, gradient: Params) -> Callable[[], Any]:
-    """The same into new buffers, and not checked: what any store with snapshots pays."""
+    """The update into new buffers, unchecked: the least cost of any server with snapshots."""
 
     @jax.jit
     def update(params: Params, gradient: Params) -> Params:
@@ -53,7 +53,7 @@ def fresh(params: Params, gradient: Params) -> Callable[[], Any]:
 
 
 def server(params: Params, gradient: Params, shards: int) -> Callable[[], Any]:
-    """Push and fetch, through handles, as a replica in a thread does."""
+    """Push and fetch through handles, as a replica in a thread does."""
     served = ParameterServer.serve(ThreadsRuntime(), Shard, params, shards, server_rule(RULE))
     pieces = jax.block_until_ready(jax.jit(served.partition.split)(gradient))
     fetched = served.fetch(Shard.fetch, "replica/0").result()
@@ -70,13 +70,14 @@ def server(params: Params, gradient: Params, shards: int) -> Callable[[], Any]:
 
 
 def copied(params: Params) -> Callable[[], Any]:
-    """One copy of the parameters, into memory used before: what the memory can do."""
+    """One copy of the parameters into memory already in use: the limit of memory bandwidth."""
     source = np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(params)])
     target = np.ones_like(source)
     return lambda: np.copyto(target, source)
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (d); see `benchmarks.run`."""
     params = jax.block_until_ready(model(PAPER, 0).params)
     gradient = jax.tree.map(lambda p: jnp.full_like(p, 1e-3), params)
     cases = {

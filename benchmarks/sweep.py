@@ -1,6 +1,6 @@
-"""(k) Trials of a sweep a second: one job that has one core, two jobs, one that has all cores.
+"""(k) Trials per second of a sweep: with one job on one core, two jobs, and one job on all cores.
 
-XLA computes in one thread in all of them, but compiles in several, whatever it is told.
+XLA computes in one thread in all cases, but always compiles in several threads.
 """
 
 from __future__ import annotations
@@ -24,34 +24,41 @@ SPACES = {
     "configs/speech_downpour_adagrad.py:smoke": "rule.gamma",
 }
 _UNTIL_S = 40.0  # virtual
-_TRIALS = 3  # for each job; rates differ, so updates are compiled each time
+_TRIALS = 3  # per job; learning rates differ, so each trial compiles its update
 
 
 def plan_of(config_file: str, field: str) -> Plan:
+    """A plan that varies one field of a config."""
     config = load_config(config_file)
     config.until_s = _UNTIL_S
     return Plan(config, Space({field: log_uniform(1e-3, 1e-1)}))
 
 
 class Trials:
-    """Runs other trials of a plan each time; the workers stay."""
+    """Runs new trials of a plan each time, in the same worker processes.
+
+    Args:
+      plan: the plan.
+      jobs: the number of worker processes.
+      cores: the numbers of the cores that they may use.
+    """
 
     def __init__(self, plan: Plan, jobs: int, cores: set[int]) -> None:
         self._plan, self._jobs, self._cores = plan, jobs, cores
         self._pool = Pool(self._process, jobs)
         self._numbers = itertools.count()
-        self.cpu_s: list[float] = []  # of each trial
+        self.cpu_s: list[float] = []  # CPU seconds of each trial
 
     def _process(self) -> Process:
         before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, self._cores)  # is inherited
+        os.sched_setaffinity(0, self._cores)  # which the process inherits
         try:
             return Process(Path(os.devnull))
         finally:
             os.sched_setaffinity(0, before)
 
     def rate(self) -> float:
-        """Trials a second."""
+        """Runs trials; returns trials per second."""
         begin, count = time.perf_counter(), _TRIALS * self._jobs
         waiting = [next(self._numbers) for _ in range(count)]
         while count:
@@ -67,10 +74,12 @@ class Trials:
         return _TRIALS * self._jobs / (time.perf_counter() - begin)
 
     def close(self) -> None:
+        """Ends the worker processes."""
         self._pool.__exit__()
 
 
 def compare(config_file: str, field: str, rounds: int) -> Measured:
+    """Compares numbers of jobs on a sweep over one field of a config."""
     plan, cores = plan_of(config_file, field), os.sched_getaffinity(0)
     made = {
         "1 job, on one core": Trials(plan, 1, {min(cores)}),
@@ -86,7 +95,9 @@ def compare(config_file: str, field: str, rounds: int) -> Measured:
             rounds,
             {"2 jobs": ">= 1.8"},
         )
-        cpu = {f"CPU s a trial, {k}": f"{statistics.median(t.cpu_s):.3g}" for k, t in made.items()}
+        cpu = {
+            f"CPU s per trial, {k}": f"{statistics.median(t.cpu_s):.3g}" for k, t in made.items()
+        }
         return dataclasses.replace(measured, notes=cpu)
     finally:
         for trials in made.values():
@@ -94,4 +105,5 @@ def compare(config_file: str, field: str, rounds: int) -> Measured:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (k); see `benchmarks.run`."""
     return [compare(file, field, rounds) for file, field in SPACES.items()]

@@ -1,4 +1,4 @@
-"""(a) Replicas in threads against the plain loop: gradient and update in one program."""
+"""(a) Replicas in threads, compared with the plain loop of gradient and update in one program."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from dbjax.algorithms import downpour
 from dbjax.train import RuntimeName
 
 RULE = optax.sgd(0.05)
-WARM = 3  # steps of each replica that are not counted: they compile
+WARM = 3  # uncounted first steps of each replica, which compile
 
 
 def fused_loop(task: dbjax.Task, steps: int) -> Any:
-    """Steps a second of the loop of optax's tutorials, fused and donated."""
+    """A case: steps per second of the loop of optax's tutorials, in one donated program."""
 
     def step(params: Any, state: Any, batch: Any) -> Any:
         loss, gradient = jax.value_and_grad(task.loss)(params, batch)
@@ -47,7 +47,7 @@ def fused_loop(task: dbjax.Task, steps: int) -> Any:
 
 
 def two_programs(task: dbjax.Task, steps: int) -> Any:
-    """The same loop with gradient and update apart: the limit of any parameter server."""
+    """A case: the same with gradient and update as two programs: any parameter server's limit."""
     gradient_fn = jax.jit(jax.value_and_grad(task.loss))
 
     @jax.jit
@@ -73,7 +73,7 @@ def two_programs(task: dbjax.Task, steps: int) -> Any:
 
 @contextlib.contextmanager
 def logging_to(path: Path | None) -> Iterator[dbjax.EventLog | None]:
-    """A log that is written to that file; none without one."""
+    """An event log that is written to the given file; None if there is no path."""
     if path is None:
         yield None
         return
@@ -89,7 +89,16 @@ def replicas(
     runtime: RuntimeName = "threads",
     log_to: Path | None = None,
 ) -> Any:
-    """Steps a second of all replicas together, while all of them run."""
+    """A case: steps per second of all replicas together while all of them run.
+
+    Args:
+      task: the task.
+      count: the number of replicas.
+      steps: the number of counted steps of each replica.
+      shards: the number of shards.
+      runtime: where to run.
+      log_to: the file of the event log; None: no log.
+    """
 
     def case() -> float:
         config = downpour.Config(rule=RULE, replicas=count, shards=shards, steps=steps + WARM)
@@ -100,7 +109,7 @@ def replicas(
 
 
 def steps_per_s(result: dbjax.Result, warm: int) -> float:
-    """Of all replicas together while all of them run, after `warm` steps of each."""
+    """Steps per second of all replicas together while all run, after `warm` steps of each."""
     ends: dict[str, list[float]] = {}
     for row in result.trace.rows:
         if "loss" in row:
@@ -112,10 +121,17 @@ def steps_per_s(result: dbjax.Result, warm: int) -> float:
 
 
 def compare(network: Network, aim: str, rounds: int) -> Measured:
+    """Compares replicas in threads with plain loops.
+
+    Args:
+      network: the network to train.
+      aim: the ratio to the fused loop that replicas should reach, as text.
+      rounds: the number of measurements of each case.
+    """
     task, steps = network.task, network.steps
     cases = {
         "fused, donated optax loop": fused_loop(task, steps),
-        "loop, gradient and update apart": two_programs(task, steps),
+        "loop, gradient and update separate": two_programs(task, steps),
     }
     for count in (1, 2):
         cases[f"threads, {count} replica{'s' * (count > 1)}"] = replicas(task, count, steps)
@@ -129,4 +145,5 @@ def compare(network: Network, aim: str, rounds: int) -> Measured:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (a); see `benchmarks.run`."""
     return [compare(small(), ">= 0.95", rounds)]

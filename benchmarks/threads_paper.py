@@ -1,4 +1,4 @@
-"""(a) again, with the network of the paper: 42 M parameters."""
+"""(a) for the paper's network of 42 M parameters."""
 
 from __future__ import annotations
 
@@ -8,4 +8,5 @@ from benchmarks.threads import compare
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (a) for the large network; see `benchmarks.run`."""
     return [compare(paper(), ">= 0.85", max(3, rounds // 2))]

@@ -1,4 +1,4 @@
-"""(b) What virtual time costs: a run of 20 replicas and 10 shards, beside its arithmetic alone."""
+"""(b) The cost of virtual time: 20 replicas and 10 shards, compared with the arithmetic alone."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ CLUSTER = dbjax.Cluster(
     service_s=1e-4,
     machine=dbjax.Machine(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6),
 )
-_WARM = 2 * REPLICAS  # mini-batches that are not counted: they compile
+_WARM = 2 * REPLICAS  # uncounted first mini-batches, which compile
 
 
 def virtual(network: Network) -> Any:
-    """Milliseconds of the wall for a mini-batch of any replica."""
+    """A case: milliseconds of wall-clock time per mini-batch, of any replica."""
 
     def case() -> float:
         ends: list[float] = []
@@ -46,12 +46,12 @@ def virtual(network: Network) -> Any:
 
 
 def arithmetic(network: Network) -> Any:
-    """The same gather, gradient and updates of the shards, in a plain loop."""
+    """A case: milliseconds for the same gathering, gradient and shard updates in a plain loop."""
     task = network.task
     server = ParameterServer.serve(VirtualRuntime(), Shard, task.params, SHARDS, server_rule(RULE))
     (gradient_fn,), rule = server.gradients_of(task.loss, task.batch, 1), server_rule(RULE)
-    cut = jax.jit(server.partition.split)(task.params)
-    held = [(slice_, rule.init(slice_)) for slice_ in cut]
+    slices = jax.jit(server.partition.split)(task.params)
+    held = [(slice_, rule.init(slice_)) for slice_ in slices]
     batches = [task.batches(r, REPLICAS) for r in range(REPLICAS)]
 
     def case() -> float:
@@ -68,12 +68,13 @@ def arithmetic(network: Network) -> Any:
 
 
 def run(rounds: int) -> list[Measured]:
+    """Measures part (b); see `benchmarks.run`."""
     network = small()
     alone, whole = arithmetic(network), virtual(network)
     return [
         in_turn(
             f"(b) {REPLICAS} replicas x {SHARDS} shards in virtual time, {network.name}",
-            "ms a mini-batch",
+            "ms per mini-batch",
             {"gradients and updates alone": alone, "virtual runtime": whole},
             rounds,
             {"virtual runtime": "<= 1.15"},

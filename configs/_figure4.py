@@ -1,10 +1,12 @@
-"""What Figures 4 and 5 share: a small network's arithmetic on the clock of the paper's 42 M one.
+"""The base of the configs of Figures 4 and 5: a small network, timed as the paper's large one.
 
-A replica is cut over 8 machines of the cluster that Figure 3 fits, where that network is
-fastest. A mini-batch takes as long, and as many bytes travel, as that network needs; gradients are
-those of a smaller one. The paper does not say how wide its parameter server is: ours is as wide as
-makes a fetch by all replicas quickest, and has at most as many machines as they have. Four shards
-stand for them.
+The gradients are those of a small speech network, but a mini-batch takes the time, and a transfer
+moves the bytes, of the paper's speech network with 42 M parameters. Each replica is sharded over 8
+machines of the cluster that Figure 3 is fitted with, the number at which that network is fastest.
+
+The paper does not say how many machines its parameter server has. Ours has the number that makes
+a fetch by all replicas fastest, but at most as many machines as the replicas have. Four shards
+represent them all.
 """
 
 import dataclasses
@@ -23,20 +25,20 @@ from experiments.fields import assign
 
 @dataclasses.dataclass(frozen=True)
 class Size:
-    """How much is computed, and what is assumed that the paper does not give.
+    """The size of the experiment, and the assumptions where the paper gives no numbers.
 
     Attributes:
-      frames: of speech, a tenth of them held out.
-      states: classes.
-      width: of the hidden layers.
-      until_s: virtual time of each run.
-      evaluations: of each run.
-      batch: examples whose gradient is computed for a mini-batch; the clock is that of 100, what
-        Figure 3 is fitted with.
-      network: how many times faster than cards of 1 Gb/s and their messages it is; gradients are
-        read from a server's memory as much faster.
-      depth: hidden layers.
-      pairs: that L-BFGS keeps at most, whatever was tuned; None: as many as were tuned.
+      frames: the number of speech frames, of which a tenth are held out.
+      states: the number of classes.
+      width: the number of units in each hidden layer.
+      until_s: the virtual seconds of each run.
+      evaluations: the number of evaluations in each run.
+      batch: the number of examples in a mini-batch whose gradient is computed. The clock always
+        counts the time of 100 examples, with which Figure 3 is fitted.
+      network: the speed of the network, relative to network cards of 1 Gb/s and their time per
+        message. Servers read gradients from their memory faster by the same factor.
+      depth: the number of hidden layers.
+      pairs: the most pairs that L-BFGS may keep, whatever the tuning found; None: no limit.
     """
 
     frames: int
@@ -52,7 +54,7 @@ class Size:
 
 _LAPTOP = Size(300_000, 128, 128, 200.0, 100)
 SIZES = {
-    # One hidden layer learns within seconds, and each pair would be one more program to compile.
+    # One hidden layer learns within seconds, and each further pair is one more program to compile.
     "smoke": Size(20_000, 64, 64, 30.0, 20, depth=1, pairs=5),
     "laptop": _LAPTOP,
     "full": Size(1_200_000, 512, 512, 4_000.0, 400),
@@ -64,38 +66,40 @@ SIZES = {
 VARIANTS = tuple(SIZES)
 DEFAULT = "laptop"
 TUNED = Path(__file__).with_name("figure4") / "tuned.json"
-# What each method may spend on tuning. Runs are compared when warm starts are over.
+# The tuning budget of each method. Pruning starts after 30% of a run, when warm starts are over.
 SAMPLER, PRUNER, PRUNE_FROM, TRIALS = "tpe", "halving", 0.3, 16
-MACHINES = 8  # of a replica
+MACHINES = 8  # machines of each replica
 SHARDS = 4
-MEMORY_BANDWIDTH = 5e9  # bytes per second at which a server's machine reads gradients: assumed
+MEMORY_BANDWIDTH = 5e9  # at which a server's machine reads gradients: assumed
 BYTES = 4 * PAPER.parameters
-# Of the paper's network: what its compiled programs cost, as `dbjax.costs.speedup` reads them
-# (tests/experiments/test_figure4.py); linear in the examples, for mini-batches of 25 to 500.
+# The time of a step of the paper's network, from the costs of its compiled programs, as
+# `dbjax.costs.speedup` reads them (tests/experiments/test_figure4.py). It is linear in the number
+# of examples for mini-batches of 25 to 500.
 MESSAGES_S, EXAMPLE_S = 0.0417, 1.133e-3
-# Standard deviation of the logarithm of a step, where the slowest of 8 machines counts in each
-# phase: 0.015 for 50 examples, 0.019 for 100.
+# The standard deviation of the logarithm of a step's time, if the slowest of 8 machines counts in
+# each phase, is 0.015 for 50 examples and 0.019 for 100.
 JITTER = 0.015
-GPU_STEP_S = 0.0312  # whole, on `GPU_2012`, for mini-batches of 100; limited by arithmetic
+# A step of the whole network on `GPU_2012` with mini-batches of 100; limited by arithmetic.
+GPU_STEP_S = 0.0312
 
 
 def step_s(examples: int) -> float:
-    """Of one mini-batch or portion on a replica of 8 machines."""
+    """Seconds for the gradient of a mini-batch or portion on a replica of 8 machines."""
     return MESSAGES_S + EXAMPLE_S * examples
 
 
 def servers(replicas: int) -> int:
-    """Machines of the parameter server: those for which `transfer_s` is least."""
+    """The number of parameter server machines for which `transfer_s` is least."""
     bandwidth, message_s = GOOGLE_2012.machine.bandwidth_bytes_per_s, GOOGLE_2012.message_s
     best = math.sqrt(MACHINES * replicas * BYTES / (bandwidth * message_s))
     return min(MACHINES * replicas, round(best))
 
 
 def transfer_s(replicas: int) -> float:
-    """How long all replicas take to fetch or to push all parameters at once, with cards of 1 Gb/s.
+    """Seconds for all replicas to fetch, or push, all parameters at once with 1 Gb/s cards.
 
-    The slower side's cards, and a message from each machine of a replica to each of those
-    of the server that have its part of the parameters.
+    This is the time that the cards of the slower side need, plus one message from each machine of a
+    replica to every server machine that has its part of the parameters.
     """
     card = GOOGLE_2012.machine.bandwidth_bytes_per_s
     width = servers(replicas)
@@ -104,11 +108,11 @@ def transfer_s(replicas: int) -> float:
 
 
 def figure4(variant: str, replicas: int) -> ml_collections.ConfigDict:
-    """Data, network and cluster; `laptop` if no variant is given.
+    """The data, network and cluster of a config.
 
     Args:
-      variant: of `SIZES`.
-      replicas: whose number says how wide the parameter server is.
+      variant: a key of `SIZES`; the empty string stands for "laptop".
+      replicas: the number of replicas, which determines the size of the parameter server.
     """
     size = SIZES[variant or DEFAULT]
     config = defaults()
@@ -135,10 +139,10 @@ def figure4(variant: str, replicas: int) -> ml_collections.ConfigDict:
 
 
 def with_replicas(config: ml_collections.ConfigDict, replicas: int) -> None:
-    """So many, and the parameter server that they need.
+    """Sets the number of replicas, and sizes the parameter server for it.
 
-    Between each replica and each shard there is a card that takes `transfer_s` for the
-    shard's part of the parameters.
+    Each replica gets a network card for each shard, and each shard one for each replica. Their
+    bandwidth is such that transferring the shard's part of the parameters takes `transfer_s`.
     """
     bandwidth = BYTES / SHARDS / transfer_s(replicas)
     config.cluster.machine.bandwidth_bytes_per_s = bandwidth
@@ -150,14 +154,17 @@ def with_replicas(config: ml_collections.ConfigDict, replicas: int) -> None:
 
 
 def downpour(variant: str, replicas: int) -> ml_collections.ConfigDict:
-    """Downpour with four shards, whose rule is left to say."""
+    """Downpour SGD with four shards; the caller sets the rule."""
     config = figure4(variant, replicas)
     config.options.update(shards=SHARDS, warm_start_updates=0, overlap=False)
     return config
 
 
 def own_parameters(config: ml_collections.ConfigDict) -> None:
-    """One replica whose parameters lie on its own machines: nothing travels."""
+    """Turns the config into SGD with one replica that holds its parameters on its own machines.
+
+    Nothing is transferred.
+    """
     config.algorithm = "sgd"
     config.cluster.memory_bandwidth_bytes_per_s = MEMORY_BANDWIDTH * MACHINES
     with config.unlocked():
@@ -165,19 +172,22 @@ def own_parameters(config: ml_collections.ConfigDict) -> None:
 
 
 def on_a_gpu(config: ml_collections.ConfigDict) -> None:
-    """One replica on one board of 2012."""
+    """Replaces the replica's 8 machines by one GPU of 2012."""
     config.cluster.compute_s = GPU_STEP_S
     config.cluster.memory_bandwidth_bytes_per_s = GPU_2012.memory_bandwidth_bytes_per_s
     config.cluster.machine.sigma = GPU_2012.sigma
 
 
 def winners() -> dict[str, dict[str, Any]]:
-    """Size -> method -> what `experiments.figure4 --tune` has found."""
+    """The results of `experiments.figure4 --tune`: size -> method -> fields and accuracy."""
     return read_json(TUNED, of="tuning") if TUNED.is_file() else {}
 
 
 def tuned_at(method: str, size: str) -> str | None:
-    """At which size a method was tuned: at that, else at `laptop`; None: it was not."""
+    """The size whose tuning applies to a method: `size` itself, else "laptop".
+
+    None if the method was tuned at neither.
+    """
     sizes = winners()
     return next((here for here in (size, DEFAULT) if method in sizes.get(here, {})), None)
 
@@ -185,7 +195,7 @@ def tuned_at(method: str, size: str) -> str | None:
 def tuned(
     config: ml_collections.ConfigDict, method: str, variant: str
 ) -> ml_collections.ConfigDict:
-    """With the method's winner, if it was tuned."""
+    """Sets the tuned fields of the method, if it was tuned, and returns the config."""
     size = tuned_at(method, variant or DEFAULT)
     if size is not None:
         assign(config, winners()[size][method]["fields"])

@@ -1,4 +1,4 @@
-"""What the configs of replicas cut over machines share: the cluster of 2012, eight CPU devices."""
+"""The base of the configs with model parallelism: the cluster of 2012, on eight CPU devices."""
 
 import dataclasses
 
@@ -9,6 +9,10 @@ from experiments.defaults import defaults
 
 
 def partitioned(devices: int) -> ml_collections.ConfigDict:
+    """Two replicas, each sharded over `devices` machines, and four shards.
+
+    The virtual clock counts the costs of the compiled programs on the cluster that Figure 3 fits.
+    """
     config = defaults()
     config.sharding.update(devices=devices, host_devices=8)
     config.options = ml_collections.ConfigDict({"replicas": 2, "shards": 4})

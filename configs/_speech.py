@@ -1,4 +1,4 @@
-"""What the speech configs share: the paper's network, scaled down, on a modelled cluster."""
+"""The base of the speech configs: the paper's network, scaled down, on a modelled cluster."""
 
 import ml_collections
 
@@ -8,6 +8,7 @@ VARIANTS = ("smoke",)
 
 
 def speech(variant: str) -> ml_collections.ConfigDict:
+    """The data, network and cluster of a config; `smoke` is smaller and shorter."""
     config = defaults()
     config.data = ml_collections.ConfigDict(
         {"name": "speech_frames", "num_states": 128, "num_frames": 300_000}
@@ -21,7 +22,7 @@ def speech(variant: str) -> ml_collections.ConfigDict:
     )
     config.cluster.machine.update(law="lognormal", sigma=0.2, bandwidth_bytes_per_s=125e6)
     if variant == "smoke":
-        # With fewer states most phones share one; one hidden layer learns within seconds.
+        # With 64 states, most phones share one state. One hidden layer learns within seconds.
         config.data.update(num_frames=20_000, num_states=64)
         config.model.update(width=64, depth=1)
         config.until_s, config.evaluations = 6.0, 4

@@ -1,6 +1,8 @@
-"""Downpour SGD + Adagrad on scikit-learn's digits: real data, ten seconds.
+"""Downpour SGD + Adagrad [8 replicas, 4 shards] on scikit-learn's digits; takes ten seconds.
 
 python -m experiments.run --config=configs/digits_downpour.py --workdir=runs/digits
+
+Trains a network with one hidden layer of 64 units on 1,438 real images of 8x8 pixels.
 """
 
 import ml_collections

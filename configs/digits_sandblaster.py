@@ -1,6 +1,9 @@
-"""Sandblaster L-BFGS on scikit-learn's digits: l2-regularised softmax regression, convex.
+"""Sandblaster L-BFGS [8 replicas, 4 shards] on scikit-learn's digits: convex softmax regression.
 
 python -m experiments.run --config=configs/digits_sandblaster.py --workdir=runs/sandblaster
+
+The loss is l2-regularised and therefore has a single minimum. The run stops when the gradient is
+small enough or the loss hardly decreases.
 """
 
 import ml_collections
@@ -15,7 +18,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config.algorithm = "sandblaster"
     config.data = ml_collections.ConfigDict({"name": "digits"})
     config.model = ml_collections.ConfigDict({"name": "softmax", "l2": 1e-3})
-    config.batch_size = 16  # a portion
+    config.batch_size = 16  # examples in a portion
     config.options = ml_collections.ConfigDict(
         {
             "replicas": 8,

@@ -1,4 +1,4 @@
-"""Downpour SGD on a synthetic data set: a few seconds, nothing to download.
+"""Downpour SGD on a synthetic data set; takes a few seconds and downloads nothing.
 
 python -m experiments.run --config=configs/quickstart.py --workdir=runs/quickstart
 """

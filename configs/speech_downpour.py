@@ -1,6 +1,8 @@
-"""Downpour SGD [20 replicas, 10 shards] with a fixed rate on speech frames (Figure 4).
+"""Downpour SGD [20 replicas, 10 shards] with a fixed rate on speech frames (as in Figure 4).
 
 python -m experiments.run --config=configs/speech_downpour.py --workdir=runs/speech_downpour
+
+Trains a small version of the paper's speech network; `configs/figure4` reproduces the figure.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
-"""Downpour SGD + Adagrad [20 replicas, 10 shards], warm started, on speech frames (Figure 4).
+"""Downpour SGD + Adagrad [20 replicas, 10 shards], warm started, on speech frames (as in Figure 4).
 
 python -m experiments.run --config=configs/speech_downpour_adagrad.py --workdir=runs/adagrad
+
+Trains a small version of the paper's speech network; `configs/figure4` reproduces the figure.
 """
 
 import ml_collections

@@ -1,10 +1,10 @@
-"""Downpour SGD + Adagrad: 2 replicas of the speech network, each cut over 4 machines (section 3).
+"""Downpour SGD + Adagrad: 2 replicas of the speech network, each on 4 machines (section 3).
 
 python -m experiments.run --config=configs/speech_partitioned.py --workdir=runs/speech_partitioned
 
-The virtual clock counts what the compiled programs cost on the cluster of 2012 that Figure 3
-fits. `--config.sharding.how=alternating` cuts every other layer by its inputs;
-`--config.runtime=threads` runs in real time.
+Each replica's network is sharded over 4 of 8 CPU devices. The virtual clock counts the costs of the
+compiled programs on the cluster of 2012 that Figure 3 fits. `--config.sharding.how=alternating`
+shards every other layer by its inputs; `--config.runtime=threads` runs in real time.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
-"""SGD [1] on speech frames: the single-replica baseline of Figure 4.
+"""SGD with one replica on speech frames: the baseline (as in Figure 4).
 
 python -m experiments.run --config=configs/speech_sgd.py --workdir=runs/speech_sgd
+
+Trains a small version of the paper's speech network; `configs/figure4` reproduces the figure.
 """
 
 import ml_collections

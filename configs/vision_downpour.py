@@ -1,10 +1,11 @@
-"""Downpour SGD + Adagrad: 2 replicas of a small locally connected vision network, in 2x2 tiles.
+"""Downpour SGD + Adagrad: 2 replicas of a small vision network, each in 2x2 tiles (section 3).
 
 python -m experiments.run --config=configs/vision_downpour.py --workdir=runs/vision_downpour
 
-Three stages of filters without shared weights, as in section 5, on scikit-learn's digits scaled
-to 16x16 pixels. Any image set of TFDS will do: `--config.data.name=cifar10 --config.data.side=32
---config.model.channels=3 --config.model.patch=5 --config.model.last_pool=5`.
+The network has three stages of locally connected filters without shared weights, as in section 5;
+the data are scikit-learn's digits scaled to 16x16 pixels. Any image set of TFDS works as well:
+`--config.data.name=cifar10 --config.data.side=32 --config.model.channels=3
+--config.model.patch=5 --config.model.last_pool=5`.
 """
 
 import ml_collections

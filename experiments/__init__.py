@@ -1,9 +1,9 @@
-"""Commands: run one experiment, compare methods, draw."""
+"""Command-line programs: run an experiment, sweep, compare methods, reproduce figures."""
 
 from __future__ import annotations
 
-# The C part of `signal`: what a command imports before it hears Ctrl-C takes as little time as can
-# be. Before this file Python itself answers it, with a traceback.
+# This is the C part of `signal`. Until a handler is installed, Ctrl-C ends a command with a
+# traceback, so as little as possible is imported before.
 import _signal  # type: ignore[import-not-found,unused-ignore]
 import os
 import sys
@@ -14,14 +14,14 @@ def _end(number: int, _: object) -> None:
     os._exit(128 + number)
 
 
-# Of a command (`python -m`) that is still importing its libraries: there is nothing to clean up,
-# and a KeyboardInterrupt would be a traceback, or be swallowed in a callback of C.
+# While a command (`python -m`) is still importing its libraries, Ctrl-C ends it at once: there is
+# nothing to clean up, and a KeyboardInterrupt would print a traceback or be lost in a C callback.
 if sys.argv[0] == "-m" and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
     _signal.signal(_signal.SIGINT, _end)
 
 try:
     import dbjax  # noqa: F401
-except ImportError as error:  # of a command, one line is enough
+except ImportError as error:  # a command prints one line instead of a traceback
     if sys.argv[0] != "-m":
         raise
     sys.exit(str(error))

@@ -1,4 +1,4 @@
-"""Times to an accuracy, and accuracies that show nothing."""
+"""The time to reach an accuracy, and detection of runs that learned nothing."""
 
 from __future__ import annotations
 
@@ -11,13 +11,21 @@ from experiments.report.read import Run
 
 
 def time_to(rows: Sequence[Row], accuracy: float) -> float:
-    """When hold-out accuracy first reaches `accuracy`, in seconds; infinite: never.
+    """Returns when hold-out accuracy first reaches `accuracy`, in seconds of the run's clock.
 
-    Between the two evaluations around it, by a straight line.
+    The time is interpolated linearly between the last evaluation below `accuracy` and the first
+    one that reaches it.
+
+    Args:
+      rows: the evaluations of a run in order.
+      accuracy: the target, from 0 to 1.
+
+    Returns:
+      Seconds; infinity if the run never reaches the target.
     """
     previous: Row | None = None
     for row in rows:
-        if "test_accuracy" not in row:  # that evaluation failed
+        if "test_accuracy" not in row:  # the evaluation failed
             continue
         if row["test_accuracy"] >= accuracy:
             if previous is None or row["test_accuracy"] == previous["test_accuracy"]:
@@ -31,7 +39,16 @@ def time_to(rows: Sequence[Row], accuracy: float) -> float:
 
 
 def guessing(label: str, runs: Sequence[Run]) -> list[str]:
-    """Those of a method's runs that end no better than the most frequent class, in words."""
+    """Describes the runs that end no better than always guessing the most frequent class.
+
+    Args:
+      label: the name of the method in the descriptions.
+      runs: runs of that method that differ in their seeds.
+
+    Returns:
+      One clause for each such run, such as "SGD of seed 1 has 30.0%, and 30.0% of 100 examples
+      are of the most frequent class".
+    """
     found = []
     for run in runs:
         known, accuracy = run.summary.get("most_frequent_class"), run.rows[-1]["test_accuracy"]

@@ -1,4 +1,4 @@
-"""From a config to the library's own types: the one place that knows both."""
+"""Builds the library's types from a config; no other module knows both."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ BATCH_METHODS: dict[str, type[Any]] = {
     "gradient_descent": dbjax.optim.GradientDescent,
 }
 RUNTIMES = typing.get_args(RuntimeName)
-_SEVERAL, _NODES = ("replica/{}", "shard/{}", "shard/{}/backup"), 10_000  # names of nodes
+_SEVERAL, _NODES = ("replica/{}", "shard/{}", "shard/{}/backup"), 10_000  # possible node names
 _LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
 
 
 def algorithms() -> list[str]:
-    """Names of the methods: the modules of `dbjax.algorithms` that have a program."""
+    """Names of the algorithms: the modules of `dbjax.algorithms` that define `program`."""
     names = [m.name for m in pkgutil.iter_modules(dbjax.algorithms.__path__)]
     return [n for n in names if hasattr(_module(n), "program")]
 
@@ -71,7 +71,11 @@ def _module(name: str) -> Any:
 
 
 def algorithm(config: ml_collections.ConfigDict) -> Any:
-    """The Config of the method that the config names."""
+    """Builds the Config of the algorithm that the config names.
+
+    Raises:
+      ValueError: there is no such algorithm, or a field of `options` or `rule` is wrong.
+    """
     if config.algorithm not in algorithms():
         raise ValueError(
             f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}"
@@ -79,8 +83,8 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
     kind, options = _module(config.algorithm).Config, config.options.to_dict()
     for name in {"rule", "method"} & set(options):
         raise ValueError(
-            f"options.{name}={options[name]!r} has no effect: set rule.name, and its arguments "
-            "beside it"
+            f"options.{name}={options[name]!r} has no effect: set rule.name and the rule's "
+            "arguments, such as rule.learning_rate"
         )
     given = {"rule": rule} if "rule" in typing.get_type_hints(kind) else {"method": method}
     chosen = {name: make(config.rule.to_dict()) for name, make in given.items()}
@@ -88,7 +92,11 @@ def algorithm(config: ml_collections.ConfigDict) -> Any:
 
 
 def open_fields(config: ml_collections.ConfigDict) -> list[str]:
-    """Fields that the config may have besides those of `defaults`: arguments of what it names."""
+    """Names of the fields that the config may have besides those of `defaults`.
+
+    These are the arguments of the algorithm, rule, data set and model that the config names, such
+    as "rule.learning_rate".
+    """
     model, rule_name = config.model.name, config.rule.name
     make = BATCH_METHODS.get(rule_name) or _rule(rule_name)
     known = {
@@ -103,12 +111,19 @@ def open_fields(config: ml_collections.ConfigDict) -> list[str]:
 
 
 def _fields(kind: type[Any]) -> list[str]:
-    """Of an algorithm's Config, but for the rule, which has a group of its own."""
+    """Names of the fields of an algorithm's Config, except the rule, which has its own group."""
     return [f.name for f in dataclasses.fields(kind) if f.name not in ("rule", "method")]
 
 
 def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
-    """A batch method by name, of `BATCH_METHODS`, with its fields."""
+    """Builds a batch method from its fields.
+
+    Args:
+      fields: "name", a key of `BATCH_METHODS`, and the fields of that class.
+
+    Raises:
+      ValueError: there is no such method, or a field is wrong.
+    """
     arguments = dict(fields)
     name = arguments.pop("name")
     if name not in BATCH_METHODS:
@@ -118,7 +133,14 @@ def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
 
 
 def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
-    """A server rule by name, of `dbjax.optim` or else of optax, with its arguments."""
+    """Builds an update rule of the parameter server from its fields.
+
+    Args:
+      fields: "name", a function of `dbjax.optim` or else of optax, and its arguments.
+
+    Raises:
+      ValueError: there is no such rule, or an argument is wrong.
+    """
     arguments = dict(fields)
     name = arguments.pop("name")
     make = _rule(name)
@@ -126,7 +148,7 @@ def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
         raise ValueError(f"no rule {name!r}{nearest(name, _rules())}")
     made = _call(make, f"rule {name!r}", arguments)
     if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(f"{name!r} of optax is no rule{nearest(name, _rules())}")
+        raise ValueError(f"{name!r} of optax is not a rule{nearest(name, _rules())}")
     return made
 
 
@@ -135,14 +157,18 @@ def _rule(name: str) -> Any:
 
 
 def _rules() -> list[str]:
-    """Ours, and what makes one of a learning rate."""
+    """Names to suggest: dbjax's own rule, and all functions of optax that take a learning rate."""
     theirs = inspect.getmembers(optax, inspect.isfunction)
     rates = [name for name, make in theirs if "learning_rate" in inspect.signature(make).parameters]
     return ["downpour_adagrad", *(name for name in rates if not name.startswith("_"))]
 
 
 def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
-    """The modelled cluster; None for a runtime that has a real one."""
+    """Builds the modelled cluster; None if the runtime is real and needs no model.
+
+    Raises:
+      ValueError: a field of `cluster` is wrong.
+    """
     if config.runtime != "virtual":
         return None
     fields = dict(config.cluster)
@@ -159,22 +185,22 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
 
 
 def _require_names(patterns: Iterable[str]) -> None:
-    """Raises ValueError if a pattern matches no node, however many replicas and shards there are.
+    """Raises ValueError if a pattern matches no possible node name.
 
-    One that matches none of this run only is warned of when it runs: a command line may ask for
-    fewer replicas than the file has machines for.
+    A pattern that merely matches no node of this run is accepted, and the run logs a warning: a
+    command line may ask for fewer replicas than the config file describes machines for.
     """
     for pattern in patterns:
         several = (name.format(k) for k in range(_NODES) for name in _SEVERAL)
         if not any(matches(pattern, n) for n in itertools.chain(("coordinator",), several)):
             raise ValueError(
-                f"cluster.machines[{pattern!r}]: no node has such a name; there are replica/0, "
-                "shard/0, shard/0/backup and so on, and Sandblaster's coordinator"
+                f"cluster.machines[{pattern!r}] matches no node name; nodes are called replica/0, "
+                "shard/0, shard/0/backup and so on, and coordinator (Sandblaster's)"
             )
 
 
 def require_sound(config: ml_collections.ConfigDict) -> None:
-    """Raises ValueError if a field is wrong, as far as can be said without data and network."""
+    """Raises ValueError if a field is wrong; checks all that needs neither data nor network."""
     require_whole(config)
     if config.runtime not in RUNTIMES:
         names = " nor ".join(map(repr, RUNTIMES))
@@ -187,8 +213,8 @@ def require_sound(config: ml_collections.ConfigDict) -> None:
     require_arguments(**config.model)
     if config.data_dir is not None and config.data.name in IN_MEMORY:
         raise ValueError(
-            f"data_dir={config.data_dir!r} has no effect: data {config.data.name!r} is made in "
-            "memory"
+            f"data_dir={config.data_dir!r} has no effect: data {config.data.name!r} is held in "
+            "memory only; leave it out"
         )
 
 
@@ -217,7 +243,11 @@ def _every(config: ml_collections.ConfigDict) -> dbjax.Every:
 
 
 def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
-    """Where the Ray runtime places its processes; None for another runtime."""
+    """Builds the options of the Ray runtime; None for another runtime.
+
+    Raises:
+      ValueError: a field of `ray` is wrong.
+    """
     if config.runtime != "ray":
         return None
     made: RayOptions = _make(RayOptions, "ray", config.ray.to_dict())
@@ -225,12 +255,16 @@ def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
 
 
 def clock(config: ml_collections.ConfigDict) -> str:
-    """What the run's times are: virtual seconds, or those of the wall."""
+    """The name of the run's clock: "virtual" or "wall"."""
     return "virtual" if config.runtime == "virtual" else "wall"
 
 
 def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
-    """What `dbjax.run` is told of where and how long."""
+    """Keyword arguments of `dbjax.run` that say where and how long to run.
+
+    Raises:
+      ValueError: a field is wrong.
+    """
     return {
         "runtime": config.runtime,
         "cluster": cluster(config),
@@ -243,8 +277,12 @@ def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
 
 
 def task(config: ml_collections.ConfigDict) -> dbjax.Task:
-    """Loads the data and makes the network."""
-    require_arguments(**config.model)  # before data is made
+    """Loads the data, initialises the network, and builds the task from both.
+
+    Raises:
+      ValueError: a field of `data`, `model` or `sharding` is wrong, or data is missing.
+    """
+    require_arguments(**config.model)  # before data is generated, which may take long
     splits = _splits(config)
     if config.batch_size > len(splits.train):
         raise ValueError(
@@ -274,7 +312,7 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
 
 
 def _splits(config: ml_collections.ConfigDict) -> Splits:
-    """The data; errors name the set, and how it was to be made."""
+    """Loads the data; errors name the data set and its options."""
     options = dict(config.data)
     name = options.pop("name")
     try:
@@ -287,10 +325,12 @@ def _splits(config: ml_collections.ConfigDict) -> Splits:
 
 
 def make_host_devices(config: ml_collections.ConfigDict) -> None:
-    """Tells JAX how many devices to make of this machine's CPUs; it has to come first of all.
+    """Splits this machine's CPUs into `sharding.host_devices` JAX devices.
+
+    Call this before anything that starts JAX.
 
     Raises:
-      ValueError: JAX has started already, with another number.
+      ValueError: JAX has already started with fewer devices, or the number is below 1.
     """
     count = config.sharding.host_devices
     if count is None:
@@ -302,24 +342,24 @@ def make_host_devices(config: ml_collections.ConfigDict) -> None:
     except RuntimeError as error:
         if len(jax.devices()) < count:
             raise ValueError(
-                f"sharding.host_devices={count}: JAX has started with {len(jax.devices())} in this "
-                "process; start a new one"
+                f"sharding.host_devices={count}: JAX has started with {len(jax.devices())} devices "
+                "in this process; start a new process"
             ) from error
 
 
 def _sharding(fields: ml_collections.ConfigDict, network: Model) -> ModelSharding | None:
-    """The network over `sharding.devices`; None: it stays whole.
+    """The sharding of the network over `sharding.devices`; None for a single device.
 
     Raises:
-      ValueError: it cannot be cut that way, or there are too few devices.
+      ValueError: the network cannot be sharded that way, or there are too few devices.
     """
     if fields.devices == 1 and fields.how is None:
         return None
     sharding = network.sharding(fields.devices, fields.how)
     if len(jax.local_devices()) < fields.devices:
         raise ValueError(
-            f"sharding.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs give "
-            f"--config.sharding.host_devices={fields.devices} or more"
+            f"sharding.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs "
+            f"give --config.sharding.host_devices={fields.devices} or more"
         )
     return sharding if fields.devices > 1 else None
 
@@ -327,9 +367,20 @@ def _sharding(fields: ml_collections.ConfigDict, network: Model) -> ModelShardin
 def evaluation(
     network: Model, train: Examples, test: Examples, examples: int
 ) -> Callable[[Params], Metrics]:
-    """Accuracy on a fixed part of the training set and of the hold-out set, both drawn once.
+    """Returns the evaluation function of a task.
 
-    Of a regression the hold-out loss.
+    It computes the accuracy on fixed random samples of the training and the hold-out set, as
+    "train_accuracy" and "test_accuracy" from 0 to 1; for a regression, the hold-out loss alone, as
+    "test_loss".
+
+    Args:
+      network: the network to evaluate.
+      train: the training examples.
+      test: the hold-out examples.
+      examples: the number of examples to sample from each set.
+
+    Raises:
+      ValueError: `examples` is below 1.
     """
     if examples < 1:
         raise ValueError(f"evaluate_examples={examples} must be at least 1")
@@ -352,7 +403,7 @@ def evaluation(
 def most_frequent(network: Model, test: Examples, examples: int) -> MostFrequent | None:
     """The most frequent class of the examples that hold-out accuracy is measured on.
 
-    None: the task is a regression.
+    Takes the same arguments as `evaluation`. Returns None for a regression.
     """
     return MostFrequent.of(_sample(test, examples).labels) if network.correct else None
 
@@ -363,7 +414,6 @@ def _sample(source: Examples, examples: int) -> Any:
 
 
 def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
-    """What a cluster has several of."""
     return tuple(_entry(kind, place, entry) for entry in entries)
 
 
@@ -375,10 +425,16 @@ def _entry(kind: type[Any], place: str, entry: Any) -> Any:
 
 
 def _make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:
-    """A dataclass from its fields; those that are dataclasses themselves, or rules, from theirs.
+    """Builds a dataclass from a mapping; nested mappings become nested dataclasses or rules.
 
     Args:
-      others: fields that are what they are to be.
+      kind: the dataclass.
+      place: the name of the mapping in errors.
+      fields: values by field name.
+      **others: fields that are already built.
+
+    Raises:
+      ValueError: a field is unknown, missing or wrong.
     """
     known = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in others}
     made = {name: _made(f"{place}.{name}", known.get(name), v) for name, v in fields.items()}
@@ -422,10 +478,10 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
         variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
         needed = parameter.default is parameter.empty and not variadic
         if needed and parameter.name not in arguments:
-            raise ValueError(f"{place} needs {parameter.name!r}: set it beside the name")
+            raise ValueError(f"{place} needs {parameter.name!r}: set it together with the name")
     try:
         return make(**arguments)
-    except Exception as error:  # of optax: some look at few of their arguments
+    except Exception as error:  # optax itself validates few arguments
         known = isinstance(error, TypeError | ValueError)
         raise ValueError(f"{place}: {one_line(error, kind=not known)}") from error
 
@@ -433,7 +489,7 @@ def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) ->
 def _require_momentum(
     parameters: Mapping[str, inspect.Parameter], place: str, arguments: Mapping[str, Any]
 ) -> None:
-    """Raises ValueError if what only momentum asks for is set, and there is none."""
+    """Raises ValueError if an argument is set that has no effect without momentum."""
     if "momentum" not in parameters or parameters["momentum"].default is not None:
         return
     for name in ("nesterov", "accumulator_dtype", "dtype_momentum"):
@@ -442,7 +498,7 @@ def _require_momentum(
 
 
 def _hint_of(make: Callable[..., Any], parameter: str) -> Any:
-    """What an argument may be; anything, where optax names types that it does not import."""
+    """The type of an argument; Any if optax annotates it with a name that it does not import."""
     annotation = make.__annotations__.get(parameter, Any)
     alone = types.SimpleNamespace(__annotations__={parameter: annotation})
     try:

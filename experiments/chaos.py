@@ -1,9 +1,9 @@
-r"""Trains twice, once undisturbed and once while nodes are killed, and compares.
+r"""Trains twice, once undisturbed and once while nodes are being killed, and compares the runs.
 
 python -m experiments.chaos --config=configs/NAME.py[:smoke] --runtime=ray|virtual \
     --workdir=DIR --kill-every=5s --for=120s [--backups=1] [--seed=0] [--config.FIELD=VALUE ...]
 
-Without these flags: ray, 5s, 60s, one backup.
+Defaults: --runtime=ray --kill-every=5s --for=60s --backups=1 --seed=0.
 """
 
 from __future__ import annotations
@@ -27,21 +27,25 @@ from experiments.folders import require_place
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
-_SET = {  # fields that the command itself sets, and what to give instead
+_SET = {  # fields that the command itself sets -> what to do instead, or why it sets them
     "runtime": "give --runtime",
     "until_s": "give --for",
     "options.shard_backups": "give --backups",
-    "event_log": "a run whose nodes die cannot be replayed",
+    "event_log": "a run whose nodes fail cannot be replayed",
 }
-_REPAIR_S = 1.0  # mean, of a virtual machine, unless the config says
-_POINTS = 2.0  # of accuracy that a disturbed run may differ
+_REPAIR_S = 1.0  # a virtual machine's mean time to repair, unless the config sets it
+_POINTS = 2.0  # percentage points of accuracy by which the disturbed run may be worse
 
 
 def seconds(text: str, flag: str) -> float:
-    """Of 5, 5s, 2m or 1h.
+    """Parses a duration such as 5, 5s, 2m or 1h into seconds.
+
+    Args:
+      text: the duration; without a unit it is in seconds.
+      flag: the name of its flag in errors.
 
     Raises:
-      ValueError: it is none of that, or not above 0.
+      ValueError: the text is not a duration, or is not above 0.
     """
     units = {"s": 1.0, "m": 60.0, "h": 3600.0}
     number, unit = (text[:-1], text[-1]) if text[-1:] in units else (text, "s")
@@ -56,7 +60,14 @@ def seconds(text: str, flag: str) -> float:
 def configured(
     config: ml_collections.ConfigDict, runtime: str, for_s: float, backups: int
 ) -> ml_collections.ConfigDict:
-    """The config of both runs."""
+    """Returns a copy of the config with the settings of both runs.
+
+    Args:
+      config: the config of the file and the command line.
+      runtime: "ray" or "virtual".
+      for_s: the length of each run, in seconds of its clock.
+      backups: the number of backups of each shard.
+    """
     config = config.copy_and_resolve_references()
     config.runtime, config.until_s, config.event_log = runtime, for_s, False
     with config.options.unlocked():
@@ -68,14 +79,14 @@ def configured(
 
 
 def require_free(changes: Mapping[str, str]) -> None:
-    """Raises ValueError if a field is changed that the command itself sets."""
+    """Raises ValueError if the command line changes a field that this command sets itself."""
     for path, instead in _SET.items():
         if path in changes:
             raise ValueError(f"--config.{path}={changes[path]} has no effect: {instead}")
 
 
 def table_of(found: Sequence[Kill]) -> rich.table.Table:
-    """Kills and recoveries, by kind of node."""
+    """A table of the kills and recoveries of replicas and of shards."""
     table = rich.table.Table(title="kills", title_justify="left")
     for column in ("", "kills", "recoveries", "median s to recover", "longest"):
         table.add_column(column, justify="left" if not column else "right")
@@ -89,7 +100,7 @@ def table_of(found: Sequence[Kill]) -> rich.table.Table:
 
 
 def compared(calm: dbjax.Result, disturbed: dbjax.Result) -> rich.table.Table:
-    """Both runs' numbers side by side."""
+    """A table with the main numbers of both runs side by side."""
     table = rich.table.Table("", "undisturbed", "disturbed", title="runs", title_justify="left")
     names = ("time_s", "updates", "test_accuracy", "lost_pushes", "repeated_pushes", "deaths")
     for name in names:
@@ -100,7 +111,11 @@ def compared(calm: dbjax.Result, disturbed: dbjax.Result) -> rich.table.Table:
 
 
 def verdict(calm: dbjax.Result, disturbed: dbjax.Result, backups: int) -> list[str]:
-    """What went wrong; nothing, if all is well."""
+    """Lists what went wrong; empty if the disturbed run passed.
+
+    A run passes if its accuracy is at most two percentage points worse, no acknowledged push was
+    lost (with backups), and at least one node was killed.
+    """
     wrong = []
     if "test_accuracy" in calm.summary:
         points = 100 * (calm.summary["test_accuracy"] - disturbed.summary["test_accuracy"])
@@ -109,11 +124,12 @@ def verdict(calm: dbjax.Result, disturbed: dbjax.Result, backups: int) -> list[s
     if backups and disturbed.summary["lost_pushes"]:
         wrong.append(f"{disturbed.summary['lost_pushes']} acknowledged pushes were lost")
     if not kills(disturbed.trace.rows):
-        wrong.append("nobody was killed: --for is too short for --kill-every")
+        wrong.append("no node was killed: --for is too short for --kill-every")
     return wrong
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code, 1 if the disturbed run did not pass."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
@@ -145,9 +161,9 @@ def main(arguments: list[str]) -> int:
     wrong = verdict(calm, disturbed, backups)
     lost = disturbed.summary["lost_pushes"]
     good = (
-        f"{lost:,} pushes are lost, as may be without backups"
+        f"{lost:,} acknowledged pushes were lost, which can happen without backups"
         if lost
-        else ("nothing that was acknowledged is lost")
+        else "no acknowledged push was lost"
     )
     console.print("; ".join(wrong) or good, soft_wrap=True)
     return 1 if wrong else 0

@@ -1,4 +1,4 @@
-"""Sentences of the paper beside what was measured, for a table."""
+"""Tables that compare claims of the paper with what was measured."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ Verdict = Literal["fitted", "holds", "holds in part", "does not hold here", "no 
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-    """A sentence of the paper, what was measured, and whether that agrees."""
+    """A claim of the paper and its counterpart in our results.
+
+    Attributes:
+      paper: the claim, quoted or paraphrased.
+      ours: what was measured here.
+      verdict: whether the measurement agrees with the claim.
+    """
 
     paper: str
     ours: str
@@ -21,10 +27,11 @@ class Claim:
 
 
 def verdict(agrees: Sequence[float]) -> Verdict:
-    """Of several comparisons, one a seed where there are seeds.
+    """Combines several comparisons, such as one for each seed, into a verdict.
 
     Args:
-      agrees: of each: 1 if it agrees with the sentence, 0 if not; between them, in part.
+      agrees: for each comparison, how far it agrees with the claim: from 0 (not at all) to 1
+        (completely).
     """
     if min(agrees) == 1:
         return "holds"
@@ -32,10 +39,11 @@ def verdict(agrees: Sequence[float]) -> Verdict:
 
 
 def supported(claim: Claim, guessing: Sequence[str]) -> Claim:
-    """The claim, without a verdict where runs that it goes by have learned nothing.
+    """Withdraws the verdict of a claim if it rests on runs that learned nothing.
 
     Args:
-      guessing: which of them, and how one knows (`accuracy.guessing`).
+      claim: the claim with its verdict.
+      guessing: descriptions of such runs, from `accuracy.guessing`; empty if there are none.
     """
     if not guessing:
         return claim
@@ -44,14 +52,19 @@ def supported(claim: Claim, guessing: Sequence[str]) -> Claim:
 
 
 def markdown(claims: Sequence[Claim], measured: str) -> str:
-    """A table; `measured` is the title of its second column."""
+    """The claims as a Markdown table.
+
+    Args:
+      claims: one row each.
+      measured: the title of the second column.
+    """
     lines = [f"| the paper | {measured} | |", "|---|---|---|"]
     lines += [f"| {c.paper} | {c.ours} | {c.verdict} |" for c in claims]
     return "\n".join(lines) + "\n"
 
 
 def table(claims: Sequence[Claim], measured: str, title: str) -> rich.table.Table:
-    """The same for a terminal."""
+    """The claims as a table for the terminal; see `markdown`."""
     drawn = rich.table.Table("the paper", measured, "", title=title)
     for claim in claims:
         drawn.add_row(claim.paper, claim.ours, claim.verdict)

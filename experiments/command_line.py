@@ -1,4 +1,4 @@
-"""--config=FILE[:VARIANT] --workdir=DIR --config.FIELD=VALUE, with errors of one line."""
+"""Parses --config=FILE[:VARIANT] --workdir=DIR --config.FIELD=VALUE; errors are one line."""
 
 from __future__ import annotations
 
@@ -18,27 +18,28 @@ from experiments.load import available as available
 from experiments.load import load_config as load_config
 
 HINTS = {
-    "checkpoint.every_s": "of the run's clock; none: not by time",
-    "checkpoint.every_updates": "none: not by their number",
-    "checkpoint.keep": "of the latest; 0: none are written",
-    "cluster.compute_s": "seconds, or costs: of the compiled program",
-    "sharding.devices": "that each replica's network is cut over",
-    "sharding.host_devices": "that JAX makes of CPUs",
-    "event_log": "that experiments.replay does the run again from; none: unless time is virtual",
-    "sharding.how": "units, alternating, tiles; none: the paper's",
-    "ray.address": "local: a cluster for this run only; auto or HOST:PORT: joins one",
-    "runtime": "virtual, threads, ray",
+    "checkpoint.every_s": "seconds of the run's clock between checkpoints; none: not by time",
+    "checkpoint.every_updates": "updates between checkpoints; none: not by updates",
+    "checkpoint.keep": "number of latest checkpoints to keep; 0: writes none",
+    "cluster.compute_s": "seconds for a gradient; costs: estimated from the compiled program",
+    "sharding.devices": "number of devices that each replica's network is sharded over",
+    "sharding.host_devices": "number of devices that JAX makes of the CPUs",
+    "event_log": "whether to write a log for experiments.replay; none: unless time is virtual",
+    "sharding.how": "units, alternating or tiles; none: the paper's choice for the model",
+    "ray.address": "local: starts a cluster for this run; auto or HOST:PORT: joins one",
+    "runtime": "virtual, threads or ray",
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Arguments:
-    """What the command line says.
+    """A parsed command line.
 
     Attributes:
-      config: of --config=FILE, with the changes.
-      options: the flags of the command itself.
-      changes: fields of --config.FIELD=VALUE.
+      config: the config of --config=FILE with the changes applied; None if not given.
+      workdir: the value of --workdir; None if not given.
+      options: values of the command's own flags, by name.
+      changes: values of the --config.FIELD=VALUE flags, by field name.
     """
 
     config: ml_collections.ConfigDict | None
@@ -47,13 +48,13 @@ class Arguments:
     changes: dict[str, str]
 
     def config_and_workdir(self) -> tuple[ml_collections.ConfigDict, str]:
-        """Of a command that cannot do without.
+        """Returns config and workdir, for a command that requires both.
 
         Raises:
-          ValueError: one is not given.
+          ValueError: one of them is not given.
         """
         if self.config is None or self.workdir is None:
-            raise ValueError("needs --config=FILE and --workdir=DIR; --help says more")
+            raise ValueError("needs --config=FILE and --workdir=DIR; see --help")
         return self.config, self.workdir
 
 
@@ -65,16 +66,19 @@ def parse(
     workdir: bool = True,
     asked: tuple[str, ...] = (),
 ) -> Arguments:
-    """Reads a command line. The order of flags means nothing; of one given twice the last counts.
+    """Parses a command line. Flags may come in any order; the last of equal flags counts.
 
     Args:
-      options: flags of the command itself.
-      config: what it takes: --config=FILE and --config.FIELD=VALUE, the fields only, neither.
-      workdir: whether it takes --workdir=DIR.
-      asked: fields that the command asks for, whatever the config says.
+      arguments: the command line without the program's name.
+      options: names of the command's own flags.
+      config: whether the command takes --config=FILE and --config.FIELD=VALUE ("file"), only the
+        latter ("fields"), or neither ("none").
+      workdir: whether the command takes --workdir=DIR.
+      asked: fields that this command itself makes use of, so that they are accepted even where the
+        config gives them no effect.
 
     Raises:
-      ValueError: anything is not understood; names it, and the nearest right thing.
+      ValueError: a flag, field or value is wrong; the message names the nearest valid one.
     """
     own = (*(["config"] if config == "file" else []), *(["workdir"] if workdir else []), *options)
     given: dict[str, str] = {}
@@ -89,7 +93,7 @@ def parse(
             said = _nearest(name, value, own, _fields(arguments, config))
             raise ValueError(f"no flag --{name}{said}")
         if not value.strip():
-            raise ValueError(f"--{name}= is empty: give it a value, or leave it away")
+            raise ValueError(f"--{name}= is empty: give it a value, or leave it out")
         given[name] = value
     changes = {
         name.removeprefix("config."): value
@@ -98,7 +102,7 @@ def parse(
     }
     file = given.get("config")
     if changes and config == "file" and file is None:
-        raise ValueError(f"--config.{next(iter(changes))} needs --config=FILE beside it")
+        raise ValueError(f"--config.{next(iter(changes))} needs --config=FILE as well")
     chosen = {name: given[name] for name in options if name in given}
     loaded = None if file is None else load_config(file)
     if loaded is not None:
@@ -107,18 +111,18 @@ def parse(
 
 
 def _fields(arguments: list[str], config: str) -> Collection[str]:
-    """What a flag may have meant: fields of the config that is given, if a command takes any."""
+    """Field names to suggest for a wrong flag; none if the command takes no fields."""
     if config == "none":
         return ()
     file = next((a.partition("=")[2] for a in arguments if a.startswith("--config=")), None)
     try:
         return known(load_config(file) if file and config == "file" else None)
-    except ValueError:  # told when that is all that is wrong
+    except ValueError:  # the file's own error is reported once the flags are right
         return known(None)
 
 
 def _nearest(name: str, value: str, own: Collection[str], fields: Collection[str]) -> str:
-    """How an error ends that names the nearest flag or field; if none is near, the flags."""
+    """The end of an error message: the nearest flags or fields, or else all flags there are."""
     text = f"={value}" if value else ""
     is_field = name.startswith("config.") and bool(fields)
     name = name.removeprefix("config.") if is_field else name
@@ -129,23 +133,38 @@ def _nearest(name: str, value: str, own: Collection[str], fields: Collection[str
         return f"; nearest: {' or '.join(f'--config.{path}{text}' for path in meant[:3])}"
     if flags:
         return f"; nearest: --{flags[0]}{text}"
-    return f"; there are: {', '.join(f'--{flag}' for flag in own)}" if own else "; it takes none"
+    return (
+        f"; there are: {', '.join(f'--{flag}' for flag in own)}"
+        if own
+        else "; this command takes none"
+    )
 
 
 def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
-    """Sets one field, to the value that a text stands for.
+    """Sets one field of a config as --config.PATH=TEXT would.
+
+    Args:
+      config: the config to change.
+      path: the full name of the field, such as "rule.learning_rate".
+      text: its new value as text.
 
     Raises:
-      ValueError: there is no such field, it cannot have that value, or it has no effect.
+      ValueError: there is no such field, the value is wrong, or it has no effect.
     """
     assign_texts(config, {path: text})
 
 
 def integer(options: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
-    """The number of a flag of the command itself.
+    """Returns the integer value of one of the command's own flags.
+
+    Args:
+      options: the flags, from `Arguments.options`.
+      name: the name of the flag.
+      default: the value if the flag is not given.
+      least: the smallest valid value.
 
     Raises:
-      ValueError: it is none, or below `least`.
+      ValueError: the value is not an integer, or is below `least`.
     """
     text = options.get(name, str(default))
     if not text.isdecimal() or int(text) < least:
@@ -155,22 +174,29 @@ def integer(options: Mapping[str, str], name: str, default: int, least: int = 1)
 
 @final
 class _Terminal(logging.Handler):
-    """Prints to sys.stderr as it is then: above a live line, where one is drawn."""
+    """Prints to the current sys.stderr, which rich replaces while it draws a progress bar.
+
+    Messages therefore appear above the bar.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
         print(self.format(record), file=sys.stderr)
 
 
 def log_to_terminal() -> None:
-    """What the library says of a run, without times or levels."""
+    """Shows the library's log messages on the terminal, without times or levels."""
     logging.basicConfig(format="%(message)s", handlers=[_Terminal()])
     logging.getLogger("dbjax").setLevel(logging.INFO)
 
 
 def command(main: Callable[[list[str]], int]) -> None:
-    """Runs a command; a mistake, or a full disk, is one line and exit code 2.
+    """Runs a command with the arguments of this process, and exits with its code.
 
-    Ctrl-C is 130, SIGTERM 143.
+    A user's mistake or an operating system error (a full disk) is printed in one line, with exit
+    code 2. Ctrl-C exits with 130, SIGTERM with 143.
+
+    Args:
+      main: the command; takes the command line, returns the exit code.
     """
     try:
         with reliable_interrupt():

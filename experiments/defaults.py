@@ -1,4 +1,4 @@
-"""Every field of a config, with its default. A config that sets another is refused."""
+"""The schema of a config: every field with its default. Unknown fields are errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ml_collections import config_dict
 
 from dbjax.arguments import describe, fits, nearest
 
-OPEN = {  # group of arguments -> the field that says whose; such a group may have any
+OPEN = {  # groups that hold arguments -> the field that names what takes those arguments
     "options": "algorithm",
     "rule": "rule.name",
     "data": "data.name",
@@ -22,19 +22,26 @@ _FREE = {*OPEN, "cluster.machines"}  # groups that may have any field
 
 
 def defaults() -> ml_collections.ConfigDict:
-    """The schema. Times in seconds of the run's clock, sizes in bytes."""
+    """Returns a config with every field at its default.
+
+    Times are in seconds of the run's clock and sizes in bytes. A placeholder is a field that is
+    None by default and has the given type otherwise.
+    """
     config = ml_collections.ConfigDict()
     config.algorithm = "downpour"  # a module of dbjax.algorithms
-    config.options = ml_collections.ConfigDict()  # fields of its Config, but for the rule
-    config.rule = ml_collections.ConfigDict({"name": "sgd"})  # of dbjax.optim or optax; or lbfgs
-    config.data = ml_collections.ConfigDict({"name": "synthetic"})  # and its options
+    config.options = ml_collections.ConfigDict()  # fields of its Config, except the rule
+    # A function of dbjax.optim or optax, or a batch method such as lbfgs, and its arguments.
+    config.rule = ml_collections.ConfigDict({"name": "sgd"})
+    config.data = ml_collections.ConfigDict({"name": "synthetic"})  # a data set and its options
     config.data_dir = config_dict.placeholder(str)  # None: $DBJAX_DATA_DIR or a cache folder
-    config.model = ml_collections.ConfigDict({"name": "softmax"})  # and its options
+    config.model = ml_collections.ConfigDict({"name": "softmax"})  # a network and its options
     config.sharding = ml_collections.ConfigDict(
         {
-            "devices": 1,  # that each replica's network is cut over
-            "how": config_dict.placeholder(str),  # units, alternating, tiles; None: the paper's
-            "host_devices": config_dict.placeholder(int),  # CPU devices to make; None: as they are
+            "devices": 1,  # the number of devices that each replica's network is sharded over
+            # units, alternating or tiles; None: the paper's choice for the model
+            "how": config_dict.placeholder(str),
+            # The number of JAX devices to make of the CPUs; None: JAX's default.
+            "host_devices": config_dict.placeholder(int),
         }
     )
     config.batch_size = 32  # examples in a mini-batch, or in a portion
@@ -42,41 +49,44 @@ def defaults() -> ml_collections.ConfigDict:
     config.ray = ml_collections.ConfigDict(  # fields of dbjax.runtime.ray.RayOptions
         {
             "address": "local",  # or auto, or HOST:PORT
-            "cpus": 0.1,  # logical ones, that each process asks for
-            "replica_cpus": config_dict.placeholder(float),  # None: as the others
+            "cpus": 0.1,  # logical CPUs that each process requests
+            "replica_cpus": config_dict.placeholder(float),  # None: the same as `cpus`
             "replica_gpus": 0.0,
             "timeout_s": 15.0,
         }
     )
     config.until_s = config_dict.placeholder(float)  # None: until all steps are done
-    config.evaluations = 20  # in a run with until_s
-    config.evaluate_examples = 4_000  # of the training set, and of the hold-out set
+    config.evaluations = 20  # the number of evaluations in a run with until_s
+    config.evaluate_examples = 4_000  # evaluated examples of each: training and hold-out set
     config.checkpoint = ml_collections.ConfigDict(
         {
-            "every_s": 60.0,  # of the run's clock
-            "every_updates": config_dict.placeholder(int),
-            "keep": 3,  # of the latest ones; 0: none are written
+            "every_s": 60.0,  # None: not by time
+            "every_updates": config_dict.placeholder(int),  # None: not by updates
+            "keep": 3,  # the number of latest checkpoints to keep; 0: writes none
         }
     )
-    config.seed = 0  # of the initial parameters and of algorithms, and of what has none of its own
-    config.data_seed = config_dict.placeholder(int)  # of the order of the data; None: as seed
-    config.max_spans = 100_000  # kept for the timeline
-    config.event_log = config_dict.placeholder(bool)  # None: unless time is virtual
+    # The seed of the initial parameters, of the algorithm, and of every part with no own seed.
+    config.seed = 0
+    config.data_seed = config_dict.placeholder(int)  # seed of the data's order; None: `seed`
+    config.max_spans = 100_000  # the most spans to keep for the timeline
+    config.event_log = config_dict.placeholder(bool)  # None: True unless time is virtual
     config.cluster = _cluster()
     return config
 
 
 def _cluster() -> ml_collections.ConfigDict:
-    """The modelled one: fields of `dbjax.Cluster`."""
+    """The modelled cluster: the fields of `dbjax.Cluster`."""
     return ml_collections.ConfigDict(
         {
-            "compute_s": 0.1,  # or costs: of the compiled program
+            "compute_s": 0.1,  # or costs: estimated from the compiled program
             "latency_s": 0.0,
             "message_s": 0.0,
             "service_s": 0.0,
             "memory_bandwidth_bytes_per_s": float("inf"),
             "size_scale": 1.0,
-            "seed": config_dict.placeholder(int),  # of all that is drawn; None: as the run's
+            "seed": config_dict.placeholder(
+                int
+            ),  # seed of random durations and failures; None: the run's
             "machine": {
                 "speed": 1.0,
                 "law": "constant",
@@ -105,7 +115,7 @@ def renamed(path: str) -> str | None:
 
 
 def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Fields by their whole names, such as cluster.machine.speed."""
+    """Flattens a nested config to fields by full name, such as cluster.machine.speed."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         inner = isinstance(value, dict)
@@ -115,7 +125,7 @@ def flat(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 @functools.cache
 def hints() -> Mapping[str, Any]:
-    """Fields by their whole names, and what each may be."""
+    """The types of all fields, by full name."""
     config, found = defaults(), {}
     for name, value in flat(config.to_dict()).items():
         group, _, last = name.rpartition(".")
@@ -128,16 +138,16 @@ def hints() -> Mapping[str, Any]:
 
 
 def require_whole(config: Any) -> None:
-    """Raises ValueError unless a config has every field, of its type, and no other."""
+    """Raises ValueError unless a config has every field, with the right type, and no others."""
     if not isinstance(config, ml_collections.ConfigDict):
         raise ValueError(
-            f"it is {config!r}, no ml_collections.ConfigDict: begin with "
+            f"it is {config!r}, not an ml_collections.ConfigDict: start from "
             "experiments.defaults.defaults()"
         )
     if missing := list(_missing(config, defaults())):
         raise ValueError(
-            f"the config lacks {', '.join(missing)}: begin with experiments.defaults.defaults(), "
-            "which has every field, and set what differs"
+            f"the config lacks {', '.join(missing)}: start from experiments.defaults.defaults(), "
+            "which has every field, and change some"
         )
     _require_known(config, defaults())
 
@@ -167,6 +177,4 @@ def _require_known(
         elif (now := renamed(path)) is not None:
             raise ValueError(f"the config's field {path!r} was renamed: use {now!r}")
         elif name not in whole and prefix.rstrip(".") not in _FREE:
-            raise ValueError(
-                f"the config has a field {path!r} that is unknown{nearest(name, whole)}"
-            )
+            raise ValueError(f"the config has an unknown field {path!r}{nearest(name, whole)}")

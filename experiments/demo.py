@@ -1,4 +1,4 @@
-"""The paper's comparison in small: Downpour SGD beside SGD, in equal virtual time.
+"""A small version of the paper's comparison: Downpour SGD and SGD for equal virtual time.
 
 python -m experiments.demo --workdir=DIR [--methods=sgd,adagrad,downpour] [--variant=smoke]
 """
@@ -28,11 +28,14 @@ METHODS = {  # flag -> (name in figures, config)
     "downpour": ("Downpour", "configs/speech_downpour.py"),
     "adagrad": ("Downpour + Adagrad", "configs/speech_downpour_adagrad.py"),
 }
-_WINDOW = 4  # mini-batches that the picture of the timeline shows
+_WINDOW = 4  # the length of the drawn timeline, in mini-batches of a replica
 
 
 def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
-    """One column a method; the stated accuracy is what the first method has at the end."""
+    """A table with a column for each method.
+
+    Speed-ups are measured at the hold-out accuracy that the first method has at its end.
+    """
     base, first = next(iter(results.items()))
     stated, end_s = first.evaluations[-1]["test_accuracy"], first.summary["time_s"]
     times = [time_to(result.evaluations, stated) for result in results.values()]
@@ -40,10 +43,10 @@ def comparison(results: dict[str, dbjax.Result]) -> rich.table.Table:
     staleness = [summary["staleness_updates"] for summary in summaries]
     rows: dict[str, list[str]] = {
         "hold-out accuracy at the end": [f"{s['test_accuracy']:.1%}" for s in summaries],
-        "  always the most frequent class": [_guess(s) for s in summaries],
-        f"first at {stated:.1%}, virtual seconds": [f"{t:.1f}" for t in times],
-        f"  speed-up over {base} at its end": [f"{end_s / t:.1f}" for t in times],
-        f"  speed-up over {base} when first there": [f"{times[0] / t:.1f}" for t in times],
+        "  guessing the most frequent class": [_guess(s) for s in summaries],
+        f"virtual seconds to {stated:.1%}": [f"{t:.1f}" for t in times],
+        f"  speed-up over {base}'s total time": [f"{end_s / t:.1f}" for t in times],
+        f"  speed-up over {base}'s time to {stated:.1%}": [f"{times[0] / t:.1f}" for t in times],
         "updates": [f"{s['updates']:,}" for s in summaries],
         "staleness in updates: mean": [f"{s['mean']:.1f}" for s in staleness],
         "  predicted mean, M - 1": [f"{s['predicted_mean']:.1f}" for s in staleness],
@@ -69,16 +72,16 @@ def _moved(result: dbjax.Result) -> str:
 
 
 def draw(results: dict[str, dbjax.Result], workdir: Path, seed: int) -> None:
-    """accuracy.png, and timeline.png of the last method."""
+    """Draws accuracy.png, and timeline.png for the last method."""
     runs = {name: result.evaluations for name, result in results.items()}
-    caption = f"speech frames; 1 run a method, seed {seed}; equal virtual time"
+    caption = f"speech frames; 1 run per method, seed {seed}; equal virtual time"
     plots.save(plots.curves(runs, clock="virtual", caption=caption), workdir / "accuracy.png")
     name, last = list(results.items())[-1]
     ends = [s.end_s for s in last.trace.spans if s.kind == "compute"]
     steps = sorted(s.end_s - s.start_s for s in last.trace.spans if s.kind == "compute")
     if ends:
         end_s, step_s = max(ends), steps[len(steps) // 2]
-        title = f"{name}: who did what in {_WINDOW * step_s:.2f} virtual seconds"
+        title = f"{name}: activity of each node during {_WINDOW * step_s:.2f} virtual seconds"
         plots.save(
             plots.timeline(
                 last.trace.spans, end_s - (_WINDOW + 1) * step_s, end_s - step_s, title=title
@@ -88,6 +91,7 @@ def draw(results: dict[str, dbjax.Result], workdir: Path, seed: int) -> None:
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0

@@ -1,4 +1,4 @@
-"""Fields of a config are given values: all at once, so that their order means nothing."""
+"""Assigns values to config fields, all at once, so that their order does not matter."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from dbjax.arguments import describe, fits, nearest
 from experiments import build
 from experiments.defaults import OPEN, defaults, flat, hints, renamed
 
-NEAR = 0.7  # of `difflib`
+NEAR = 0.7  # the least similarity of a suggested name, as `difflib` measures it
 _COSTS = ("message_s", "machine.flops_per_s", "machine.memory_bandwidth_bytes_per_s")
 REPAIR = "cluster.machine.mean_time_to_repair_s"
-# Fields, when they have an effect, and what that takes.
+# Prefixes of fields, whether such a field has an effect, and what it needs to have one.
 _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...] = (
     ("cluster.", lambda c: c.runtime == "virtual", "runtime=virtual"),
     ("ray.", lambda c: c.runtime == "ray", "runtime=ray"),
-    # Without, a run is evaluated at its beginning and once at its end.
+    # Without until_s, a run is evaluated only at its beginning and its end.
     ("evaluations", lambda c: c.until_s is not None or c.evaluations == 1, "until_s"),
     *(
         (f"sharding.{name}", lambda c: c.sharding.devices > 1, "sharding.devices above 1")
@@ -41,7 +41,11 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
         (f"cluster.{name}", lambda c: c.cluster.compute_s == "costs", "cluster.compute_s=costs")
         for name in _COSTS
     ),
-    ("checkpoint.every", lambda c: _takes_checkpoints(c), "checkpoint.keep, or nodes that die"),
+    (
+        "checkpoint.every",
+        lambda c: _takes_checkpoints(c),
+        "checkpoint.keep, or nodes that can fail",
+    ),
     ("options.local_rule", lambda c: _has_local_steps(c), "options.n_fetch above 1, or overlap"),
     ("options.overlap", lambda c: _overlaps(c), "options.sample below 1"),
 )
@@ -50,17 +54,19 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
 def assign(
     config: ml_collections.ConfigDict, given: Mapping[str, Any], asked: Collection[str] = ()
 ) -> None:
-    """Gives fields of a config their values.
+    """Sets fields of a config.
 
-    A group in `OPEN` holds arguments of what it names, so it takes any field; the library refuses
-    wrong ones. Naming something else drops the arguments of what the config named before, and
-    none of those that are given.
+    A group in `OPEN` holds the arguments of what it names (a rule, say), so it accepts any field;
+    building the config rejects wrong ones. Choosing another rule resets its arguments to the
+    given ones.
 
     Args:
-      asked: fields that may be without effect.
+      config: the config to change.
+      given: the new values, by full field name.
+      asked: fields that may be set even if they have no effect.
 
     Raises:
-      ValueError: there is no such field, it cannot have that value, or it has no effect.
+      ValueError: there is no such field, the value is wrong, or it has no effect.
     """
 
     def read(value: Any, path: str, before: Any) -> Any:
@@ -72,13 +78,15 @@ def assign(
 def assign_texts(
     config: ml_collections.ConfigDict, given: Mapping[str, str], asked: Collection[str] = ()
 ) -> None:
-    """`assign`, where the values are as a command line has them.
+    """Sets fields of a config to values given as text, as on a command line.
 
     Args:
-      asked: fields that have an effect whatever the config says: the command asks for them.
+      config: the config to change.
+      given: the new values as text, by full field name.
+      asked: fields that may be set even if they have no effect.
 
     Raises:
-      ValueError: as there.
+      ValueError: there is no such field, the value is wrong, or it has no effect.
     """
     _assign(config, given, _read, asked)
 
@@ -101,7 +109,7 @@ def _assign(
 
 
 def require_effect(config: ml_collections.ConfigDict, paths: Iterable[str]) -> None:
-    """Raises ValueError if one of the fields is not at its default, and nothing asks for it."""
+    """Raises ValueError if one of the fields is not at its default but has no effect."""
     at_first = flat(defaults().to_dict())
     for path in sorted(paths):
         value = at(config, path)
@@ -113,7 +121,15 @@ def require_effect(config: ml_collections.ConfigDict, paths: Iterable[str]) -> N
 
 
 def near(name: str, paths: Collection[str]) -> list[str]:
-    """Those of the fields that a name may have meant: by their last parts."""
+    """Finds the fields whose last part is most similar to that of a misspelt name.
+
+    Args:
+      name: the misspelt name.
+      paths: the full names of all fields.
+
+    Returns:
+      The full names, shortest first; empty if none is similar.
+    """
     last = name.rpartition(".")[2].replace("-", "_")
     ends: dict[str, list[str]] = {}
     for path in paths:
@@ -125,7 +141,7 @@ def near(name: str, paths: Collection[str]) -> list[str]:
 
 
 def known(config: ml_collections.ConfigDict | None) -> list[str]:
-    """Names of the fields that a config has, or may have."""
+    """Full names of the fields that a config has or may have; None: the default config."""
     config = defaults() if config is None else config
     return list(dict.fromkeys([*flat(config.to_dict()), *build.open_fields(config)]))
 
@@ -158,7 +174,7 @@ def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
 
 
 def at(config: ml_collections.ConfigDict, path: str) -> Any:
-    """The value of a field."""
+    """Returns the value of the field with the given full name."""
     place: Any = config
     for name in path.split("."):
         place = place[name]
@@ -166,7 +182,13 @@ def at(config: ml_collections.ConfigDict, path: str) -> Any:
 
 
 def _read(text: str, path: str, before: Any) -> Any:
-    """The value that a text stands for."""
+    """Parses the text of a field's value.
+
+    Args:
+      text: the value as text.
+      path: the full name of the field.
+      before: the field's present value.
+    """
     hint = _hint(path, before)
     if hint is str or (hint == str | None and text.lower() != "none"):
         return text
@@ -185,22 +207,22 @@ def _read(text: str, path: str, before: Any) -> Any:
 
 
 def _fitting(value: Any, path: str, before: Any, text: str) -> Any:
-    """The value, if the field may have it."""
+    """Returns the value, converted to float where the field is one; raises if its type is wrong."""
     value = value.item() if isinstance(value, np.generic) else value
     hint = _hint(path, before)
     if isinstance(value, bool) and type(before) in (int, float):
-        hint = type(before)  # a config would take it for 1 or 0
+        hint = type(before)  # a ConfigDict would accept a bool as 1 or 0
     if not fits(value, hint):
-        was = "" if before is None else f", as {before!r} is"
+        was = "" if before is None else f", like {before!r}"
         raise ValueError(f"--config.{path}={text} must be {describe(hint)}{was}")
     if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"--config.{path}={text} is no number: give one")
+        raise ValueError(f"--config.{path}={text} is not a number: give one")
     is_float = float in (hint, *typing.get_args(hint)) or isinstance(before, float)
     return float(value) if is_float and type(value) is int else value
 
 
 def _hint(path: str, before: Any) -> Any:
-    """What a field may be; of arguments the library knows."""
+    """The type of a field; Any for arguments, which are checked when the config is built."""
     if path in hints():
         return hints()[path]
     return Any if path.partition(".")[0] in OPEN else type(before)
@@ -218,7 +240,7 @@ def _may_fail(config: ml_collections.ConfigDict) -> bool:
 
 
 def _transfers_take_time(config: ml_collections.ConfigDict) -> bool:
-    """Whether a transfer takes time: as long as the slower of its two machines needs."""
+    """Whether any machine has a finite bandwidth; the slower of two sets a transfer's time."""
     cluster = build.cluster(config)
     return cluster is None or any(
         math.isfinite(machine.bandwidth_bytes_per_s)
@@ -227,7 +249,7 @@ def _transfers_take_time(config: ml_collections.ConfigDict) -> bool:
 
 
 def _has_bandwidth(config: ml_collections.ConfigDict) -> bool:
-    """Whether it takes time to move or to read what a message holds."""
+    """Whether sending a message's content, or reading it from memory, takes time."""
     return _transfers_take_time(config) or math.isfinite(
         config.cluster.memory_bandwidth_bytes_per_s
     )

@@ -1,4 +1,4 @@
-"""What the command of a figure leaves: its numbers, its picture, the paper's sentences."""
+"""Writes the results of a figure's command: numbers, picture and verdicts on the paper's claims."""
 
 from __future__ import annotations
 
@@ -29,13 +29,19 @@ def leave(
     measured: str,
     notes: str,
 ) -> None:
-    """Writes NAME.csv, NAME.png and claims.md, and shows the claims.
+    """Writes NAME.csv, NAME.png and claims.md, and prints the claims.
 
-    Where the workdir lies in results/, also the page that has the claims of all figures.
+    If the workdir is directly in results/, updates results/README.md too, which has the claims of
+    all figures.
 
     Args:
-      measured: title of what stands beside the paper's sentences.
-      notes: what stands below them.
+      name: the name of the figure and its command, such as "figure4".
+      workdir: the folder to write to.
+      rows: the numbers behind the picture; all rows have the same fields.
+      picture: the figure to save.
+      claims: the paper's claims with our verdicts.
+      measured: the title of the column with our measurements.
+      notes: Markdown to put below the claims.
     """
     write_text(workdir / f"{name}.csv", csv_text(rows))
     plots.save(picture, workdir / f"{name}.png")
@@ -48,7 +54,11 @@ def leave(
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """CSV with a header, six digits of fractions; all rows have the fields of the first."""
+    """Formats rows as CSV with a header; floats have six significant digits.
+
+    Args:
+      rows: at least one row; all have the fields of the first.
+    """
     text = io.StringIO()
     writer = csv.DictWriter(text, fieldnames=list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -59,10 +69,11 @@ def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _page(tables: Sequence[Path]) -> str:
-    """Every figure's claims below its picture."""
+    """The results page: each figure's picture with its claims below."""
     parts = [
-        "# Results\n\nThe paper's sentences beside what was measured here. Written by the commands "
-        "that draw the figures; [docs/results.md](../docs/results.md) says what it depends on.\n"
+        "# Results\n\nClaims of the paper and what was measured here. This page is written by the "
+        "commands that draw the figures; [docs/results.md](../docs/results.md) says what the "
+        "results depend on.\n"
     ]
     for path in tables:
         name = path.parent.name

@@ -1,4 +1,4 @@
-"""Config files, and other Python files that say what to do: ours, and those of one's own."""
+"""Loads config files and other Python files, the repository's or a user's own."""
 
 from __future__ import annotations
 
@@ -19,13 +19,18 @@ CONFIGS = Path("configs")
 
 
 def load_config(spec: str) -> ml_collections.ConfigDict:
-    """The config of FILE or FILE:VARIANT.
+    """Loads a config.
 
-    A file has `get_config()`; or `get_config(variant)`, and `VARIANTS` that lists them. Where none
-    is named, the function's own default counts; without a default the variant is empty.
+    The file defines `get_config()`, or `get_config(variant)` and a tuple `VARIANTS` of valid names.
+    If no variant is given, the function's default applies; if it has no default, the variant is
+    the empty string.
+
+    Args:
+      spec: FILE or FILE:VARIANT.
 
     Raises:
-      ValueError: there is no such file or variant, or the file is no config; says what it needs.
+      ValueError: there is no such file or variant, or the file does not define a config; the
+        message says what is missing.
     """
     name, _, variant = spec.partition(":")
     module = load_module(name, "config", CONFIGS)
@@ -56,7 +61,7 @@ def load_config(spec: str) -> ml_collections.ConfigDict:
 def _arguments(
     parameters: Sequence[inspect.Parameter], variant: str
 ) -> tuple[tuple[str, ...], dict[str, str]]:
-    """What a get_config is called with: nothing, where it needs nothing and no variant is named."""
+    """Arguments for get_config: none if no variant is named and the function requires none."""
     needs = any(
         p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
     )
@@ -76,11 +81,16 @@ def _variants(module: types.ModuleType, name: str) -> Sequence[str]:
 
 
 def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
-    """The module of a Python file.
+    """Imports a Python file.
+
+    Args:
+      name: the path of the file.
+      what: what errors call the file, such as "config".
+      folder: where to look for similar names if there is no such file, nor any in its own folder.
 
     Raises:
-      ValueError: there is none, and says which is nearest beside it, or in `folder`; or it
-        raises an error, and says in which line.
+      ValueError: there is no such file (the message names the nearest one), or running it raises
+        an error (the message names the line).
     """
     path = Path(name)
     if path.suffix == ".py" and path.is_dir():
@@ -90,21 +100,21 @@ def load_module(name: str, what: str, folder: Path) -> types.ModuleType:
         raise ValueError(f"no {what} file {name!r}{nearest(name, found)}")
     loaded = importlib.util.spec_from_file_location(path.stem, path)
     if loaded is None or loaded.loader is None:
-        raise ValueError(f"{name!r} is no Python file: its name must end in .py")
+        raise ValueError(f"{name!r} is not a Python file: its name must end in .py")
     module = importlib.util.module_from_spec(loaded)
     _called(loaded.loader.exec_module, name, (module,), {})
     return module
 
 
 def available(folder: Path = CONFIGS) -> list[str]:
-    """The config files of the repository."""
+    """Paths of the config files directly in a folder; names that begin with "_" are left out."""
     return sorted(str(path) for path in folder.glob("[!_]*.py"))
 
 
 def _called(
     function: Any, name: str, arguments: tuple[Any, ...], by_name: Mapping[str, Any]
 ) -> Any:
-    """What it returns; whatever it raises is an error of the file."""
+    """Calls a user's function; turns any error into a ValueError that names file and line."""
     try:
         return function(*arguments, **by_name)
     except Exception as error:
@@ -118,7 +128,7 @@ def _called(
 
 
 def _line(error: Exception, name: str) -> int | None:
-    """Where in the file an error arose; None: before it was run."""
+    """The line of the file in which an error arose; None if it arose before the file ran."""
     if isinstance(error, SyntaxError) and error.filename == name:
         return error.lineno
     frames = traceback.extract_tb(error.__traceback__)

@@ -1,4 +1,4 @@
-"""Pictures: pure functions of what a run left. One style, one colour and marker a method."""
+"""Draws figures: pure functions of a run's results. Each method has its own colour and marker."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dbjax.runtime.node_names import node_order
 from dbjax.runtime.trace import Row, Span
 
 STYLE = Path(__file__).with_name("dbjax.mplstyle")
-METHODS = {  # name, but for the number of machines in brackets -> colour, marker
+METHODS = {  # name without the number of machines in brackets -> colour, marker
     "SGD": ("#444444", "o"),
     "GPU": ("#009e73", "*"),
     "Downpour": ("#0072b2", "s"),
@@ -31,7 +31,13 @@ KINDS = {"compute": "#0072b2", "fetch": "#e69f00", "push": "#cc79a7", "apply": "
 
 
 def curves(runs: Mapping[str, Sequence[Row]], *, clock: str, caption: str) -> Figure:
-    """Accuracy (or, without one, training loss) of each run against its clock."""
+    """Plots accuracy against time for each run, or training loss if none has an accuracy.
+
+    Args:
+      runs: the evaluations of each run, by the label to show; labels may end in " [MACHINES]".
+      clock: the name of the runs' clock, "virtual" or "wall".
+      caption: what to print below the plot, such as the number of runs and the seeds.
+    """
     with matplotlib.style.context(STYLE):
         figure = Figure()
         axes = figure.add_subplot()
@@ -78,7 +84,14 @@ def _curve(axes: object, label: str, rows: Sequence[Row], accuracy: bool) -> Non
 
 
 def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str) -> Figure:
-    """Who did what between two moments: a row a node, a colour a kind of work."""
+    """Draws the work of each node over time: a row for each node, a colour for each kind of work.
+
+    Args:
+      spans: the spans of a run.
+      begin_s: where the time axis begins, in seconds of the run's clock.
+      end_s: where the time axis ends.
+      title: the title of the figure.
+    """
     shown = [s for s in merged(spans) if s.end_s >= begin_s and s.start_s <= end_s]
     nodes = sorted({span.node for span in shown}, key=node_order)
     thickness = {
@@ -113,7 +126,11 @@ def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str)
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Writes a PNG, whole or not at all."""
+    """Writes a PNG atomically.
+
+    Raises:
+      OSError: the file cannot be written; names the file.
+    """
     temporary = path.with_name(f".{path.name}")
     try:
         with os_errors_naming(path):

@@ -1,4 +1,4 @@
-"""Progress of a run: a live line on a terminal, else a line of log now and then."""
+"""Shows progress: as a bar on a terminal, elsewhere as occasional log lines."""
 
 from __future__ import annotations
 
@@ -14,12 +14,21 @@ import rich.progress
 
 from dbjax.runtime.trace import Row
 
-_LOGGED_EVERY_S = 10.0  # seconds of the wall
+_LOGGED_EVERY_S = 10.0  # the least wall-clock time between log lines
 
 
 @contextlib.contextmanager
 def progress(label: str, clock: str, until_s: float | None) -> Iterator[Callable[[Row], None]]:
-    """Gives a listener for the run's trace."""
+    """Shows the progress of a run while the context is open.
+
+    Args:
+      label: the name of the run.
+      clock: the name of the run's clock, "virtual" or "wall".
+      until_s: the length of the run in seconds of its clock; None: unknown.
+
+    Yields:
+      A listener to add to the run's trace.
+    """
     if sys.stderr.isatty():
         with _bar(label, clock, until_s) as listen:
             yield listen
@@ -28,7 +37,7 @@ def progress(label: str, clock: str, until_s: float | None) -> Iterator[Callable
 
 
 def describe(row: Row) -> str:
-    """An evaluation in a few words."""
+    """Summarises an evaluation, such as "1,200 updates, train loss 0.512, hold-out 81.3%"."""
     words = [f"{row['updates']:,} updates"]
     for name, text in (("train_loss", "train loss {:.3f}"), ("test_accuracy", "hold-out {:.1%}")):
         if name in row and math.isfinite(row[name]):
@@ -38,9 +47,16 @@ def describe(row: Row) -> str:
 
 @contextlib.contextmanager
 def counted(label: str, total: int, what: str) -> Iterator[Callable[[int, str, float], None]]:
-    """A bar on a terminal, else a line of log whenever one more of `total` is done.
+    """Shows the progress of several pieces of work: a bar, or a log line when one completes.
 
-    It is told how many are done, what was seen last, and what the others have done together.
+    Args:
+      label: the name of the work.
+      total: the number of pieces.
+      what: what the pieces are called, such as "runs".
+
+    Yields:
+      A function to call with the number of completed pieces, a description of the latest news, and
+      the sum of the completed fractions of all other pieces.
     """
     if sys.stderr.isatty():
         with bar(f"{{task.completed:.1f}} of {{task.total}} {what}") as drawn:
@@ -60,7 +76,12 @@ def counted(label: str, total: int, what: str) -> Iterator[Callable[[int, str, f
 
 @contextlib.contextmanager
 def bar(done: str) -> Iterator[rich.progress.Progress]:
-    """A live line on the terminal: what is done, in the words of `done`, and the task's `state`."""
+    """Shows a progress bar on the terminal.
+
+    Args:
+      done: rich's format string for the amount done. Each task also needs the field `state`, which
+        is shown after it.
+    """
     columns = (
         rich.progress.TextColumn("{task.description}"),
         rich.progress.BarColumn(),

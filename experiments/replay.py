@@ -1,4 +1,4 @@
-"""Does a run in threads or on Ray again, from its event log, bit for bit.
+"""Replays a run in threads or on Ray bit for bit from its event log.
 
 python -m experiments.replay --workdir=DIR
 """
@@ -21,10 +21,15 @@ from experiments.saved import CONFIG, saved
 
 
 def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
-    """The run again, and the digest of the parameters that it ended with, if it did.
+    """Replays the run in a workdir.
+
+    Returns:
+      The replay, and the SHA-256 of the final parameters according to the run's summary; None if
+      the run did not end, or could not compute it.
 
     Raises:
-      ValueError: there is no log, or what lies there is none.
+      ValueError: the workdir has no event log, or a file in it is damaged.
+      ReplayError: the replay does not follow the log.
     """
     config = saved(workdir)
     script = _script(Path(workdir) / EVENTS)
@@ -37,7 +42,7 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
 
 
 def _digest(path: Path) -> str | None:
-    """Of the final parameters, as a summary says; None where it could not be told."""
+    """The SHA-256 of the final parameters from a summary; None if the run could not compute it."""
     digest = read_json(path, "params_sha256")["params_sha256"]
     if not isinstance(digest, str | None):
         raise damaged_file(path, f"params_sha256={digest!r} must be str or None")
@@ -53,17 +58,20 @@ def _script(path: Path) -> dbjax.Script:
     except OSError as error:
         raise ValueError(
             f"{str(path)!r} cannot be read: {error.strerror}; --config.event_log=true writes one, "
-            "unless the run is taken up from a checkpoint"
+            "unless the run is resumed from a checkpoint"
         ) from error
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code, 1 if the parameters differ from the run's."""
     if {"--help", "-h"} & set(arguments):
         print((__doc__ or "").strip())
         return 0
     chosen = parse(arguments, config="none")
     if chosen.workdir is None:
-        raise ValueError("needs --workdir=DIR of a run, and nothing else: the config lies there")
+        raise ValueError(
+            "needs --workdir=DIR of a run, and nothing else: the config is read from it"
+        )
     begin = time.perf_counter()
     try:
         found, ended = replay(chosen.workdir)
@@ -74,7 +82,7 @@ def main(arguments: list[str]) -> int:
     if found.breaks_off is not None and not same:
         verdict = f"the log breaks off {found.breaks_off}"
     table = rich.table.Table("", "", show_header=False)
-    table.add_row("calls served again", f"{found.calls:,}")
+    table.add_row("replayed calls", f"{found.calls:,}")
     table.add_row("parameters of the replay", found.params_sha256)
     table.add_row("parameters of the run", ended or "unknown")
     table.add_row("", verdict)

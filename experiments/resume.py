@@ -1,4 +1,4 @@
-"""A run that was interrupted, or is given more time, goes on in its workdir."""
+"""Resumes a run in its workdir if it was interrupted, or is given more time or steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.saved import CONFIG, saved_fields
 
 _LENGTH = ("until_s", "options.steps")
 _LOG = logging.getLogger("dbjax")
-_MAY_DIFFER = {  # in the config of whoever takes a run up
+_MAY_DIFFER = {  # fields that may change when a run is resumed
     *_LENGTH, "evaluations", "evaluate_examples", "max_spans", "event_log", "data_dir",
     *(f"checkpoint.{name}" for name in ("every_s", "every_updates", "keep")),
     *(f"options.{name}" for name in ("replicas", "shards", "shard_backups")),
@@ -29,12 +29,12 @@ _MAY_DIFFER = {  # in the config of whoever takes a run up
 
 
 class ResumePoint(NamedTuple):
-    """What lies in a workdir.
+    """The checkpoints in a workdir.
 
     Attributes:
-      directory: of checkpoints.
-      checkpoints: of the run that begins now; None: it writes none.
-      content: to go on from; None: it begins anew.
+      directory: the folder of checkpoints.
+      checkpoints: the manager that writes this run's checkpoints; None: the run writes none.
+      content: the state to resume from; None: the run starts from scratch.
     """
 
     directory: Path
@@ -42,7 +42,7 @@ class ResumePoint(NamedTuple):
     content: CheckpointState | None
 
     def begin(self) -> None:
-        """What lies there of another run goes."""
+        """Deletes the checkpoints of a previous run that this one replaces."""
         if self.checkpoints is not None:
             self.checkpoints.begin()
         else:
@@ -51,41 +51,45 @@ class ResumePoint(NamedTuple):
 
 @contextlib.contextmanager
 def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> Iterator[ResumePoint]:
-    """The run's checkpoints, and what there is to go on from.
+    """Opens the checkpoints of a workdir, and finds the state to resume from.
+
+    Args:
+      workdir: the workdir of the run; may be empty.
+      config: the config of the run that is about to start.
 
     Raises:
-      ValueError: a run of another config lies in the workdir, or none of the checkpoints of one
-        that would be gone on with can be read.
+      ValueError: the workdir holds a run with another config, or an unfinished run whose
+        checkpoints cannot be read.
     """
     directory = Path(workdir) / CHECKPOINTS
-    goes_on, keep = _goes_on(Path(workdir), config), config.checkpoint.keep
-    if keep < 0 or (goes_on and not keep):
+    resumes, keep = _resumes(Path(workdir), config), config.checkpoint.keep
+    if keep < 0 or (resumes and not keep):
         raise ValueError(
-            f"checkpoint.keep={keep} must be at least {int(goes_on)}"
-            + (": the workdir holds a run that is gone on with from one" if goes_on else "")
+            f"checkpoint.keep={keep} must be at least {int(resumes)}"
+            + (" to resume the run in the workdir from a checkpoint" if resumes else "")
         )
     if not keep:
         yield ResumePoint(directory, None, None)
         return
-    with Checkpoints(directory, keep=keep, anew=not goes_on) as checkpoints:
-        content = checkpoints.latest() if goes_on else None
-        if goes_on and content is None and checkpoints.any():
+    with Checkpoints(directory, keep=keep, anew=not resumes) as checkpoints:
+        content = checkpoints.latest() if resumes else None
+        if resumes and content is None and checkpoints.any():
             raise ValueError(
-                f"no checkpoint in {str(directory)!r} can be read: to begin anew, delete it"
+                f"no checkpoint in {str(directory)!r} can be read: delete that folder to start over"
             )
         if content is not None:
-            _LOG.info("taken up at %.1f s", content.time_s)
+            _LOG.info("resumed at %.1f s", content.time_s)
         yield ResumePoint(directory, checkpoints, content)
 
 
-def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether the run that lies there is gone on with.
+def _resumes(workdir: Path, config: ml_collections.ConfigDict) -> bool:
+    """Whether to resume the run in the workdir.
 
-    One that was interrupted is, and one that ended and is given more time. The same once more
-    takes its place.
+    An interrupted run is resumed, and so is a finished run that is given more time or steps. A
+    finished run with the same config is run again and replaced.
 
     Raises:
-      ValueError: the run that lies there is of another config, and would be lost.
+      ValueError: the workdir holds a run with another config, which would be lost.
     """
     if not (workdir / CONFIG).exists():
         return False
@@ -94,7 +98,7 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
     interrupted = _was_interrupted(workdir, last)
     if not any((workdir / CHECKPOINTS).glob("[0-9]*")):
         if interrupted:
-            _LOG.info("begins anew: what was interrupted in %s left no checkpoint", workdir)
+            _LOG.info("starting over: the interrupted run in %s left no checkpoint", workdir)
             return False
         more = False
     else:
@@ -105,12 +109,12 @@ def _goes_on(workdir: Path, config: ml_collections.ConfigDict) -> bool:
             f"run with {differs}: give another --workdir, or delete that one"
         )
     if not more:
-        _LOG.info("runs again what has ended in %s", workdir)
+        _LOG.info("starting over: the run in %s had finished", workdir)
     return more
 
 
 def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
-    """Whether the run of that config that lies there did not come to its end."""
+    """Whether the workdir's run, whose config.json has `config`, did not finish."""
     if not (workdir / SUMMARY).exists():
         return True
     summary = read_json(workdir / SUMMARY, "interrupted", "config")
@@ -118,7 +122,7 @@ def _was_interrupted(workdir: Path, config: dict[str, Any]) -> bool:
 
 
 def _is_longer(have: dict[str, Any], want: dict[str, Any]) -> bool:
-    """Whether there is more time, or there are more steps."""
+    """Whether the new config has a longer `until_s` or more steps than the old one, or both."""
     before, now = ([_limit(config.get(name)) for name in _LENGTH] for config in (have, want))
     return before != now and all(b <= n for b, n in zip(before, now, strict=True))
 
@@ -126,18 +130,22 @@ def _is_longer(have: dict[str, Any], want: dict[str, Any]) -> bool:
 def _limit(value: Any) -> float:
     try:
         return math.inf if value is None else float(value)
-    except (TypeError, ValueError):  # of a file that is damaged: it differs
+    except (TypeError, ValueError):  # a damaged file: NaN differs from everything
         return math.nan
 
 
 def _difference(
     have: dict[str, Any], want: dict[str, Any], may_differ: Collection[str]
 ) -> str | None:
-    """The first field that may not differ, and does."""
+    """Describes the first field that differs but must not; None if there is no such field.
+
+    The fields of a cluster or of Ray may always differ unless they are what virtual time depends
+    on.
+    """
     for name in sorted({*have, *want}.difference(may_differ)):
         of_machines = name.startswith("ray.") or (
             name.startswith("cluster.") and want["runtime"] != "virtual"
         )
         if not of_machines and have.get(name) != want.get(name):
-            return f"{name}={have.get(name)}, here it is {want.get(name)}"
+            return f"{name}={have.get(name)}, not {want.get(name)}"
     return None

@@ -1,4 +1,4 @@
-"""Runs one experiment.
+"""Runs an experiment.
 
 python -m experiments.run --config=configs/NAME.py[:smoke] --workdir=DIR --config.FIELD=VALUE ...
 """
@@ -33,7 +33,20 @@ def run_config(
     label: str,
     background: BackgroundFn | None = None,
 ) -> dbjax.Result:
-    """Builds, runs, and leaves everything in `workdir`, alone."""
+    """Runs the experiment of a config and writes its results to `workdir`.
+
+    An interrupted run in the workdir is resumed. The workdir is locked during the run.
+
+    Args:
+      config: the config; see `experiments.defaults`.
+      workdir: the run directory; created if it is missing.
+      label: the run's name in the progress bar and in curves.png.
+      background: code to run during training, such as `Chaos`; see `dbjax.run`.
+
+    Raises:
+      ValueError: a field is wrong, or the workdir holds another run or is in use.
+      OSError: parameters or summary cannot be written; names the file.
+    """
     build.require_sound(config)
     require_place(workdir, "a run")
     build.make_host_devices(config)
@@ -46,7 +59,7 @@ def run_config(
 def _draw(
     result: dbjax.Result, config: ml_collections.ConfigDict, label: str, picture: Path
 ) -> None:
-    """The curves; what cannot be drawn loses nothing."""
+    """Draws curves.png; a failure only logs a warning."""
     caption = _seeds(config)
     with best_effort(str(picture)):
         picture.unlink(missing_ok=True)
@@ -93,14 +106,14 @@ def _run(
 
 
 def title(config: ml_collections.ConfigDict) -> str:
-    """As pictures name it, such as Downpour + Adagrad [20]."""
+    """The name of the method and its number of replicas, such as "Downpour + Adagrad [20]"."""
     name = plots.ALGORITHMS.get(config.algorithm, config.algorithm)
     rule = plots.RULES.get(config.rule.name, "")
     return f"{name}{rule} [{build.algorithm(config).replicas}]"
 
 
 def table(summary: Row) -> rich.table.Table:
-    """The summary's numbers."""
+    """The numbers of a summary as a table for the terminal."""
     drawn = rich.table.Table("", "", show_header=False)
     for name, value in summary.items():
         if name in ("node", "config", "versions", "params_sha256") or value in (None, []):
@@ -114,7 +127,7 @@ def table(summary: Row) -> rich.table.Table:
 
 
 def number(value: object) -> str:
-    """As a table shows it: four digits of a fraction, thousands apart."""
+    """Formats a value for a table: floats with four digits, thousands separated by commas."""
     return (
         f"{value:,.4g}"
         if isinstance(value, float)
@@ -125,8 +138,12 @@ def number(value: object) -> str:
 
 
 def help_text(config: ml_collections.ConfigDict | None) -> str:
-    """Usage, the configs there are, and the fields of the one that is given."""
-    lines = [(__doc__ or "").strip(), "", "configs (each also as :smoke, which takes seconds):"]
+    """The text of --help: usage, available configs, and the fields of the given config, if any."""
+    lines = [
+        (__doc__ or "").strip(),
+        "",
+        "configs (append :smoke for a version that takes seconds):",
+    ]
     for path in available():
         first = (ast.get_docstring(ast.parse(Path(path).read_text())) or "").split("\n")[0]
         lines.append(f"  {path:38} {first}")
@@ -137,12 +154,13 @@ def help_text(config: ml_collections.ConfigDict | None) -> str:
         for name, value in sorted(flat(config.to_dict()).items()):
             hint = f"   ({HINTS[name]})" if name in HINTS else ""
             lines.append(f"  --config.{name}={value}{hint}")
-        lines += ["", "options, rule, data and model take any argument of what they name;"]
-        lines += ["naming another drops the arguments that the file gives to the one before."]
+        lines += ["", "options, rule, data and model accept any argument of what they name;"]
+        lines += ["choosing another rule (or algorithm, data set, model) resets its arguments."]
     return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> int:
+    """Runs the command; returns its exit code."""
     asked = {"--help", "-h"} & set(arguments)
     if asked:
         given = [a.partition("=")[2] for a in arguments if a.startswith("--config=")]
@@ -154,8 +172,7 @@ def main(arguments: list[str]) -> int:
     console = rich.console.Console()
     console.print(table(result.summary))
     console.print(
-        f"everything is in {workdir}: curves.png, summary.json, "
-        "trace.json (open in ui.perfetto.dev)",
+        f"results are in {workdir}: curves.png, summary.json, trace.json (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
     return exit_code(result.summary["interrupted"])

@@ -1,4 +1,4 @@
-"""Many runs side by side, each left in a folder of its own; what is there is not done again."""
+"""Runs many configs in parallel, each in its own folder; finished runs are not repeated."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from experiments.report.read import Run, read
 from experiments.sweep.pool import Pool, Process
 from experiments.sweep.trial import Job, Outcome
 
-_POLL_S = 0.2  # how soon Ctrl-C is heard
+_POLL_S = 0.2  # the longest time until Ctrl-C takes effect
 _METRIC = "test_accuracy"
 _DRAWN = (_METRIC, "train_accuracy", "updates", "examples")
 
@@ -29,16 +29,25 @@ _DRAWN = (_METRIC, "train_accuracy", "updates", "examples")
 def run_all(
     configs: Mapping[str, ml_collections.ConfigDict], workdir: str | Path, jobs: int, label: str
 ) -> dict[str, Run]:
-    """Runs configs in virtual time, as many at once as there are jobs, each on one core.
+    """Runs configs in virtual time in parallel processes, each on one core.
 
-    Those whose folder holds a finished run of the same config, with the same versions, are read.
+    If a folder already holds a finished run with the same config and package versions, that run is
+    read instead of repeated. Logs a warning that names the runs that went wrong (diverged, say).
 
     Args:
-      configs: by the folder in `workdir` that each is left in. They begin in this order.
+      configs: the configs, by the subfolder of `workdir` to write each run to. They start in this
+        order.
+      workdir: the folder of all runs; locked meanwhile.
+      jobs: the number of processes.
+      label: the name of the whole in progress and warnings.
+
+    Returns:
+      All runs, by subfolder.
 
     Raises:
-      ValueError: runs failed; says which and how. The others have ended and are kept.
-      KeyboardInterrupt: the same call goes on.
+      ValueError: runs failed; the message says which and how. All others have finished and their
+        results are kept.
+      KeyboardInterrupt: interrupted; call again with the same arguments to continue.
     """
     require_at_least("", 1, jobs=jobs)
     require_place(workdir, "runs")
@@ -59,7 +68,7 @@ def run_all(
 
 
 def _read(folder: Path, name: str) -> Run:
-    """A run with all numbers that figures are drawn of."""
+    """Reads a run, and checks that it has all numbers that figures are drawn from."""
     run = read(folder, name)
     with format_errors_naming(folder / METRICS):
         for row in run.rows:
@@ -72,7 +81,7 @@ def _run(
 ) -> None:
     left = [name for name, config in configs.items() if not _is_there(workdir / name, config)]
     waiting = dict(enumerate(left))
-    shares = dict.fromkeys(waiting, 0.0)  # of each run that has not ended
+    shares = dict.fromkeys(waiting, 0.0)  # the completed fraction of each unfinished run
     errors: list[str] = []
     start = functools.partial(Process, workdir / "workers.log")
     with (
@@ -80,7 +89,7 @@ def _run(
         Pool(start, jobs) as pool,
         counted(label, len(configs), "runs") as tell,
     ):
-        tell(len(configs) - len(shares), "those that were there", 0.0)
+        tell(len(configs) - len(shares), "finished earlier", 0.0)
         while shares and not interrupted.by:
             while waiting and pool.free:
                 number = next(iter(waiting))
@@ -103,7 +112,7 @@ def _run(
 
 
 def _is_there(folder: Path, config: ml_collections.ConfigDict) -> bool:
-    """Whether a folder holds what running that config again would give."""
+    """Whether a folder holds a finished run with this config and the present versions."""
     if not (folder / SUMMARY).exists():
         return False
     run = _read(folder, folder.name)

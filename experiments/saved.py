@@ -1,4 +1,4 @@
-"""The config of a run that lies on disk."""
+"""Reads the config of a run from its run directory."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ _INFINITE = {"inf": math.inf, "-inf": -math.inf}
 
 
 def saved(workdir: str | Path) -> ml_collections.ConfigDict:
-    """The resolved config that a run left.
+    """Returns the config of the run in a workdir.
 
     Raises:
-      ValueError: there is none, it cannot be read, or this version of dbjax has other fields.
+      ValueError: config.json is missing or damaged, or this version of dbjax has other fields.
     """
     return restored(saved_fields(workdir), str(Path(workdir) / CONFIG))
 
 
 def saved_fields(workdir: str | Path) -> dict[str, Any]:
-    """The same as JSON has it.
+    """Returns the config of the run in a workdir as the JSON object in its config.json.
 
     Raises:
-      ValueError: there is none, or it cannot be read.
+      ValueError: config.json is missing or damaged.
     """
     path = Path(workdir) / CONFIG
     try:
@@ -38,15 +38,19 @@ def saved_fields(workdir: str | Path) -> dict[str, Any]:
     except OSError as error:
         raise ValueError(f"{str(path)!r} cannot be read: {error.strerror}") from error
     if not isinstance(fields, dict):
-        raise damaged_file(path, "its config is no object")
+        raise damaged_file(path, "its config is not an object")
     return fields
 
 
 def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict:
-    """A config from its fields as JSON has them; `where` they stand is named in errors.
+    """Rebuilds a config from the JSON object that a run saved.
+
+    Args:
+      fields: the JSON object.
+      where: the name of the file in errors.
 
     Raises:
-      ValueError: this version of dbjax has other fields.
+      ValueError: this version of dbjax has other fields, or a value has the wrong type.
     """
     config = defaults()
     for name, value in fields.items():
@@ -57,7 +61,7 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
             )
         if name not in config:
             raise ValueError(
-                f"{where!r} is of another version of dbjax: no field {name!r}"
+                f"{where!r} is from another version of dbjax: there is no field {name!r}"
                 f"{nearest(name, config)}"
             )
         with config.unlocked(), config.ignore_type():
@@ -65,19 +69,19 @@ def restored(fields: Mapping[str, Any], where: str) -> ml_collections.ConfigDict
     missing = sorted(set(config) - set(fields))
     if missing:
         raise ValueError(
-            f"{where!r} is of another version of dbjax: it has no field {missing[0]!r}"
+            f"{where!r} is from another version of dbjax: it lacks the field {missing[0]!r}"
         )
     try:
         require_whole(config)
     except ValueError as error:
         raise ValueError(
-            f"{where!r} is damaged, or of another version of dbjax: {error}"
+            f"{where!r} is damaged, or from another version of dbjax: {error}"
         ) from error
     return config
 
 
 def _value(value: Any) -> Any:
-    """As it was before it became JSON."""
+    """Converts a JSON value back to the config's own: groups, tuples and infinities."""
     if isinstance(value, Mapping):
         return ml_collections.ConfigDict({name: _value(inner) for name, inner in value.items()})
     if isinstance(value, list):

@@ -123,12 +123,12 @@ def test_parameters(name, runtime):
 DATA = {
     "list": ([[1.0, 2.0], [3.0, 4.0]], r"data/0/0 is of type float; .*np.asarray"),
     "pair of lists": ((X, Y.tolist()), r"data/1/0 is of type float; .*np.asarray"),
-    "generator": ((x for x in X), r"data is of type generator; .*looked up by number"),
+    "generator": ((x for x in X), r"data is of type generator; .*looked up by index"),
     "iterator": (iter(X), "data is of type .*iterator; .*__len__ and gather"),
     "zip": (zip(X, Y, strict=True), "data is of type zip"),
     "text": ("train.csv", "data is of type str"),
-    "texts": (np.array(["a", "b"]), "data holds <U1, no numbers; encode text"),
-    "ragged": (np.array([[1], [1, 2]], object), "data holds object, no numbers; .*one length"),
+    "texts": (np.array(["a", "b"]), "data holds <U1, not numbers; encode text"),
+    "ragged": (np.array([[1], [1, 2]], object), "data holds object, not numbers; .*one length"),
     "dates": (np.zeros(3, "M8[D]"), "data holds datetime64"),
     "no dimension": ((X, np.float32(1)), r"data/1 is float32\[\]; give arrays"),
     "no examples": (np.zeros((0, 6)), "at least 1; got {'data': 0}"),
@@ -286,7 +286,7 @@ FIELDS = {
     ),
     "frames": (
         lambda: Frames(X, np.zeros(60, np.int32), np.zeros(61, int), np.zeros(61, int)),
-        "Frames needs as many of each",
+        "Frames needs arrays of equal length",
     ),
     "mnist": (
         lambda: Splits("a", ArrayExamples(Labelled(X, np.full(61, 3))), ArrayExamples(X), 3, (6,)),
@@ -426,7 +426,7 @@ def image(dtype, value=0, shape=(2, 2, 1), label=0):
 SETS = {
     "ragged": ([image("u1"), image("u1", shape=(3, 2, 1))], {}, "has 2 shapes, .*give side"),
     "channels": (
-        [image("u1"), image("u1", shape=(3, 2, 3))], {"side": 2}, "the same channels; leave"),
+        [image("u1"), image("u1", shape=(3, 2, 3))], {"side": 2}, "number of channels; leave"),
     "vectors": ([image("f", shape=(4,))], {"side": 2}, r"such as \(4,\): side=2 needs images"),
     "text": ([image("u1") | {"image": b"good"}], {}, r"feature 'image' holds \|S4: only sets"),
     "tokens": ([image("u1") | {"image": [[1], [2, 3]]}], {}, "feature 'image' holds object"),
@@ -559,10 +559,10 @@ def test_what_is_no_task_is_refused(task):
 
 @pytest.mark.parametrize("dtype", [">f4", np.longdouble, ">i8"])
 def test_types_of_numpy_that_jax_lacks_are_refused(dtype):
-    with one_line("data/0 holds '.*', which jax does not know: .* convert it with"):
+    with one_line("data/0 holds '.*', which jax does not support: .* convert it with"):
         run(data=(X.astype(dtype), Y))
     if np.dtype(dtype).kind == "f":
-        with one_line("^params/w holds '.*', which jax does not know"):
+        with one_line("^params/w holds '.*', which jax does not support"):
             run(params={"w": np.zeros(6, dtype)})
 
 
@@ -607,9 +607,9 @@ def test_an_accuracy_that_a_guess_is_held_against_is_a_share():
 @pytest.mark.parametrize(
     ("labels", "text"),
     [
-        (np.eye(3, dtype=int), "has a single 1, and zeros.*argmax"),
-        ([], r"labels are float64\[0\]; give the numbers of classes"),
-        (np.ones(3), r"labels are float64\[3\]; give the numbers of classes"),
+        (np.eye(3, dtype=int), "every row is a single 1 among zeros.*argmax"),
+        ([], r"labels are float64\[0\]; give class numbers"),
+        (np.ones(3), r"labels are float64\[3\]; give class numbers"),
     ],
 )
 def test_labels_of_a_guess(labels, text):

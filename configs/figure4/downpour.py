@@ -1,6 +1,8 @@
-"""Downpour SGD [20] with a fixed rate (Figure 4).
+"""Downpour SGD with 20 replicas and a fixed learning rate (Figure 4).
 
 python -m experiments.run --config=configs/figure4/downpour.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
-"""Downpour SGD + Adagrad [20] (Figure 4).
+"""Downpour SGD + Adagrad with 20 replicas (Figure 4).
 
 python -m experiments.run --config=configs/figure4/downpour_adagrad.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections
@@ -15,6 +17,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def adagrad(variant: str, replicas: int) -> ml_collections.ConfigDict:
+    """Downpour SGD + Adagrad before tuning."""
     config = _figure4.downpour(variant, replicas)
     config.rule = ml_collections.ConfigDict(
         {"name": "downpour_adagrad", "gamma": 0.01, "initial_accumulator": 1e-6, "epsilon": 0.0}

@@ -1,6 +1,8 @@
-"""Downpour SGD + Adagrad [200], warm started (Figure 4).
+"""Downpour SGD + Adagrad with 200 replicas and a warm start (Figure 4).
 
 python -m experiments.run --config=configs/figure4/downpour_adagrad_200.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections

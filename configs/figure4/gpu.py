@@ -1,6 +1,8 @@
-"""GPU [1]: SGD on one board of 2012, faster than a replica on 8 machines (Figure 4).
+"""SGD on one GPU of 2012, which is faster than a replica on 8 machines (Figure 4).
 
 python -m experiments.run --config=configs/figure4/gpu.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections

@@ -1,6 +1,8 @@
-"""Sandblaster L-BFGS [2000] (Figure 4).
+"""Sandblaster L-BFGS with 2,000 replicas (Figure 4).
 
 python -m experiments.run --config=configs/figure4/sandblaster.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections
@@ -8,7 +10,8 @@ import ml_collections
 from configs._figure4 import DEFAULT, SHARDS, SIZES, figure4, step_s, tuned
 from configs._figure4 import VARIANTS as VARIANTS
 
-PORTION = 50  # examples: of the laptop size's 270,000, up to three portions for each replica
+# Examples in a portion. The 270,000 of size laptop make up to three portions for each replica.
+PORTION = 50
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:

@@ -1,6 +1,8 @@
-"""SGD [1]: one replica, the parameters on its own machines (Figure 4).
+"""SGD with one replica that holds the parameters on its own 8 machines (Figure 4).
 
 python -m experiments.run --config=configs/figure4/sgd.py --workdir=runs/figure4
+
+Trains the speech network of `configs/_figure4.py`; `tuned.json` has its tuned fields.
 """
 
 import ml_collections
@@ -14,6 +16,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
 
 
 def untuned(variant: str) -> ml_collections.ConfigDict:
+    """SGD before tuning."""
     config = figure4(variant, replicas=1)
     own_parameters(config)
     config.rule = ml_collections.ConfigDict({"name": "sgd", "learning_rate": 0.7})

@@ -1,4 +1,4 @@
-"""Downpour SGD + Adagrad on real digits: some minutes.
+"""Search space of Downpour SGD + Adagrad on scikit-learn's digits; 40 trials take minutes.
 
 python -m experiments.sweep --config=configs/digits_downpour.py \
     --space=configs/spaces/digits_downpour.py --workdir=runs/sweeps/digits_downpour --jobs=2

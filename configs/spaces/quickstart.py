@@ -1,4 +1,4 @@
-"""Downpour SGD on the synthetic data set: a minute.
+"""Search space of Downpour SGD on the synthetic data set; 40 trials take a minute.
 
 python -m experiments.sweep --config=configs/quickstart.py \
     --space=configs/spaces/quickstart.py --workdir=runs/sweep --jobs=2

@@ -1,4 +1,4 @@
-"""Downpour SGD with a fixed rate on speech frames: rate, warm start, fetches.
+"""Search space of Downpour SGD on speech frames: learning rate, warm start, fetch interval.
 
 python -m experiments.sweep --config=configs/speech_downpour.py \
     --space=configs/spaces/speech_downpour.py --workdir=runs/sweeps/speech_downpour --jobs=2

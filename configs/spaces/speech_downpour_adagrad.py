@@ -1,7 +1,10 @@
-"""Downpour SGD + Adagrad on speech frames: rate, what the sum begins with, warm start.
+"""Search space of Downpour SGD + Adagrad on speech frames.
 
 python -m experiments.sweep --config=configs/speech_downpour_adagrad.py \
     --space=configs/spaces/speech_downpour_adagrad.py --workdir=runs/sweeps/speech_adagrad --jobs=2
+
+It varies the learning rate, the initial value of the accumulator, the warm start, and the fetch
+interval.
 """
 
 from experiments.sweep.space import choice, log_uniform, uniform

@@ -1,4 +1,4 @@
-"""Sandblaster L-BFGS on speech frames: history, sub-sampled batches, backup copies.
+"""Search space of Sandblaster L-BFGS on speech frames: memory, first step, samples, backup tasks.
 
 python -m experiments.sweep --config=configs/speech_sandblaster.py \
     --space=configs/spaces/speech_sandblaster.py --workdir=runs/sweeps/speech_sandblaster --jobs=2

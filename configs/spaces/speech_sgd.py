@@ -1,4 +1,4 @@
-"""SGD on one machine, on speech frames: the baseline's rate.
+"""Search space of single-replica SGD on speech frames: the learning rate.
 
 python -m experiments.sweep --config=configs/speech_sgd.py \
     --space=configs/spaces/speech_sgd.py --workdir=runs/sweeps/speech_sgd --jobs=2

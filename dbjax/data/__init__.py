@@ -1,4 +1,4 @@
-"""Data in memory: `load` a set by name, deal it to replicas with `Stream`."""
+"""In-memory data sets: `load` a data set by name; `Stream` shards it over the replicas."""
 
 from dbjax.data.examples import ArrayExamples as ArrayExamples
 from dbjax.data.examples import Examples as Examples

@@ -1,4 +1,4 @@
-"""Makes or fetches a data set ahead of time.
+"""Generates or downloads a data set ahead of time.
 
 python -m dbjax.data speech_frames --num-frames=300000 --num-states=128
 python -m dbjax.data mnist
@@ -16,16 +16,26 @@ from dbjax.signals import exit_code
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns its exit code: 0, 2 after an error, 128 + n after signal n."""
     parser = argparse.ArgumentParser(
         prog="python -m dbjax.data",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("name", help=f"{', '.join(OWN)}, or a data set of TFDS")
-    parser.add_argument("--data-dir", help="default: $DBJAX_DATA_DIR, or a cache")
-    parser.add_argument("--num-frames", type=int, help="speech_frames: how many; default: 300000")
-    parser.add_argument("--num-states", type=int, help="speech_frames: classes; default: 128")
-    parser.add_argument("--seed", type=int, help="speech_frames: of what is said; default: 0")
+    parser.add_argument("name", help=f"{', '.join(OWN)}, or a TFDS data set")
+    parser.add_argument(
+        "--data-dir",
+        help="folder of prepared data; default: $DBJAX_DATA_DIR, or else ~/.cache/dbjax/data",
+    )
+    parser.add_argument(
+        "--num-frames", type=int, help="speech_frames: number of frames; default: 300000"
+    )
+    parser.add_argument(
+        "--num-states", type=int, help="speech_frames: number of classes; default: 128"
+    )
+    parser.add_argument(
+        "--seed", type=int, help="speech_frames: seed of the utterances; default: 0"
+    )
     chosen = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -41,28 +51,28 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"python -m dbjax.data: {error.strerror or error}: {where}", file=sys.stderr)
         return 2
     except KeyboardInterrupt as interrupt:
-        print("interrupted: nothing half-made is left", file=sys.stderr)
+        print("interrupted: no partial data was left behind", file=sys.stderr)
         return exit_code(*interrupt.args)
     print(
         f"{splits.name}: {len(splits.train)} training and {len(splits.test)} hold-out examples "
         f"of {splits.num_classes} classes, in "
-        f"{'memory: nothing lies in a folder' if chosen.name in IN_MEMORY else data_dir}"
+        f"{'memory: nothing is written to disk' if chosen.name in IN_MEMORY else data_dir}"
     )
     return 0
 
 
 def _options(chosen: argparse.Namespace) -> dict[str, int]:
-    """Of the data set, those that are given."""
+    """The data set options that were given on the command line."""
     names = ("num_frames", "num_states", "seed")
     given = {name: getattr(chosen, name) for name in names if getattr(chosen, name) is not None}
     if given and chosen.name != "speech_frames":
         flag = next(iter(given)).replace("_", "-")
-        raise ValueError(f"--{flag} is for speech_frames: {chosen.name!r} takes none")
+        raise ValueError(f"--{flag} is for speech_frames only: leave it out for {chosen.name!r}")
     return given
 
 
 def _data_dir(chosen: argparse.Namespace) -> str:
-    """Where the data set is to lie; a folder that can be written to."""
+    """The data set's folder, which is created unless the data is generated in memory."""
     data_dir: str = default_data_dir() if chosen.data_dir is None else chosen.data_dir
     if chosen.name in IN_MEMORY:
         return data_dir

@@ -1,4 +1,4 @@
-"""Examples held in memory, gathered by number."""
+"""Examples held in memory and gathered into mini-batches by index."""
 
 from __future__ import annotations
 
@@ -15,9 +15,11 @@ from dbjax.types import Batch
 
 
 class Labelled(NamedTuple):
-    """A mini-batch: inputs float32 [batch, ...], labels int32 [batch].
+    """A mini-batch of inputs and their labels.
 
-    Those of a regression are float32 [batch, outputs].
+    Attributes:
+      inputs: float32 [batch, ...].
+      labels: class numbers, int32 [batch]; for a regression its targets, float32 [batch, outputs].
     """
 
     inputs: np.ndarray[Any, np.dtype[np.float32]]
@@ -25,24 +27,39 @@ class Labelled(NamedTuple):
 
 
 class Examples(Protocol):
-    """Random access to examples in memory."""
+    """Random access to examples in memory.
+
+    Any object with these two methods can be the data of a `Task`.
+    """
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Batch:
-        """The mini-batch of these examples, in this order: one vectorised gather."""
+        """Returns the mini-batch of the given examples, in the given order.
+
+        Args:
+          indices: example numbers from 0 to `len(self) - 1`, int64 [batch]; may repeat.
+
+        Returns:
+          A pytree of arrays [batch, ...] whose structure, dtypes and trailing shapes are the same
+          in every call.
+        """
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """A pytree of arrays with equal first dimension; a batch has the same structure.
+    """Examples stored as a pytree of arrays; example i is row i of every array.
 
-    Lists and tuples are structure, not arrays: examples are rows of arrays of numbers.
+    A mini-batch has the same tree structure. Lists and tuples are part of that structure; they are
+    not converted to arrays.
+
+    Attributes:
+      tree: a pytree of numeric arrays [examples, ...] with equal first dimensions.
 
     Raises:
-      ValueError: a leaf is no array of numbers, or holds integers that do not fit the 32 bits that
-        jax computes with; there are no arrays, no examples, or their numbers differ.
+      ValueError: a leaf is not a numeric array, or holds integers that do not fit into the 32 bits
+        jax computes with; there are no arrays or no examples; the first dimensions differ.
     """
 
     tree: Any
@@ -75,8 +92,8 @@ def _require_numbers(name: str, leaf: Any) -> None:
         raise ValueError(f"{name} is {_described(leaf)}; {_remedy(leaf)}")
     if not (jnp.issubdtype(rows.dtype, np.number) or rows.dtype == bool):
         raise ValueError(
-            f"{name} holds {rows.dtype}, no numbers; encode text as numbers, and give rows of "
-            "different lengths one length"
+            f"{name} holds {rows.dtype}, not numbers; encode text as numbers, and pad or cut rows "
+            "of different lengths to one length"
         )
     require_known_to_jax(name, rows.dtype)
     wide = jnp.issubdtype(rows.dtype, np.integer) and rows.dtype.itemsize > 4
@@ -86,23 +103,28 @@ def _require_numbers(name: str, leaf: Any) -> None:
         low, high = values.min(), values.max()
         if low < most.min or high > most.max:
             raise ValueError(
-                f"{name} holds {rows.dtype} from {low} to {high}, which jax would cut to "
-                f"{most.dtype}: set jax_enable_x64, or give smaller numbers"
+                f"{name} holds {rows.dtype} from {low} to {high}, which jax would truncate "
+                f"to {most.dtype}: set jax_enable_x64, or give smaller numbers"
             )
 
 
 def require_known_to_jax(name: str, dtype: Any) -> None:
-    """Raises ValueError for a type of NumPy that jax lacks: of another byte order, or too wide."""
+    """Raises ValueError for a NumPy dtype that jax lacks: foreign byte order, or too wide.
+
+    Args:
+      name: what the error calls the array.
+      dtype: the dtype to check.
+    """
     dtype = np.dtype(dtype)
     if not dtype.isnative or dtype.itemsize > {"f": 8, "c": 16}.get(dtype.kind, dtype.itemsize):
         raise ValueError(
-            f"{name} holds {dtype.str!r}, which jax does not know: it is of another byte order, or "
-            "too wide; convert it with .astype(np.float32)"
+            f"{name} holds {dtype.str!r}, which jax does not support: its byte order is not "
+            "native, or it is too wide; convert it with .astype(np.float32)"
         )
 
 
 def _first_row(leaf: Any) -> Any:
-    """As NumPy has it, [1, ...]; None where a leaf has no rows."""
+    """The first row of a leaf as a NumPy array [1, ...]; None if the leaf has no rows."""
     if isinstance(leaf, (str, bytes)):
         return None
     try:
@@ -121,26 +143,28 @@ def _remedy(leaf: Any) -> str:
     if isinstance(leaf, type):
         return "it is a class: call it"
     if isinstance(leaf, (int, float)):
-        return "lists and tuples are structure, and hold arrays: convert with np.asarray(...)"
+        return "lists and tuples are tree structure, not arrays: convert with np.asarray(...)"
     if not hasattr(leaf, "__len__") and not hasattr(leaf, "dtype"):
         return (
-            "examples are looked up by number: collect them into arrays with np.stack(list(...)), "
+            "examples are looked up by index: collect them into arrays with np.stack(list(...)), "
             "or give an object with __len__ and gather(indices)"
         )
-    return "give arrays of numbers, whose rows are the examples"
+    return "give arrays of numbers with one row per example"
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Gathered:
-    """Examples of a user's own class, whose batches are looked at.
+    """Wraps a user's own `Examples` and validates every batch it returns.
 
     Attributes:
-      require_labels: is given the labels of each batch that is a pair.
+      examples: the user's object.
+      require_labels: a check called with the labels of each batch that is an (inputs, labels)
+        pair; None: labels are not checked.
 
     Raises:
-      ValueError: there are none; or a batch has another structure than the first, other types or
-        shapes, or another number of examples than were asked for.
+      ValueError: there are no examples. `gather` raises it too, if a batch differs from the first
+        one in structure, dtypes or shapes, or does not have as many examples as were requested.
     """
 
     examples: Examples
@@ -151,11 +175,11 @@ class Gathered:
             count = len(self.examples)
         except TypeError as error:
             raise ValueError(
-                f"data={type(self.examples).__name__} gathers, but has no length: {error}"
+                f"data={type(self.examples).__name__} has gather but no length: {error}"
             ) from error
         if count < 1:
             raise ValueError(
-                f"data={type(self.examples).__name__} has {count} examples; at least 1"
+                f"data={type(self.examples).__name__} has {count} examples; give at least 1"
             )
 
     def __len__(self) -> int:
@@ -166,20 +190,25 @@ class Gathered:
         found, expected = _outline(batch), self._of_size(len(indices))
         if found != expected:
             raise ValueError(
-                f"data: gather of {len(indices)} examples returned {found}, and {expected} was "
-                "expected after those before: batches must be alike"
+                f"data: gather of {len(indices)} examples returned {found}, but {expected} was "
+                "expected from earlier calls: batches must be alike"
             )
         if self.require_labels and (labels := labels_in(batch)) is not None:
             self.require_labels(labels)
         return batch
 
     def _of_size(self, size: int) -> Any:
-        """The outline of a batch: the first dimension of what grew with it is its size."""
+        """The expected outline of a batch of `size` examples.
+
+        An array whose first dimension differs between batches of one and of two examples has
+        `size` as first dimension; the others are the same for any size.
+        """
         one, two = self._first
         structures: list[Any] = [jax.tree.structure(tree) for tree in (one, two)]
         if structures[0] != structures[1]:
             raise ValueError(
-                f"data: gather returned {one} for 1 example, {two} for 2; it must return arrays"
+                f"data: gather returned {one} for 1 example but {two} for 2; it must return the "
+                "same tree of arrays"
             )
 
         def grown(a: str, b: str) -> str:
@@ -189,7 +218,7 @@ class Gathered:
 
     @functools.cached_property
     def _first(self) -> tuple[Any, Any]:
-        """Outlines of a batch of one example, and of one of two."""
+        """The outlines of a batch of one example and of a batch of two."""
         one, two = (_outline(self.examples.gather(np.zeros(n, np.int64))) for n in (1, 2))
         return one, two
 
@@ -199,13 +228,15 @@ def _outline(batch: Batch) -> Any:
 
 
 def examples_of(data: Any, require_labels: Callable[[Any], None] | None = None) -> Examples:
-    """Training data as a user gives it, to be gathered by number.
+    """Converts the training data that a user gives into `Examples`.
 
     Args:
-      require_labels: raises ValueError for labels that the loss cannot take; see `labels_in`.
+      data: a pytree of arrays, or an object with `__len__` and `gather(indices)`.
+      require_labels: a check that raises ValueError for labels that the loss cannot take; it is
+        called with the labels of data, or of batches, that are a pair (see `labels_in`).
 
     Raises:
-      ValueError: it is nothing that examples can be taken from.
+      ValueError: examples cannot be gathered from `data`.
     """
     if isinstance(data, type):
         raise ValueError(f"data={data.__name__} is a class: call it")
@@ -221,21 +252,29 @@ def examples_of(data: Any, require_labels: Callable[[Any], None] | None = None) 
 
 
 def labels_in(batch: Batch) -> Any:
-    """The labels of a batch that is a pair of inputs and labels; None if it is something else."""
+    """The second element of a batch that is a pair; None for a batch of any other structure."""
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Frames:
-    """Acoustic frames with their context: the 11 x 40 inputs of section 5.
+    """Acoustic frames; a mini-batch shows each frame together with its neighbours.
+
+    With the default context of 5 and 40 energies per frame, an input has 11 x 40 numbers. Beyond
+    the ends of an utterance, its first or last frame is repeated.
+
+    Paper: section 5, inputs of the acoustic model.
 
     Attributes:
-      features: normalised, float32 [frames, energies].
-      labels: int32 [frames].
-      first: int64 [frames], number of the first frame of each frame's utterance.
-      last: int64 [frames], number of the last one.
-      context: frames on either side; beyond an utterance its edge frame is repeated.
+      features: normalised energies, float32 [frames, energies].
+      labels: class of each frame, int32 [frames].
+      first: index of the first frame of each frame's utterance, int64 [frames].
+      last: index of the last frame of each frame's utterance, int64 [frames].
+      context: number of neighbouring frames on either side.
+
+    Raises:
+      ValueError: the four arrays differ in length or are empty, or `context` is negative.
     """
 
     features: np.ndarray[Any, np.dtype[np.float32]]
@@ -248,7 +287,7 @@ class Frames:
         names = ("features", "labels", "first", "last")
         lengths = {name: len(getattr(self, name)) for name in names}
         if len(set(lengths.values())) != 1 or 0 in lengths.values():
-            raise ValueError(f"Frames needs as many of each, at least 1; got {lengths}")
+            raise ValueError(f"Frames needs arrays of equal length, at least 1; got {lengths}")
         if self.context < 0:
             raise ValueError(f"Frames.context={self.context} must be at least 0")
 

@@ -1,4 +1,4 @@
-"""Image data sets in memory: scikit-learn's digits, any of TFDS, and a synthetic one."""
+"""In-memory image data sets: scikit-learn's digits and any TFDS set; also Gaussian clusters."""
 
 from __future__ import annotations
 
@@ -18,10 +18,19 @@ from dbjax.data.splits import Splits
 def digits(
     data_dir: str, *, seed: int = 0, test_share: float = 0.2, side: int | None = None
 ) -> Splits:
-    """The 1,797 real 8x8 digits of scikit-learn, scaled to 0 .. 1; split at random.
+    """Loads scikit-learn's 1,797 handwritten 8x8 digits, with pixels in 0 .. 1, split at random.
 
     Args:
-      side: pixels a side to scale them to; None: 8.
+      data_dir: unused: the images ship with scikit-learn.
+      seed: the seed of the random split.
+      test_share: the fraction of the images to hold out, above 0 and below 1.
+      side: rescales the images to this many pixels per side; None: they stay 8x8.
+
+    Returns:
+      Splits with inputs float32 [examples, side * side] and 10 classes.
+
+    Raises:
+      ValueError: scikit-learn is not installed, or an argument is out of range.
     """
     del data_dir  # shipped with the package
     if not 0 < test_share < 1:
@@ -47,7 +56,23 @@ def synthetic(
     num_classes: int = 5,
     seed: int = 0,
 ) -> Splits:
-    """A mixture of Gaussians, one a class, of unit variance around centres of variance 1."""
+    """Draws a classification set from a mixture of Gaussians with one component per class.
+
+    The components have unit variance; their centres are drawn from a standard normal.
+
+    Args:
+      data_dir: unused: the data is generated in memory.
+      num_examples: the number of examples, of which a fifth (at least one) are held out.
+      num_features: the length of an input.
+      num_classes: the number of components.
+      seed: the seed of the centres and examples.
+
+    Returns:
+      Splits with inputs float32 [examples, num_features].
+
+    Raises:
+      ValueError: a number is below 1.
+    """
     del data_dir
     require_at_least(
         "", 1, num_examples=num_examples, num_features=num_features, num_classes=num_classes
@@ -62,9 +87,10 @@ def synthetic(
 
 
 def scaled(image: Any, side: int) -> Any:
-    """An image [rows, columns, channels] scaled to [side, side, channels], float32.
+    """Resizes an image [rows, columns, channels] to [side, side, channels], float32.
 
-    Bilinear, over all the pixels that fall into one; the aspect ratio is not kept.
+    Interpolation is bilinear and antialiased: where the image shrinks, all pixels that fall into
+    a new one are averaged. The aspect ratio is not kept.
     """
     from PIL import Image
 
@@ -80,19 +106,25 @@ def scaled(image: Any, side: int) -> Any:
 def tfds_images(
     name: str, data_dir: str, *, flatten: bool = True, side: int | None = None
 ) -> Splits:
-    """Any supervised image classification data set of TFDS.
+    """Loads any supervised image classification data set of TFDS that has been prepared.
 
-    Integers are divided by the largest one of their type (uint8: 255, int16: 32,767), so that
-    unsigned ones are in 0 .. 1; floats stay as they are. Inputs become float32.
+    Integer inputs are divided by the largest value of their dtype (uint8: 255, int16: 32,767), so
+    that unsigned ones lie in 0 .. 1; floats are unchanged. All inputs become float32.
 
     Args:
-      flatten: an image is one row of numbers, which networks here take.
-      side: pixels a side to scale images to, whatever their sizes; None: as they are, and all
-        must have one size.
+      name: the name of the data set in TFDS.
+      data_dir: the folder in which `prepare` put it.
+      flatten: whether to flatten each image to a vector, as the networks of `dbjax.models` expect.
+      side: resizes every image to this many pixels per side; None: images keep their size, which
+        must then be the same for all.
+
+    Returns:
+      Splits with inputs float32 [examples, pixels], or [examples, rows, columns, channels] unless
+      flattened.
 
     Raises:
-      ValueError: TFDS does not know it, it is not prepared, or it is no classification of numbers
-        with one label each, from 0 to its number of classes - 1.
+      ValueError: TFDS has no such data set, it is not prepared, or it is not a classification of
+        numeric inputs with one label each, from 0 to its number of classes - 1.
     """
     builder = _builder(name, data_dir)
     if not builder.data_path.exists():
@@ -104,22 +136,30 @@ def tfds_images(
     pair = keys is not None and len(keys) == 2 and all(isinstance(key, str) for key in keys)
     classes = getattr(builder.info.features[keys[1]], "num_classes", None) if pair else None
     if not classes:
-        raise ValueError(f"{name!r} is no classification data set: it has no (input, label) pair")
+        raise ValueError(
+            f"{name!r} is not a classification data set: it has no (input, label) pair"
+        )
     if not {"train", "test"} <= set(builder.info.splits):
-        raise ValueError(f"{name!r} needs splits train and test; has {list(builder.info.splits)}")
+        raise ValueError(
+            f"{name!r} needs splits train and test; it has {list(builder.info.splits)}"
+        )
     sets = [_read(builder, split, keys, flatten, side) for split in ("train", "test")]
     shape = sets[0].tree.inputs.shape[1:]
     return Splits(name, sets[0], sets[1], int(classes), shape)
 
 
 def prepare(name: str, data_dir: str) -> None:
-    """Downloads a TFDS data set, in a format that needs no TensorFlow to read.
+    """Downloads a TFDS data set and stores it in a format that can be read without TensorFlow.
+
+    Args:
+      name: the name of the data set in TFDS.
+      data_dir: the folder to store it in.
 
     Raises:
-      ValueError: TFDS does not know it, or cannot make it here.
+      ValueError: TFDS has no such data set, or cannot prepare it on this machine.
     """
     builder = _builder(name, data_dir)
-    logging.getLogger("urllib3").setLevel(logging.ERROR)  # the end of its retries is said
+    logging.getLogger("urllib3").setLevel(logging.ERROR)  # only the final error matters
     with _explained(name):
         builder.download_and_prepare()
 
@@ -128,16 +168,15 @@ def _builder(name: str, data_dir: str) -> Any:
     import tensorflow_datasets as tfds
     from absl import logging as absl_logging
 
-    absl_logging.set_verbosity(
-        absl_logging.ERROR
-    )  # TFDS reports what the errors below say in a line
+    # TFDS logs at length what the errors below say in one line.
+    absl_logging.set_verbosity(absl_logging.ERROR)
     with _explained(name):
         return tfds.builder(name, data_dir=data_dir, file_format="array_record")
 
 
 @contextlib.contextmanager
 def _explained(name: str) -> Iterator[None]:
-    """Errors of TFDS, in a line."""
+    """Turns any TFDS error into a one-line ValueError."""
     import tensorflow_datasets as tfds
 
     try:
@@ -149,8 +188,8 @@ def _explained(name: str) -> Iterator[None]:
         raise ValueError(f"TFDS has no data set {name!r}{hint}") from error
     except Exception as error:  # a download, a disk, a module such as tensorflow
         raise ValueError(
-            f"TFDS cannot make {name!r}: {' '.join(str(error).split())} (some sets need "
-            "TensorFlow to be made; none needs it to be read)"
+            f"TFDS cannot prepare {name!r}: {' '.join(str(error).split())} (preparing some sets "
+            "needs TensorFlow; reading them never does)"
         ) from error
 
 
@@ -175,25 +214,25 @@ def _feature(example: Any, key: str, where: str) -> Any:
 
 
 def _inputs(images: list[Any], side: int | None, where: str) -> Any:
-    """[images, ...], float32; see `tfds_images`."""
+    """Stacks images to float32 [images, ...], resized and scaled as `tfds_images` says."""
     images = [_array(image) for image in images]
     dtypes, shapes = ({getattr(image, name) for image in images} for name in ("dtype", "shape"))
     (dtype, *others), shown = dtypes, " and ".join(map(str, sorted(shapes)[:3]))
     if others or dtype.kind not in "biuf":
         raise ValueError(
-            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers, "
-            "of one type, can be loaded; encode others by hand, and give dbjax.Task arrays"
+            f"{where} holds {' and '.join(map(str, dtypes))}: only sets whose inputs are numbers "
+            "of one type can be loaded; encode others yourself and pass the arrays to dbjax.Task"
         )
     if side is None and len(shapes) > 1:
         raise ValueError(
-            f"{where} has {len(shapes)} shapes, such as {shown}: give side, the pixels a side to "
-            "scale images to"
+            f"{where} has {len(shapes)} shapes, such as {shown}: give side, the number of "
+            "pixels per side to resize images to"
         )
     if side is not None:
         if {len(shape) for shape in shapes} != {3} or len({shape[2] for shape in shapes}) > 1:
             raise ValueError(
                 f"{where} has shapes such as {shown}: side={side} needs images [rows, columns, "
-                "channels] with the same channels; leave it out"
+                "channels] with the same number of channels; leave it out"
             )
         images = [scaled(image, side) for image in images]
     inputs = np.stack(images)
@@ -203,7 +242,7 @@ def _inputs(images: list[Any], side: int | None, where: str) -> Any:
 
 
 def _labels(labels: list[Any], where: str) -> Any:
-    """[labels], int32."""
+    """Converts scalar integer labels to int32 [labels]."""
     labels = [_array(label) for label in labels]
     shapes = {label.shape for label in labels}
     if shapes != {()}:
@@ -223,7 +262,7 @@ def _labels(labels: list[Any], where: str) -> Any:
 
 
 def _array(value: Any) -> Any:
-    """As NumPy has it; of type object where it has rows of different lengths."""
+    """Converts to a NumPy array, of dtype object if rows differ in length."""
     try:
         return np.asarray(value)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What a constant guess gets right of a hold-out set."""
+"""The accuracy of always guessing the most frequent class of a hold-out set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,22 @@ import numpy as np
 
 from dbjax.arguments import require_fields
 
-_DEVIATIONS = 2.0  # of an accuracy measured on so many examples: 1 of 40 is above by chance
+_DEVIATIONS = 2.0  # standard deviations: by chance 1 measured accuracy in 40 lies higher
 
 
 @dataclasses.dataclass(frozen=True)
 class MostFrequent:
-    """The most frequent class of a hold-out set: always saying it needs no training.
+    """The most frequent class of a hold-out set: the baseline that needs no training.
+
+    A run whose accuracy is no better than this baseline has learned nothing.
 
     Attributes:
-      share: of the examples that have it, above 0 and at most 1.
-      examples: that the accuracy is measured on.
-      metric: the accuracy, as `Task.evaluate` calls it: a share of the same examples.
+      share: the fraction of examples in the most frequent class, above 0 and at most 1.
+      examples: the number of examples that accuracy is measured on.
+      metric: the key under which `Task.evaluate` returns the accuracy on those examples.
+
+    Raises:
+      ValueError: `share` or `examples` is out of range.
     """
 
     share: float
@@ -36,38 +41,47 @@ class MostFrequent:
 
     @classmethod
     def of(cls, labels: Any, metric: str = "test_accuracy") -> MostFrequent:
-        """Counts integer labels, of any shape, that `metric` is measured on."""
+        """Counts the classes of the examples that `metric` is measured on.
+
+        Args:
+          labels: class numbers, an integer or bool array of any shape.
+          metric: the key of the accuracy in the metrics of `Task.evaluate`.
+
+        Raises:
+          ValueError: there are no labels, they are not integers, or they are one-hot.
+        """
         labels = np.asarray(labels)
         if labels.dtype.kind not in "biu" or not labels.size:
             raise ValueError(
-                f"MostFrequent.of: labels are {labels.dtype}{list(labels.shape)}; give the numbers "
-                "of classes, at least one"
+                f"MostFrequent.of: labels are {labels.dtype}{list(labels.shape)}; give class "
+                "numbers, at least one"
             )
         if _is_one_hot(labels):
             raise ValueError(
-                "MostFrequent.of: every row of labels has a single 1, and zeros; give the numbers "
-                "of classes: labels.argmax(1)"
+                "MostFrequent.of: labels are one-hot (every row is a single 1 among zeros); give "
+                "class numbers: labels.argmax(1)"
             )
         _, counts = np.unique(labels, return_counts=True)
         return cls(float(counts.max() / counts.sum()), int(counts.sum()), metric)
 
     @property
     def bound(self) -> float:
-        """The accuracy up to which a run is no better than that guess, as far as one can tell.
+        """The highest accuracy that noise alone could give a constant guess.
 
-        Two standard deviations of a share of so many examples above it; at most half of what there
-        is above it, so that few examples never make a perfect run look bad.
+        This is `share` plus two standard deviations of an accuracy measured on `examples` examples,
+        but at most half-way from `share` to 1: however few examples there are, a perfect run is
+        above the bound.
         """
         deviation = math.sqrt(self.share * (1 - self.share) / self.examples)
         return self.share + min(_DEVIATIONS * deviation, (1 - self.share) / 2)
 
     @property
     def said(self) -> str:
-        """In words."""
+        """The baseline as a clause to append to an accuracy in a message."""
         return f"and {self.share:.1%} of {self.examples:,} examples are of the most frequent class"
 
     def explains(self, accuracy: float) -> bool:
-        """Whether that guess is as accurate, but for noise. (NaN is no accuracy.)"""
+        """Whether an accuracy is no better than a constant guess, up to noise; False for NaN."""
         return accuracy <= self.bound
 
 

@@ -1,4 +1,4 @@
-"""The training data in portions, for batch methods (section 4.2)."""
+"""Splits the training data into portions, the units of work of batch methods (section 4.2)."""
 
 from __future__ import annotations
 
@@ -17,22 +17,32 @@ from dbjax.data.examples import Examples
 from dbjax.data.stream import dealt
 from dbjax.types import Batch, Keyed
 
-_MOST_COMING = 64  # portions that are read ahead and not yet asked for
+_MOST_COMING = 64  # prefetched batches that have not been requested yet
 
 
 @final
 @dataclasses.dataclass(frozen=True, eq=False)
 class Portions:
-    """Portions of `portion_size` examples, numbered from 0; the last may be smaller.
+    """Portions of `portion_size` examples, numbered from 0; the last one may be smaller.
 
-    Which example is in which portion is drawn once, from `seed`. Portions that were
-    gathered stay in memory as long as there is room, so that whoever works on the same
-    ones in every evaluation (data affinity) reads them once.
+    The assignment of examples to portions is a random permutation drawn from `seed`. Gathered
+    portions are cached while there is room, so that a replica that works on the same portions in
+    every evaluation (data affinity) reads them only once.
+
+    Paper: section 4.2, Sandblaster's portions of a batch.
 
     Attributes:
-      held_bytes: at most this much is kept; the rest is gathered each time.
-      keyed: whether a portion comes with the key of its loss, see `Task.takes_key`; then it is
-        gathered by itself. The key is the same in every evaluation: so the loss is one function.
+      examples: the training data.
+      portion_size: the number of examples in a portion.
+      seed: the seed of the assignment.
+      held_bytes: the most memory, in bytes, that the cache may use; portions beyond it are
+        gathered again in every evaluation.
+      keyed: whether each portion comes with the random key of its loss (see `Task.takes_key`);
+        portions are then gathered one at a time. A portion has the same key in every evaluation,
+        so that the loss is a fixed function of the parameters.
+
+    Raises:
+      ValueError: a number is out of range.
     """
 
     examples: Examples
@@ -47,21 +57,26 @@ class Portions:
         require_at_least("Portions", 0, seed=self.seed, held_bytes=self.held_bytes)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without what is gathered: it is another process that asks."""
+        """Pickles without the cache: the receiver is another process."""
         made_of = (self.examples, self.portion_size, self.seed, self.held_bytes, self.keyed)
         return Portions, made_of
 
     @property
     def count(self) -> int:
+        """The number of portions."""
         return -(-len(self.examples) // self.portion_size)
 
     def size_of(self, portions: Iterable[int]) -> int:
-        """Examples in these portions together."""
+        """The total number of examples in the given portions."""
         size, whole = self.portion_size, len(self.examples)
         return sum(min(size, whole - portion * size) for portion in portions)
 
     def gather(self, portions: tuple[int, ...]) -> Batch:
-        """The examples of these portions, one after another, as jax arrays."""
+        """Returns the examples of the given portions, concatenated, as jax arrays.
+
+        Args:
+          portions: portion numbers; exactly one if `keyed`.
+        """
         if portions in self._held:
             return self._held[portions]
         coming = self._coming.pop(portions, None)
@@ -73,7 +88,14 @@ class Portions:
         return batch
 
     def read_ahead(self, portions: tuple[int, ...]) -> None:
-        """Begins to gather in a thread of its own what will be asked for next."""
+        """Starts to gather the given portions in a background thread.
+
+        Does nothing if they are already cached or being read, if the last of them does not exist,
+        or if 64 prefetched batches are still waiting to be requested.
+
+        Args:
+          portions: the portion numbers of a later call of `gather`, ascending.
+        """
         known = portions in self._held or portions in self._coming
         there_are = portions[-1] < self.count
         if there_are and not known and len(self._coming) < _MOST_COMING:

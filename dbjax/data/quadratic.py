@@ -1,4 +1,4 @@
-"""A quadratic as data: linear regression whose minimum and curvatures are known."""
+"""A quadratic loss as a data set: linear regression with known minimum and curvatures."""
 
 from __future__ import annotations
 
@@ -18,11 +18,26 @@ def quadratic(
     noise: float = 0.0,
     seed: int = 0,
 ) -> Splits:
-    """Inputs whose features are independent, with variances from 1 down to 1 / condition.
+    """Draws a linear regression whose loss is a quadratic of a chosen condition number.
 
-    The mean of half the squared error is a quadratic of about that condition; its minimum
-    is at weights that are drawn from a normal law, but for `noise`, the standard deviation
-    of what is added to the labels (float32, a row of one each).
+    The features are independent and normal, with variances spaced geometrically from 1 down to
+    1 / condition. Half the mean squared error is therefore a quadratic in the weights with a
+    condition number of about `condition`. Without noise its minimum lies at the weights that
+    generated the labels, which are drawn from a standard normal.
+
+    Args:
+      data_dir: unused: the data is generated in memory.
+      num_examples: the number of examples, of which a fifth (at least one) are held out.
+      num_features: the length of an input.
+      condition: the ratio of the largest to the smallest feature variance, at least 1.
+      noise: the standard deviation of the normal noise added to the labels.
+      seed: the seed of inputs, weights and noise.
+
+    Returns:
+      Splits with inputs float32 [examples, num_features] and labels float32 [examples, 1].
+
+    Raises:
+      ValueError: an argument is out of range.
     """
     del data_dir
     require_at_least("", 1, num_examples=num_examples, num_features=num_features)

@@ -1,4 +1,4 @@
-"""A data set in memory: what to train on, and what to hold out."""
+"""A data set in memory, split into training and hold-out examples."""
 
 from __future__ import annotations
 
@@ -13,18 +13,19 @@ from dbjax.data.examples import ArrayExamples, Examples, Frames, labels_in
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """A data set, most often for classification.
+    """A data set for classification or regression.
 
     Attributes:
-      train: training examples; gathers `Labelled` mini-batches.
-      test: hold-out examples.
-      num_classes: labels are 0 .. num_classes - 1; or how many numbers a label of a
-        regression has.
-      input_shape: of one example's inputs.
+      name: the name used in messages.
+      train: the training examples; mini-batches are `Labelled`.
+      test: the hold-out examples.
+      num_classes: the number of classes, whose labels are 0 .. num_classes - 1; for a regression,
+        the number of targets per example.
+      input_shape: the shape of one example's inputs.
 
     Raises:
-      ValueError: integer labels are not 0 .. num_classes - 1. (What is no `ArrayExamples` and no `Frames`
-        is not looked at.)
+      ValueError: an integer label is not in 0 .. num_classes - 1. Only the labels of
+        `ArrayExamples` and `Frames` are checked.
     """
 
     name: str
@@ -41,7 +42,7 @@ class Splits:
 
 
 def _labels(examples: Examples) -> Any:
-    """All labels; None where they cannot be had at once."""
+    """All labels; None for examples that only `gather` can read."""
     if isinstance(examples, Frames):
         return examples.labels
     labels = labels_in(examples.tree) if isinstance(examples, ArrayExamples) else None

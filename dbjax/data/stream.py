@@ -1,4 +1,4 @@
-"""Each replica's endless mini-batches, from its own part of the data (section 4.1)."""
+"""An endless stream of mini-batches for each replica, from its part of the data (section 4.1)."""
 
 from __future__ import annotations
 
@@ -19,19 +19,28 @@ Indices = np.ndarray[Any, np.dtype[np.int64]]
 @final
 @dataclasses.dataclass(frozen=True)
 class Stream:
-    """Mini-batches of replica `replica` of `replicas`.
+    """The mini-batches of one of several replicas.
 
-    The data is dealt, once, in an order drawn from `seed`: the parts are disjoint, cover
-    everything, and are equal to within one example. Every epoch goes through the part in
-    a fresh order; a mini-batch may reach over the end of an epoch, so all are full.
+    The examples are divided among the replicas in a random order drawn from `seed`: the parts are
+    disjoint, cover the whole data set, and differ in size by at most one example. Every epoch
+    visits the replica's part in a new random order. A mini-batch may continue into the next epoch,
+    so all have exactly `batch_size` examples.
 
-    `at` is a pure function of the step: nothing has to be saved to resume or to replay.
+    `at` is a pure function of the step, so that a stream has no state to save for resuming or
+    replaying a run.
+
+    Paper: section 4.1 ("divide the training data into a number of subsets").
 
     Attributes:
-      keyed: whether a batch comes with the key of its loss, see `Task.takes_key`.
+      examples: the whole training data.
+      batch_size: the number of examples in a mini-batch.
+      seed: the seed of all random orders.
+      replica: the number of this replica, from 0 to replicas - 1.
+      replicas: the number of replicas that share the data.
+      keyed: whether a mini-batch comes with the random key of its loss; see `Task.takes_key`.
 
     Raises:
-      ValueError: there are fewer examples than replicas.
+      ValueError: there are fewer examples than replicas, or a number is out of range.
     """
 
     examples: Examples
@@ -54,11 +63,11 @@ class Stream:
 
     @functools.cached_property
     def part(self) -> Indices:
-        """Numbers of this replica's examples."""
+        """The indices of this replica's examples, int64 [examples of the part]."""
         return dealt(len(self.examples), self.seed)[self.replica :: self.replicas]
 
     def at(self, step: int) -> Batch:
-        """The mini-batch of that step."""
+        """Returns the mini-batch of the given step; steps count from 0."""
         if not self.keyed:
             return self._examples_at(step)
         numbers = np.array([self.seed, self.replica, step], np.uint32)
@@ -80,7 +89,7 @@ class Stream:
             step += 1
 
     def _order(self, epoch: int) -> Indices:
-        """The part in the order of that epoch; only the latest one is kept."""
+        """The example indices in the order of the given epoch; only the latest order is cached."""
         if self._latest.get("epoch") != epoch:
             random = np.random.default_rng([self.seed, self.replica, self.replicas, epoch, 1])
             self._latest.update(epoch=epoch, order=random.permutation(self.part))
@@ -94,7 +103,7 @@ class Stream:
 
 @functools.lru_cache(maxsize=4)
 def dealt(examples: int, seed: int) -> Indices:
-    """All examples in the order in which they are dealt to the replicas."""
+    """The random order, drawn from `seed`, in which example indices are dealt to the replicas."""
     order = np.random.default_rng([seed, 0]).permutation(examples)
     order.flags.writeable = False
     return order

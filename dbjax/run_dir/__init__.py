@@ -1,4 +1,4 @@
-"""What a run leaves on disk: metrics, summary, parameters, timeline, and where they come from."""
+"""The run directory: metrics, summary, parameters, timeline and provenance of a run on disk."""
 
 from dbjax.run_dir.writer import EVENTS as EVENTS
 from dbjax.run_dir.writer import METRICS as METRICS

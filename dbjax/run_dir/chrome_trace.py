@@ -1,8 +1,8 @@
-"""Spans in the Chrome trace format, which Perfetto opens (ui.perfetto.dev).
+"""Converts spans to the Chrome trace format, which Perfetto (ui.perfetto.dev) displays.
 
-One process for each node; in it one track for each kind of work. The calls that a replica
-makes to all shards at once are one span, to the last reply. Times are microseconds of
-the run's clock.
+Every node is a process of the trace, with one track for each kind of work. Calls that a replica
+makes to all shards at once appear as one span that ends with the last reply. Times are
+microseconds of the run's clock.
 """
 
 from __future__ import annotations
@@ -14,11 +14,15 @@ from dbjax.runtime.node_names import NodeKind, kind_of, node_order, service_name
 from dbjax.runtime.trace import Span
 
 _MICROSECONDS = 1e6
-_SERVED = {"push": "apply"}  # on a shard, serving a push is applying it
+_SERVED = {"push": "apply"}  # a shard that serves a push applies it
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
-    """Joins spans of one node, kind and beginning; sorted by node, kind, beginning."""
+    """Merges spans with equal node, kind and start into one that ends with the last of them.
+
+    Returns:
+      The merged spans, sorted by node, kind and start.
+    """
     ends: dict[tuple[str, str, float], float] = {}
     for span in spans:
         shard = kind_of(service_name(span.node)) is NodeKind.SHARD
@@ -30,7 +34,13 @@ def merged(spans: Iterable[Span]) -> list[Span]:
 
 
 def chrome_trace(spans: Iterable[Span], *, clock: str, dropped: int) -> dict[str, Any]:
-    """The trace as a JSON object; says how many spans were left out."""
+    """Returns the trace as a JSON object.
+
+    Args:
+      spans: the spans, in any order.
+      clock: the name of the run's clock, "virtual" or "wall".
+      dropped: the number of spans that were not recorded; stored under "otherData".
+    """
     spans = merged(spans)
     nodes = sorted({span.node for span in spans}, key=node_order)
     pids = {node: number for number, node in enumerate(nodes, 1)}

@@ -1,4 +1,4 @@
-"""Where a result comes from: versions, commit, machine."""
+"""The provenance of a result: package versions, commit and machine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ PACKAGES = ("dbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that results depend on."""
+    """Returns the versions of Python and of the packages that results depend on, by name."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -22,7 +22,10 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the checkout that dbjax is run from; "+" when it has changes."""
+    """Returns the commit of the checkout that dbjax runs from, with "+" for local changes.
+
+    None if dbjax does not run from a git checkout, or git is not installed.
+    """
     root = Path(__file__).parents[2]
     git = ["git", "-C", str(root)]
     try:
@@ -34,5 +37,5 @@ def commit() -> str | None:
 
 
 def host() -> dict[str, str]:
-    """The machine's name and kind."""
+    """Returns the machine's host name and platform."""
     return {"name": platform.node(), "platform": platform.platform()}

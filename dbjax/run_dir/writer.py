@@ -1,4 +1,4 @@
-"""Files of one run: configuration, metrics as they come, and everything at the end."""
+"""Writes the files of a run: its config and metrics as it goes, all else when it ends."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SUMMARY = "summary.json"
 
 
 def is_written(row: Row) -> bool:
-    """Whether metrics.jsonl has it: evaluations, deaths and returns, no single losses."""
+    """Whether a row goes into metrics.jsonl: evaluations and node failures, but no step losses."""
     return row["node"] == "evaluator" or "event" in row
 
 
@@ -39,17 +39,25 @@ def _line(row: Row) -> str:
 
 @final
 class RunWriter:
-    """Writes what a run leaves. To be used in a `with` statement.
+    """Writes a run directory. Use it as a context manager.
 
-    metrics.jsonl grows while the run goes on: a header that names the clock, then a line
-    for each evaluation, death and return. In virtual time its bytes depend on the configuration
-    only.
+    metrics.jsonl grows during the run: a header that names the clock, then a line for each
+    evaluation and each time a node fails or comes back. In virtual time its bytes depend only on
+    the config.
 
-    What a run before has left stays until this one has its first row: a mistake costs nothing.
+    The files of a previous run in the same directory stay until this run records its first row, so
+    that a run that fails at once destroys nothing.
 
     Args:
-      rows: of a run that is taken up: those that it left already; asked for with the first row.
-      begun: called when what a run before has left goes.
+      path: the run directory; created if it is missing.
+      config: the run's config, a pytree of plain values, written to config.json and the summary.
+      clock: the name of the run's clock, "virtual" or "wall".
+      rows: for a resumed run, the rows recorded before it was interrupted. They are read only when
+        this run records its first row.
+      begun: called just before the files of the previous run are removed.
+
+    Raises:
+      ValueError: the directory cannot be written.
     """
 
     def __init__(
@@ -63,9 +71,9 @@ class RunWriter:
     ) -> None:
         self.path, self.clock, self._config = prepare(path), clock, plain(config, infinity="inf")
         self._rows, self._begun, self._begins = rows, begun, threading.Lock()
-        self._metrics: IO[str] | None = None  # once it has begun
+        self._metrics: IO[str] | None = None  # None until the first row
         self._events: IO[str] | None = None
-        self._torn = False  # a row of metrics could not be written
+        self._torn = False  # a row could not be written to metrics.jsonl
         self._early = self.path / f".{EVENTS}"
 
     def __enter__(self) -> RunWriter:
@@ -79,23 +87,35 @@ class RunWriter:
         self._early.unlink(missing_ok=True)
 
     def event_log(self) -> EventLog:
-        """A log that grows in events.jsonl."""
+        """Returns an event log that is written to events.jsonl during the run.
+
+        Raises:
+          OSError: the file cannot be created; names the file.
+        """
         with os_errors_naming(self.path / EVENTS):
             self._events = self._early.open("w", buffering=1)
             return EventLog(self._events.write)
 
     def listen(self, row: Row) -> None:
-        """To be a listener of the run's trace."""
+        """Writes a row of the run's trace; add this method to `Trace.listeners`.
+
+        If a row cannot be written (the disk may be full), logs a warning, and `finish` writes the
+        metrics again from the trace.
+
+        Raises:
+          NotBegun: this is the first row, and the run directory cannot be set up.
+        """
         metrics = self._begin()
         if is_written(row) and not self._torn:
             try:
                 metrics.write(_line(row))
             except Exception as error:
                 self._torn = True
-                _LOG.warning("%s waits for the end: %s", metrics.name, one_line(error))
+                message = "%s is incomplete until the run ends: %s"
+                _LOG.warning(message, metrics.name, one_line(error))
 
     def _begin(self) -> IO[str]:
-        """The file of metrics; the first time, this run takes the place of the one before."""
+        """Returns the open metrics file; the first call replaces the previous run's files."""
         with self._begins:
             if self._metrics is None:
                 try:
@@ -113,7 +133,7 @@ class RunWriter:
             "host": provenance.host(),
         }
         write_json(self.path / "config.json", {"config": self._config} | about)
-        for name in (SUMMARY, EVENTS, "trace.json"):  # until this run has them
+        for name in (SUMMARY, EVENTS, "trace.json"):  # of the previous run
             (self.path / name).unlink(missing_ok=True)
         for name in ("params", "tensorboard"):
             shutil.rmtree(self.path / name, ignore_errors=True)
@@ -127,10 +147,14 @@ class RunWriter:
         write_text(self.path / METRICS, "".join(lines))
 
     def finish(self, result: Result) -> None:
-        """Writes the rest: first the parameters and the summary, then what only tells of them.
+        """Writes parameters and summary, then the TensorBoard events and trace.json.
+
+        Args:
+          result: the result of the run.
 
         Raises:
-          OSError: the parameters or the summary cannot be written; names the file.
+          OSError: the parameters or the summary cannot be written; names the file. A failure to
+            write the other files is only logged.
         """
         self._begin()
         try:
@@ -150,7 +174,7 @@ class RunWriter:
         write_text(self.path / "trace.json", json.dumps(spans))
 
     def summarise(self, result: Result) -> None:
-        """Writes the summary; alone it is enough where nobody looks at more."""
+        """Writes summary.json only, which `finish` does as well."""
         about = {"config": self._config, "versions": provenance.versions()}
         staleness = {"staleness_histogram": result.staleness_histogram}
         write_json(self.path / SUMMARY, result.summary | staleness | about)
@@ -163,5 +187,5 @@ class RunWriter:
             for row in rows:
                 for name, value in row.items():
                     if isinstance(value, (int, float)) and math.isfinite(value):
-                        # the step is the number of updates; the "wall time" the run's clock
+                        # The step is the number of updates, the "wall time" the run's clock.
                         events.add_scalar(name, value, row["updates"], walltime=row["time_s"])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from dbjax.parameter_server.replication import ReplicatedService
 from dbjax.runtime.node_names import NodeKind, kind_of, service_name
 from dbjax.runtime.trace import Row
 from experiments.report.read import Numbers, Run, Spans
@@ -15,7 +16,16 @@ BINS = 100
 BUSIEST = "the busiest network card"
 _WAYS = {"sends": "sending", "receives": "receiving"}
 # Calls between the two copies of a shard. Their spans do not tell which copy did the work.
-BETWEEN_COPIES = ("follow", "watch", "install", "blank", "present")
+BETWEEN_COPIES = tuple(
+    method.__name__
+    for method in (
+        ReplicatedService.follow,
+        ReplicatedService.install,
+        ReplicatedService.peer_recovering,
+        ReplicatedService.present,
+        ReplicatedService.watch,
+    )
+)
 
 
 @dataclasses.dataclass(frozen=True)

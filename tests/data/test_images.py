@@ -74,9 +74,9 @@ def test_a_set_of_tfds_is_read_without_tensorflow(tmp_path):
     ("name", "options", "text"),
     [
         ("mnits", {}, "nearest: 'mnist'"),
-        ("digitz", {}, "nearest of our own: 'digits'"),
+        ("digitz", {}, "nearest in dbjax: 'digits'"),
         ("mnist", {}, "fetch it with `python -m dbjax.data mnist --data-dir="),
-        ("coco", {}, "TFDS cannot make 'coco': .*tensorflow"),
+        ("coco", {}, "TFDS cannot prepare 'coco': .*tensorflow"),
         ("digits", {"test_share": 2}, "test_share=2"),
         ("digits", {"shuffle": 1}, "has no 'shuffle'"),
         ("synthetic", {"num_examples": 0}, "num_examples=0"),
@@ -93,4 +93,4 @@ def test_the_command_says_what_there_is(tmp_path, capsys):
     assert main(["digits", f"--data-dir={tmp_path}"]) == 0
     assert "1438 training and 359 hold-out examples of 10 classes" in capsys.readouterr().out
     assert main(["digitz", f"--data-dir={tmp_path}"]) == 2
-    assert "nearest of our own: 'digits'" in capsys.readouterr().err
+    assert "nearest in dbjax: 'digits'" in capsys.readouterr().err

@@ -77,7 +77,7 @@ def test_a_config_of_another_version_is_named(tmp_path, capsys):
     assert saved(tmp_path).algorithm == "downpour"
     for change, text in (
         (lambda fields: fields.update(batchsize=3), "no field 'batchsize'; nearest: 'batch_size'"),
-        (lambda fields: fields.pop("seed"), "has no field 'seed'"),
+        (lambda fields: fields.pop("seed"), "lacks the field 'seed'"),
     ):
         fields = dict(whole["config"])
         change(fields)

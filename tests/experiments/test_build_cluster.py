@@ -36,7 +36,7 @@ WRONG = [
     ({"outages": ({"a": "x", "b": "y", "at": 1.0},)}, "outages has no 'at'; nearest: 'at_s'"),
     ({"outages": ({"a": "x", "b": "y", "at_s": 1.0},)}, "cluster.outages needs 'back_s'"),
     ({"failures": ({"node": "x", "at_s": "soon"},)}, "at_s='soon' must be float"),
-    ({"machines": {"replicas/0": {"speed": 2.0}}}, r"machines\['replicas/0'\]: no node has such"),
+    ({"machines": {"replicas/0": {"speed": 2.0}}}, r"machines\['replicas/0'\] matches no node"),
     ({"machines": {"replica/0": 3}}, r"machines\['replica/0'\]: 3 must be a dict of some of speed"),
     ({"links": ("slow",)}, "'slow' must be a dict of some of a, b, latency_s"),
     ({"links": ({"a": "x", "b": "y", "latency_s": -1.0},)}, "latency_s=-1.0 must be finite"),

@@ -297,7 +297,8 @@ def test_metrics_that_cannot_be_written_meanwhile_are_written_at_the_end(
     monkeypatch.setattr(files.RunWriter, "_begin", lambda self: begin(self) and Full())
     assert run.main([*RUN, f"--workdir={torn}"]) == 0
     assert [r.getMessage() for r in caplog.records if r.levelname == "WARNING"] == [
-        "metrics.jsonl waits for the end: OSError: [Errno 28] No space left on device"
+        "metrics.jsonl is incomplete until the run ends: "
+        "OSError: [Errno 28] No space left on device"
     ]
     assert (torn / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 

@@ -84,7 +84,7 @@ def test_inside_of_a_run_or_a_sweep_every_command_is_refused(
     before = tree(tmp_path)
     said = refused(outer / inside, name, capsys)
     if (name, inside) != ("run", "trials/0000") and inside != "trials/0000":
-        assert said == (f"lies inside of {kind}, {str(outer)!r}: give a --workdir outside of it")
+        assert said == f"is inside {kind}, {str(outer)!r}: give a --workdir outside it"
     assert tree(tmp_path) == before
 
 
@@ -92,8 +92,8 @@ def test_inside_of_a_run_or_a_sweep_every_command_is_refused(
 def test_a_folder_of_runs_is_none_itself(name, tmp_path, capsys):
     leave(tmp_path / "one")
     assert refused(tmp_path, name, capsys) == (
-        f"holds runs in folders of their own, such as {str(tmp_path / 'one')!r}: give one of "
-        "those, or a new one"
+        f"holds runs in subfolders, such as {str(tmp_path / 'one')!r}: give one of those, or a "
+        "new folder"
     )
 
 

@@ -108,7 +108,7 @@ with lock_directory({str(tmp_path)!r}):
 def test_a_run_that_ended_and_is_given_more_time_leaves_what_one_run_does(tmp_path, caplog):
     short, _ = ran(tmp_path / "twice", *SHORT)
     again = ran(tmp_path / "twice", *LONG)
-    assert "taken up at 1.0 s" in caplog.text
+    assert "resumed at 1.0 s" in caplog.text
     assert again == ran(tmp_path / "once", *LONG)
     assert again[0]["updates"] > short["updates"]
 
@@ -120,14 +120,14 @@ def test_one_that_is_killed_as_it_is_taken_up_is_taken_up_again(tmp_path, caplog
     config = (tmp_path / "once" / "config.json").read_text()
     (tmp_path / "twice" / "config.json").write_text(config)
     assert ran(tmp_path / "twice", *LONG) == ran(tmp_path / "once", *LONG)
-    assert "taken up at 1.0 s" in caplog.text
+    assert "resumed at 1.0 s" in caplog.text
 
 
 def test_one_that_ended_and_is_given_more_steps_goes_on(tmp_path, caplog):
     steps = ["--config.until_s=none", "--config.evaluations=1"]
     short, _ = ran(tmp_path, *steps, "--config.options.steps=10")
     again, _ = ran(tmp_path, *steps, "--config.options.steps=20")
-    assert "taken up at" in caplog.text
+    assert "resumed at" in caplog.text
     assert (short["updates"], again["updates"]) == (40, 80)
     assert again["time_s"] > short["time_s"]
 
@@ -135,16 +135,16 @@ def test_one_that_ended_and_is_given_more_steps_goes_on(tmp_path, caplog):
 def test_the_same_once_more_runs_again(tmp_path, caplog):
     first = ran(tmp_path, *LONG)
     assert ran(tmp_path, *LONG) == first
-    assert f"runs again what has ended in {tmp_path}" in caplog.text
-    assert "taken up" not in caplog.text
+    assert f"starting over: the run in {tmp_path} had finished" in caplog.text
+    assert "resumed" not in caplog.text
 
 
 @pytest.mark.parametrize(("more", "said"), [
-    (SHORT, "evaluations=10, here it is 5"),
-    ([*LONG, "--config.until_s=1.0"], "until_s=2.0, here it is 1.0"),
-    ([*LONG, "--config.until_s=3.0", "--config.batch_size=16"], "batch_size=32, here it is 16"),
-    ([*LONG, "--config.options.shards=2"], "options.shards=3, here it is 2"),
-    ([*LONG, "--config.checkpoint.keep=0"], "checkpoint.keep=3, here it is 0"),
+    (SHORT, "evaluations=10, not 5"),
+    ([*LONG, "--config.until_s=1.0"], "until_s=2.0, not 1.0"),
+    ([*LONG, "--config.until_s=3.0", "--config.batch_size=16"], "batch_size=32, not 16"),
+    ([*LONG, "--config.options.shards=2"], "options.shards=3, not 2"),
+    ([*LONG, "--config.checkpoint.keep=0"], "checkpoint.keep=3, not 0"),
 ])  # fmt: skip
 def test_one_that_ended_is_not_lost_to_another(tmp_path, finished, capsys, more, said):
     shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
@@ -169,7 +169,7 @@ def test_one_that_was_killed_before_its_first_checkpoint_says_that_it_begins_ane
     (tmp_path / "config.json").write_text((finished / "config.json").read_text())
     (tmp_path / "checkpoints").mkdir()
     ran(tmp_path, *SHORT)
-    assert f"begins anew: what was interrupted in {tmp_path} left no checkpoint" in caplog.text
+    assert f"starting over: the interrupted run in {tmp_path} left no checkpoint" in caplog.text
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Downpour with a fixed rate: rate, warm start, fetches that overlap with computing.
+"""Search space of Figure 4's Downpour: learning rate, warm start, fetches during computation.
 
 python -m experiments.sweep --config=configs/figure4/downpour.py \
     --space=configs/spaces/figure4/downpour.py --workdir=runs/sweeps/figure4/downpour --jobs=2

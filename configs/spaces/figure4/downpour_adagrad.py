@@ -1,7 +1,10 @@
-"""Downpour + Adagrad, 20 and 200 replicas: rate, what its sum begins with, warm start, overlap.
+"""Search space of Figure 4's Downpour + Adagrad, for 20 and for 200 replicas.
 
 python -m experiments.sweep --config=configs/figure4/downpour_adagrad.py \
     --space=configs/spaces/figure4/downpour_adagrad.py --workdir=runs/sweeps/adagrad --jobs=2
+
+It varies the learning rate, the initial value of the accumulator, the warm start, and whether
+fetches overlap with computation.
 """
 
 from configs._figure4 import PRUNE_FROM as PRUNE_FROM

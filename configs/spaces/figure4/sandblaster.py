@@ -1,4 +1,4 @@
-"""Sandblaster L-BFGS: history, the first step, sub-sampled batches.
+"""Search space of Figure 4's Sandblaster L-BFGS: memory, first step, sub-sampled batches.
 
 python -m experiments.sweep --config=configs/figure4/sandblaster.py \
     --space=configs/spaces/figure4/sandblaster.py --workdir=runs/sweeps/figure4/sandblaster --jobs=2

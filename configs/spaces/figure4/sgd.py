@@ -1,4 +1,4 @@
-"""SGD [1], and GPU [1]: the rate.
+"""Search space of Figure 4's SGD on one replica, and on one GPU: the learning rate.
 
 python -m experiments.sweep --config=configs/figure4/sgd.py \
     --space=configs/spaces/figure4/sgd.py --workdir=runs/sweeps/figure4/sgd --jobs=2

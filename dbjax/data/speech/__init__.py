@@ -1,1 +1,1 @@
-"""`speech_frames`: synthesised speech, its log mel energies, and aligned phone labels."""
+"""The `speech_frames` data set: log mel energies of synthesised speech, labelled by phone."""

@@ -1,7 +1,7 @@
-"""The TFDS builder of `speech_frames`: one example an utterance, with its alignment.
+"""The TFDS builder of `speech_frames`: each example is an utterance with its phone alignment.
 
-Stored are energies and phone boundaries, not states: any number of states can be tied
-when the data is read (`states`), without making it again.
+The data set stores energies and phone boundaries rather than states, so that it can be read with
+any number of tied states (`states`) without being generated again.
 """
 
 from __future__ import annotations
@@ -26,20 +26,28 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(kw_only=True)
 class SpeechFramesConfig(tfds.core.BuilderConfig):
-    """How much speech, and from which seed."""
+    """The amount of speech to synthesise, and its seed.
+
+    Attributes:
+      num_frames: the number of frames of both sets together.
+      seed: the seed of the utterances.
+    """
 
     num_frames: int
     seed: int
 
 
 def config(num_frames: int, seed: int) -> SpeechFramesConfig:
-    """The builder's configuration of that size and seed.
+    """Returns the builder configuration for the given size and seed.
 
     Raises:
-      ValueError: the size is out of range.
+      ValueError: `num_frames` is below 2,000.
     """
     if num_frames < 2_000:
-        raise ValueError(f"num_frames={num_frames} is too few for both sets: at least 2000")
+        raise ValueError(
+            f"num_frames={num_frames} is too few for both sets (training and hold-out): "
+            "give at least 2000"
+        )
     return SpeechFramesConfig(
         name=f"{num_frames}_frames_seed_{seed}",
         num_frames=num_frames,
@@ -49,11 +57,11 @@ def config(num_frames: int, seed: int) -> SpeechFramesConfig:
 
 
 class SpeechFrames(tfds.core.GeneratorBasedBuilder):
-    """Synthesised English with the synthesiser's own phone boundaries."""
+    """Synthesised English speech with the phone boundaries reported by the synthesiser."""
 
     VERSION = tfds.core.Version("1.0.0")
     builder_config: SpeechFramesConfig
-    interrupted = Interrupted()  # whoever prepares the data gives his own
+    interrupted = Interrupted()  # replaced by whoever prepares the data
 
     def _info(self) -> Any:
         features = tfds.features.FeaturesDict(
@@ -103,7 +111,7 @@ def _examples(found: list[Recording]) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
-    """Utterances until their frames are as many as asked for."""
+    """Yields utterances until they have at least `size.num_frames` frames together."""
     made = 0
     with contextlib.closing(recordings(size.seed)) as found, _progress(size.num_frames) as advance:
         logging.getLogger(__name__).info("making %d frames of speech", size.num_frames)
@@ -117,7 +125,7 @@ def _enough(size: SpeechFramesConfig) -> Iterator[Recording]:
 
 @contextlib.contextmanager
 def _progress(total: int) -> Iterator[Any]:
-    """A bar, on a terminal."""
+    """Shows a progress bar if standard error is a terminal; yields a function to advance it."""
     if not sys.stderr.isatty():
         yield lambda frames: None
         return

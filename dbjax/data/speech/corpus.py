@@ -1,6 +1,6 @@
-"""Utterances drawn by number: what is said, by whom, how fast, how noisily.
+"""The random utterances of the corpus: words, speaker, speed and noise.
 
-Utterance i of a corpus is a pure function of (seed, i): any process makes the same.
+Utterance i of a corpus is a pure function of (seed, i), so every process generates the same one.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from dbjax.data.speech import espeak
 from dbjax.data.speech.espeak import Voice
 from dbjax.data.speech.mel import Floats, log_mel
 
-TEST_SHARE = 0.1  # of utterances
-_WORDS = 20_000  # the most frequent ones
+TEST_SHARE = 0.1  # the fraction of utterances that are held out
+_WORDS = 20_000  # size of the vocabulary: the most frequent words
 _WORDS_PER_UTTERANCE = (5, 13)
 _WORDS_PER_MINUTE = (130, 220)
 _PITCH = (20, 80)
@@ -30,19 +30,19 @@ _SPEAKERS = (
     "marcelo", "max", "michel", "miguel", "norbert", "pablo", "paul", "pedro", "quincy", "rob",
     "robert", "sandro", "shelby", "steph", "travis", "victor", "zac",
 )  # fmt: skip
-_HELD_OUT_EVERY = 6  # every sixth speaker is heard in the hold-out set only
+_HELD_OUT_EVERY = 6  # every sixth speaker appears in the hold-out set only
 
 
 @dataclasses.dataclass(frozen=True)
 class Recording:
-    """One utterance as stored.
+    """One utterance as it is stored.
 
     Attributes:
-      test: whether it belongs to the hold-out set; no speaker is in both sets.
-      voice: accent+speaker.
+      test: whether the utterance belongs to the hold-out set; no speaker is in both sets.
+      voice: the accent and the speaker, as "accent+speaker".
       frames: log mel energies, float32 [frames, 40].
-      phones: in order.
-      begins_s: when each phone begins, float32 [phones].
+      phones: the phones in the order in which they are spoken, in IPA.
+      begins_s: the time in seconds at which each phone begins, float32 [phones].
     """
 
     test: bool
@@ -53,7 +53,7 @@ class Recording:
 
 
 def record(seed: int, number: int) -> Recording:
-    """Makes utterance `number` of the corpus drawn from `seed`."""
+    """Synthesises utterance `number` of the corpus with the given seed."""
     random = np.random.default_rng([seed, number])
     test = bool(random.random() < TEST_SHARE)
     names, chances = _words()
@@ -73,20 +73,20 @@ def record(seed: int, number: int) -> Recording:
 
 
 def speakers(*, test: bool) -> tuple[str, ...]:
-    """The speakers of one set, among those the installed package ships."""
+    """The speakers of the training or hold-out set that the installed package has."""
     known = [name for name in _SPEAKERS if name in espeak.speakers()]
     return tuple(s for i, s in enumerate(known) if (i % _HELD_OUT_EVERY == 0) == test)
 
 
 def _with_noise(samples: Floats, ratio_db: float, random: np.random.Generator) -> Floats:
-    """Adds white noise, `ratio_db` below the utterance's own power."""
+    """Adds white noise whose power is `ratio_db` decibels below the utterance's own."""
     power = float(np.mean(samples**2)) * 10 ** (-ratio_db / 10)
     return samples + random.normal(scale=np.sqrt(power), size=len(samples)).astype(np.float32)
 
 
 @functools.cache
 def _words() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """English words and cumulative shares: the real frequencies of wordfreq (Speer 2022)."""
+    """English words and their cumulative frequencies, normalised (wordfreq, Speer 2022)."""
     try:
         import wordfreq
     except ImportError as error:

@@ -1,11 +1,11 @@
-"""eSpeak NG through ctypes: text to samples, and where each phone begins.
+"""Synthesises speech with eSpeak NG, called through ctypes, and reports where each phone begins.
 
-eSpeak NG is free software under the GPL, version 3; the package `espeakng-loader` ships
-its library and voices. It is used only here, while data is made.
+eSpeak NG is free software under the GPL, version 3; the package `espeakng-loader` ships its
+library and voices. Only this module uses it, and only while data is being generated.
 
-The library keeps state from one utterance to the next (phases, noise), so the same text
-would never sound the same twice. It is therefore loaded anew, and its noise seeded, for
-every utterance: that takes 4 ms, and makes an utterance a pure function of its arguments.
+The library keeps state between utterances (phases, noise), so the same text would never sound the
+same twice. This module therefore reloads the library and seeds its noise for every utterance: that
+takes 4 ms, and makes an utterance a pure function of its arguments.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-_SYNCHRONOUS, _PHONEME_EVENTS, _IPA = 2, 1, 2  # of speak_lib.h
+_SYNCHRONOUS, _PHONEME_EVENTS, _IPA = 2, 1, 2  # constants of speak_lib.h
 _RATE, _PITCH, _RANGE = 1, 3, 4
 _UTF8, _FROM_CHARACTER = 1, 1
 _LIST_END, _PHONEME = 0, 7
@@ -51,22 +51,38 @@ _Callback = ctypes.CFUNCTYPE(
 
 @dataclasses.dataclass(frozen=True)
 class Voice:
-    """An accent of English, spoken by a speaker; and how."""
+    """A voice: an English accent, a speaker, and a manner of speaking.
 
-    accent: str  # such as "en-us"
-    speaker: str  # such as "f3"
+    Attributes:
+      accent: the name of an accent, such as "en-us".
+      speaker: the name of a voice variant, such as "f3".
+      words_per_minute: the speed.
+      pitch: the mean pitch on eSpeak's scale of 0 .. 100.
+      pitch_range: the variation of pitch on eSpeak's scale of 0 .. 100.
+    """
+
+    accent: str
+    speaker: str
     words_per_minute: int = 175
-    pitch: int = 50  # 0 .. 100
-    pitch_range: int = 50  # 0 .. 100
+    pitch: int = 50
+    pitch_range: int = 50
 
     @property
     def name(self) -> str:
+        """The name by which eSpeak NG knows accent and speaker."""
         return f"{self.accent}+{self.speaker}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Utterance:
-    """Samples in -1 .. 1, and the sample at which each phone (IPA, without stress) begins."""
+    """Synthesised speech with its phones.
+
+    Attributes:
+      samples: the signal, in -1 .. 1, float32 [samples].
+      sample_rate: samples per second.
+      phones: the phones in IPA, without stress marks.
+      begins: the index of the sample at which each phone begins.
+    """
 
     samples: np.ndarray[Any, np.dtype[np.float32]]
     sample_rate: int
@@ -75,10 +91,10 @@ class Utterance:
 
 
 def synthesise(text: str, voice: Voice) -> Utterance:
-    """Speaks `text`. Not thread-safe.
+    """Speaks `text` with the given voice. Not thread-safe.
 
     Raises:
-      ValueError: the library does not know the voice.
+      ValueError: eSpeak NG has no such voice, or is not installed.
     """
     loader = _loader()
     library = ctypes.CDLL(loader.get_library_path())
@@ -102,7 +118,7 @@ def synthesise(text: str, voice: Voice) -> Utterance:
         rate = library.espeak_Initialize(
             _SYNCHRONOUS, 0, loader.get_data_path().encode(), _PHONEME_EVENTS | _IPA
         )
-        library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # else the time of day
+        library.espeak_ng_SetRandSeed(ctypes.c_long(1))  # the default seed is the time of day
         library.espeak_SetSynthCallback(callback)
         if library.espeak_SetVoiceByName(voice.name.encode()) != 0:
             raise ValueError(f"eSpeak NG has no voice {voice.name!r}")
@@ -125,13 +141,13 @@ def synthesise(text: str, voice: Voice) -> Utterance:
 
 @functools.cache
 def speakers() -> tuple[str, ...]:
-    """Names of the voice variants that the installed package ships."""
+    """Names of the voice variants of the installed package."""
     return tuple(sorted(p.name for p in (_data() / "voices" / "!v").iterdir()))
 
 
 @functools.cache
 def accents() -> tuple[str, ...]:
-    """The accents of English that the installed package ships, lower case."""
+    """Names of the English accents of the installed package, in lower case."""
     found = sorted(p.name.lower() for p in (_data() / "lang" / "gmw").glob("en*"))
     return tuple(name for name in found if name != "en-shaw")  # another script, not an accent
 

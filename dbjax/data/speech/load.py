@@ -1,4 +1,4 @@
-"""Reads `speech_frames` into memory, making it first where it is missing."""
+"""Loads `speech_frames` into memory and generates it first if it is missing."""
 
 from __future__ import annotations
 
@@ -25,13 +25,25 @@ def load(
     seed: int = 0,
     context: int = 5,
 ) -> Splits:
-    """The speech frames of that size and seed, labelled with `num_states` tied states.
+    """Loads synthesised speech frames, labelled with tied context-dependent states.
+
+    Energies are normalised to zero mean and unit variance over the training frames.
 
     Args:
-      num_states: tied context-dependent states: the classes.
-      num_frames: of both sets together; a tenth of the utterances are held out.
-      seed: of what is said, by whom and how.
-      context: frames on either side of the one to be classified.
+      data_dir: the folder of prepared data; missing data is generated and stored in it.
+      num_states: the number of tied states, which are the classes.
+      num_frames: the number of frames of both sets together; a tenth of the utterances are held
+        out.
+      seed: the seed of words, speakers and noise.
+      context: the number of neighbouring frames on either side of the frame to classify.
+
+    Returns:
+      Splits of `Frames`, with inputs float32 [frames, 40 * (2 * context + 1)].
+
+    Raises:
+      ValueError: an argument is out of range, or a package is missing that generates the data.
+
+    Paper: section 5, the acoustic modelling task, which used recorded speech.
     """
     if context < 0:
         raise ValueError(f"context={context} must be at least 0")
@@ -65,7 +77,7 @@ def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
     if not builder.data_path.exists():
         with lock_directory(builder.data_path.parent, wait=True):
             builder = _builder(data_dir, num_frames, seed)
-            if not builder.data_path.exists():  # nor has another process made it meanwhile
+            if not builder.data_path.exists():  # no other process made it meanwhile
                 _make(builder)
     return builder
 
@@ -85,10 +97,11 @@ def _make(builder: Any) -> None:
     import tensorflow_datasets as tfds
 
     for left_over in Path(builder.data_path.parent).glob("incomplete.*"):
-        shutil.rmtree(left_over, ignore_errors=True)  # of a run that was interrupted
+        shutil.rmtree(left_over, ignore_errors=True)  # by an interrupted process
     tfds.disable_progress_bar()
+    # What TFDS prints is of downloads, and nothing is downloaded.
     with on_interrupt() as builder.interrupted, contextlib.redirect_stdout(io.StringIO()):
-        builder.download_and_prepare()  # it speaks of downloads
+        builder.download_and_prepare()
     if builder.interrupted.by:
         raise KeyboardInterrupt(builder.interrupted.by)
 

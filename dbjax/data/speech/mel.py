@@ -1,4 +1,4 @@
-"""Log mel energies: 25 ms windows every 10 ms, 40 triangular filters (section 5)."""
+"""Log mel energies: 25 ms windows every 10 ms and 40 triangular filters (section 5)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ _FLOOR = 1e-8  # about -80 dB of full scale
 
 
 def log_mel(samples: Floats, sample_rate: int) -> Floats:
-    """Natural logarithms of filter energies, [frames, 40]; frame i begins at i * 10 ms."""
+    """Computes the natural logarithms of mel filter energies.
+
+    Args:
+      samples: the signal, float32 [samples].
+      sample_rate: samples per second.
+
+    Returns:
+      Log energies, float32 [frames, 40]; frame i begins at i * 10 ms.
+    """
     length = round(WINDOW_S * sample_rate)
     count = max(0, int((len(samples) - length) / (HOP_S * sample_rate)) + 1)
     begins = np.round(np.arange(count) * HOP_S * sample_rate).astype(np.int64)
@@ -28,16 +36,16 @@ def log_mel(samples: Floats, sample_rate: int) -> Floats:
 
 
 def frame_centres_s(frames: int) -> np.ndarray[Any, Any]:
-    """Time of the middle of each frame, in seconds."""
+    """The time of the middle of each frame, in seconds, [frames]."""
     return np.arange(frames) * HOP_S + WINDOW_S / 2
 
 
 @functools.cache
 def _filters(size: int, sample_rate: int) -> np.ndarray[Any, Any]:
-    """Triangles equally spaced in mel, [size / 2 + 1, 40].
+    """Triangular filters equally spaced on the mel scale, [size / 2 + 1, 40].
 
-    mel(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987); overlapping halves as in
-    Davis & Mermelstein 1980.
+    The scale is mel(f) = 2595 log10(1 + f / 700) (O'Shaughnessy 1987). Neighbouring filters
+    overlap by half (Davis & Mermelstein 1980).
     """
     low, high = (2595 * np.log10(1 + hz / 700) for hz in (_LOWEST_HZ, _HIGHEST_HZ))
     corners = 700 * (10 ** (np.linspace(low, high, ENERGIES + 2) / 2595) - 1)

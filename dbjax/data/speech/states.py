@@ -1,11 +1,12 @@
-"""From aligned phones to tied context-dependent states, the classes of section 5.
+"""Maps aligned phones to tied context-dependent states, the classes of section 5.
 
-A frame's context is (left phone, phone, right phone, third of the phone). The most
-frequent contexts of the training data own a state each. The others back off to their
-(phone, third), where three quarters of the states are enough for these; else to their
-phone; and of more phones than that the rarest share a state.
+A frame's context is (left phone, phone, right phone, third of the phone). Each of the most
+frequent contexts of the training data has a state of its own. Every other context backs off to the
+state of its (phone, third), provided that all these fit into three quarters of the states;
+otherwise to the state of its phone. If there are too many phones even for that, the rarest ones
+share a state.
 
-Differs from the paper: it says "several thousand acoustic states" and no more.
+Differs from the paper: it says only that there are "several thousand acoustic states".
 """
 
 from __future__ import annotations
@@ -24,7 +25,13 @@ _THIRDS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """For each frame of one utterance the number of its phone, and which third of it."""
+    """The phone spoken in each frame of one utterance.
+
+    Attributes:
+      phones: the phones of the utterance in order; the first is silence.
+      phone_of_frame: the index in `phones` of each frame's phone, int64 [frames].
+      third_of_frame: the third of that phone (0, 1, 2) in which the frame lies, int64 [frames].
+    """
 
     phones: tuple[str, ...]
     phone_of_frame: Ints
@@ -32,7 +39,13 @@ class Alignment:
 
 
 def align(frames: int, phones: list[str], begins_s: np.ndarray[Any, Any]) -> Alignment:
-    """Says what is spoken in the middle of every frame; before the first phone is silence."""
+    """Finds the phone spoken in the middle of every frame; before the first phone is silence.
+
+    Args:
+      frames: the number of frames.
+      phones: the phones of the utterance in order.
+      begins_s: the time in seconds at which each phone begins, [phones].
+    """
     times = frame_centres_s(frames)
     begins = np.concatenate([[0.0], begins_s])
     ends = np.append(begins[1:], max(times[-1], begins[-1]) + 1e-6)
@@ -44,16 +57,25 @@ def align(frames: int, phones: list[str], begins_s: np.ndarray[Any, Any]) -> Ali
 
 @dataclasses.dataclass(frozen=True)
 class Tying:
-    """Which context is in which state; made from training data by `tie`."""
+    """The map from contexts to states; `tie` makes it from training data.
+
+    Attributes:
+      phones: the number of each phone that occurs in the training data.
+      num_states: the number of states.
+      owners: the codes of the contexts that have a state of their own, sorted.
+      states: the states of these contexts.
+      back_off: the state of each (phone, third) for all other contexts, [phones + 1, 3]; the last
+        row is for phones that do not occur in the training data.
+    """
 
     phones: dict[str, int]
     num_states: int
-    owners: Ints  # codes of the contexts that own a state, sorted
-    states: Ints  # their states
-    back_off: Ints  # (phone, third) -> state, [phones + 1, 3]; the last row: unknown phones
+    owners: Ints
+    states: Ints
+    back_off: Ints
 
     def label(self, alignment: Alignment) -> np.ndarray[Any, np.dtype[np.int32]]:
-        """The state of every frame."""
+        """Returns the state of every frame, int32 [frames]."""
         code, phone, third = _codes(alignment, self.phones)
         place = np.minimum(np.searchsorted(self.owners, code), len(self.owners) - 1)
         owned = self.owners[place] == code
@@ -61,10 +83,14 @@ class Tying:
 
 
 def tie(alignments: list[Alignment], num_states: int) -> Tying:
-    """Chooses the states from the training data.
+    """Chooses which contexts share a state, from the alignments of the training data.
+
+    Args:
+      alignments: one alignment for each utterance.
+      num_states: the number of states, at least 2.
 
     Raises:
-      ValueError: the data has fewer contexts than `num_states` needs.
+      ValueError: the data has too few contexts for `num_states`, or that is below 2.
     """
     if num_states < 2:
         raise ValueError(f"num_states={num_states} must be at least 2")
@@ -85,7 +111,7 @@ def tie(alignments: list[Alignment], num_states: int) -> Tying:
 
 
 def _back_off(frames_of_phone: Ints, num_states: int) -> Ints:
-    """States of (phone, third); the last row, of phones unknown in training: the rarest's."""
+    """The states of (phone, third); unknown phones (the last row) share the rarest phone's."""
     phones, budget = len(frames_of_phone), max(1, num_states * 3 // 4)
     if phones * _THIRDS <= budget:
         states = np.arange(phones * _THIRDS).reshape(phones, _THIRDS)
@@ -96,7 +122,7 @@ def _back_off(frames_of_phone: Ints, num_states: int) -> Ints:
 
 
 def _codes(alignment: Alignment, phones: dict[str, int]) -> tuple[Ints, Ints, Ints]:
-    """For each frame a number for its context, its phone, and its third."""
+    """Returns for each frame the code of its context, the number of its phone, and its third."""
     unknown = len(phones)
     of_utterance = np.array([phones.get(phone, unknown) for phone in alignment.phones])
     silence = phones.get(SILENCE, unknown)

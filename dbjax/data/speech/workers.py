@@ -1,8 +1,8 @@
-"""Utterances made by several processes, in order whatever their number.
+"""Synthesises utterances in several processes; their order is the same for any number of workers.
 
-Worker w of W makes utterances w, w + W, ... and writes them to its standard output; the
-parent reads from the workers in turn. Plain subprocesses, because multiprocessing would
-import the caller's main module again, and fail where that is not guarded.
+Worker w of W makes utterances w, w + W, ... and writes them to its standard output; the parent
+reads from the workers in turn. The workers are plain subprocesses, because multiprocessing would
+import the caller's main module again and fail if that has no `__main__` guard.
 """
 
 from __future__ import annotations
@@ -23,13 +23,17 @@ from dbjax.data.speech.corpus import Recording, record
 
 
 def recordings(seed: int, workers: int | None = None) -> Generator[Recording, None, None]:
-    """Utterances 0, 1, 2, ... of the corpus, for as long as they are asked for.
+    """Yields utterances 0, 1, 2, ... of the corpus without end; closing it stops the workers.
+
+    Args:
+      seed: the seed of the corpus.
+      workers: the number of worker processes; None: one for each CPU.
 
     Raises:
-      ValueError: a package that is needed is missing.
-      RuntimeError: a worker failed; carries what it wrote to its standard error.
+      ValueError: a required package is missing.
+      RuntimeError: a worker failed; the message has what it wrote to its standard error.
     """
-    record(seed, 0)  # what is missing is said here, in one line, not by a worker
+    record(seed, 0)  # if a package is missing, fails here with one line rather than in a worker
     return _recordings(seed, workers or os.cpu_count() or 1)
 
 
@@ -43,7 +47,7 @@ def _recordings(seed: int, count: int) -> Generator[Recording, None, None]:
                 yield _read(worker.stdout)
             except (EOFError, ValueError) as error:
                 message = worker.stderr.read().decode(errors="replace").strip()
-                raise RuntimeError(f"a process that made speech failed: {message}") from error
+                raise RuntimeError(f"a speech synthesis worker failed: {message}") from error
 
 
 @contextlib.contextmanager
@@ -58,7 +62,7 @@ def _worker(seed: int, first: int, stride: int) -> Iterator[subprocess.Popen[byt
 
 
 def _write(recording: Recording, out: IO[bytes]) -> None:
-    """A line of JSON, then the two arrays' bytes."""
+    """Writes one line of JSON followed by the bytes of the two arrays."""
     head = {
         "test": recording.test,
         "voice": recording.voice,
