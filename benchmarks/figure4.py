@@ -14,7 +14,7 @@ from benchmarks.measure import Measured, in_turn
 from configs._figure4 import with_replicas
 from dbjax.runtime.trace import Row
 from dbjax.types import Params
-from experiments import build
+from experiments import algorithms, build, construct
 from experiments.command_line import load_config
 
 METHOD = "configs/figure4/downpour_adagrad.py:laptop"
@@ -34,7 +34,7 @@ def bare(with_rule: bool) -> Callable[[], float]:
       with_rule: whether to apply the server's update rule too.
     """
     value_and_grad = jax.jit(jax.value_and_grad(task().loss))
-    rule = build.rule(load_config(METHOD).rule.to_dict())
+    rule = construct.rule(load_config(METHOD).rule.to_dict())
     params, batch = task().params, task().batches(0, 20).at(0)
 
     @jax.jit
@@ -70,7 +70,7 @@ def updates(replicas: int, overlap: bool) -> Callable[[], float]:
 
         arguments = build.run_arguments(config)
         trace = dbjax.Trace(max_spans=config.max_spans, listeners=[listen])
-        dbjax.run(task(), build.algorithm(config), **arguments, trace=trace)
+        dbjax.run(task(), algorithms.algorithm(config), **arguments, trace=trace)
         (begin_s, first), (end_s, last) = seen[5], seen[-1]
         return 1e3 * (end_s - begin_s) / (last - first)
 

@@ -135,6 +135,7 @@ class AsynchronousConfig:
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
+    _: dataclasses.KW_ONLY
     replicas: int = bounded(8, at_least=1)
     shards: int = bounded(3, at_least=1)
     shard_backups: int = 0

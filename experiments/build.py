@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import inspect
 import itertools
-import math
-import pkgutil
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-import optax
 
 import dbjax
 import dbjax.algorithms
 import dbjax.optim
 from dbjax.arguments import (
-    describe,
-    fits,
-    nearest,
     require_at_least,
-    require_known,
     require_positive,
     require_seed,
 )
@@ -37,130 +26,20 @@ from dbjax.data import (
     MostFrequent,
     Splits,
     load,
-    option_hints,
     require_options,
 )
-from dbjax.errors import one_line
 from dbjax.model_parallel.sharding import ModelSharding
-from dbjax.models import Model, argument_hints, build, require_arguments
-from dbjax.models.model import CONFIGS as MODELS
+from dbjax.models import Model, build, require_arguments
 from dbjax.runtime.cluster import matches
 from dbjax.runtime.ray import RayOptions
 from dbjax.train import RuntimeName
 from dbjax.types import Metrics, Params
+from experiments import algorithms, construct
 from experiments.defaults import require_whole
 
-BATCH_METHODS: dict[str, type[Any]] = {
-    "lbfgs": dbjax.optim.Lbfgs,
-    "conjugate_gradients": dbjax.optim.ConjugateGradients,
-    "gradient_descent": dbjax.optim.GradientDescent,
-}
 RUNTIMES = typing.get_args(RuntimeName)
 _SEVERAL, _NODES = ("replica/{}", "shard/{}", "shard/{}/backup"), 10_000  # possible node names
 _LISTED = (("failures", dbjax.Failure), ("outages", dbjax.Outage), ("links", dbjax.Link))
-
-
-def algorithms() -> list[str]:
-    """Names of the algorithms: the modules of `dbjax.algorithms` that define `program`."""
-    names = [m.name for m in pkgutil.iter_modules(dbjax.algorithms.__path__)]
-    return [n for n in names if hasattr(_module(n), "program")]
-
-
-def _module(name: str) -> Any:
-    return importlib.import_module(f"dbjax.algorithms.{name}")
-
-
-def algorithm(config: ml_collections.ConfigDict) -> Any:
-    """Builds the Config of the algorithm that the config names.
-
-    Raises:
-      ValueError: there is no such algorithm, or a field of `options` or `rule` is wrong.
-    """
-    if config.algorithm not in algorithms():
-        raise ValueError(
-            f"no algorithm {config.algorithm!r}{nearest(config.algorithm, algorithms())}"
-        )
-    kind, options = _module(config.algorithm).Config, config.options.to_dict()
-    for name in {"rule", "method"} & set(options):
-        raise ValueError(
-            f"options.{name}={options[name]!r} has no effect: set rule.name and the rule's "
-            "arguments, such as rule.learning_rate"
-        )
-    given = {"rule": rule} if "rule" in typing.get_type_hints(kind) else {"method": method}
-    chosen = {name: make(config.rule.to_dict()) for name, make in given.items()}
-    return _make(kind, "options", options, **chosen)
-
-
-def open_fields(config: ml_collections.ConfigDict) -> list[str]:
-    """Names of the fields that the config may have besides those of `defaults`.
-
-    These are the arguments of the algorithm, rule, data set and model that the config names, such
-    as "rule.learning_rate".
-    """
-    model, rule_name = config.model.name, config.rule.name
-    make = BATCH_METHODS.get(rule_name) or _rule(rule_name)
-    known = {
-        "options": _fields(_module(config.algorithm).Config)
-        if config.algorithm in algorithms()
-        else (),
-        "rule": inspect.signature(make).parameters if callable(make) else (),
-        "data": option_hints(config.data.name),
-        "model": argument_hints(model) if model in MODELS else (),
-    }
-    return [f"{group}.{name}" for group, names in known.items() for name in names]
-
-
-def _fields(kind: type[Any]) -> list[str]:
-    """Names of the fields of an algorithm's Config, except the rule, which has its own group."""
-    return [f.name for f in dataclasses.fields(kind) if f.name not in ("rule", "method")]
-
-
-def method(fields: Mapping[str, Any]) -> dbjax.optim.Method:
-    """Builds a batch method from its fields.
-
-    Args:
-      fields: "name", a key of `BATCH_METHODS`, and the fields of that class.
-
-    Raises:
-      ValueError: there is no such method, or a field is wrong.
-    """
-    arguments = dict(fields)
-    name = arguments.pop("name")
-    if name not in BATCH_METHODS:
-        raise ValueError(f"rule.name: no batch method {name!r}{nearest(name, BATCH_METHODS)}")
-    made: dbjax.optim.Method = _make(BATCH_METHODS[name], f"rule {name!r}", arguments)
-    return made
-
-
-def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
-    """Builds an update rule of the parameter server from its fields.
-
-    Args:
-      fields: "name", a function of `dbjax.optim` or else of optax, and its arguments.
-
-    Raises:
-      ValueError: there is no such rule, or an argument is wrong.
-    """
-    arguments = dict(fields)
-    name = arguments.pop("name")
-    make = _rule(name)
-    if not callable(make):
-        raise ValueError(f"no rule {name!r}{nearest(name, _rules())}")
-    made = _call(make, f"rule {name!r}", arguments)
-    if not isinstance(made, optax.GradientTransformation):
-        raise ValueError(f"{name!r} of optax is not a rule{nearest(name, _rules())}")
-    return made
-
-
-def _rule(name: str) -> Any:
-    return getattr(dbjax.optim, name, None) or getattr(optax, name, None)
-
-
-def _rules() -> list[str]:
-    """Names to suggest: dbjax's own rule, and all functions of optax that take a learning rate."""
-    theirs = inspect.getmembers(optax, inspect.isfunction)
-    rates = [name for name, make in theirs if "learning_rate" in inspect.signature(make).parameters]
-    return ["downpour_adagrad", *(name for name in rates if not name.startswith("_"))]
 
 
 def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
@@ -172,15 +51,17 @@ def cluster(config: ml_collections.ConfigDict) -> dbjax.Cluster | None:
     if config.runtime != "virtual":
         return None
     fields = dict(config.cluster)
-    machine = _make(dbjax.Machine, "cluster.machine", dict(fields.pop("machine")))
+    machine = construct.make(dbjax.Machine, "cluster.machine", dict(fields.pop("machine")))
     machines = {
-        pattern: _entry(dbjax.Machine, f"cluster.machines[{pattern!r}]", machine_fields)
+        pattern: construct.entry(dbjax.Machine, f"cluster.machines[{pattern!r}]", machine_fields)
         for pattern, machine_fields in dict(fields.pop("machines")).items()
     }
-    listed = {name: _listed(kind, f"cluster.{name}", fields.pop(name)) for name, kind in _LISTED}
+    listed = {
+        name: construct.listed(kind, f"cluster.{name}", fields.pop(name)) for name, kind in _LISTED
+    }
     _require_names(machines)
     given = {"machine": machine, "machines": machines, **listed}
-    made: dbjax.Cluster = _make(dbjax.Cluster, "cluster", fields | given)
+    made: dbjax.Cluster = construct.make(dbjax.Cluster, "cluster", fields | given)
     return made
 
 
@@ -206,7 +87,7 @@ def require_sound(config: ml_collections.ConfigDict) -> None:
         names = " nor ".join(map(repr, RUNTIMES))
         raise ValueError(f"runtime={config.runtime!r} is neither {names}")
     _require_numbers(config)
-    algorithm(config)
+    algorithms.algorithm(config)
     cluster(config)
     ray_options(config)
     require_options(**config.data)
@@ -233,7 +114,7 @@ def _require_numbers(config: ml_collections.ConfigDict) -> None:
             require_seed(name, seed)
     if config.until_s is not None:
         require_positive("until_s", config.until_s, "; or none, with options.steps")
-    elif algorithm(config).steps is None:
+    elif algorithms.algorithm(config).steps is None:
         raise ValueError("nothing would end this run: give until_s, or options.steps")
     _every(config)
 
@@ -250,7 +131,7 @@ def ray_options(config: ml_collections.ConfigDict) -> RayOptions | None:
     """
     if config.runtime != "ray":
         return None
-    made: RayOptions = _make(RayOptions, "ray", config.ray.to_dict())
+    made: RayOptions = construct.make(RayOptions, "ray", config.ray.to_dict())
     return made
 
 
@@ -411,97 +292,3 @@ def most_frequent(network: Model, test: Examples, examples: int) -> MostFrequent
 def _sample(source: Examples, examples: int) -> Any:
     count = min(examples, len(source))
     return source.gather(np.random.default_rng(0).permutation(len(source))[:count])
-
-
-def _listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
-    return tuple(_entry(kind, place, entry) for entry in entries)
-
-
-def _entry(kind: type[Any], place: str, entry: Any) -> Any:
-    if not isinstance(entry, Mapping | ml_collections.ConfigDict):
-        names = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise ValueError(f"{place}: {entry!r} must be a dict of some of {names}")
-    return _make(kind, place, dict(entry))
-
-
-def _make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:
-    """Builds a dataclass from a mapping; nested mappings become nested dataclasses or rules.
-
-    Args:
-      kind: the dataclass.
-      place: the name of the mapping in errors.
-      fields: values by field name.
-      **others: fields that are already built.
-
-    Raises:
-      ValueError: a field is unknown, missing or wrong.
-    """
-    known = {name: hint for name, hint in typing.get_type_hints(kind).items() if name not in others}
-    made = {name: _made(f"{place}.{name}", known.get(name), v) for name, v in fields.items()}
-    require_known(place, made, known)
-    for parameter in inspect.signature(kind).parameters.values():
-        if parameter.default is parameter.empty and parameter.name not in made:
-            raise ValueError(f"{place} needs {parameter.name!r}")
-    return kind(**made, **others)
-
-
-def _made(place: str, hint: Any, value: Any) -> Any:
-    if isinstance(value, Mapping) and isinstance(hint, type) and dataclasses.is_dataclass(hint):
-        return _make(hint, place, value)
-    if not {hint, *typing.get_args(hint)}.isdisjoint({optax.GradientTransformation}):
-        if isinstance(value, str):
-            raise ValueError(f"{place}={value!r} is a group of fields: write {place}.name={value}")
-        if isinstance(value, Mapping):
-            return rule(value)
-    return value
-
-
-def _call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) -> Any:
-    parameters = inspect.signature(make).parameters
-    for name, value in arguments.items():
-        if name not in parameters:
-            raise ValueError(
-                f"{place} has no argument {name!r}{nearest(name, parameters)} (given: {value!r})"
-            )
-        hint = _hint_of(make, name)
-        if not fits(value, hint) or (isinstance(value, bool) and float in typing.get_args(hint)):
-            raise ValueError(f"{place}: {name}={value!r} must be {describe(hint)}")
-        if isinstance(value, float) and math.isnan(value):
-            raise ValueError(f"{place}: {name}=nan must be a number")
-        if isinstance(value, str) and "Callable" in str(make.__annotations__.get(name)):
-            raise ValueError(
-                f"{place}: {name}={value!r} must be a tree or a function, not a word; leave it "
-                "out, or set it in a config file"
-            )
-    _require_momentum(parameters, place, arguments)
-    for parameter in parameters.values():
-        variadic = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
-        needed = parameter.default is parameter.empty and not variadic
-        if needed and parameter.name not in arguments:
-            raise ValueError(f"{place} needs {parameter.name!r}: set it together with the name")
-    try:
-        return make(**arguments)
-    except Exception as error:  # optax itself validates few arguments
-        known = isinstance(error, TypeError | ValueError)
-        raise ValueError(f"{place}: {one_line(error, kind=not known)}") from error
-
-
-def _require_momentum(
-    parameters: Mapping[str, inspect.Parameter], place: str, arguments: Mapping[str, Any]
-) -> None:
-    """Raises ValueError if an argument is set that has no effect without momentum."""
-    if "momentum" not in parameters or parameters["momentum"].default is not None:
-        return
-    for name in ("nesterov", "accumulator_dtype", "dtype_momentum"):
-        if arguments.get(name) and arguments.get("momentum") is None:
-            raise ValueError(f"{place}: {name}={arguments[name]!r} has no effect: set momentum too")
-
-
-def _hint_of(make: Callable[..., Any], parameter: str) -> Any:
-    """The type of an argument; Any if optax annotates it with a name that it does not import."""
-    annotation = make.__annotations__.get(parameter, Any)
-    alone = types.SimpleNamespace(__annotations__={parameter: annotation})
-    try:
-        return typing.get_type_hints(alone, make.__globals__)[parameter]
-    except (NameError, AttributeError):  # AttributeError: a class
-        return Any

@@ -14,7 +14,7 @@ import ml_collections
 import numpy as np
 
 from dbjax.arguments import describe, fits, nearest
-from experiments import build
+from experiments import algorithms, build
 from experiments.defaults import OPEN, defaults, flat, hints, renamed
 
 NEAR = 0.7  # the least similarity of a suggested name, as `difflib` measures it
@@ -143,7 +143,7 @@ def near(name: str, paths: Collection[str]) -> list[str]:
 def known(config: ml_collections.ConfigDict | None) -> list[str]:
     """Full names of the fields that a config has or may have; None: the default config."""
     config = defaults() if config is None else config
-    return list(dict.fromkeys([*flat(config.to_dict()), *build.open_fields(config)]))
+    return list(dict.fromkeys([*flat(config.to_dict()), *algorithms.open_fields(config)]))
 
 
 def _set(config: ml_collections.ConfigDict, path: str, read: Callable[[Any], Any]) -> None:
@@ -256,11 +256,11 @@ def _has_bandwidth(config: ml_collections.ConfigDict) -> bool:
 
 
 def _has_local_steps(config: ml_collections.ConfigDict) -> bool:
-    method = build.algorithm(config)
+    method = algorithms.algorithm(config)
     return bool(method.n_fetch > 1 or method.overlap)
 
 
 def _overlaps(config: ml_collections.ConfigDict) -> bool:
-    method = build.algorithm(config)
+    method = algorithms.algorithm(config)
     default = type(method).overlap
     return config.algorithm != "sandblaster" or bool(method.sample < 1 or method.overlap == default)

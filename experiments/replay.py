@@ -15,7 +15,7 @@ import dbjax
 from dbjax.errors import ReplayError
 from dbjax.files import damaged_file, format_errors_naming, read_json
 from dbjax.run_dir import EVENTS, SUMMARY
-from experiments import build
+from experiments import algorithms, build
 from experiments.command_line import command, parse
 from experiments.saved import CONFIG, saved
 
@@ -35,7 +35,7 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
     script = _script(Path(workdir) / EVENTS)
     with format_errors_naming(Path(workdir) / CONFIG):
         build.make_host_devices(config)
-        task, method = build.task(config), build.algorithm(config)
+        task, method = build.task(config), algorithms.algorithm(config)
     found = dbjax.replay(task, method, script, seed=config.seed)
     summary = Path(workdir) / SUMMARY
     return found, _digest(summary) if summary.exists() else None

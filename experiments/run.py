@@ -19,7 +19,7 @@ from dbjax.run_dir import RunWriter
 from dbjax.runtime.trace import Row
 from dbjax.signals import exit_code
 from dbjax.train import BackgroundFn
-from experiments import build, plots
+from experiments import algorithms, build, plots
 from experiments.command_line import HINTS, available, command, load_config, log_to_terminal, parse
 from experiments.defaults import flat
 from experiments.folders import require_place
@@ -78,7 +78,7 @@ def _run(
     label: str,
     background: BackgroundFn | None,
 ) -> dbjax.Result:
-    method, arguments = build.algorithm(config), build.run_arguments(config)
+    method, arguments = algorithms.algorithm(config), build.run_arguments(config)
     task, clock = build.task(config), build.clock(config)
     trace = dbjax.Trace(max_spans=config.max_spans)
     with (
@@ -109,7 +109,7 @@ def title(config: ml_collections.ConfigDict) -> str:
     """The name of the method and its number of replicas, such as "Downpour + Adagrad [20]"."""
     name = plots.ALGORITHMS.get(config.algorithm, config.algorithm)
     rule = plots.RULES.get(config.rule.name, "")
-    return f"{name}{rule} [{build.algorithm(config).replicas}]"
+    return f"{name}{rule} [{algorithms.algorithm(config).replicas}]"
 
 
 def table(summary: Row) -> rich.table.Table:

@@ -14,7 +14,7 @@ import numpy as np
 from dbjax.algorithms import downpour, sgd
 from dbjax.runtime.cluster import Cluster, Machine
 from dbjax.runtime.node_names import replica_name
-from experiments import build
+from experiments import algorithms, build
 from experiments.report.read import Numbers, Run
 from experiments.saved import saved
 
@@ -42,7 +42,7 @@ def law(run: Run) -> Law:
     """Predicts the distribution of staleness from a run's configuration."""
     try:
         config = saved(run.path)
-        method, cluster = build.algorithm(config), build.cluster(config)
+        method, cluster = algorithms.algorithm(config), build.cluster(config)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         return Law(f"No prediction: the configuration cannot be read. {error}.")
     if isinstance(method, sgd.Config):

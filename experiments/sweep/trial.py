@@ -21,7 +21,7 @@ from dbjax.monitoring import health
 from dbjax.run_dir import RunWriter
 from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.trace import Row
-from experiments import build
+from experiments import algorithms, build
 
 # Fields that a trial does not read, or that cannot change its outcome.
 UNUSED = frozenset(
@@ -119,7 +119,9 @@ def _found(job: Job, look: Look, folder: Path) -> Outcome:
         return pruned
 
     try:
-        method = build.algorithm(job.config)  # shared by all seeds, so that it is compiled once
+        method = algorithms.algorithm(
+            job.config
+        )  # shared by all seeds, so that it is compiled once
         for name, config in _runs(job):
             first = not values
             shown = once if first else _unseen

@@ -1,7 +1,7 @@
 """From a config to the library's own types, field by field."""
 
 import dbjax
-from experiments import build
+from experiments import algorithms, build, construct
 from experiments.command_line import load_config
 
 QUICKSTART = "configs/quickstart.py:smoke"
@@ -54,8 +54,8 @@ def test_every_field_of_a_cluster_reaches_it():
 def test_a_method_has_its_options_and_its_rule():
     config = quickstart()
     config.options.update(replicas=3, shards=2)
-    method = build.algorithm(config)
+    method = algorithms.algorithm(config)
     assert (method.replicas, method.shards) == (3, 2)
-    updates, _ = build.rule({"name": "sgd", "learning_rate": 0.25}).update([1.0], (None, None))
+    updates, _ = construct.rule({"name": "sgd", "learning_rate": 0.25}).update([1.0], (None, None))
     assert updates == [-0.25]
-    assert build.method({"name": "lbfgs", "memory": 4}).memory == 4
+    assert algorithms.method({"name": "lbfgs", "memory": 4}).memory == 4
