@@ -1,4 +1,7 @@
-"""dbjax: asynchronous training in JAX, after "Large Scale Distributed Deep Networks"."""
+"""Asynchronous training research in JAX.
+
+Paper: Dean et al. 2012, "Large Scale Distributed Deep Networks" (DistBelief).
+"""
 
 import jax as _jax
 import jaxlib as _jaxlib

@@ -1,6 +1,7 @@
-"""The errors that are not a user's mistake (those are ValueError and TypeError).
+"""The errors of a running program. A user's mistake raises ValueError or TypeError instead.
 
-What only tells of a run must not lose it: its failure is one line of warning (`best_effort`).
+Code that only reports on a run must not end the run: if it fails, it logs a warning of one line
+(`best_effort`).
 """
 
 from __future__ import annotations
@@ -10,43 +11,55 @@ import logging
 from collections.abc import Iterator
 
 _LOG = logging.getLogger("dbjax")
-_SAID = 300  # characters of an error
+_SAID = 300  # how many characters of an error are shown
 
 
 class DbjaxError(Exception):
-    """Any failure of a running program."""
+    """The base class of the failures of a running program."""
 
 
 class ServiceError(DbjaxError):
-    """A service's method raised; says which, where and when; chained from the cause."""
+    """A method of a service raised an error, which is the `__cause__` of this one.
+
+    The message names the service, the method, the caller and the time.
+    """
 
 
 class DeadlockError(DbjaxError):
-    """Nothing can happen any more, yet some mains still wait; names each of them."""
+    """Nothing can happen any more, but some processes still wait; the message names each."""
 
 
 class ReplayError(DbjaxError):
-    """A run does not do again what its log says."""
+    """A run cannot be replayed from its event log, or the replay differs from the log."""
 
 
 class StateLost(DbjaxError):
-    """A shard was restored from a checkpoint, and does not know what it is asked for."""
+    """A shard was restored from a checkpoint that does not hold what the shard is asked for."""
 
 
 class NodeDied(DbjaxError):
-    """A node died: that of an awaited main for good, or that of a called service."""
+    """A node failed before it answered a call, or failed for good while its process was awaited."""
 
 
 def one_line(error: BaseException, *, kind: bool = True) -> str:
-    """An error's text, after its kind if that is asked for."""
+    """Returns the text of an error on one line, at most 300 characters of it.
+
+    Args:
+      error: the error.
+      kind: whether the name of the error's class comes first.
+    """
     text = " ".join(str(error).split())[:_SAID]
     return f"{type(error).__name__}: {text}" if kind else text
 
 
 @contextlib.contextmanager
 def best_effort(what: str) -> Iterator[None]:
-    """Whatever fails in the block is left out, with a warning that names `what` it was to be."""
+    """Logs a warning instead of raising an error if the block fails.
+
+    Args:
+      what: a noun phrase that tells the warning what the block was to produce.
+    """
     try:
         yield
     except Exception as error:
-        _LOG.warning("%s is left out: %s", what, one_line(error))
+        _LOG.warning("skipped %s: %s", what, one_line(error))

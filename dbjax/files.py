@@ -1,4 +1,4 @@
-"""Files and directories: prepared, locked, written in one step, and read with errors that name them."""
+"""Directories and files: preparing, locking, atomic writes, reads whose errors name the file."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from dbjax.errors import one_line
 
 
 def prepare(directory: str | Path, what: str = "workdir") -> Path:
-    """Makes a directory that can be written to.
+    """Makes a directory if it does not exist, and checks that it can be written to.
 
     Args:
-      what: how errors call it.
+      directory: the path of the directory.
+      what: the name by which errors call the directory.
+
+    Returns:
+      The path of the directory.
 
     Raises:
-      ValueError: it cannot be made or written to.
+      ValueError: the directory cannot be made or written to.
     """
     if not str(directory).strip():
         raise ValueError(f"{what} {str(directory)!r} is empty: name a folder")
@@ -36,10 +40,10 @@ def prepare(directory: str | Path, what: str = "workdir") -> Path:
 
 
 def prepare_file(path: Path) -> Path:
-    """Makes the directory of a file that is to be written.
+    """Makes the directory of a file that is to be written, and returns the file's path.
 
     Raises:
-      ValueError: that cannot be made or written to, or the path is a directory itself.
+      ValueError: the directory cannot be made or written to, or the path is itself a directory.
     """
     if path.is_dir():
         raise ValueError(f"{str(path)!r} is a directory: name a file")
@@ -49,7 +53,10 @@ def prepare_file(path: Path) -> Path:
 
 @contextlib.contextmanager
 def os_errors_naming(path: Path) -> Iterator[None]:
-    """An OSError in the block names the file: that of a full disk does not."""
+    """Adds the name of the file to an OSError in the block.
+
+    The error of a full disk, for example, does not name the file by itself.
+    """
     try:
         yield
     except OSError as error:
@@ -57,10 +64,10 @@ def os_errors_naming(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replaces the file in one step.
+    """Writes a file atomically: readers see the old file or the new one, never a part.
 
     Raises:
-      OSError: it cannot be written; names the file.
+      OSError: the file cannot be written; the error names it.
     """
     with os_errors_naming(path):
         _replace(path, text)
@@ -81,36 +88,50 @@ def _replace(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Strict JSON (see `plain`)."""
+    """Writes a value atomically as strict JSON; `plain` says how it is converted.
+
+    Raises:
+      OSError: the file cannot be written; the error names it.
+    """
     write_text(path, json.dumps(plain(value), indent=2, allow_nan=False) + "\n")
 
 
 def read_json(path: Path, *keys: str, of: str = "run") -> dict[str, Any]:
-    """The object of a JSON file that a run, or something else, has left.
+    """Reads the object in a JSON file that a run, or another command, has written.
+
+    Args:
+      path: the path of the file.
+      *keys: keys that the object must have.
+      of: what writes such files, for errors: "run" or "sweep".
 
     Raises:
-      OSError: there is none, or it cannot be read.
-      ValueError: it is no such file, or lacks one of the keys; names it.
+      OSError: the file does not exist or cannot be read.
+      ValueError: the file does not hold a JSON object with these keys; the error names the file.
     """
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise damaged_file(path, error, of) from error
     if not isinstance(value, dict):
-        raise damaged_file(path, "it is no object", of)
+        raise damaged_file(path, "it is not a JSON object", of)
     for key in keys:
         if key not in value:
             raise damaged_file(path, f"it has no {key!r}", of)
     return value
 
 
-# What is raised where something is not what it is taken for.
+# The errors that Python raises where a value does not have the expected form.
 _UNFIT = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError)
 
 
 @contextlib.contextmanager
 def format_errors_naming(path: Path, of: str = "run") -> Iterator[None]:
-    """What goes wrong in the block with what was read is said of the file, in a line."""
+    """Turns errors of interpreting a file's content into a ValueError of one line.
+
+    Args:
+      path: the file that the block interprets.
+      of: what writes such files, for errors: "run" or "sweep".
+    """
     try:
         yield
     except _UNFIT as error:
@@ -120,16 +141,17 @@ def format_errors_naming(path: Path, of: str = "run") -> Iterator[None]:
 
 
 def damaged_file(path: Path, why: object, of: str = "run") -> ValueError:
-    """The error of a file that is damaged, or of another program."""
+    """Returns the error for a file that is damaged, or was written by another program."""
     return ValueError(
         f"{str(path)!r} is not what a {of} leaves: {why}; restore it, or name another folder"
     )
 
 
 def plain(value: Any, *, infinity: str | None = None) -> Any:
-    """`value` in the types of JSON, which has no numbers that are not finite.
+    """Converts a value to types of JSON, which has finite numbers only.
 
-    What is no number becomes null, what is infinite `infinity` or "-" + `infinity`.
+    NaN becomes null. An infinite number becomes the string `infinity`, or "-" + `infinity`; it
+    becomes null if `infinity` is None.
     """
     if isinstance(value, dict):
         return {str(key): plain(item, infinity=infinity) for key, item in value.items()}
@@ -143,21 +165,21 @@ def plain(value: Any, *, infinity: str | None = None) -> Any:
     return number if math.isfinite(number) else None
 
 
-LOCK = ".lock"
+LOCK = ".lock"  # the name of the file that is locked
 
 
 @contextlib.contextmanager
 def lock_directory(directory: str | Path, *, wait: bool = False) -> Iterator[None]:
-    """Keeps other processes out of a directory while the block runs.
+    """Locks a directory while the block runs, so that no second process uses it.
 
     The kernel releases the lock when the process exits, however it exits.
 
     Args:
-      directory: it is made if it does not exist.
-      wait: waits for another process to leave, instead of raising an error.
+      directory: the directory; it is made if it does not exist.
+      wait: whether to wait for a lock that another process holds, instead of raising an error.
 
     Raises:
-      ValueError: another process is in the directory, or the directory cannot be used.
+      ValueError: another process holds the lock, or the directory cannot be used.
     """
     path = prepare(directory) / LOCK
     with path.open("a+", errors="replace") as file:

@@ -1,4 +1,4 @@
-"""Versions of jax that are known to compute wrong numbers."""
+"""Refuses versions of jax that are known to compute wrong numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,11 @@ _WRONG = {"0.10.2": "wrong numbers on CPUs (jax issue 39103)"}
 def refuse_wrong_numbers(jax: str, jaxlib: str) -> None:
     """Raises ImportError, with the remedy, if one of the two installed versions is known as wrong.
 
-    Both are looked at: jaxlib computes, and jax is what a user names.
+    It checks both: jaxlib computes, but jax is the package that a user installs by name.
+
+    Args:
+      jax: the installed version of jax.
+      jaxlib: the installed version of jaxlib.
     """
     for package, version in (("jax", jax), ("jaxlib", jaxlib)):
         if version in _WRONG:

@@ -1,6 +1,6 @@
-"""What an algorithm places on a runtime: its shards, its processes, and what is known of them.
+"""A `Program`: the shards and processes that an algorithm places on a runtime.
 
-The file of a method finds everything that it needs here.
+This module also exports everything else that the module of an algorithm needs.
 """
 
 from __future__ import annotations
@@ -44,26 +44,32 @@ Client = Callable[[Node, ShardServer, GradientFn, Stream, Any], Coroutine[Any, A
 
 
 class ParameterShard(Protocol):
-    """What an observer may ask of whatever serves parameters."""
+    """The methods of a shard that observers call, whatever the algorithm."""
 
-    def peek(self) -> Snapshot: ...
-    def report(self) -> Report: ...
-    def checkpoint(self) -> Any: ...
+    def peek(self) -> Snapshot:
+        """Returns the shard's parameters with their version, without counting a fetch."""
+
+    def report(self) -> Report:
+        """Returns what the shard has counted so far."""
+
+    def checkpoint(self) -> Any:
+        """Returns the state from which the shard can be restored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """An algorithm in its place.
+    """An algorithm that was placed on a runtime.
 
     Attributes:
-      server: where its parameters are.
+      server: the parameter server, which holds the parameters.
       shard: the class of the server's shards.
-      processes: what was spawned; the run ends when all of them have ended.
+      processes: the ends of the spawned processes; the run ends when all of them are done.
       predicted_staleness_updates: the mean staleness of a push when all replicas are equally fast,
-        in updates of a shard; None where no law is known.
-      summarise: from the rows of a run, what else belongs into its summary.
-      acknowledged: from the rows of a run, how many pushes of each replica were answered.
-      recent_losses: how many of the latest losses `train_loss` is the mean of.
+        in updates of a shard; None: no formula is known.
+      summarise: a function from the rows of a run to further entries of its summary.
+      acknowledged: a function from the rows of a run to the number of acknowledged pushes of each
+        replica, by the replica's name.
+      recent_losses: the number of latest losses whose mean is the metric `train_loss`.
     """
 
     server: ParameterServer[Any]
@@ -76,7 +82,7 @@ class Program:
 
     @property
     def join(self) -> Callable[[Slices], Params]:
-        """Puts the shards' slices together; compiled."""
+        """A compiled function that joins the shards' slices to the parameters."""
         return compiled_join(self.server.partition)
 
 
@@ -87,7 +93,14 @@ def bounded(
     above: float | None = None,
     at_most: float | None = None,
 ) -> Any:
-    """A numeric field of a Config, with bounds that `require_config` checks."""
+    """Declares a numeric field of a Config, with bounds that `require_config` checks.
+
+    Args:
+      default: the default value of the field.
+      at_least: the smallest value that is allowed; None: no such bound. Likewise below.
+      above: a value that the field must exceed.
+      at_most: the largest value that is allowed.
+    """
     bounds = {"at least": at_least, "above": above, "at most": at_most}
     return dataclasses.field(default=default, metadata={"bounds": bounds})
 
@@ -100,10 +113,10 @@ _HOLDS: dict[str, Callable[[Any, float], bool]] = {
 
 
 def require_config(config: Any) -> None:
-    """Checks the fields of a Config: their types, and the bounds of those that have any.
+    """Checks the types of a Config's fields, and the bounds of those that have any.
 
     Raises:
-      ValueError: a value is wrong; names the algorithm, the field and the value.
+      ValueError: a value is wrong; the error names the algorithm, the field and the value.
     """
     name = method_name(config)
     require_fields(name, config)
@@ -115,23 +128,25 @@ def require_config(config: Any) -> None:
 
 
 def method_name(config: Any) -> str:
-    """The name of the algorithm that a Config belongs to: that of its module, or package."""
+    """Returns the name of a Config's algorithm, which is the name of its module or package."""
     module = type(config).__module__.removeprefix("dbjax.algorithms.")
     return module.partition(".")[0]
 
 
 @dataclasses.dataclass(frozen=True)
 class AsynchronousConfig:
-    """What every method is told whose replicas push independently; its Config extends this.
+    """The base class of the Configs of methods whose replicas push independently of each other.
 
     Every field that holds an optax rule is checked, whatever its name.
 
     Attributes:
-      rule: the rule that is tuned: of the server, or of the replicas' own steps.
-      replicas: the number of model replicas, each on its own part of the training data.
+      rule: the optimizer to tune. It runs on the server or, in methods whose replicas optimise
+        locally, on the replicas.
+      replicas: the number of model replicas, each with its own part of the training data.
       shards: the number of shards of the parameter server.
-      shard_backups: copies of every shard on machines of their own, 0 or 1.
-      steps: mini-batches of each replica; None: until the run's time is over.
+      shard_backups: the number of backup copies of every shard, each on its own machine: 0 or 1.
+      steps: the number of mini-batches that each replica computes; None: unlimited, so the run
+        ends at its `until_s`.
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
@@ -169,21 +184,27 @@ def asynchronous(
     """Places a method whose replicas push to the shards independently of each other.
 
     Args:
-      runtime: where it is placed.
-      task: what is trained.
-      config: the method's.
-      client: what every replica runs: (node, server, gradient function, mini-batches, config).
-      restore: see `ParameterServer.serve`.
-      rule: the server rule, which every shard applies to what it receives; None: `config.rule`.
+      runtime: the runtime on which the method is placed.
+      task: the task to train.
+      config: the Config of the method.
+      client: the coroutine function that every replica runs, `client(node, server, gradient_fn,
+        mini_batches, config)`.
+      restore: the states to begin with, see `ParameterServer.serve`; None: the initial ones.
+      rule: the server rule, which every shard applies to the pushes it receives; None:
+        `config.rule`.
       shard: the class of the shards, `Shard` or a subclass.
-      shard_args: what its constructor takes beside the node, its slice and the server rule.
-      late_client: what replicas other than the first run: (node, client, and its arguments);
-        None: the client at once.
-      steps_per_push: mini-batches between two pushes of a replica.
+      shard_args: further arguments of that class, after the node, the slice and the server rule.
+      late_client: the coroutine function that every replica but the first runs instead, so that
+        it may start later: `late_client(node, client, *arguments of the client)`; None: all
+        replicas run `client`.
+      steps_per_push: the number of mini-batches between two pushes of a replica.
       predicted_staleness_updates: see `Program`.
 
+    Returns:
+      The program; its replicas start when the runtime runs.
+
     Raises:
-      ValueError: the rule cannot run on the shards, or the data is too little for the replicas.
+      ValueError: the rule cannot run on the shards, or there is too little data for the replicas.
     """
     streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     server: ShardServer = ParameterServer.serve(
@@ -220,7 +241,10 @@ def asynchronous(
 def _acknowledged_pushes(
     steps: int | None, steps_per_push: int, processes: Sequence[Future[Any]], rows: Sequence[Row]
 ) -> dict[str, int]:
-    """How many pushes of each replica all shards have answered; its last may be on its way."""
+    """Counts the pushes of each replica that all shards have acknowledged.
+
+    A running replica's last push may still be on its way, so it is not counted.
+    """
     found: dict[str, int] = {}
     for r, process in enumerate(processes):
         if steps is not None and process.done() and process.error() is None:

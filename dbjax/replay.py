@@ -1,4 +1,4 @@
-"""`replay`: a run in real time done again, from its event log, in the virtual runtime."""
+"""`replay` repeats a real-time run exactly from its event log, in the virtual runtime."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ _LOG = logging.getLogger("dbjax")
 
 
 class Replayed(NamedTuple):
-    """What came of it.
+    """The result of a replay.
 
     Attributes:
-      params: the parameters at the end, or where the log breaks off.
-      params_sha256: their digest.
-      calls: how many were served again.
-      breaks_off: where the log does; None: it is whole.
+      params: the parameters at the end of the run, or where the log breaks off, with the structure
+        of `Task.params`.
+      params_sha256: the SHA-256 digest of `params`, comparable to the run's own.
+      calls: the number of service calls that were replayed.
+      breaks_off: the place at which the log breaks off; None: the log is complete.
     """
 
     params: Params
@@ -36,28 +37,37 @@ class Replayed(NamedTuple):
 
 
 def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replayed:
-    """Trains again as a run in threads or on Ray did, call by call: the same bytes.
+    """Replays a run in threads or on Ray call by call, and arrives at the same bytes.
 
-    Every service serves in the order of the log, every node sees of time what it saw then.
-    The arithmetic is done anew; versions are compared at every call. A log that breaks off is done
-    again as far as all that it says fits together, and a warning says where that is.
+    Every service serves its calls in the order of the log, and every node sees the times that it
+    saw in the run. All arithmetic is repeated, and the versions of the parameters are compared at
+    every call. A log that breaks off is replayed as far as its streams are consistent with each
+    other, and a warning says where that is.
 
     Args:
-      task: that of the run; the same for the other arguments.
+      task: the task of the run.
+      config: the Config of the run's algorithm.
+      script: the event log of the run, `dbjax.Script(lines)`.
+      seed: the seed of the run.
+
+    Returns:
+      The parameters, their digest, and how much was replayed.
 
     Raises:
-      ReplayError: nodes died in the run, or it was taken up; a version differs, or the log asks
-        for calls that are never made.
+      ReplayError: a node failed in the run, or the run was resumed from a checkpoint, so that its
+        log is not enough; or a version differs from the log; or the log has calls that the program
+        never makes.
+      TypeError: an argument has the wrong type.
     """
     require_task(task)
     if not isinstance(script, Script):
         raise TypeError(
-            f"script={short_repr(script)} is no Script: give dbjax.Script(lines) of the log"
+            f"script={short_repr(script)} is not a Script: give dbjax.Script(lines) of the log"
         )
     if script.no_replay is not None:
-        raise ReplayError(f"this run cannot be done again: {script.no_replay}")
+        raise ReplayError(f"this run cannot be replayed: {script.no_replay}")
     if script.breaks_off is None and not script.count():
-        raise ReplayError("the event log holds no calls: there is nothing to do again")
+        raise ReplayError("the event log holds no calls: there is nothing to replay")
     seed = require_seed("seed", seed)
     runtime = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
     program: Program = algorithm_of(config).program(runtime, task.seeded(seed), config)
@@ -65,13 +75,13 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     done, there_are = runtime.replayed(), script.count()
     if script.breaks_off is not None:
         _LOG.warning(
-            "the event log breaks off %s: %d of its %d calls are done again, the rest of the run "
-            "is not known", script.breaks_off, done, there_are,
+            "the event log breaks off %s: %d of its %d calls were replayed, the rest of the run "
+            "is unknown", script.breaks_off, done, there_are,
         )  # fmt: skip
     elif done != there_are:
         raise ReplayError(
-            f"only {done} of {there_are} calls of the log were made: it is of another program, or "
-            "damaged"
+            f"only {done} of the {there_are} calls in the log were made: the log is damaged, or "
+            "belongs to another program"
         )
     params = program.join(program.server.fetch(program.shard.peek).result().slices)
     return Replayed(params, params_sha256(params), done, script.breaks_off)

@@ -1,8 +1,8 @@
-"""Ctrl-C, and SIGTERM, as a flag.
+"""Handling of Ctrl-C and SIGTERM.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of
-ctypes or of the garbage collector (JAX has one) it is printed and forgotten, and the work
-goes on. Work that must end therefore takes a note, and looks at it.
+Python raises KeyboardInterrupt wherever the main thread happens to be. In a callback of ctypes or
+of the garbage collector (JAX has one), Python only prints the exception, and the work goes on.
+Work that must end cleanly therefore sets a flag and checks it (`on_interrupt`).
 """
 
 from __future__ import annotations
@@ -14,30 +14,40 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-_AGAIN_S = 0.05  # after which a Ctrl-C that was forgotten comes again
+_AGAIN_S = 0.05  # how long after a Ctrl-C that Python ignored it is raised again
 
 
 @final
 class Interrupted:
-    """A note.
+    """Which signal has interrupted a block.
 
     Attributes:
-      by: "SIGINT" or "SIGTERM"; None: there was neither.
+      by: "SIGINT" or "SIGTERM"; None: no signal has come.
     """
 
     by: str | None = None
 
 
 def exit_code(by: str | None = "SIGINT") -> int:
-    """Of a process that a signal has ended, as shells give it; 0 where there was none."""
+    """Returns the exit code that shells report for a process ended by a signal: 128 + its number.
+
+    Args:
+      by: "SIGINT" or "SIGTERM"; None: no signal, so the exit code is 0.
+    """
     return 128 + signal.Signals[by] if by else 0
 
 
 @contextlib.contextmanager
 def on_interrupt(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted]:
-    """The first Ctrl-C or SIGTERM in the block is noted and acts; a second is as ever.
+    """Catches the first Ctrl-C or SIGTERM in the block; a second one has its usual effect.
 
-    Outside the main thread, which alone hears signals, nothing is ever noted.
+    Python delivers signals to the main thread only. In any other thread this does nothing.
+
+    Args:
+      act: is called when the signal comes.
+
+    Yields:
+      The record of the signal, filled in when it comes.
     """
     interrupted = Interrupted()
     if threading.current_thread() is not threading.main_thread():
@@ -62,11 +72,11 @@ def on_interrupt(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted
 
 @contextlib.contextmanager
 def reliable_interrupt() -> Iterator[None]:
-    """Ctrl-C in the block ends it with KeyboardInterrupt, wherever Python raises that.
+    """Makes Ctrl-C end the block with KeyboardInterrupt, wherever Python raises it.
 
-    Where it is forgotten it is raised again a moment later; where C code has made another error of
-    it, such as that of an import, that one is replaced. Outside the main thread, or where SIGINT
-    is ignored: nothing.
+    If Python ignores the exception, it is raised again 0.05 s later. If C code has turned it into
+    another error, such as an ImportError, KeyboardInterrupt replaces that error. This does nothing
+    outside the main thread, or where SIGINT is ignored.
     """
     before = signal.getsignal(signal.SIGINT)
     ours = threading.current_thread() is threading.main_thread()
@@ -104,5 +114,5 @@ def reliable_interrupt() -> Iterator[None]:
 
 
 def _interrupt_main() -> None:
-    """As Ctrl-C does, also where the main thread waits."""
+    """Sends SIGINT to the main thread, which wakes it even while it waits."""
     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What is trained: parameters, a loss, and examples."""
+"""A `Task`: the parameters, loss and examples of a training problem."""
 
 from __future__ import annotations
 
@@ -34,26 +34,34 @@ class Task:
     """A loss to be minimised over examples, from given initial parameters.
 
     Attributes:
-      params: initial parameters, a pytree of floating-point arrays, all finite; or a function
-        without arguments that makes them, so that nobody has to keep them beside the shards.
-        Python's numbers and lists of them are refused, and not converted.
-      loss: (params, batch) -> scalar, the mean over the mini-batch; traced by jit. With
-        `takes_key` it is (params, batch, key) -> scalar. If it has a method `require_labels`, as
-        the losses of `dbjax.models` do, that is given the labels of data that are pairs.
-      data: training examples: `Examples`, or a pytree of arrays with equal first
-        dimension, of which a batch takes the same rows.
-      batch_size: examples in a mini-batch, or in a portion of a batch method. There must be as
-        many, for each replica where the data is dealt to them.
-      evaluate: params -> named numbers; called now and then, costs no model time, and once before
-        the run, so that what it returns can be checked. Names that dbjax gives to numbers of its
-        own (`dbjax.monitoring.metrics.RESERVED`) are refused.
-      seed: of the order of the data, and of the keys; None: that of the run.
-      cut: how each replica's network is cut over devices, with the same loss; None: it is not.
-      takes_key: the loss is random, such as by dropout, and takes a key of `jax.random`: of the
-        mini-batch of a step `fold_in(fold_in(key(seed), replica), step)`, and of a portion of a
-        batch method, in every evaluation, `fold_in(key(seed), portion)`. The same on every runtime.
-      most_frequent: `MostFrequent.of(labels)` of the labels that `evaluate` measures accuracy
-        on: a run that ends no better than that guess warns; None: it is not known.
+      params: the initial parameters, a pytree of floating-point arrays, all finite; or a function
+        without arguments that makes them, so that no copy stays in memory besides the shards'.
+        Python numbers and lists of numbers raise an error instead of being converted.
+      loss: a function (params, batch) -> scalar, the mean over the mini-batch, which jit traces.
+        With `takes_key` it is (params, batch, key) -> scalar. If the loss has a method
+        `require_labels`, as the losses of `dbjax.models` do, and the data are pairs, that method
+        checks the labels.
+      data: the training examples: `Examples`, or a pytree of arrays with equal first
+        dimensions. A batch takes the same rows of each array.
+      batch_size: the number of examples in a mini-batch, or in a portion of a batch method. The
+        data, or each replica's part of it where it is divided, must have at least as many.
+      evaluate: a function params -> named numbers, called at every evaluation; it costs no model
+        time. It is also called once before the run, to check what it returns. It may not use the
+        names of dbjax's own metrics (`dbjax.monitoring.metrics.RESERVED`).
+      seed: the seed of the order of the data and of random keys; None: the seed of the run.
+      sharding: how each replica's network is partitioned over devices, with the same loss; None:
+        no model parallelism.
+      takes_key: whether the loss is random, such as with dropout, and takes a `jax.random` key.
+        The mini-batch of a step has the key `fold_in(fold_in(key(seed), replica), step)`; a
+        portion of a batch method has `fold_in(key(seed), portion)` in every evaluation. The keys
+        are the same on every runtime.
+      most_frequent: `MostFrequent.of(labels)` for the labels on which `evaluate` measures
+        accuracy. A run whose final accuracy is no better than always guessing the most frequent
+        class logs a warning; None: no such check.
+
+    Raises:
+      ValueError: an attribute is not as described, or the data cannot be used.
+      TypeError: the parameters are not floating-point arrays, or the loss takes other arguments.
     """
 
     params: Params | Callable[[], Params]
@@ -81,17 +89,17 @@ class Task:
                 require_known_to_jax(leaf_name("params", path), leaf.dtype)
         if self.most_frequent is not None and self.evaluate is None:
             raise ValueError(
-                "Task.most_frequent is held against an accuracy: give Task.evaluate, which "
+                "Task.most_frequent is compared to an accuracy: give a Task.evaluate that "
                 f"returns {self.most_frequent.metric!r}"
             )
-        len(self.examples)  # data that cannot be used is refused now
+        len(self.examples)  # raises an error now if the data cannot be used
 
     def start(self) -> Params:
-        """The initial parameters, made now if `params` is a function.
+        """Returns the initial parameters; makes them now if `params` is a function.
 
         Raises:
-          TypeError: a leaf is no floating-point array.
-          ValueError: there is nothing to train, or a value is not finite.
+          TypeError: a leaf is not a floating-point array.
+          ValueError: there are no parameters, or a value is not finite.
         """
         params = initial(self.params)
         require_floats(params)
@@ -100,26 +108,30 @@ class Task:
 
     @functools.cached_property
     def shapes(self) -> Params:
-        """Shapes and types of the parameters."""
+        """The shapes and dtypes of the parameters, as a pytree of `jax.ShapeDtypeStruct`."""
         return jax.eval_shape(lambda: initial(self.params))
 
     @functools.cached_property
     def examples(self) -> Examples:
-        """The training examples, to be gathered by number."""
+        """The training examples, which are gathered by their numbers."""
         return examples_of(self.data, _require_labels(self.loss))
 
     def batches(self, replica: int, replicas: int) -> Stream:
-        """The mini-batches of one of `replicas` replicas, from its own part of the data.
+        """Returns the mini-batches of one replica, from its own part of the data.
+
+        Args:
+          replica: the number of the replica, counted from 0.
+          replicas: the number of replicas among which the data is divided.
 
         Raises:
-          ValueError: the smallest part is less than a mini-batch.
+          ValueError: the smallest part has fewer examples than a mini-batch.
         """
         part = len(self.examples) // replicas
         if part < self.batch_size:
             raise ValueError(
-                f"{len(self.examples)} examples cannot be dealt to replicas={replicas}: "
+                f"{len(self.examples)} examples cannot be divided among replicas={replicas}: "
                 f"batch_size={self.batch_size} is more than the {part} that each would have; use "
-                "smaller batches, or fewer replicas"
+                "a smaller batch_size, or fewer replicas"
             )
         return Stream(
             self.examples, self.batch_size, self.seed or 0, replica, replicas, keyed=self.takes_key
@@ -127,7 +139,7 @@ class Task:
 
     @functools.cached_property
     def batch(self) -> Batch:
-        """Shapes and types of a mini-batch."""
+        """The shapes and dtypes of a mini-batch, as a pytree of `jax.ShapeDtypeStruct`."""
         first = self.examples.gather(np.zeros(self.batch_size, np.int64))
         if self.takes_key:
             first = Keyed(first, np.zeros(3, np.uint32))
@@ -135,11 +147,14 @@ class Task:
 
     @functools.cached_property
     def portions(self) -> Portions:
-        """All the data in portions of `batch_size` examples, for batch methods."""
+        """All the data in portions of `batch_size` examples each, for batch methods."""
         return Portions(self.examples, self.batch_size, self.seed or 0, keyed=self.takes_key)
 
     def seeded(self, seed: int) -> Task:
-        """The same task; with that seed, if it has none of its own. One for each seed, kept."""
+        """Returns the same task with this seed, or the task itself if it has a seed of its own.
+
+        The task keeps the copy for each seed, so equal seeds return the same object.
+        """
         if self.seed is not None:
             return self
         if seed not in self._seeded:
@@ -152,7 +167,7 @@ class Task:
 
 
 def _require_labels(loss: Any) -> Callable[[Any], None] | None:
-    """The loss's `require_labels`, looked for also inside `jax.jit` and `functools.partial`."""
+    """Returns the loss's `require_labels`, also from inside `jax.jit` and `functools.partial`."""
     while not hasattr(loss, "require_labels"):
         within = getattr(loss, "__wrapped__", getattr(loss, "func", None))
         if within is None:
@@ -163,16 +178,16 @@ def _require_labels(loss: Any) -> Callable[[Any], None] | None:
 
 
 def _require_arguments(name: str, loss: LossFn, takes_key: bool) -> None:
-    """Raises TypeError if a loss cannot be called with what it will be given."""
+    """Raises TypeError if a loss cannot be called with the arguments that it will get."""
     try:
         signature = inspect.signature(loss)
-    except (TypeError, ValueError):  # it is written in C, or is no function
+    except (TypeError, ValueError):  # it is written in C, or is not a function
         return
     if _takes(signature, 3 if takes_key else 2):
         return
     if not takes_key and _takes(signature, 3):
         raise TypeError(
-            f"{name} takes three arguments, {signature}, and is given params and batch: set "
+            f"{name} takes three arguments, {signature}, but is given params and batch: set "
             "Task.takes_key=True for a random key as the third one"
         )
     given = "(params, batch, key), since takes_key=True" if takes_key else "(params, batch)"

@@ -67,13 +67,14 @@ _LOG = logging.getLogger("dbjax")
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a run leaves in memory.
+    """The result of a run.
 
     Attributes:
       params: the final parameters, as the shards hold them, with the structure of `Task.params`.
-      summary: one number, or small table, for each name; docs/summary.md lists them.
-      trace: rows of metrics, and spans.
-      staleness_histogram: staleness in updates -> how many pushes, over all shards.
+      summary: one number or small table for each name, as in summary.json.
+      trace: the rows of metrics, and the spans.
+      staleness_histogram: the number of pushes at each staleness, which is measured in updates,
+        over all shards.
     """
 
     params: Params
@@ -83,12 +84,12 @@ class Result:
 
     @property
     def evaluations(self) -> list[Row]:
-        """The rows of the evaluations, in order of time."""
+        """The rows of the trace that evaluations recorded, in order of time."""
         return [row for row in self.trace.rows if row["node"] == "evaluator"]
 
 
 class _Setup(NamedTuple):
-    """What a run is made of: the arguments of `run`, checked and completed."""
+    """The arguments of `run`, checked and completed."""
 
     task: Task
     config: Any
@@ -109,8 +110,8 @@ class _Placed(NamedTuple):
     """A program on its runtime, ready to run.
 
     Attributes:
-      resumed_rows: how many rows of the trace are of the run before, if this one is resumed from
-        what the shards knew.
+      resumed_rows: the number of rows in the trace that belong to the earlier run, if this run is
+        resumed from the shards' states only.
     """
 
     runtime: Runtime
@@ -137,50 +138,56 @@ def run(
     log: EventLog | None = None,
     ray: RayOptions | None = None,
 ) -> Result:
-    """Trains `task` with the algorithm whose `Config` is given.
+    """Trains `task` with the algorithm to which `config` belongs.
 
-    The first Ctrl-C, or SIGTERM, ends the run cleanly: it returns what there is, and writes a
-    checkpoint.
+    The first Ctrl-C or SIGTERM ends the run cleanly: it returns the results so far, and writes a
+    checkpoint if `checkpoints` is given.
 
     Args:
-      task: what is trained.
+      task: the task to train.
       config: the Config of any module in `dbjax.algorithms`, e.g. `downpour.Config(replicas=8)`.
       runtime: "virtual" runs in deterministic virtual time on `cluster`; "threads" in real time,
         with a thread for each replica; "ray" in real time, with an operating-system process for
         each replica and each shard, on one machine or many.
-      cluster: machines, network and failures of the virtual runtime; None: `Cluster()`.
+      cluster: the machines, network and failures of the virtual runtime; None: `Cluster()`. The
+        other runtimes take none.
       until_s: when to end, in seconds on the run's clock; None: when every replica has taken its
         steps.
-      evaluate_every_s: seconds between evaluations, on the run's clock; None: the task is
-        evaluated only at the beginning and at the end.
-      checkpoint_every: how often checkpoints are taken. A shard without a backup goes on from the
-        latest one when its machine is back; None: from the beginning.
-      checkpoints: where checkpoints are written; one more is written at the end.
-      resume: the checkpoint of the run to resume, `checkpoints.latest()`; that run may have had
-        another number of shards or replicas. The clock goes on from there. A virtual run of the
-        same program is resumed exactly: all numbers are as if it had not been interrupted, or had
-        been given its `until_s` at once. Changing `checkpoint_every` breaks exact resumption. The
-        spans of the earlier part are not there.
-      background: a coroutine function of your own, `background(node, runtime)`, which runs outside
-        the cluster.
-      seed: the seed of algorithms, and of whatever has none of its own: the order of the data
+      evaluate_every_s: the time between evaluations, in seconds on the run's clock; None: the
+        task is evaluated only at the beginning and at the end.
+      checkpoint_every: how often checkpoints are taken. When the machine of a shard without a
+        backup comes back, the shard continues from the latest checkpoint; None: no checkpoints are
+        taken during the run, so such a shard starts again from the initial parameters.
+      checkpoints: where checkpoints are written; one more is written at the end. None: they stay
+        in memory.
+      resume: the checkpoint to resume from, such as `checkpoints.latest()`; that run may have had
+        another number of shards or replicas. The clock continues from the checkpoint's time. A
+        virtual run of the same program is resumed exactly: all numbers are as if it had not been
+        interrupted, or had been given its `until_s` from the start. Changing `checkpoint_every`
+        breaks exact resumption. The trace lacks the spans of the earlier part.
+      background: a coroutine function of your own, `background(node, runtime)`, which runs on a
+        node outside the cluster.
+      seed: the seed of algorithms, and of whatever has no seed of its own: the order of the data
         (`Task.seed`) and everything that the cluster draws (`Cluster.seed`).
-      trace: collects spans (`Trace(max_spans=...)`), or calls listeners with rows as they come.
-      log: records who served whom in which order; `dbjax.replay` replays the run from it.
-      ray: where the processes of the Ray runtime are placed, and what they ask for.
+      trace: the trace to record into, for collecting spans (`Trace(max_spans=...)`) or for calling
+        listeners with rows as they come; None: a new one without spans.
+      log: an event log, which records who served whom in which order, so that `dbjax.replay` can
+        replay the run.
+      ray: where the processes of the Ray runtime are placed, and which resources they ask for;
+        None: `RayOptions()`.
 
     Returns:
       The final parameters, a summary, and a trace.
 
     Raises:
-      ValueError: nothing would end the run, or an argument is not what it must be, or does not fit
+      ValueError: nothing would end the run, or an argument has a wrong value or does not fit
         the runtime. This is raised before anything is placed.
       TypeError: an argument has the wrong type.
     """
     given = locals()
     require_task(task)
     algorithm_of(config)
-    # What `resume` and `runtime` must be is said below, with more of a remedy.
+    # `resume` and `runtime` are checked below, with errors that give better remedies.
     own = ("resume", "runtime")
     hints = {name: hint for name, hint in keyword_hints(run).items() if name not in own}
     require_known("dbjax.run", {name: given[name] for name in hints}, hints)
@@ -189,7 +196,7 @@ def run(
     task = task.seeded(seed)
     if resume is not None and not isinstance(resume, CheckpointState):
         raise TypeError(
-            f"resume={resume!r} is a {type(resume).__name__}; give what a checkpoint says, "
+            f"resume={resume!r} is a {type(resume).__name__}; give the state of a checkpoint, "
             "Checkpoints(directory).latest()"
         )
     task_warnings = require_sound(task)
@@ -210,7 +217,7 @@ def run(
     )
     placed = _place_or_fall_back(setup, resume)
     if log is not None and resume is not None:
-        log.no_replay("it was taken up from a checkpoint")
+        log.no_replay("it was resumed from a checkpoint")
     try:
         with _log_deaths(log, setup.trace):
             return _run(setup, placed, task_warnings)
@@ -218,8 +225,8 @@ def run(
         placed.runtime.close()
         if log is not None:
             log.end()
-        # Services and futures refer to each other. What they held, such as parameters, is freed
-        # now, and not whenever Python next looks through all objects of the process.
+        # Services and futures refer to each other in cycles. This frees what they hold, such as
+        # parameters, now rather than at Python's next full garbage collection.
         gc.collect(1)
 
 
@@ -236,7 +243,7 @@ def _require_times(config: Any, until_s: float | None, evaluate_every_s: float |
 def _log_deaths(log: EventLog | None, trace: Trace) -> Iterator[None]:
     """Writes into the log, as soon as a node fails, that the run cannot be replayed.
 
-    It does not wait for the end, since the log may break off before.
+    It does not wait until the end of the run, since the log may break off before.
     """
     if log is None:
         yield
@@ -264,7 +271,7 @@ def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:
         return program.server.broadcast(program.shard.report).result()
 
     def final_problems() -> Row:
-        with best_effort("what is said of a run that goes wrong"):
+        with best_effort("the check for problems of the run"):
             return warn_of_problems(program, trace, end_s, reports())
         return {}
 
@@ -295,7 +302,7 @@ def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:
         task, task_warnings, program, config.replicas, backups, setup.until_s, params, summary
     )
     summary["warnings"] = list[str]()
-    with best_effort("warnings, what went wrong in the run"):
+    with best_effort("warnings, the list of what went wrong in the run"):
         summary["warnings"] = final_warnings(finished, trace, last_reports)
     return Result(params, summary, trace, staleness_histogram(last_reports))
 
@@ -315,7 +322,7 @@ def _place_or_fall_back(setup: _Setup, resume: CheckpointState | None) -> _Place
             failed.append(f"{where} cannot be restored: {' '.join(str(error).split())}")
             resume = stored.earlier() if stored is not None else None
             if resume is None:
-                raise ValueError(f"{failed[0]}; there is no other to go on from") from error
+                raise ValueError(f"{failed[0]}; there is no other to resume from") from error
             path = resume.stored.path if resume.stored is not None else resume.time_s
             _LOG.warning("%s; %s is used instead", failed[-1], path)
 
@@ -360,28 +367,36 @@ def _place(
 
 
 def _resume_exactly(setup: _Setup, resume: CheckpointState | None) -> _Placed | None:
-    """Places the program exactly where it stood; None if that is not known, or not this program."""
+    """Places the program exactly where it stood.
+
+    Returns:
+      None if the checkpoint does not hold that, or holds it for another program or runtime.
+    """
     if resume is None or resume.exact is None or setup.runtime != "virtual":
         return None
     placed = _place(setup, None, True, resume.incarnation)
     runtime, exactly = placed.runtime, placed.manager.exactly
     assert isinstance(runtime, VirtualRuntime)
     if exactly is None or not exactly.fits(resume.exact):
-        _LOG.info("not the same program: only what the shards know is taken up")
+        _LOG.info("not the same program: only the shards' states are resumed")
         return None
     evaluations = dataclasses.replace(placed.evaluations)
     try:
         exactly.resume(resume.exact)
     except Exception as error:
         raise CannotRestore(f"{type(error).__name__}: {error}") from error
-    if placed.evaluations != evaluations:  # it is given more time, or is evaluated more often
+    if placed.evaluations != evaluations:  # the run has more time now, or is evaluated more often
         vars(placed.evaluations).update(vars(evaluations))
         runtime.restart("evaluator")
     return placed
 
 
 def _cluster_for_task(cluster: Cluster, task: Task) -> Cluster:
-    """The cluster with as many machines a replica as the task is sharded over, and its costs."""
+    """Completes a cluster with what depends on the task.
+
+    A replica gets as many machines as the task is sharded over, and `compute_s="costs"` becomes
+    the function that computes the costs.
+    """
     if task.sharding:
         cluster = dataclasses.replace(cluster, replica_machines=task.sharding.devices)
     if cluster.compute_s == "costs":

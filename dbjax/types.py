@@ -1,5 +1,5 @@
 # ruff: noqa: F722
-"""Names for the types of what travels through the library."""
+"""Names for the types of parameters, gradients, batches and slices."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 from jaxtyping import Array, Float, PyTree, Shaped
 
-# Type checkers take a PyTree for Any; the names are for readers.
+# Type checkers treat a PyTree as Any; the names are for readers.
 Params: TypeAlias = PyTree[Float[Array, "..."]]  # parameters, with the structure of `Task.params`
 Gradient: TypeAlias = PyTree[Float[Array, "..."]]  # like the parameters
 Batch: TypeAlias = PyTree[Shaped[Array, "batch ..."]]  # a mini-batch, as the loss takes it
-Slice: TypeAlias = dict[str, jax.Array]  # what a shard holds: the name of a piece -> its values
+Slice: TypeAlias = dict[str, jax.Array]  # a shard's part of the parameters: piece name -> values
 Slices: TypeAlias = tuple[Slice, ...]  # one slice for each shard
-LossFn: TypeAlias = Callable[..., jax.Array]  # (params, batch), perhaps a key -> mean loss, scalar
+LossFn: TypeAlias = Callable[..., jax.Array]  # (params, batch[, key]) -> mean loss, a scalar
 Metrics: TypeAlias = Mapping[str, float]  # the name of a metric -> its value
 
 
 class Keyed(NamedTuple):
-    """A batch whose loss takes a random key.
+    """A batch for a loss that takes a random key.
 
     Attributes:
-      batch: what the loss takes beside the key.
-      numbers: uint32: a seed, and what is folded into its key, one number after another. The
-        compiled program makes the key of them, so that nothing has to be computed before it.
+      batch: the batch that the loss takes besides the key.
+      numbers: uint32[n], a seed followed by the numbers that are folded into its key in turn. The
+        compiled program makes the key from them, so nothing has to be computed outside of it.
     """
 
     batch: Batch
@@ -33,6 +33,7 @@ class Keyed(NamedTuple):
 
     @property
     def key(self) -> jax.Array:
+        """The random key that `numbers` describe."""
         seed, *folded = self.numbers
         key = jax.random.key(seed)
         for number in folded:
@@ -41,7 +42,7 @@ class Keyed(NamedTuple):
 
 
 def loss_of(loss: LossFn, params: Params, batch: Batch) -> jax.Array:
-    """The loss of a batch, which is given its key if it takes one."""
+    """Computes the loss of a batch; if the batch is `Keyed`, the loss gets its key too."""
     if isinstance(batch, Keyed):
         return loss(params, batch.batch, batch.key)
     return loss(params, batch)

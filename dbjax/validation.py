@@ -1,4 +1,4 @@
-"""What a run is given, checked before anything of it is placed: one line for each mistake."""
+"""Checks the arguments of a run before anything is placed; each error is one line."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ from dbjax.runtime.trace import Row
 from dbjax.task import Task
 from dbjax.types import loss_of
 
-_NAMED = 3  # leaves in a line
+_NAMED = 3  # how many leaves a message names
 _REMEDY = "give the Config of a module of dbjax.algorithms, such as downpour.Config(replicas=4)"
 
 
 def algorithm_of(config: Any) -> Any:
-    """The module of an algorithm, whose Config this is.
+    """Returns the module of the algorithm that a Config belongs to.
 
     Raises:
-      TypeError: it is something else.
+      TypeError: the argument is not the Config of an algorithm.
     """
     if isinstance(config, types.ModuleType):
         name = config.__name__.rpartition(".")[2]
@@ -36,28 +36,33 @@ def algorithm_of(config: Any) -> Any:
         raise TypeError(f"config is the class {config.__qualname__}: call it")
     module = importlib.import_module(type(config).__module__)
     if not callable(getattr(module, "program", None)):
-        raise TypeError(f"config={short_repr(config)} is no algorithm's: {_REMEDY}")
+        raise TypeError(f"config={short_repr(config)} is not the Config of an algorithm: {_REMEDY}")
     return module
 
 
 def require_task(task: Any) -> None:
-    """Raises TypeError unless it is a `Task`."""
+    """Raises TypeError unless the argument is a `Task`."""
     if not isinstance(task, Task):
         call = "call the class" if isinstance(task, type) else "give dbjax.Task(params, loss, data)"
-        raise TypeError(f"task={short_repr(task)} is no Task: {call}")
+        raise TypeError(f"task={short_repr(task)} is not a Task: {call}")
 
 
 def require_sound(task: Task) -> list[str]:
-    """Raises TypeError or ValueError for what would be wrong later, when the run has begun.
+    """Checks a task for mistakes that would otherwise show only after the run has begun.
 
     Returns:
-      Warnings of what is allowed, but is probably a mistake; see `dbjax.monitoring.health`.
+      Warnings about what is allowed but is probably a mistake; see `dbjax.monitoring.health`.
+
+    Raises:
+      TypeError: a leaf of the parameters is not a floating-point array.
+      ValueError: a batch is larger than the data, the loss is not a real scalar that depends on
+        the parameters, or `evaluate` does not return named numbers.
     """
     count = len(task.examples)
     if task.batch_size > count:
         raise ValueError(
-            f"Task.batch_size={task.batch_size} is more than all {count} examples; use smaller "
-            "batches"
+            f"Task.batch_size={task.batch_size} is more than all {count} examples; use a smaller "
+            "batch_size"
         )
     require_floats(task.shapes)
     warnings = _require_loss(task)
@@ -67,29 +72,33 @@ def require_sound(task: Task) -> list[str]:
 
 
 def _require_metrics(task: Task, found: Row) -> None:
-    """Raises ValueError unless a guess of the most frequent class can be held against them."""
+    """Raises ValueError unless the metrics can be compared to `Task.most_frequent`."""
     if task.most_frequent is None:
         return
     name = task.most_frequent.metric
     if name not in found:
         raise ValueError(
-            f"Task.most_frequent.metric={name!r} is none of what Task.evaluate returns: "
-            f"{', '.join(found) or 'nothing'}"
+            f"Task.most_frequent.metric={name!r} is not among the metrics that Task.evaluate "
+            f"returns: {', '.join(found) or 'none'}"
         )
     if found[name] > 1:
         raise ValueError(
-            f"Task.evaluate returns {name}={found[name]:.4g}, and Task.most_frequent needs a share "
-            "of 0 to 1: divide it by 100, or by the number of examples"
+            f"Task.evaluate returns {name}={found[name]:.4g}, but Task.most_frequent needs a share "
+            "from 0 to 1: divide it by 100, or by the number of examples"
         )
 
 
 def _require_loss(task: Task) -> list[str]:
-    """Raises ValueError unless the loss is a real scalar that depends on the parameters."""
+    """Checks that the loss is a real scalar that depends on the parameters.
+
+    Returns:
+      Warnings about parameters that the loss does not use, and about fixed random numbers.
+    """
     loss = functools.partial(loss_of, task.loss)
     program, found = jax.make_jaxpr(loss, return_shape=True)(task.shapes, task.batch)
     require_loss(found, "Task.loss")
     leaves = jax.tree_util.tree_leaves_with_path(task.shapes)
-    needed, inputs = dce_jaxpr(program.jaxpr, [True])  # what the loss depends on
+    needed, inputs = dce_jaxpr(program.jaxpr, [True])  # only what the loss depends on
     read = inputs[: len(leaves)]
     if not any(read):
         raise ValueError(
@@ -106,19 +115,19 @@ def _require_loss(task: Task) -> list[str]:
         more = ", ..." if len(unread) > _NAMED else ""
         warnings.append(
             f"unread parameters: the loss does not depend on {len(unread):,} of {len(leaves):,} "
-            f"leaves ({', '.join(unread[:_NAMED])}{more}), so that a rule can only decay them; "
-            "leave what is no parameter out of Task.params (docs/models.md)"
+            f"leaves ({', '.join(unread[:_NAMED])}{more}), so a rule can only decay them; leave "
+            "out of Task.params what is not a parameter (docs/models.md)"
         )
     if _draws_from_constants(needed, [True] * len(needed.invars)):
         warnings.append(
-            "fixed random numbers: Task.loss uses the same ones in every step, as it makes its own "
-            "key; for dropout set Task.takes_key=True and use the key that is its third argument"
+            "fixed random numbers: Task.loss uses the same ones in every step, since it makes its "
+            "own key; for dropout set Task.takes_key=True and use the key, its third argument"
         )
     return warnings
 
 
 def _within(step: Any) -> Iterator[Jaxpr]:
-    """The programs that a step of a program calls."""
+    """Yields the jaxprs that an equation of a jaxpr calls."""
     for value in step.params.values():
         for part in value if isinstance(value, (tuple, list)) else (value,):
             if isinstance(part, (Jaxpr, ClosedJaxpr)):
@@ -126,10 +135,11 @@ def _within(step: Any) -> Iterator[Jaxpr]:
 
 
 def _draws_from_constants(program: Jaxpr, given: Sequence[bool]) -> bool:
-    """Whether random numbers are drawn from a key that depends on none of the inputs.
+    """Returns whether random numbers are drawn from a key that depends on none of the inputs.
 
     Args:
-      given: of each input, whether it may change from step to step.
+      program: the jaxpr to search.
+      given: for each input of the jaxpr, whether it may change from step to step.
     """
     changing = {
         variable for variable, of_step in zip(program.invars, given, strict=True) if of_step

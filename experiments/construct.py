@@ -13,6 +13,7 @@ from typing import Any
 import ml_collections
 import optax
 
+import dbjax.optim
 from dbjax.arguments import (
     describe,
     fits,
@@ -66,6 +67,16 @@ def _made(place: str, hint: Any, value: Any) -> Any:
 
 
 def call(make: Callable[..., Any], place: str, arguments: Mapping[str, Any]) -> Any:
+    """Calls a function with arguments by name.
+
+    Args:
+      make: the function.
+      place: the name of the arguments in errors.
+      arguments: values by name.
+
+    Raises:
+      ValueError: an argument is unknown, missing or wrong.
+    """
     parameters = inspect.signature(make).parameters
     for name, value in arguments.items():
         if name not in parameters:
@@ -137,6 +148,7 @@ def rule(fields: Mapping[str, Any]) -> optax.GradientTransformation:
 
 
 def rule_function(name: str) -> Any:
+    """The function of `dbjax.optim`, or else of optax, that has the name; None if there is none."""
     return getattr(dbjax.optim, name, None) or getattr(optax, name, None)
 
 

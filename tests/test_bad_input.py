@@ -169,7 +169,7 @@ TASKS = {
     "batch too large": ({"batch_size": 62}, "batch_size=62 is more than all 61 examples"),
     "batch of a part": (
         {"batch_size": 32, "config": one_step(replicas=2)},
-        "61 examples cannot be dealt to replicas=2: batch_size=32 is more than the 30 that each",
+        "61 examples cannot be divided among replicas=2: batch_size=32 is more than the 30 that",
     ),
     "batch of a part, synchronous": (
         {"batch_size": 31, "config": sgd.Config(replicas=2, shards=2, steps=1)},
@@ -177,7 +177,7 @@ TASKS = {
     ),
     "more replicas than examples": (
         {"config": one_step(replicas=62)},
-        "61 examples cannot be dealt to replicas=62",
+        "61 examples cannot be divided among replicas=62",
     ),
     "fraction": ({"batch_size": 8.0}, "Task.batch_size=8.0 must be int"),
     "negative": ({"batch_size": -1}, "Task.batch_size=-1 must be at least 1"),
@@ -200,8 +200,14 @@ TASKS = {
     "no name": ({"evaluate": lambda p: {1: 2.0}}, "a number called 1; names are strings"),
     "module": ({"config": downpour}, "config is the module .*: give downpour.Config"),
     "config class": ({"config": downpour.Config}, "config is the class Config: call it"),
-    "config dict": ({"config": {"replicas": 4}}, "config={'replicas': 4} is no algorithm's"),
-    "no config": ({"config": None}, "config=None is no algorithm's: give the Config"),
+    "config dict": (
+        {"config": {"replicas": 4}},
+        "config={'replicas': 4} is not the Config of an algorithm",
+    ),
+    "no config": (
+        {"config": None},
+        "config=None is not the Config of an algorithm: give the Config",
+    ),
     "local rule": (
         {"config": one_step(local_rule=optim.lbfgs(), n_fetch=2)},
         "cannot run on a shard",
@@ -212,7 +218,7 @@ TASKS = {
     ),
     "time as text": ({"until_s": "5"}, "dbjax.run: until_s='5' must be float or None"),
     "seed": ({"seed": 1.5}, "dbjax.run: seed=1.5 must be int"),
-    "negative seed": ({"seed": -1}, "seed=-1 must be in 0"),
+    "negative seed": ({"seed": -1}, "seed=-1 must be a whole number from 0"),
     "cluster": ({"cluster": {"compute_s": 1}}, "dbjax.run: cluster=.* must be Cluster or None"),
     "checkpoints": ({"checkpoint_every": 5}, "checkpoint_every=5 must be Every or None"),
     "trace": ({"trace": "trace.json"}, "trace='trace.json' must be Trace or None"),
@@ -241,11 +247,11 @@ FIELDS = {
     "nan": (lambda: downpour.Config(warm_start_s=np.nan), "warm_start_s=nan must be at least 0"),
     "inf": (lambda: downpour.Config(warm_start_s=np.inf), "warm_start_s=inf must be finite"),
     "steps": (lambda: sgd.Config(steps="3"), "sgd.steps='3' must be int or None"),
-    "rule": (lambda: downpour.Config(optax.sgd), "downpour.rule=<function sgd.* call what makes"),
+    "rule": (lambda: downpour.Config(optax.sgd), "downpour.rule=<function sgd.* call the function"),
     "schedule": (lambda: sgd.Config(optax.constant_schedule(0.1)), r"sgd.rule=.*optax.sgd\(sched"),
-    "rate": (lambda: sgd.Config(0.1), "sgd.rule=0.1 is no rule; give an optax transform"),
-    "class of rules": (lambda: sgd.Config(optax.MultiSteps), "sgd.rule=.* is no rule"),
-    "local": (lambda: downpour.Config(local_rule=optax.adam), "downpour.local_rule=.*is no rule"),
+    "rate": (lambda: sgd.Config(0.1), "sgd.rule=0.1 is not an update rule; give an optax transfo"),
+    "class of rules": (lambda: sgd.Config(optax.MultiSteps), "sgd.rule=.* is not an update rule"),
+    "local": (lambda: downpour.Config(local_rule=optax.adam), "local_rule=.*is not an update rule"),
     "method": (lambda: sandblaster.Config(optim.Lbfgs), "sandblaster.method=.*it is a class: call"),
     "name": (lambda: sandblaster.Config("lbfgs"), "sandblaster.method='lbfgs' must be Method"),
     "stops": (lambda: sandblaster.Config(stops=9), "sandblaster.stops=9 must be Stops"),
@@ -278,7 +284,10 @@ FIELDS = {
     "updates": (lambda: dbjax.Every(updates=2.5), "Every.updates=2.5 must be int or None"),
     "cpus": (lambda: RayOptions(cpus="1"), "ray.cpus='1' must be float"),
     "env": (lambda: RayOptions(env={"A": 1}), "ray.env=.* must be a dict of str"),
-    "task seed": (lambda: dbjax.Task(P, mean, (X, Y), seed=-5), "Task.seed=-5 must be in 0"),
+    "task seed": (
+        lambda: dbjax.Task(P, mean, (X, Y), seed=-5),
+        "Task.seed=-5 must be a whole number from 0",
+    ),
     "stream": (lambda: Stream(ArrayExamples(X), 2.5), "Stream.batch_size=2.5 must be int"),
     "portions": (
         lambda: Portions(ArrayExamples(X), 0),
@@ -290,7 +299,7 @@ FIELDS = {
     ),
     "mnist": (
         lambda: Splits("a", ArrayExamples(Labelled(X, np.full(61, 3))), ArrayExamples(X), 3, (6,)),
-        "data 'a', split 'train': labels go from 3 to 3, and 3 classes have the labels 0 to 2",
+        "data 'a', split 'train': labels go from 3 to 3, but 3 classes have the labels 0 to 2",
     ),
 }
 
@@ -305,24 +314,24 @@ def test_fields_of_configs(name):
 MINIMISE = {
     "column": (
         lambda: minimised(lambda w: 2 * w[:, None]),
-        r"is float64\[3, 1\], the parameter is",
+        r"is float64\[3, 1\], but the parameter is",
     ),
-    "scalar": (lambda: minimised(lambda w: 1.0), r"is float64\[\], the parameter is float64\[3\]"),
+    "scalar": (lambda: minimised(lambda w: 1.0), r"is float64\[\], but the parameter is float"),
     "none": (lambda: minimised(lambda w: None), "gradient of value_and_grad is object"),
     "ints": (lambda: minimised(lambda w: w.astype(int)), r"is int64\[3\]; give it floating-point"),
     "complex": (lambda: minimised(lambda w: w + 0j), r"is complex128\[3\]; give it"),
     "ragged": (lambda: minimised(lambda w: [1.0, [2.0]]), "gradient of value_and_grad is of type"),
     "structure": (
         lambda: minimised(lambda w: w["a"], lambda w: 1.0, {"a": np.ones(3)}),
-        r"is float64\[3\], the parameters are \{a: float64\[3\]\}: it must have their structure",
+        r"is float64\[3\], but the parameters are \{a: float64\[3\]\}; return a gradient with",
     ),
     "missing": (
         lambda: minimised(lambda w: {"a": w["a"]}, lambda w: 1.0, {"a": np.ones(3), "b": X}),
-        "it must have their structure",
+        "return a gradient with their structure",
     ),
     "one leaf": (
         lambda: minimised(lambda w: {"a": w["a"][:2]}, lambda w: 1.0, {"a": np.ones(3)}),
-        r"value_and_grad/a is float64\[2\], the parameter is float64\[3\]",
+        r"value_and_grad/a is float64\[2\], but the parameter is float64\[3\]",
     ),
     "losses": (lambda: minimised(loss=lambda w: w), r"loss of value_and_grad is float64\[3\]; it"),
     "no loss": (lambda: minimised(loss=lambda w: None), "it must be one real number"),
@@ -385,7 +394,7 @@ def test_gradients_and_losses_that_scipy_takes_are_taken(name, as_loss):
 LABELS = {
     "no label": (np.array([0, 1, -1]), "labels go from -1 to 1, .*-1 stands for no label"),
     "from 1": (np.array([1, 2, 3]), "labels go from 1 to 3, .*they count from 1: subtract 1"),
-    "too large": (np.array([0, 1, 7]), "labels go from 0 to 7, and 3 classes have"),
+    "too large": (np.array([0, 1, 7]), "labels go from 0 to 7, but 3 classes have"),
     "wrapped": (np.array([0, 255], np.uint8), "labels go from 0 to 255"),
     "floats": (np.array([0.0, 1.0]), r"labels are float64\[2\]; they must be integers"),
     "one-hot": (np.eye(3, dtype=int), r"labels are int64\[3, 3\]"),
@@ -415,7 +424,7 @@ def test_labels_of_a_regression_have_its_shape():
     network = build("linear", inputs=6, classes=1, seed=0)
     with one_line(r"labels of shape \[61\] must be \[examples, 1\]"):
         dbjax.Task(network.params, network.loss, (X, Y))
-    with one_line(r"labels of shape \(61,\) must have that of outputs \(61, 1\)"):
+    with one_line(r"labels of shape \(61,\) must have the shape of the outputs, \(61, 1\)"):
         network.loss(network.params, (X, Y))  # where nobody has looked at the data
 
 
@@ -494,9 +503,7 @@ def test_metrics_that_come_later_are_looked_at_too(caplog):
 
     run(evaluate=evaluate, config=one_step(steps=5), evaluate_every_s=1.0)
     said = [record.getMessage() for record in caplog.records]
-    assert said[0].startswith(
-        "the evaluation at 1 s is left out: ValueError: Task.evaluate returns"
-    )
+    assert said[0].startswith("skipped the evaluation at 1 s: ValueError: Task.evaluate returns")
 
 
 def test_metrics_may_be_any_real_numbers():
@@ -549,11 +556,11 @@ def test_a_rule_whose_functions_are_no_keys_is_a_rule():
 
 @pytest.mark.parametrize("task", [None, {}, P, dbjax.Task], ids=["None", "dict", "params", "class"])
 def test_what_is_no_task_is_refused(task):
-    with one_line("task=.* is no Task: "):
+    with one_line("task=.* is not a Task: "):
         dbjax.run(task, CONFIG)
-    with one_line("task=.* is no Task: "):
+    with one_line("task=.* is not a Task: "):
         dbjax.replay(task, CONFIG, None)
-    with one_line("script=None is no Script"):
+    with one_line("script=None is not a Script"):
         dbjax.replay(dbjax.Task(P, mean, (X, Y)), CONFIG, None)
 
 
@@ -593,14 +600,14 @@ def test_an_evaluation_that_fails_in_the_middle_does_not_cost_the_run(caplog, tm
     assert [row["updates"] for row in result.evaluations[:4]] == [0, 0, 1, 2]
     said = [record.getMessage() for record in caplog.records]
     assert said == [
-        f"the evaluation at {s} s is left out: ValueError: Input contains NaN" for s in (1, 2)
+        f"skipped the evaluation at {s} s: ValueError: Input contains NaN" for s in (1, 2)
     ]
 
 
 def test_an_accuracy_that_a_guess_is_held_against_is_a_share():
     guess = MostFrequent(0.4, 61, "accuracy")
     task = dbjax.Task(P, mean, (X, Y), 8, lambda _: {"accuracy": 65.6}, most_frequent=guess)
-    with one_line("accuracy=65.6, and Task.most_frequent needs a share of 0 to 1: divide it"):
+    with one_line("accuracy=65.6, but Task.most_frequent needs a share from 0 to 1: divide it"):
         dbjax.run(task, CONFIG)
 
 

@@ -171,7 +171,7 @@ def test_a_few_examples_that_are_not_finite_are_no_divergence():
     result = dbjax.run(task, dataclasses.replace(ONE, steps=64, shards=2))
     assert result.summary["warnings"] == [
         f"refused pushes: {2 * bad} of 128 pushes, as 2 shards count them, had a gradient that was "
-        "not finite, and changed nothing"
+        "not finite, so they were not applied"
     ]
 
 
@@ -213,7 +213,7 @@ def test_parameters_that_the_loss_does_not_read_are_said(wrap):
     task = dataclasses.replace(TASK, params=params, loss=wrap(squared))
     (said,) = dbjax.run(task, ONE).summary["warnings"]
     assert said.startswith(
-        "unread parameters: the loss does not depend on 1 of 2 leaves (params/other), so that"
+        "unread parameters: the loss does not depend on 1 of 2 leaves (params/other), so a rule"
     )
 
 
@@ -286,11 +286,11 @@ def dying(node, at_s, back_s=math.inf):
 @pytest.mark.parametrize(
     ("node", "back_s", "said"),
     [
-        ("replica/*", math.inf, "all replicas (from 5.5 s on); the run ended at 5.5 s"),
-        ("replica/*", 99.0, "all replicas (from 5.5 s on); the run ended at 20 s"),
+        ("replica/*", math.inf, "all replicas (since 5.5 s); the run ended at 5.5 s"),
+        ("replica/*", 99.0, "all replicas (since 5.5 s); the run ended at 20 s"),
         ("replica/*", 6.5, None),
         ("replica/0", math.inf, None),  # three go on
-        ("shard/0", 99.0, "shard/0 (from 5.5 s on); the run ended at 20 s"),
+        ("shard/0", 99.0, "shard/0 (since 5.5 s); the run ended at 20 s"),
     ],
 )
 def test_a_run_in_which_nobody_is_left_says_so(node, back_s, said):
@@ -309,7 +309,7 @@ def test_pushes_that_are_lost_are_said(back_s, backups, logged):
     result = dbjax.run(TASK, config, until_s=20.0, cluster=dying("shard/0", 5.5, back_s))
     lost = result.summary["lost_pushes"]
     assert (lost == 0) == bool(backups)
-    said = f"lost pushes: {lost} acknowledged pushes are gone with shards that died"
+    said = f"lost pushes: {lost} acknowledged pushes were lost with shards that failed"
     found = [w for w in result.summary["warnings"] if kind(w) == "lost pushes"]
     assert [w.partition(" (")[0] for w in found] == ([said] if lost else [])
     assert list(map(kind, logged())) == kinds(result)
@@ -353,10 +353,10 @@ def test_few_examples_do_not_make_a_perfect_run_look_bad():
 
 
 def test_what_cannot_be_held_against_a_guess_is_refused():
-    with pytest.raises(ValueError, match=r"give Task\.evaluate"):
+    with pytest.raises(ValueError, match=r"give a Task\.evaluate"):
         dataclasses.replace(TASK, most_frequent=dbjax.MostFrequent(0.5, 10))
     other = dataclasses.replace(guessing(0.5), most_frequent=dbjax.MostFrequent(0.5, 10, "score"))
-    with pytest.raises(ValueError, match=r"'score' is none of what .* returns: test_accuracy"):
+    with pytest.raises(ValueError, match=r"'score' is not among .* returns: test_accuracy"):
         dbjax.run(other, ONE)
     for wrong in ({"share": 0.0, "examples": 1}, {"share": 0.5, "examples": 0}):
         with pytest.raises(ValueError, match="MostFrequent"):

@@ -281,5 +281,5 @@ def test_the_loss_of_a_cut_takes_a_key_too():
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_that_makes_no_key_is_refused(seed):
-    with pytest.raises(ValueError, match=rf"Task\.seed={seed} must be in 0"):
+    with pytest.raises(ValueError, match=rf"Task\.seed={seed} must be a whole number from 0"):
         task(seed=seed)

@@ -162,8 +162,8 @@ def test_a_log_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatc
         assert again.calls <= script.count()
         assert again.breaks_off == where
         assert [r.getMessage() for r in caplog.records] == [
-            f"the event log breaks off {where}: {again.calls} of its {script.count()} calls are "
-            "done again, the rest of the run is not known"
+            f"the event log breaks off {where}: {again.calls} of its {script.count()} calls were "
+            "replayed, the rest of the run is unknown"
         ]
         found.append((sharding, again.calls))
     assert [calls for _, calls in sorted(found)] == sorted(calls for _, calls in found)
@@ -208,12 +208,12 @@ def test_a_run_in_which_nodes_died_or_that_was_taken_up_says_that_it_has_no_repl
     cluster = dataclasses.replace(CLUSTER, machine=machine, failures=failures)
     config = METHODS["downpour"]
     _, lines = logged(config, cluster=cluster)
-    with pytest.raises(ReplayError, match=r"^this run cannot be done again: replica/1 died$"):
+    with pytest.raises(ReplayError, match=r"^this run cannot be replayed: replica/1 died$"):
         dbjax.replay(TASK, config, dbjax.Script(lines))
     kept = Kept()
     dbjax.run(TASK, config, cluster=CLUSTER, until_s=1.0, checkpoints=kept)
     _, lines = logged(config, cluster=CLUSTER, resume=kept.latest)
-    with pytest.raises(ReplayError, match="it was taken up from a checkpoint"):
+    with pytest.raises(ReplayError, match="it was resumed from a checkpoint"):
         dbjax.replay(TASK, config, dbjax.Script(lines))
 
 

@@ -91,7 +91,9 @@ BAD = [-5, 1.5, 1e23, 2**32, True, "1", float("nan")]
     ],
 )
 def test_a_seed_that_is_none_is_refused_where_it_enters(use, seed):
-    with pytest.raises(ValueError, match=r"seed='?[\w.+-]+'? must be (in 0 \.\.\. 4294967295|int)"):
+    with pytest.raises(
+        ValueError, match=r"seed='?[\w.+-]+'? must be (a whole number from 0 to 4294967295|int)"
+    ):
         use(seed)
 
 

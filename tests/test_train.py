@@ -187,7 +187,7 @@ def test_a_log_says_why_a_run_cannot_be_done_again():
     dying = dataclasses.replace(SECOND, failures=(dbjax.Failure("replica/0", 1.5, 1.7),))
     assert script(until_s=2.5, cluster=dying).no_replay == "replica/0 died"
     content = stopped(ONE, 1.5)
-    assert "taken up" in script(until_s=2.5, resume=content).no_replay
+    assert "resumed" in script(until_s=2.5, resume=content).no_replay
 
 
 def test_synchronous_steps_take_as_long_as_the_slowest():

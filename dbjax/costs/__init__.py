@@ -1,1 +1,1 @@
-"""Reading compiled programs: instructions, what each costs, and in which order they can run."""
+"""Costs of compiled programs: FLOPs, memory traffic and collectives, and the time they take."""

@@ -1,14 +1,17 @@
-"""Floating-point operations of one instruction of HLO.
+"""Counts the floating-point operations of one HLO instruction.
 
-Counted: a dot, 2 * outputs * contracted; a convolution, 2 for each kernel tap that falls on an
-input, not on padding or between dilated ones; arithmetic, comparisons, selections and
-transcendental functions, of any type and real or complex, 1 per output; what applies a
-computation (reduce, scatter, ...), its operations as often as it is applied: a reduce once per
-input. Moving and converting data: 0. The additions inside an all-reduce are not counted.
+- A dot counts 2 * outputs * contracted.
+- A convolution counts 2 for each kernel tap that falls on an input, as opposed to padding or the
+  gaps between dilated inputs.
+- Arithmetic, comparisons, selections and transcendental functions, of any type, real or complex,
+  count 1 per output.
+- An instruction that applies a computation (reduce, scatter, ...) counts the operations of the
+  computation times the number of applications, which for a reduce is one per input.
+- Moving and converting data counts 0. The additions inside an all-reduce are not counted.
 
 Differs from XLA's cost analysis, which counts conversions and the additions of an all-reduce
-(1 per output of either), one application less per output of a reduce, transcendental functions
-apart, and the body of a loop once.
+(1 per output of either), counts one application less per output of a reduce, counts
+transcendental functions separately, and counts the body of a loop only once.
 """
 
 from __future__ import annotations
@@ -25,7 +28,15 @@ from dbjax.costs.hlo import ARITHMETIC, FREE, MOVING, Computation, Instruction, 
 
 @dataclasses.dataclass(frozen=True)
 class Window:
-    """How a window, or a kernel, goes over an input along one axis."""
+    """How a window or a convolution kernel moves over an input along one axis.
+
+    Attributes:
+      size: the number of elements of the window.
+      stride: the distance between the windows of neighbouring outputs.
+      low_padding: the padding before the input.
+      input_dilation: the distance between neighbouring inputs.
+      dilation: the distance between neighbouring elements of the window.
+    """
 
     size: int = 1
     stride: int = 1
@@ -34,7 +45,7 @@ class Window:
     dilation: int = 1
 
     def taps(self, inputs: int, outputs: int) -> int:
-        """Pairs of an output and a window's element that meet an input."""
+        """Counts the pairs of an output and a window element that fall on an input."""
         starts = range(0, outputs * self.stride, self.stride)
         offsets = range(0, self.size * self.dilation, self.dilation)
         few, many = sorted((starts, offsets), key=len)
@@ -47,15 +58,18 @@ class Window:
 
 
 def convolution_flops(instruction: Instruction) -> float:
-    """A multiplication and an addition for each tap on an input.
+    """Counts a multiplication and an addition for each tap that falls on an input.
 
-    A tap is on an input if it is so along every axis: the axes' counts multiply.
+    A tap falls on an input if it does so along every axis, so the counts of the axes multiply.
+
+    Raises:
+      ValueError: the attribute `dim_labels` cannot be parsed.
     """
     images, kernel = (operand.shape.dims for operand in instruction.operands)
     outputs = instruction.shape.dims
     labels = re.fullmatch(r"(\w+)_(\w+)->(\w+)", instruction.attributes["dim_labels"])
     if labels is None:
-        raise ValueError(f"not a form of dim_labels, in: {instruction.line}")
+        raise ValueError(f"unknown form of dim_labels, in: {instruction.line}")
     of_image, of_kernel, of_output = labels.groups()
     hits = math.prod(
         window_along(instruction, int(axis)).taps(
@@ -64,12 +78,12 @@ def convolution_flops(instruction: Instruction) -> float:
         for axis in of_kernel
         if axis.isdigit()
     )
-    channels = kernel[of_kernel.index("i")]  # of one group
+    channels = kernel[of_kernel.index("i")]  # input channels of one group
     return 2.0 * hits * channels * math.prod(outputs[of_output.index(axis)] for axis in "bf")
 
 
 def taps(instruction: Instruction, inputs: Shape, outputs: Shape) -> int:
-    """Pairs of an output and an input in its window, of a window over all axes."""
+    """Counts the pairs of an output and an input in its window, over all axes of the window."""
     return math.prod(
         window_along(instruction, axis).taps(*lengths)
         for axis, lengths in enumerate(zip(inputs.dims, outputs.dims, strict=True))
@@ -77,7 +91,7 @@ def taps(instruction: Instruction, inputs: Shape, outputs: Shape) -> int:
 
 
 def window_along(instruction: Instruction, axis: int) -> Window:
-    """Of an instruction's windows, the one along an axis."""
+    """Returns an instruction's window along one axis."""
     fields = dict(re.findall(r"(\w+)=([\w\-]+)", instruction.attributes["window"]))
 
     def along(key: str, default: int) -> int:
@@ -96,7 +110,10 @@ _GEMM_CONTRACTED = re.compile(r'"lhs_contracting_dimensions":\[((?:"?\d+"?,?)+)\
 
 
 def flops(instruction: Instruction) -> float | None:
-    """Of one device; None if the opcode, or the custom call, is not known."""
+    """Returns the FLOPs of an instruction on one device.
+
+    Returns None if the opcode or the custom call is not known.
+    """
     opcode = instruction.opcode
     if opcode in ARITHMETIC:
         return float(instruction.shape.elements)
@@ -112,7 +129,10 @@ def _dot(instruction: Instruction) -> float:
 
 
 def _custom_call(instruction: Instruction) -> float | None:
-    """Matrix products handed to a library are known: they say what they contract."""
+    """Counts a matrix product in a library, whose configuration says which axes it contracts.
+
+    Returns None for other custom calls.
+    """
     found = _GEMM_CONTRACTED.search(instruction.attributes.get("backend_config", ""))
     if found is None:
         return None
@@ -123,7 +143,7 @@ def _custom_call(instruction: Instruction) -> float | None:
 
 
 def _applied(instruction: Instruction, attribute: str = "to_apply") -> float:
-    """Operations of a scalar computation."""
+    """Counts the operations of one application of a scalar computation."""
     return sum(_inside(computation) or 0.0 for computation in instruction.called[attribute])
 
 
@@ -168,14 +188,14 @@ def _select_and_scatter(instruction: Instruction) -> float:
 
 
 def _sort(instruction: Instruction) -> float:
-    """A comparison for each element and each halving of the sorted axis."""
+    """Counts a comparison for each element and each halving of the sorted axis."""
     keys = instruction.operands[0].shape
     (axis,) = instruction.ints("dimensions")
     return _applied(instruction) * keys.elements * math.ceil(math.log2(max(2, keys.dims[axis])))
 
 
 def _fft(instruction: Instruction) -> float:
-    """5 n log2 n for a complex transform of n: FFTW's convention; half of it for a real one."""
+    """Counts 5 n log2 n for a complex transform of n (FFTW's convention), half for a real one."""
     lengths = instruction.ints("fft_length")
     largest = max(instruction.operands[0].shape.elements, instruction.shape.elements)
     real = 0.5 if "R" in instruction.attributes["fft_type"] else 1.0

@@ -1,7 +1,8 @@
-"""A parser of compiled HLO text: computations, and instructions that know their operands.
+"""A parser of compiled HLO text: computations, and instructions linked to their operands.
 
-Differs from XLA's own parser: it reads what costs need, and relies on what XLA's printer
-does: what is called or used stands before it is. (XLA's Python module hands out text only.)
+It is needed because XLA's Python module provides programs only as text. It differs from XLA's own
+parser: it reads only what the costs need, and it relies on XLA's printer to print computations and
+operands before their uses.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ _TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|[()\[\]{},]')
 
 
 def closing(text: str, start: int) -> int:
-    """Where the bracket that opens at `start` has been closed: the index after it."""
+    """Returns the index after the bracket that closes the one at `start`.
+
+    Raises:
+      ValueError: the bracket is never closed.
+    """
     depth = 0
     for token in _TOKEN.finditer(text, start):
         depth += _step(token[0])
@@ -25,14 +30,18 @@ def closing(text: str, start: int) -> int:
 
 
 def pieces(text: str) -> Iterator[str]:
-    """The parts between the commas that are in no bracket and no string; none if blank."""
+    """Splits text at the commas outside of brackets and strings. Blank text has no pieces.
+
+    Raises:
+      ValueError: the brackets are not balanced.
+    """
     if not text.strip():
         return
     depth, start = 0, 0
     for token in _TOKEN.finditer(text):
         depth += _step(token[0])
         if depth < 0:
-            raise ValueError(f"a bracket closes that never opened: {text[:80]}")
+            raise ValueError(f"a closing bracket was never opened: {text[:80]}")
         if token[0] == "," and depth == 0:
             yield text[start : token.start()].strip()
             start = token.end()
@@ -53,13 +62,13 @@ _VALUELESS = {"token", "opaque"}
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """An array of one type, or a tuple.
+    """The shape of an array or of a tuple.
 
     Attributes:
-      dtype: HLO's name, such as bf16; "tuple" for a tuple.
-      dims: lengths of the axes; bounds, where they are dynamic.
-      element_bits: as stored: s4 takes 8 unless its layout packs it.
-      parts: of a tuple.
+      dtype: HLO's name of the type, such as bf16; "tuple" for a tuple.
+      dims: the lengths of the axes, or their upper bounds if they are dynamic.
+      element_bits: the size of an element in memory; s4 takes 8 bits unless its layout packs it.
+      parts: the shapes of a tuple's elements.
     """
 
     dtype: str
@@ -69,30 +78,31 @@ class Shape:
 
     @property
     def elements(self) -> int:
+        """The number of elements, summed over the parts of a tuple."""
         if self.dtype == "tuple":
             return sum(part.elements for part in self.parts)
         return 0 if self.dtype in _VALUELESS else math.prod(self.dims)
 
     @property
     def size_bytes(self) -> int:
-        """Without the table of pointers that a tuple may need."""
+        """The size in memory, without the table of pointers that a tuple may need."""
         if self.dtype == "tuple":
             return sum(part.size_bytes for part in self.parts)
         return -(-self.elements * self.element_bits // 8)
 
 
 def shape(text: str) -> Shape:
-    """Reads `f32[8,128]{1,0:T(8,128)}`, `(f32[2], (s4[3]{0:E(4)}, token[]))` and the like.
+    """Parses `f32[8,128]{1,0:T(8,128)}`, `(f32[2], (s4[3]{0:E(4)}, token[]))` and the like.
 
     Raises:
-      ValueError: it is none of them.
+      ValueError: the text is not a shape.
     """
     text = text.strip()
     if text.startswith("(") and closing(text, 0) == len(text):
         return Shape("tuple", parts=tuple(shape(part) for part in pieces(text[1:-1])))
     found = _ARRAY.fullmatch(text)
     if found is None:
-        raise ValueError(f"not a shape of HLO: {text}")
+        raise ValueError(f"not an HLO shape: {text}")
     dtype, dims, layout = found[1], found[2], found[3] or ""
     lengths = tuple(int(length.strip(" <=")) for length in dims.split(",") if length)
     return Shape(dtype, lengths, _element_bits(dtype, layout))
@@ -107,7 +117,7 @@ def _element_bits(dtype: str, layout: str) -> int:
         return 8
     bits = _BITS.match(dtype)
     if bits is None:
-        raise ValueError(f"not a type of HLO: {dtype}")
+        raise ValueError(f"not an HLO type: {dtype}")
     return max(8, int(bits[1]))
 
 
@@ -129,11 +139,11 @@ _MOVING = """
     reduce-precision reduce-scatter reshape reverse rng-get-and-update-state set-dimension-size
     slice transpose
 """
-ARITHMETIC = frozenset(_ARITHMETIC.split())  # one operation for each output
-MOVING = frozenset(_MOVING.split())  # memory traffic only
-FREE = frozenset(_NAMING.split())  # neither; so is every -done
-SLICES = frozenset(["dynamic-slice", "gather", "slice"])  # read what they take
-UPDATES = frozenset(["dynamic-update-slice", "scatter"])  # write what they put, if in place
+ARITHMETIC = frozenset(_ARITHMETIC.split())  # cost one operation for each output
+MOVING = frozenset(_MOVING.split())  # cost only memory traffic
+FREE = frozenset(_NAMING.split())  # cost nothing; neither does any -done
+SLICES = frozenset(["dynamic-slice", "gather", "slice"])  # read only the slice
+UPDATES = frozenset(["dynamic-update-slice", "scatter"])  # write only the update, if in place
 
 
 _HEADER = re.compile(r"(ENTRY )?%?([\w.\-]+) (?:\(.*)?\{\s*")
@@ -145,17 +155,21 @@ _CALLS = (
     *("calls", "to_apply", "condition", "body", "branch_computations", "select", "scatter"),
     *("true_computation", "false_computation", "called_computations"),
 )
-_LITERALS = {"parameter", "constant"}  # what is in their brackets are no operands
+_LITERALS = {"parameter", "constant"}  # opcodes whose brackets do not contain operands
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Instruction:
-    """One instruction.
+    """One HLO instruction.
 
     Attributes:
-      attributes: the text of each, by name; metadata is left out.
-      called: the computations named in an attribute, by the attribute.
-      line: as it was read, for errors.
+      name: the name of the instruction, without `%`.
+      opcode: the name of the operation, such as `dot`.
+      shape: the shape of the result.
+      operands: the instructions whose results it uses.
+      attributes: the text of each attribute by its name, without `metadata`.
+      called: the computations that an attribute names, by the name of the attribute.
+      line: the line of the instruction, for error messages.
     """
 
     name: str
@@ -167,13 +181,19 @@ class Instruction:
     line: str
 
     def ints(self, attribute: str) -> tuple[int, ...]:
-        """All numbers in an attribute; none if it is missing."""
+        """Returns all integers in the text of an attribute, or () if the attribute is missing."""
         return tuple(map(int, re.findall(r"-?\d+", self.attributes.get(attribute, ""))))
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Computation:
-    """Instructions, each after its operands, and the one whose value is the result."""
+    """A sequence of HLO instructions.
+
+    Attributes:
+      name: the name of the computation.
+      instructions: the instructions, each after its operands.
+      root: the instruction whose value is the result.
+    """
 
     name: str
     instructions: tuple[Instruction, ...]
@@ -182,7 +202,14 @@ class Computation:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Module:
-    """A program, as each of `replicas * partitions` devices runs it."""
+    """A compiled program, which each of `replicas * partitions` devices runs.
+
+    Attributes:
+      entry: the computation that is run.
+      computations: all computations by name.
+      replicas: the number of replicas, in XLA's sense.
+      partitions: the number of devices of each replica.
+    """
 
     entry: Computation
     computations: Mapping[str, Computation]
@@ -191,13 +218,13 @@ class Module:
 
 
 def parse(text: str) -> Module:
-    """Reads the text of a compiled program: `compiled.as_text()`.
+    """Parses the text of a compiled program, `compiled.as_text()`.
 
     Raises:
-      ValueError: a line is not understood; it is in the message.
+      ValueError: a line cannot be parsed. The message contains the line.
     """
     if not text.lstrip().startswith("HloModule"):
-        raise ValueError(f"HLO text begins with HloModule, this with: {text[:80]!r}")
+        raise ValueError(f"HLO text must begin with HloModule, but it begins with {text[:80]!r}")
     computations: dict[str, Computation] = {}
     entry, name, body = "", "", []  # type: str, str, list[str]
     for line in text.splitlines():
@@ -212,27 +239,29 @@ def parse(text: str) -> Module:
         elif not _TABLES.fullmatch(line):
             raise ValueError(f"not a line of HLO: {line}")
     if name or not entry:
-        raise ValueError(f"HLO text ends in {name}" if name else "HLO text has no ENTRY")
-    head = text.lstrip().split("\n", 1)[0]
-    counts = (_count(head, key) for key in ("replica_count", "num_partitions"))
+        raise ValueError(
+            f"HLO text ends inside of computation {name}" if name else "HLO text has no ENTRY"
+        )
+    first_line = text.lstrip().split("\n", 1)[0]
+    counts = (_count(first_line, key) for key in ("replica_count", "num_partitions"))
     return Module(computations[entry], computations, *counts)
 
 
-def _count(head: str, key: str) -> int:
-    found = re.search(rf"\b{key}=(\d+)", head)
+def _count(first_line: str, key: str) -> int:
+    found = re.search(rf"\b{key}=(\d+)", first_line)
     return int(found[1]) if found else 1
 
 
 def _computation(name: str, lines: list[str], known: Mapping[str, Computation]) -> Computation:
     if name in known:
-        raise ValueError(f"HLO text has two computations of the name {name}")
+        raise ValueError(f"HLO text has two computations named {name}")
     instructions: dict[str, Instruction] = {}
     root: Instruction | None = None
     for line in filter(str.strip, lines):
         try:
             instruction = _instruction(line, instructions, known)
         except (ValueError, KeyError) as error:
-            raise ValueError(f"not an instruction of HLO ({error}): {line.strip()}") from error
+            raise ValueError(f"not an HLO instruction ({error}): {line.strip()}") from error
         instructions[instruction.name] = instruction
         if line.lstrip().startswith("ROOT "):
             root = instruction
@@ -246,7 +275,7 @@ def _instruction(
 ) -> Instruction:
     found = _INSTRUCTION.fullmatch(_INDEX.sub("", line))
     if found is None:
-        raise ValueError("it has no name = shape opcode(operands)")
+        raise ValueError("it does not have the form name = shape opcode(operands)")
     name, rest = found[2], found[3]
     end = closing(rest, 0) if rest.startswith("(") else rest.index(" ")
     opcode = _OPCODE.match(rest, end)
@@ -273,7 +302,7 @@ def _instruction(
 
 
 def _name(text: str) -> str:
-    """Of an operand, which may come with its shape: `f32[8]{0} %x`."""
+    """Returns the name of an operand, which may be preceded by its shape: `f32[8]{0} %x`."""
     return text.split()[-1].removeprefix("%")
 
 

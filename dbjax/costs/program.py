@@ -1,10 +1,11 @@
-"""What a compiled program costs one device: FLOPs, memory, and every collective.
+"""The costs of a compiled program for one device: FLOPs, memory, and every collective.
 
     found = costs(jax.jit(step), params, batch)
     found.flops, found.memory.peak_bytes, found.sent_bytes, found.collectives
 
-It is the program that was compiled, so the backend's: a CPU's compiler turns bfloat16 into
-float32, in collectives too, whose bytes are then twice a TPU's.
+The costs are those of the program that the current backend's compiler produced. For example, a
+CPU's compiler converts bfloat16 to float32, also in collectives, which then send twice as many
+bytes as on a TPU.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ _TRIPS = re.compile(r'"known_trip_count":\s*\{\s*"n":\s*"?(\d+)')
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPhase:
-    """Work that depends on equally many rounds of communication, then the collectives after it.
+    """Work that depends on the same number of communication rounds, and the collectives after it.
 
     Attributes:
-      flops: of one device, each time.
-      bytes: memory traffic of one device, each time; that of the collectives included.
-      collectives: which need this phase's work, or an earlier one's, and not each other.
-      repeats: trips of the loop this is a part of; the product of them, if loops are nested.
-        The parts of a loop stand one after another: it is not unrolled.
+      flops: the FLOPs of one device in one execution of the phase.
+      bytes: the memory traffic of one device in one execution, including that of the collectives.
+      collectives: the collectives at the end of the phase. They depend on the work of this phase
+        or of earlier ones, but not on each other.
+      repeats: the trip count of the loop that the phase is part of; the product of trip counts for
+        nested loops. The phases of a loop follow one another once, because loops are not unrolled.
     """
 
     flops: float = 0.0
@@ -51,6 +53,7 @@ class ProgramPhase:
         return bool(self.flops or self.bytes or self.collectives)
 
     def looped(self, trips: int) -> ProgramPhase:
+        """Returns the phase as part of a loop with `trips` trips."""
         collectives = tuple(
             dataclasses.replace(c, repeats=c.repeats * trips) for c in self.collectives
         )
@@ -59,12 +62,12 @@ class ProgramPhase:
 
 @dataclasses.dataclass(frozen=True)
 class Tally:
-    """What some instructions cost.
+    """The costs of a sequence of instructions.
 
     Attributes:
-      phases: by (rounds of communication before it, repeats).
-      rounds: of communication, until the result is there.
-      unknown: what is left out, in words.
+      phases: the phases by (rounds of communication before the phase, repeats).
+      rounds: the number of rounds of communication before the result is available.
+      unknown: descriptions of costs that are not included.
     """
 
     phases: Mapping[tuple[int, int], ProgramPhase]
@@ -72,10 +75,14 @@ class Tally:
     unknown: frozenset[str] = frozenset()
 
     def communicates(self) -> bool:
+        """Returns True if any phase has collectives."""
         return any(phase.collectives for phase in self.phases.values())
 
     def then(self, other: Tally, rounds: int) -> Tally:
-        """With another, that begins after some rounds; its result is taken for the result."""
+        """Appends another tally that begins after some rounds of communication.
+
+        The result of `other` becomes the result of the combined tally.
+        """
         phases = dict(self.phases)
         for (level, repeats), phase in other.phases.items():
             key = (rounds + level, repeats)
@@ -83,6 +90,7 @@ class Tally:
         return Tally(phases, rounds + other.rounds, self.unknown | other.unknown)
 
     def looped(self, trips: int) -> Tally:
+        """Returns the costs of a loop with `trips` trips and these costs for each trip."""
         if not self.communicates():
             total = self.phases.get((0, 1), ProgramPhase())
             once = ProgramPhase(total.flops * trips, total.bytes * trips)
@@ -91,12 +99,12 @@ class Tally:
             (level, repeats * trips): phase.looped(trips)
             for (level, repeats), phase in self.phases.items()
         }
-        # what follows the loop follows all of it, the work after its last collective too
+        # Whatever follows the loop also follows the work after the loop's last collective.
         rounds = 1 + max(level for level, _ in phases)
         return Tally(phases, rounds, self.unknown)
 
     def cost(self) -> tuple[float, float, float]:
-        """To choose the costlier branch: bytes sent, then FLOPs, then traffic."""
+        """Returns (bytes sent, FLOPs, memory traffic), the key that selects the costlier branch."""
         phases = self.phases.values()
         sent = sum(c.sent_bytes * c.repeats for phase in phases for c in phase.collectives)
         return (
@@ -107,9 +115,9 @@ class Tally:
 
 
 def tally(computation: Computation, module: Module) -> Tally:
-    """Costs of a computation, with all it calls."""
+    """Adds up the costs of a computation and of all computations that it calls."""
     found = Tally({})
-    ready: dict[str, int] = {}  # rounds until an instruction's value is there
+    ready: dict[str, int] = {}  # rounds until an instruction's value is available
     for instruction in computation.instructions:
         begin = max((ready[operand.name] for operand in instruction.operands), default=0)
         found = found.then(_of(instruction, module), begin)
@@ -151,13 +159,13 @@ def _of_while(instruction: Instruction, module: Module) -> Tally:
     trip = before.then(tally(body, module), before.rounds)
     if found:
         return trip.looped(int(found[1]))
-    unknown = f"while {instruction.name}: its trips are not known, and counted as one"
+    unknown = f"while {instruction.name}: its trip count is not known and is counted as one"
     return dataclasses.replace(trip.looped(1), unknown=trip.unknown | {unknown})
 
 
 def _words(instruction: Instruction) -> str:
     target = instruction.attributes.get("custom_call_target", instruction.name).strip('"')
-    return f"{instruction.opcode} {target}: counted as memory traffic only, its FLOPs are not known"
+    return f"{instruction.opcode} {target}: FLOPs are not known; only memory traffic is counted"
 
 
 __all__ = ["Collective", "Costs", "Kind", "Memory", "ProgramPhase", "costs", "costs_of"]
@@ -165,12 +173,16 @@ __all__ = ["Collective", "Costs", "Kind", "Memory", "ProgramPhase", "costs", "co
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """What one device must hold, in bytes.
+    """The memory that one device needs, in bytes.
 
     Attributes:
-      alias_bytes: of results that take the place of donated arguments; they are counted in
-        `argument_bytes` and in `output_bytes`.
-      peak_bytes: most that is held at a time, as the compiler sees it; 0 if it does not say.
+      argument_bytes: the size of the arguments.
+      output_bytes: the size of the results.
+      temporary_bytes: the size of temporary buffers.
+      alias_bytes: the size of results that reuse the memory of donated arguments. It is included in
+        both `argument_bytes` and `output_bytes`.
+      peak_bytes: the compiler's estimate of the largest amount in use at any time; 0 if the
+        compiler does not report it.
     """
 
     argument_bytes: int
@@ -182,15 +194,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Costs:
-    """Costs of one execution on one device. All devices run one program, and cost the same.
+    """The costs of one execution of a program on one device.
+
+    All devices run the same program, so its costs are the same on each.
 
     Attributes:
-      devices: that run the program together.
-      flops: see `dbjax.costs.flops` for what is one; loops are counted by their trips.
-      bytes: memory traffic: see `dbjax.costs.traffic`.
-      phases: the work between rounds of communication, in an order that could be run.
-      memory: what is held.
-      unknown: what the numbers leave out, in words: custom calls, loops of unknown trips.
+      devices: the number of devices that run the program together.
+      flops: the floating-point operations, as defined in `dbjax.costs.flops`. The body of a loop
+        counts once for each trip.
+      bytes: the memory traffic, as defined in `dbjax.costs.traffic`.
+      phases: the work between rounds of communication, in an order in which it can run.
+      memory: the memory that the program needs.
+      unknown: descriptions of costs that are not included: custom calls, and loops whose trip
+        count is not known.
     """
 
     devices: int
@@ -202,17 +218,17 @@ class Costs:
 
     @property
     def collectives(self) -> tuple[Collective, ...]:
-        """All, in order; one in a loop once, with its `repeats`."""
+        """All collectives in order. One in a loop occurs once, with the trip count in `repeats`."""
         return tuple(each for phase in self.phases for each in phase.collectives)
 
     @property
     def sent_bytes(self) -> float:
-        """The least that the busiest device must send: the sum over collectives and trips."""
+        """The minimum number of bytes that the busiest device must send, over all collectives."""
         return sum(each.sent_bytes * each.repeats for each in self.collectives)
 
     @property
     def rounds(self) -> int:
-        """Phases that end in communication, over all trips: each pays a latency."""
+        """The number of executed phases that end in communication; each one pays a latency."""
         return sum(
             phase.repeats
             for phase in self.phases
@@ -221,16 +237,19 @@ class Costs:
 
 
 def costs(fn: jax.stages.Wrapped, *args: Any, **kwargs: Any) -> Costs:
-    """Compiles a function for its arguments, and reads what it costs. Nothing is allocated.
+    """Compiles a function for its arguments, and returns its costs. Allocates no arrays.
 
     Args:
-      fn: made by `jax.jit`.
-      *args: arrays, or `jax.ShapeDtypeStruct`s with the shardings that arrays would have.
-      **kwargs: likewise.
+      fn: a function returned by `jax.jit`.
+      *args: arrays, or `jax.ShapeDtypeStruct`s with the shardings that the arrays would have.
+      **kwargs: further arguments of the same kinds.
+
+    Returns:
+      The costs of one execution on one device.
 
     Raises:
       TypeError: `fn` is not jitted.
-      ValueError: the compiled program is not understood: the message has its line.
+      ValueError: the compiled program cannot be parsed. The message contains the line.
     """
     if not isinstance(fn, jax.stages.Wrapped):
         raise TypeError(f"fn={fn!r} is not jitted; pass jax.jit(fn)")
@@ -238,14 +257,18 @@ def costs(fn: jax.stages.Wrapped, *args: Any, **kwargs: Any) -> Costs:
 
 
 def costs_of(compiled: jax.stages.Compiled) -> Costs:
-    """Costs of a compiled program, optimised as it is.
+    """Returns the costs of a compiled program, after XLA's optimisations.
+
+    Args:
+      compiled: the result of `jax.jit(fn).lower(...).compile()`.
 
     Raises:
-      ValueError: it is not understood, or its backend shows no text or no memory.
+      ValueError: the program cannot be parsed, or the backend does not provide its HLO text or
+        memory analysis.
     """
     text, held = compiled.as_text(), compiled.memory_analysis()
     if text is None or held is None:
-        raise ValueError("this backend's compiled programs show no HLO text or no memory")
+        raise ValueError("this backend does not provide the HLO text or memory of its programs")
     module = parse(text)
     found = tally(module.entry, module)
     phases = tuple(phase for _, phase in sorted(found.phases.items(), key=lambda p: p[0]) if phase)

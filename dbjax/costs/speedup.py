@@ -1,4 +1,4 @@
-"""From what a compiled program costs to how long it takes on a cluster (section 5, Figure 3)."""
+"""Predicts from its costs how long a compiled program takes on a cluster (section 5, Figure 3)."""
 
 from __future__ import annotations
 
@@ -13,21 +13,27 @@ from dbjax.costs.program import Collective, Costs, ProgramPhase, costs_of
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.step_time import Bounds, Phase, PhasedStep
 
-PACKET_BYTES = 1_500  # what an Ethernet packet carries
+PACKET_BYTES = 1_500  # payload of an Ethernet packet
 
 
 def phased_step(costs: Costs) -> PhasedStep:
-    """The program as a step of as many machines as it has devices.
+    """Converts the costs of a program to a step of as many machines as the program has devices.
 
-    Machines send each other what they need directly. An all-gather or reduce-scatter among n
-    is one message to each of the n - 1 others; an all-reduce is a reduce-scatter and an
-    all-gather of what it gave, or, if it fits a packet, goes up and down a binomial tree.
+    Machines send messages directly to each other. In an all-gather or a reduce-scatter among n
+    machines, each machine sends one message to each of the n - 1 others. An all-reduce is a
+    reduce-scatter followed by an all-gather of its result, or, if its input fits into a packet, a
+    reduction up and a broadcast down a binomial tree.
     """
     return PhasedStep(costs.devices, tuple(map(_phase, costs.phases)))
 
 
 def predicted(costs: Costs, cluster: Cluster) -> Bounds:
-    """Seconds of one execution on machines as `cluster.machine` is, from below and above."""
+    """Returns lower and upper bounds on the seconds of one execution on a cluster.
+
+    Args:
+      costs: the costs of the program.
+      cluster: the network, and the machine (`cluster.machine`) that runs each device.
+    """
     return phased_step(costs).bounds(cluster)
 
 
@@ -36,7 +42,7 @@ def _phase(work: ProgramPhase) -> Phase:
     return Phase(
         work.flops,
         work.bytes,
-        rounds=max((rounds for rounds, _, _ in messages), default=0),  # they go at the same time
+        rounds=max((rounds for rounds, _, _ in messages), default=0),  # collectives run in parallel
         messages=sum(count for _, count, _ in messages),
         sent_bytes=sum(size for _, _, size in messages),
         repeats=work.repeats,
@@ -44,7 +50,7 @@ def _phase(work: ProgramPhase) -> Phase:
 
 
 def _messages(collective: Collective) -> tuple[int, int, float]:
-    """(rounds, messages, bytes) that one device sends."""
+    """Returns the rounds of a collective, and the messages and bytes that one device sends."""
     others = collective.group_size - 1
     if not others:
         return 0, 0, 0.0
@@ -61,24 +67,29 @@ def _messages(collective: Collective) -> tuple[int, int, float]:
 
 @final
 class CompiledSteps:
-    """`Cluster.compute_s` from costs: what a jitted function compiles to, as a `PhasedStep`."""
+    """Implements `Cluster.compute_s="costs"`: turns jitted functions into a `PhasedStep` each."""
 
     def __init__(self) -> None:
         self._known: dict[Any, PhasedStep] = {}
 
     def __call__(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> PhasedStep:
-        """Compiles once for each function and what its work depends on.
+        """Returns the step of a jitted function, compiling it if necessary.
 
-        That is what `fn.work(*args)` says, or else the types of the last argument, which is a
-        mini-batch.
+        The function is compiled once for each value of `fn.work(*args)`, or, if `fn` has no
+        attribute `work`, for each combination of shapes and dtypes of the last argument, which is
+        a mini-batch.
+
+        Args:
+          fn: a jitted function.
+          args: its arguments.
 
         Raises:
-          ValueError: it is no jitted function, and cannot be lowered.
+          ValueError: `fn` is not a jitted function, so it cannot be lowered.
         """
         lower, work = getattr(fn, "lower", None), getattr(fn, "work", _types_of_last)
         if not callable(lower):
             raise ValueError(
-                f"Cluster.compute_s='costs': {fn!r} is not compiled as a whole; give seconds"
+                f"Cluster.compute_s='costs': {fn!r} is not a jitted function; give seconds instead"
             )
         key = (fn, work(*args))
         if key not in self._known:

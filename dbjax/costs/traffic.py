@@ -1,8 +1,9 @@
-"""Bytes that one instruction of HLO moves between memory and the device's arithmetic.
+"""Counts the bytes that one HLO instruction moves between memory and the arithmetic units.
 
-Operands once each, and the result. Nothing for what only renames. A slice, a gather, and an
-update in place move what they take or put, not the array they do it to; also inside a fusion,
-whose inner values never reach memory.
+An instruction moves each of its operands once, and its result. An instruction that only renames a
+value moves nothing. A slice, a gather or an in-place update moves only the elements that it reads
+or writes, not the whole array. This also holds inside a fusion, whose intermediate values never
+reach memory.
 """
 
 from __future__ import annotations
@@ -13,7 +14,10 @@ _RENAMES = frozenset(["bitcast", "reshape"])
 
 
 def traffic(instruction: Instruction) -> int:
-    """Bytes of one device. Not for collectives: see `Collective`."""
+    """Returns the bytes that an instruction other than a collective moves on one device.
+
+    For collectives, see `dbjax.costs.collectives.Collective`.
+    """
     opcode = instruction.opcode
     if opcode in FREE or opcode.endswith("-done"):
         return 0
@@ -22,7 +26,7 @@ def traffic(instruction: Instruction) -> int:
     operands = {operand.name: operand.shape.size_bytes for operand in instruction.operands}
     written = instruction.shape.size_bytes
     if opcode == "copy-start":
-        written = instruction.shape.parts[0].size_bytes  # of (result, operand, context)
+        written = instruction.shape.parts[0].size_bytes  # parts: (result, operand, context)
     if opcode in SLICES | UPDATES:
         operands.pop(instruction.operands[0].name)
         written *= opcode in SLICES
@@ -43,7 +47,10 @@ def _of_fusion(instruction: Instruction) -> int:
 
 
 def _read_bytes(value: Instruction, inner: Computation, in_place: list[Instruction]) -> int:
-    """Of a parameter: the slices that are taken of it, if nothing else is done with it."""
+    """Counts the bytes that a fusion reads of a parameter or a renamed parameter.
+
+    They are those of the slices taken of it, or of the whole array if it is used in another way.
+    """
     total = 0
     for user in inner.instructions:
         if value not in user.operands:
@@ -59,7 +66,7 @@ def _read_bytes(value: Instruction, inner: Computation, in_place: list[Instructi
 
 
 def _in_place(root: Instruction) -> list[Instruction]:
-    """The updates that are a fusion's results: their arrays are not copied."""
+    """Returns the updates that are results of a fusion, which happen without copying the array."""
     if root.opcode in UPDATES:
         return [root]
     through = root.operands if root.opcode in _RENAMES | {"tuple"} else ()
@@ -77,7 +84,7 @@ def _written_bytes(root: Instruction) -> int:
 
 
 def _update_bytes(update: Instruction) -> int:
-    """What an update writes; a scatter, which combines, also reads as much."""
+    """Counts the bytes that an update writes. A scatter also reads them, since it combines."""
     if update.opcode == "scatter":
         return 2 * sum(
             new.shape.size_bytes for new in update.operands[len(update.operands) // 2 + 1 :]

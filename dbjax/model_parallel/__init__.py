@@ -1,1 +1,1 @@
-"""Programs cut over devices, and what they cost."""
+"""Model parallelism: sharding one replica's network over several devices (section 3)."""

@@ -1,4 +1,8 @@
-"""One dimension of an array cut into blocks, and what a block needs of the ones beside it."""
+"""Halo exchange along one dimension: what a block of an array needs from neighbouring blocks.
+
+A dimension of n positions is sharded into equal blocks of ceil(n / blocks) positions, with padding
+at the end of the last ones.
+"""
 
 from __future__ import annotations
 
@@ -11,12 +15,16 @@ import jax.numpy as jnp
 
 @dataclasses.dataclass(frozen=True)
 class HaloWindow:
-    """Output position p reads `width` input positions, from `stride` p - `before` on.
+    """The input positions that each output position reads along one dimension.
+
+    Output position p reads the `width` input positions that start at `stride` * p - `before`.
 
     Attributes:
-      inputs: positions of the input; what is read outside of them is zero.
-      outputs: positions of the output.
-      width: how many positions each output position reads.
+      inputs: the number of input positions. Positions outside the input read as zero.
+      outputs: the number of output positions.
+      width: the number of input positions that one output position reads.
+      stride: the distance between the windows of neighbouring output positions.
+      before: how many positions the first window starts before the input.
     """
 
     inputs: int
@@ -26,20 +34,23 @@ class HaloWindow:
     before: int = 0
 
     def begin(self, block: int, blocks: int) -> int:
-        """The first position that a block of the outputs reads; may be negative."""
+        """Returns the first input position that a block of the outputs reads; may be negative."""
         return block * math.ceil(self.outputs / blocks) * self.stride - self.before
 
     def length(self, blocks: int) -> int:
-        """How many positions a block of the outputs reads."""
+        """Returns the number of input positions that a block of the outputs reads."""
         return (math.ceil(self.outputs / blocks) - 1) * self.stride + self.width
 
 
 @dataclasses.dataclass(frozen=True)
 class Message:
-    """Positions `begin` .. `end` of a block go to the block `offset` before it.
+    """A part of each block that other blocks at a fixed distance need.
 
     Attributes:
-      pairs: (source, target) of those that need it.
+      offset: the index of the source block minus the index of the target block.
+      begin: the first position of the source block that is sent.
+      end: the position after the last one that is sent.
+      pairs: (source, target) block indices of the targets that need the message.
     """
 
     offset: int
@@ -49,10 +60,18 @@ class Message:
 
 
 def messages(reads: HaloWindow, blocks: int) -> list[Message]:
-    """What has to travel so that every block can compute its outputs; in order of offset.
+    """Returns the messages that blocks exchange so that each can compute its outputs.
 
-    Put together they are contiguous, and begin `begin` positions into the first. Offset 0 is
-    what a block has itself.
+    The message with offset 0 is the part that a block already has. Concatenated in the order of
+    the offsets, the messages to a block are contiguous positions of the input, which start at
+    position `begin` of the first message's source block.
+
+    Args:
+      reads: the input positions that each output position reads.
+      blocks: the number of blocks.
+
+    Returns:
+      The messages, sorted by offset.
     """
     size = math.ceil(reads.inputs / blocks)
     needs: dict[int, list[tuple[int, int, int]]] = {0: []}  # offset -> (target, begin, end)
@@ -75,12 +94,32 @@ def messages(reads: HaloWindow, blocks: int) -> list[Message]:
 
 
 def window(x: jax.Array, dim: int, axis: str, blocks: int, reads: HaloWindow) -> jax.Array:
-    """All that this device's outputs read, where each device has its block of x."""
-    if x.shape[dim] != math.ceil(reads.inputs / blocks):
-        raise ValueError(f"a block of {x.shape[dim]} is not one of {blocks} of {reads.inputs}")
+    """Exchanges halos, and returns all input positions that this device's outputs read.
+
+    Runs under `jax.shard_map`.
+
+    Args:
+      x: this device's block of the input.
+      dim: the dimension of `x` that is sharded.
+      axis: the name of the mesh axis over which it is sharded.
+      blocks: the number of devices along that axis.
+      reads: the input positions that each output position reads.
+
+    Returns:
+      `x` with `reads.length(blocks)` positions along `dim`; zeros outside the input.
+
+    Raises:
+      ValueError: `x` does not have the size of a block.
+    """
+    size = math.ceil(reads.inputs / blocks)
+    if x.shape[dim] != size:
+        raise ValueError(
+            f"x has {x.shape[dim]} positions along dim={dim}; with {reads.inputs} inputs over "
+            f"blocks={blocks} it must have {size}"
+        )
     if blocks == 1:
         return window_of_whole(x, dim, axis, blocks, reads)
-    size, parts = x.shape[dim], messages(reads, blocks)
+    parts = messages(reads, blocks)
     received = [
         part if m.offset == 0 else jax.lax.ppermute(part, axis, m.pairs)
         for m in parts
@@ -98,13 +137,13 @@ def window(x: jax.Array, dim: int, axis: str, blocks: int, reads: HaloWindow) ->
 
 
 def window_of_whole(x: jax.Array, dim: int, axis: str, blocks: int, reads: HaloWindow) -> jax.Array:
-    """The same, where every device has all of x."""
+    """Returns the same positions as `window`, without messages, from an x that is not sharded."""
     begins = [reads.begin(i, blocks) for i in range(blocks)]
     return _slice(x, dim, axis, begins, reads.length(blocks))
 
 
 def _slice(x: jax.Array, dim: int, axis: str, begins: list[int], length: int) -> jax.Array:
-    """`length` positions from begins[i] on, on device i; zeros where x has none."""
+    """Returns `length` positions from begins[i] on device i, with zeros outside of x."""
     before = max(0, -min(begins))
     after = max(0, max(begins) + length - x.shape[dim])
     if before or after:

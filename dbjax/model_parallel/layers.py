@@ -1,9 +1,10 @@
-"""Fully connected layers cut over devices: the paper's cut, and one that alternates.
+"""Two ways to shard fully connected layers over devices: by units, and alternating.
 
-Paper: section 3 and Figure 1.
+Paper: section 3 and Figure 1 shard by units.
 
-Each is a callable (index of the layer, layer, inputs) -> outputs before the activation, on a
-device's blocks of the parameters, under `jax.shard_map`. The first layer's inputs are whole.
+Each sharding is a callable (index of the layer, layer, inputs) -> outputs before the activation.
+It runs under `jax.shard_map` on one device's blocks of the parameters. The inputs of the first
+layer are not sharded.
 """
 
 from __future__ import annotations
@@ -21,33 +22,34 @@ AXIS = "unit"
 
 
 class Layer(Protocol):
-    """How a layer is computed; see the module."""
+    """A function that computes a layer; see the module docstring."""
 
     def __call__(self, index: int, layer: Any, inputs: jax.Array) -> jax.Array: ...
 
 
 def whole(index: int, layer: Any, inputs: jax.Array) -> jax.Array:
-    """The layer as it is, on one device."""
+    """Computes a layer that is not sharded."""
     del index
     outputs: jax.Array = layer(inputs)
     return outputs
 
 
 def _own_units(layer: Any, inputs: jax.Array) -> jax.Array:
-    """Of a layer cut by its outputs: those that this device has."""
+    """Computes this device's outputs of a layer that is sharded by its outputs."""
     outputs: jax.Array = jnp.dot(inputs, layer.kernel[...]) + layer.bias[...][None]
     return outputs
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-    """Every layer's units are cut, as in the paper's Figure 1.
+    """Shards every layer by its units, as in the paper's Figure 1.
 
-    Before each layer but the first a device gets the units of all others (an all-gather); on
-    the way back it sums what they have for its own (a reduce-scatter).
+    Before each layer but the first, a device receives the units of all other devices (an
+    all-gather). In the backward pass, it sums the gradients that the other devices have for its
+    own units (a reduce-scatter).
 
     Attributes:
-      sizes: inputs of the first layer, then units of each.
+      sizes: the number of inputs of the first layer, then the number of units of each layer.
     """
 
     sizes: tuple[int, ...]
@@ -66,15 +68,16 @@ class Units:
 
 @dataclasses.dataclass(frozen=True)
 class Alternating:
-    """Even layers are cut by their outputs, odd ones by their inputs: half the collectives.
+    """Shards even layers by their outputs and odd layers by their inputs.
 
-    An odd layer needs no units of others, and its outputs are the sums of what all devices
-    have (an all-reduce); so are the gradients at the inputs of even layers, on the way back.
-    (Shoeybi et al. 2019, "Megatron-LM", section 3.) Each all-reduce moves as much as an
-    all-gather and a reduce-scatter.
+    This needs half as many collectives as `Units`. An odd layer does not need the units of other
+    devices, and its outputs are sums over all devices (an all-reduce). In the backward pass, the
+    gradients at the inputs of even layers are sums over all devices (also an all-reduce). Each
+    all-reduce moves as many bytes as an all-gather and a reduce-scatter together. See Shoeybi et
+    al. 2019, "Megatron-LM", section 3.
 
     Attributes:
-      sizes: inputs of the first layer, then units of each.
+      sizes: the number of inputs of the first layer, then the number of units of each layer.
     """
 
     sizes: tuple[int, ...]
@@ -86,6 +89,7 @@ class Alternating:
 
     @property
     def logits_are_sharded(self) -> bool:
+        """Whether the last layer is an even one, whose outputs are sharded."""
         return len(self.sizes) % 2 == 0
 
     def __call__(self, index: int, layer: Any, inputs: jax.Array) -> jax.Array:
@@ -93,7 +97,7 @@ class Alternating:
             return _own_units(layer, inputs)
         place = jax.lax.axis_index(AXIS)
         units = place * inputs.shape[-1] + jnp.arange(inputs.shape[-1])
-        inputs = jnp.where(units < self.sizes[index], inputs, 0)  # padding has no gradient
+        inputs = jnp.where(units < self.sizes[index], inputs, 0)  # so that padding has gradient 0
         partial = jnp.dot(inputs, layer.kernel[...])
         bias = layer.bias[...]
         padded = jnp.zeros(len(bias) * jax.lax.axis_size(AXIS), bias.dtype)

@@ -1,8 +1,9 @@
 # ruff: noqa: F722
-"""Losses of logits that are cut by class over devices: a few numbers an example travel.
+"""Losses of logits that are sharded by class over devices.
 
-Each takes a device's block of the logits; classes are padded at the end (`dbjax.model_parallel.sharding`).
-They run under `jax.shard_map`, and return the same value on every device.
+Devices exchange only a few numbers per example, not the logits. Each loss takes one device's block
+of the logits, where the classes are padded at the end (see `dbjax.model_parallel.sharding`). It
+runs under `jax.shard_map` and returns the same value on every device.
 """
 
 from __future__ import annotations
@@ -24,10 +25,22 @@ def cross_entropy(
     classes: int,
     axes: tuple[str, ...],
 ) -> Float[Array, ""]:
-    """-log softmax(logits)[label], in nats; mean over the batch. Three numbers an example."""
+    """Returns the cross-entropy -log softmax(logits)[label] in nats, the mean over the batch.
+
+    Devices exchange three numbers per example.
+
+    Args:
+      logits: this device's block of the logits, [batch, block].
+      labels: the class of each example, [batch].
+      classes: the number of classes, without padding.
+      axes: the mesh axes over which the classes are sharded.
+
+    Returns:
+      The loss, a scalar; NaN if a label is not the number of a class.
+    """
     mine, real = _labels(logits, labels, classes, axes)
     logits = jnp.where(real, logits, -jnp.inf)
-    # The largest logit only keeps exp in range: as a constant it needs no gradient.
+    # The largest logit only keeps exp in range, and the loss does not depend on it: no gradient.
     largest = jax.lax.pmax(jnp.max(jax.lax.stop_gradient(logits), axis=-1), axes)
     total = jax.lax.psum(jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1), axes)
     at_label = jax.lax.psum(jnp.sum(jnp.where(mine, logits, 0), axis=-1), axes)
@@ -41,8 +54,19 @@ def one_against_all(
     classes: int,
     axes: tuple[str, ...],
 ) -> Float[Array, ""]:
-    """Logistic loss of every class against all others, in nats; sum over classes, mean over the
-    batch. One number travels.
+    """Returns the logistic loss of every class against all others, in nats.
+
+    The loss is summed over the classes, and its mean is taken over the batch. Devices exchange one
+    number for the whole batch.
+
+    Args:
+      logits: this device's block of the logits, [batch, block].
+      labels: the class of each example, [batch].
+      classes: the number of classes, without padding.
+      axes: the mesh axes over which the classes are sharded.
+
+    Returns:
+      The loss, a scalar; NaN if a label is not the number of a class.
     """
     mine, real = _labels(logits, labels, classes, axes)
     each = jnp.where(real, jax.nn.softplus(logits) - jnp.where(mine, logits, 0), 0)
@@ -51,17 +75,18 @@ def one_against_all(
 
 
 def nan_unless_classes(labels: Any, classes: int, dtype: Any) -> jax.Array:
-    """1 if every label is the number of a class, otherwise NaN.
+    """Returns 1 if every label is the number of a class, otherwise NaN.
 
-    Otherwise -1 would count as the last class, or as none at all. (`dbjax.Task` refuses such labels
-    before a run, if it can tell which of the arrays holds labels.)
+    Losses are multiplied by the result. Without it, a label of -1 would count as the last class or
+    as no class at all. (`dbjax.Task` rejects such labels before a run if it can tell which of the
+    arrays contains labels.)
     """
-    labels = labels.astype(jnp.int32)  # 256 classes are more than uint8 can count
+    labels = labels.astype(jnp.int32)  # uint8 cannot represent the number 256 of classes
     return jnp.where(jnp.all((labels >= 0) & (labels < classes)), 1.0, jnp.nan).astype(dtype)
 
 
 def penalised(sharding: ModelSharding, l2: float) -> ModelSharding:
-    """The same with l2 / 2 times the sum of squared parameters in its loss."""
+    """Returns a sharding whose loss also has l2 / 2 times the sum of squared parameters."""
 
     def loss(params: Params, batch: Batch) -> jax.Array:
         value = sharding.loss(params, batch)
@@ -80,7 +105,7 @@ def _labels(
     classes: int,
     axes: tuple[str, ...],
 ) -> tuple[Bool[Array, "batch block"], Bool[Array, "1 block"]]:
-    """Which logit is the label's, and which are no padding."""
+    """Returns masks of the logits that belong to the label, and of those that are not padding."""
     block = logits.shape[-1]
     numbers = jax.lax.axis_index(axes) * block + jnp.arange(block)
     return numbers[None, :] == labels[:, None], (numbers < classes)[None, :]

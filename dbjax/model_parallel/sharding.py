@@ -1,13 +1,13 @@
-"""How one replica's network is cut over several devices (section 3).
+"""Sharding of one replica's network over several devices (section 3).
 
-A `ModelSharding` is made of a mesh, rules that say along which of its axes each parameter is cut, and
-the loss as one device computes its part of it, with the messages that it exchanges written
-out: it runs under `jax.shard_map`, where mesh axes are manual. The mesh itself is of
-`AxisType.Explicit`: an array's type says how it lies, and one that lies otherwise than the
-rules say is an error, never a silent transfer.
+A `ModelSharding` consists of the axes of a mesh, of rules that say along which axes each parameter
+is sharded, and of the loss as one device computes its part of it. The loss runs under
+`jax.shard_map`, where mesh axes are manual, so all communication is written out explicitly. The
+axes of the mesh have `AxisType.Explicit`: the type of an array includes its sharding, and an array
+with a sharding other than the rules' is an error, never a silent transfer.
 
-A dimension that does not divide is padded at its end. What is in the padding is zero and
-stays so: its gradient is zero.
+A dimension that is not divisible by its number of blocks is padded at the end. The padding is zero
+and stays zero, because its gradient is zero.
 """
 
 from __future__ import annotations
@@ -25,21 +25,28 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from dbjax.types import LossFn, Params, loss_of
 
-Rules = tuple[tuple[str, PartitionSpec], ...]  # pattern of a parameter's whole path -> its cut
-Axes = tuple[tuple[str, int], ...]  # of a mesh: names and sizes, the last one varies fastest
+Rules = tuple[tuple[str, PartitionSpec], ...]  # pattern of a parameter's whole path -> its sharding
+Axes = tuple[tuple[str, int], ...]  # names and sizes of a mesh's axes; the last one varies fastest
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelSharding:
-    """A network cut over devices.
+    """A network sharded over devices.
+
+    Paper: section 3.
 
     Attributes:
-      axes: of the mesh.
-      rules: the first whose pattern matches a parameter's path (`layers/0/kernel`) counts.
-      loss: (a device's blocks of the parameters, batch) -> mean over the batch, the same on
-        every device; may use collectives over `axes`. Where `Task.takes_key`, its third
-        argument is the key, the same on every device: what is drawn for a block alone must fold
-        in `jax.lax.axis_index`.
+      axes: the names and sizes of the mesh axes.
+      rules: pairs of a regular expression and a `PartitionSpec`. A parameter is sharded by the
+        first rule whose expression matches its whole path, such as `layers/0/kernel`.
+      loss: (one device's blocks of the parameters, batch) -> mean loss over the batch. It must
+        return the same value on every device, and may use collectives over `axes`. If
+        `Task.takes_key` is True, its third argument is the random key, the same on every device;
+        random numbers that belong to one block must fold in `jax.lax.axis_index`.
+
+    Raises:
+      ValueError: an axis is not of at least one device, or a rule names an axis that is not in
+        `axes`.
     """
 
     axes: Axes
@@ -50,28 +57,32 @@ class ModelSharding:
         sizes = dict(self.axes)
         for axis, size in sizes.items():
             if not isinstance(size, int) or size < 1:
-                raise ValueError(f"Cut: axis {axis!r} of {size!r} devices: at least 1")
+                raise ValueError(
+                    f"ModelSharding: axis {axis!r} has size {size!r}; it must be an integer of at "
+                    "least 1"
+                )
         for pattern, spec in self.rules:
             for axis in axes_of(spec):
                 if axis not in sizes:
                     raise ValueError(
-                        f"Cut: rule {pattern!r} cuts along {axis!r}, which is no axis of the mesh: "
-                        f"{', '.join(sizes)}"
+                        f"ModelSharding: rule {pattern!r} shards along {axis!r}, which is not an "
+                        f"axis of the mesh; use one of {', '.join(sizes)}"
                     )
 
     @property
     def devices(self) -> int:
+        """The number of devices."""
         return math.prod(size for _, size in self.axes)
 
     def mesh(self, devices: Sequence[Any]) -> Mesh:
-        """A mesh of the first of these devices, in this very order.
+        """Makes a mesh of the first `self.devices` of the given devices, in the given order.
 
         Raises:
-          ValueError: they are too few.
+          ValueError: there are too few devices.
         """
         if len(devices) < self.devices:
             raise ValueError(
-                f"a network cut into {self.devices} needs as many devices, there are "
+                f"a network sharded over {self.devices} devices needs as many, but there are "
                 f"{len(devices)}; on CPUs set jax_num_cpu_devices before JAX starts"
             )
         names, sizes = zip(*self.axes, strict=True)
@@ -79,26 +90,26 @@ class ModelSharding:
         return Mesh(grid, names, axis_types=(AxisType.Explicit,) * len(sizes))
 
     def spec(self, path: str) -> PartitionSpec:
-        """How the parameter of that path is cut.
+        """Returns the sharding of the parameter with the given path.
 
         Raises:
-          ValueError: no rule matches.
+          ValueError: no rule matches the path.
         """
         for pattern, spec in self.rules:
             if re.fullmatch(pattern, path):
                 return spec
-        raise ValueError(f"params/{path}: no rule says how to cut it")
+        raise ValueError(f"params/{path}: no sharding rule matches it; add one")
 
     def specs(self, params: Params) -> Params:
-        """A pytree like `params` of how each is cut."""
+        """Returns the shardings of all parameters, a pytree with the structure of `params`."""
         return jax.tree_util.tree_map_with_path(lambda path, _: self.spec(path_name(path)), params)
 
     def value_and_grad(self, params: Params, mesh: Mesh) -> jax.stages.Wrapped:
-        """Compiles (padded parameters, batch) -> (loss, its gradient, padded likewise).
+        """Returns a jitted function (padded parameters, batch) -> (loss, padded gradient).
 
         Args:
-          params: of their structure; nothing else is looked at.
-          mesh: where it will run; the batch has to be on all of it.
+          params: a pytree with the structure of the parameters; its leaves are not used.
+          mesh: the mesh on which the function runs. The batch must be replicated over it.
         """
         specs = self.specs(params)
         return jax.jit(
@@ -111,7 +122,7 @@ class ModelSharding:
         )
 
     def abstract(self, params: Params, mesh: Mesh) -> Params:
-        """The padded parameters' shapes and places, without values."""
+        """Returns the shapes, dtypes and shardings of the padded parameters, without values."""
         layout = Layout(self, params)
 
         def padded(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
@@ -125,39 +136,49 @@ class ModelSharding:
         return jax.tree_util.tree_map_with_path(padded, params)
 
 
-Region = tuple[tuple[int, int], ...]  # for each dimension: from where to where
+Region = tuple[tuple[int, int], ...]  # for each dimension: the first index, and the end (exclusive)
 
 
 class Layout:
-    """Which device holds what of each parameter. Devices are counted along the mesh, row by row."""
+    """Says which part of each parameter each device holds.
+
+    Devices are numbered along the mesh, row by row. Parameters are named by their paths.
+
+    Args:
+      sharding: the sharding of the network.
+      params: the parameters without padding, or their shapes.
+
+    Raises:
+      ValueError: no rule matches a parameter, or its rule has too many dimensions.
+    """
 
     def __init__(self, sharding: ModelSharding, params: Params) -> None:
         self.devices = sharding.devices
         self._sizes = dict(sharding.axes)
         leaves = jax.tree_util.tree_leaves_with_path(params)
         self.shapes = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
-        self._cuts = {name: self._axes_of(sharding.spec(name), name) for name in self.shapes}
+        self._split = {name: self._axes_of(sharding.spec(name), name) for name in self.shapes}
 
     def block_shape(self, name: str) -> tuple[int, ...]:
-        """What each device holds of a parameter, padding included."""
+        """Returns the shape of the block of a parameter that each device holds, with padding."""
         return tuple(
             math.ceil(n / self._count(axes))
-            for n, axes in zip(self.shapes[name], self._cuts[name], strict=True)
+            for n, axes in zip(self.shapes[name], self._split[name], strict=True)
         )
 
     def padded_shape(self, name: str) -> tuple[int, ...]:
-        """The whole parameter with its padding."""
+        """Returns the shape of the whole parameter with padding."""
         return tuple(
             size * self._count(axes)
-            for size, axes in zip(self.block_shape(name), self._cuts[name], strict=True)
+            for size, axes in zip(self.block_shape(name), self._split[name], strict=True)
         )
 
     def region(self, name: str, device: int) -> Region:
-        """What a device holds of a parameter, without padding; may be empty."""
+        """Returns the region of a parameter that a device holds, without padding; may be empty."""
         place = self._place(device)
         found = []
         for n, size, axes in zip(
-            self.shapes[name], self.block_shape(name), self._cuts[name], strict=True
+            self.shapes[name], self.block_shape(name), self._split[name], strict=True
         ):
             index = 0
             for axis in axes:
@@ -166,8 +187,8 @@ class Layout:
         return tuple(found)
 
     def owns(self, name: str, device: int) -> bool:
-        """Whether it is the first of the devices that hold this part of the parameter."""
-        used = {axis for axes in self._cuts[name] for axis in axes}
+        """Returns True if `device` is the first of the devices that hold the same region."""
+        used = {axis for axes in self._split[name] for axis in axes}
         return all(i == 0 for axis, i in self._place(device).items() if axis not in used)
 
     def _place(self, device: int) -> dict[str, int]:
@@ -180,23 +201,25 @@ class Layout:
         return math.prod(self._sizes[axis] for axis in axes)
 
     def _axes_of(self, spec: PartitionSpec, name: str) -> tuple[tuple[str, ...], ...]:
-        """For each dimension the mesh axes along which it is cut."""
+        """Returns the mesh axes along which each dimension is sharded."""
         ndim = len(self.shapes[name])
         if len(spec) > ndim:
-            raise ValueError(f"params/{name} has {ndim} dimensions, its rule {spec} more")
+            raise ValueError(
+                f"params/{name} has {ndim} dimensions, but its sharding rule {spec} has {len(spec)}"
+            )
         given = [axes if isinstance(axes, tuple) else (axes,) if axes else () for axes in spec]
         return (*given, *[()] * (ndim - len(given)))
 
 
 def path_name(path: Any) -> str:
-    """The path of a leaf, such as `layers/0/kernel`; without the `value` of NNX's variables."""
+    """Returns the path of a leaf, such as `layers/0/kernel`, without NNX's final `value`."""
     if path and path[-1] == jax.tree_util.GetAttrKey("value"):
         path = path[:-1]
     return jax.tree_util.keystr(path, simple=True, separator="/") or "params"
 
 
 def axes_of(spec: PartitionSpec) -> tuple[str, ...]:
-    """The mesh axes that a parameter is cut along."""
+    """Returns the mesh axes along which a parameter is sharded."""
     return tuple(
         axis for axes in spec if axes for axis in (axes if isinstance(axes, tuple) else (axes,))
     )

@@ -1,4 +1,4 @@
-"""Networks, in flax NNX, and as pure functions of their parameters."""
+"""The paper's networks and simpler ones, as Flax NNX modules and as pure functions."""
 
 from dbjax.models.fully_connected import Linear as Linear
 from dbjax.models.fully_connected import LinearConfig as LinearConfig

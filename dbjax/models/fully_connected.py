@@ -1,4 +1,7 @@
-"""Fully connected networks: linear models, softmax regression and multi-layer perceptrons, whole or sharded over devices."""
+"""Fully connected networks: linear models, softmax regression and multi-layer perceptrons.
+
+Networks other than linear models can be sharded over devices.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,17 @@ def forward(
     inputs: jax.Array,
     layer: Layer,
 ) -> jax.Array:
-    """Logits, [batch, classes]; of a network that is cut, the device's block of them."""
+    """Computes the logits of a stack of layers.
+
+    Args:
+      layers: the parameters of each layer.
+      activation: the function applied after every layer but the last.
+      inputs: [batch, inputs].
+      layer: the function that computes one layer.
+
+    Returns:
+      The logits, [batch, classes], or this device's block of them if the network is sharded.
+    """
     last = len(layers) - 1
     for i in range(last):
         inputs = activation(layer(i, layers[i], inputs))
@@ -34,14 +47,24 @@ def forward(
 def sharding(
     config: functional.Config, sizes: tuple[int, ...], devices: int, how: str | None
 ) -> ModelSharding:
-    """A classifier of these sizes (inputs, units of each layer) with its loss, cut.
+    """Returns the sharding of a fully connected classifier, with its loss.
+
+    Args:
+      config: the network.
+      sizes: the number of inputs, then the number of units of each layer.
+      devices: the number of devices.
+      how: "units" (the paper's), "alternating", or None for the paper's; see
+        `dbjax.model_parallel.layers`.
 
     Raises:
-      ValueError: no such way of cutting.
+      ValueError: `how` is something else.
     """
     how = how or "units"
     if how not in SHARDINGS:
-        raise ValueError(f"no way {how!r} to cut fully connected layers: {' or '.join(SHARDINGS)}")
+        raise ValueError(
+            f"how={how!r} does not apply to fully connected layers; use "
+            f"{' or '.join(map(repr, SHARDINGS))}"
+        )
     layer = SHARDINGS[how](sizes)
 
     def loss(params: Params, batch: Batch) -> jax.Array:
@@ -56,7 +79,15 @@ def sharding(
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-    """`inputs` weights for each of `outputs`, no bias; all zero at first."""
+    """A linear model without bias, whose weights are initialised to zero.
+
+    Attributes:
+      inputs: the number of inputs.
+      outputs: the number of outputs.
+
+    Raises:
+      ValueError: a size is not an integer of at least 1.
+    """
 
     inputs: int
     outputs: int = 1
@@ -68,7 +99,7 @@ class LinearConfig:
         return Linear(self, rngs=rngs)
 
     def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
-        raise ValueError("model 'linear' is not cut over devices: speech, mlp and vision are")
+        raise ValueError("model 'linear' cannot be sharded; use speech, mlp, softmax or vision")
 
 
 class Linear(nnx.Module):
@@ -81,15 +112,22 @@ class Linear(nnx.Module):
         )
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """[batch, outputs] of inputs [batch, inputs]."""
+        """Returns outputs [batch, outputs] for inputs [batch, inputs]."""
         return self.layer(inputs)
 
 
 @dataclasses.dataclass(frozen=True)
 class MlpConfig:
-    """Sizes: `inputs`, then ReLU layers of `widths`, then `classes` logits.
+    """A multi-layer perceptron with ReLU units.
 
-    No widths: softmax regression, whose loss is convex.
+    Attributes:
+      inputs: the number of inputs.
+      classes: the number of logits.
+      widths: the number of units of each hidden layer. Without hidden layers, the model is softmax
+        regression, whose loss is convex.
+
+    Raises:
+      ValueError: a size is not an integer of at least 1.
     """
 
     inputs: int
@@ -102,6 +140,7 @@ class MlpConfig:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The number of inputs, then the number of units of each layer."""
         return (self.inputs, *self.widths, self.classes)
 
     @property
@@ -118,8 +157,8 @@ class MlpConfig:
 class Mlp(nnx.Module):
     """The network of an `MlpConfig`.
 
-    Initialisation: He et al. 2015 (eq. 10) before a ReLU; zeros before the softmax, so that
-    the first loss is log(classes). Biases are zero.
+    Weights before a ReLU are initialised after He et al. 2015 (eq. 10). Weights before the softmax
+    are zero, so that the initial loss is log(classes). Biases are zero.
     """
 
     def __init__(self, config: MlpConfig, *, rngs: nnx.Rngs) -> None:
@@ -130,5 +169,5 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, inputs: jax.Array, layer: Layer = whole) -> jax.Array:
-        """Logits, [batch, classes], of inputs [batch, inputs]."""
+        """Returns logits [batch, classes] for inputs [batch, inputs]."""
         return forward(self.layers, jax.nn.relu, inputs, layer)

@@ -1,8 +1,8 @@
 # ruff: noqa: F722
-"""Networks as pure functions of their parameters, which is what the rest of dbjax takes.
+"""Networks as pure functions of their parameters, the form that the rest of dbjax uses.
 
-Parameters are nested dicts of arrays, with paths such as `layers/0/kernel`; keys are
-strings, so that a checkpoint gives the same tree back. The module's graph stays here.
+Parameters are nested dicts of arrays, with paths such as `layers/0/kernel`. The keys are strings,
+so that a checkpoint restores the same tree. NNX module graphs are used only in this file.
 """
 
 from __future__ import annotations
@@ -23,28 +23,34 @@ from dbjax.types import Params
 
 
 class Config(Protocol):
-    """Sizes of a network; hashable, and equal where the networks are."""
+    """The sizes of a network. Configs are hashable, and equal if their networks are."""
 
     @property
-    def inputs(self) -> int: ...
+    def inputs(self) -> int:
+        """The number of inputs of an example."""
 
     @property
     def outputs(self) -> int:
-        """Classes, or the numbers that a regression predicts."""
+        """The number of classes, or of the values that a regression predicts."""
 
     def __hash__(self) -> int: ...
 
     def module(self, rngs: nnx.Rngs) -> Any:
-        """An nnx.Module all of whose state is nnx.Param, [batch, inputs] -> logits."""
+        """Makes an nnx.Module that maps inputs [batch, inputs] to logits.
+
+        All of the module's state must be `nnx.Param`.
+        """
 
     def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
-        """The network with its loss, cut over devices.
+        """Shards the network and its loss over devices.
 
         Args:
-          how: one of the ways that its module knows; None: the paper's.
+          devices: the number of devices.
+          how: the name of a way of sharding; which names apply depends on the network. None
+            chooses the paper's.
 
         Raises:
-          ValueError: there is no such way, or none at all.
+          ValueError: `how` does not apply to this network, or the network cannot be sharded.
         """
 
 
@@ -52,10 +58,15 @@ _LARGE_BYTES = 1 << 30
 
 
 def init(config: Config, seed: int) -> Params:
-    """Initial parameters. Compiled once for each config, whatever the seed.
+    """Returns the initial parameters of a network.
 
-    Where they are large, leaf by leaf: random numbers need three times their own memory while
-    they are made, and one program makes those of several leaves at once.
+    The initialisation is compiled once for each config, whatever the seed. Large parameters (1 GiB
+    and more) are made leaf by leaf, because generating random numbers takes three times their own
+    memory and a single program generates those of several leaves at the same time.
+
+    Args:
+      config: the network.
+      seed: the random seed.
     """
     like, treedef = jax.tree.flatten(jax.eval_shape(functools.partial(_init, config), seed))
     if sum(leaf.size * leaf.dtype.itemsize for leaf in like) < _LARGE_BYTES:
@@ -73,14 +84,14 @@ def _init(config: Config, seed: int) -> Params:
 
 @functools.partial(jax.jit, static_argnums=(0, 2))
 def _leaf(config: Config, seed: int, index: int) -> jax.Array:
-    """One leaf of `_init`; what the others need is not in the program."""
+    """Returns one leaf of `_init`. XLA removes the computation of the others from the program."""
     leaf: jax.Array = jax.tree.leaves(_init(config, seed))[index]
     return leaf
 
 
 @functools.lru_cache(maxsize=64)
 def _module(config: Config) -> tuple[Any, Any]:
-    """The module's graph, and its state without values."""
+    """Returns the module's graph, and its state without values."""
     found: tuple[Any, Any] = nnx.split(
         nnx.eval_shape(lambda: config.module(nnx.Rngs(0))), nnx.Param
     )
@@ -88,16 +99,23 @@ def _module(config: Config) -> tuple[Any, Any]:
 
 
 def applied_to_blocks(config: Config, params: Params, inputs: Any, sharding: Any) -> jax.Array:
-    """One device's logits: the module called with `sharding`, on the device's blocks of `params`."""
+    """Computes one device's logits by calling the module on the device's blocks of the parameters.
+
+    Args:
+      config: the network.
+      params: this device's blocks of the parameters.
+      inputs: [batch, inputs].
+      sharding: the second argument of the module's `__call__`, such as `Tiles`.
+    """
     return _called(config, params, inputs, sharding)
 
 
 @functools.lru_cache(maxsize=64)
 def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
-    """The function (params, inputs [batch, inputs]) -> logits [batch, classes].
+    """Returns the function (params, inputs [batch, inputs]) -> logits [batch, classes].
 
-    Equal configs share it, and with it whatever jit compiled. Where it is traced it costs
-    nothing in the compiled program: modules exist only while tracing.
+    Equal configs share one function, and therefore also what `jax.jit` compiled for it. NNX
+    modules exist only during tracing, so they cost nothing in a compiled program.
     """
     _, abstract = _module(config)
     expected = _with_string_keys(nnx.to_pure_dict(abstract))
@@ -110,7 +128,7 @@ def applied(config: Config) -> Callable[[Params, Any], jax.Array]:
 
 
 def _called(config: Config, params: Params, inputs: Any, *sharding: Any) -> jax.Array:
-    """The module with these parameters, called."""
+    """Calls the module with the given parameters."""
     inputs = jnp.asarray(inputs)
     if inputs.shape[-1:] != (config.inputs,):
         raise ValueError(f"inputs of shape {inputs.shape} must end in {config.inputs}")
@@ -131,7 +149,18 @@ def require_sizes(model: str, **sizes: int) -> None:
 def cross_entropy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """-log softmax(logits)[label], in nats; mean over the batch; NaN if a label is no class."""
+    """Returns the cross-entropy -log softmax(logits)[label] in nats, the mean over the batch.
+
+    Args:
+      logits: [..., classes].
+      labels: the class of each example, integers [...].
+
+    Returns:
+      The loss, a scalar; NaN if a label is not the number of a class.
+
+    Raises:
+      ValueError: the labels are not integers, or their shape does not match the logits.
+    """
     _require_classes(logits, labels)
     value = jnp.mean(optax.softmax_cross_entropy_with_integer_labels(logits, labels))
     return value * nan_unless_classes(labels, logits.shape[-1], logits.dtype)
@@ -140,8 +169,19 @@ def cross_entropy(
 def one_against_all(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """Logistic loss of each class against all others, in nats; sum over classes, mean over the
-    batch; NaN if a label is no class.
+    """Returns the logistic loss of each class against all others, in nats.
+
+    The loss is summed over the classes, and its mean is taken over the batch.
+
+    Args:
+      logits: [..., classes].
+      labels: the class of each example, integers [...].
+
+    Returns:
+      The loss, a scalar; NaN if a label is not the number of a class.
+
+    Raises:
+      ValueError: the labels are not integers, or their shape does not match the logits.
     """
     _require_classes(logits, labels)
     each = optax.sigmoid_binary_cross_entropy(logits, jax.nn.one_hot(labels, logits.shape[-1]))
@@ -152,16 +192,35 @@ def one_against_all(
 def squared_error(
     outputs: Float[Array, "*batch outputs"], labels: Float[Array, "*batch outputs"]
 ) -> Float[Array, ""]:
-    """Half the squared distance; mean over the batch."""
-    if outputs.shape != labels.shape:  # they would be subtracted all the same, each from each
+    """Returns half the squared distance of outputs and labels, the mean over the batch.
+
+    Args:
+      outputs: [..., outputs].
+      labels: [..., outputs].
+
+    Raises:
+      ValueError: the shapes differ.
+    """
+    if outputs.shape != labels.shape:  # the subtraction would broadcast them silently
         raise ValueError(
-            f"labels of shape {labels.shape} must have that of outputs {outputs.shape}"
+            f"labels of shape {labels.shape} must have the shape of the outputs, {outputs.shape}"
         )
     return 0.5 * jnp.mean(jnp.sum(jnp.square(outputs - labels), axis=-1))
 
 
 def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]) -> Int[Array, ""]:
-    """How many of the batch have their largest logit at the label."""
+    """Counts the examples whose largest logit is the label's.
+
+    Args:
+      logits: [..., classes].
+      labels: the class of each example, integers [...].
+
+    Returns:
+      The count, a scalar integer.
+
+    Raises:
+      ValueError: the labels are not integers, or their shape does not match the logits.
+    """
     _require_classes(logits, labels)
     return jnp.sum(jnp.argmax(logits, axis=-1) == labels)
 
@@ -169,13 +228,24 @@ def correct(logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 def accuracy(
     logits: Float[Array, "*batch classes"], labels: Int[Array, "*batch"]
 ) -> Float[Array, ""]:
-    """The share of the batch, 0 .. 1, with the largest logit at the label."""
+    """Returns the fraction of the examples, from 0 to 1, whose largest logit is the label's.
+
+    Args:
+      logits: [..., classes].
+      labels: the class of each example, integers [...].
+
+    Raises:
+      ValueError: the labels are not integers, or their shape does not match the logits.
+    """
     _require_classes(logits, labels)
     return jnp.mean(jnp.argmax(logits, axis=-1) == labels)
 
 
 def _require_classes(logits: Any, labels: Any) -> None:
-    """Raises ValueError unless there is one integer for each example; values are not known here."""
+    """Raises ValueError unless there is one integer label for each example.
+
+    The values of the labels are not checked, because they are unknown while tracing.
+    """
     shape, dtype = jnp.shape(labels), jnp.result_type(labels)
     if shape != logits.shape[:-1] or not jnp.issubdtype(dtype, jnp.integer):
         raise ValueError(
@@ -191,12 +261,17 @@ def _with_string_keys(tree: Any) -> Any:
 
 
 def _require_like(params: Params, expected: Any) -> None:
-    """Raises ValueError, naming the first difference, unless names and shapes agree."""
+    """Raises ValueError, naming the first difference, unless paths and shapes agree."""
     given, wanted = _shapes(params), _shapes(expected)
     for path in sorted(given.keys() | wanted.keys()):
-        if given.get(path) != wanted.get(path):
-            has, needs = given.get(path, "is missing"), wanted.get(path, "is not one of its own")
-            raise ValueError(f"params/{path}: has shape {has}, the network needs {needs}")
+        if path not in given:
+            raise ValueError(f"params/{path} is missing; the network needs shape {wanted[path]}")
+        if path not in wanted:
+            raise ValueError(f"params/{path} is not a parameter of the network; remove it")
+        if given[path] != wanted[path]:
+            raise ValueError(
+                f"params/{path} has shape {given[path]}, but the network needs {wanted[path]}"
+            )
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -1,4 +1,4 @@
-"""A network by name, with its loss."""
+"""Builds networks, with their losses, by name or from a config."""
 
 from __future__ import annotations
 
@@ -30,19 +30,22 @@ from dbjax.types import Batch, LossFn, Params
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Model:
-    """Initial parameters, and pure functions of parameters; a batch is (inputs, labels).
+    """A network: its initial parameters, and pure functions of parameters.
 
-    Models of the same sizes share their functions, so a second seed compiles nothing.
+    A batch is a pair (inputs, labels). Models of the same sizes share their functions, so a second
+    seed compiles nothing.
 
     Attributes:
-      init: () -> initial parameters, a nested dict of float32 arrays; made anew by each call.
+      init: () -> initial parameters, a nested dict of float32 arrays, which are new in each call.
       apply: (params, inputs [batch, inputs]) -> logits [batch, classes].
-      loss: (params, batch) -> cross-entropy in nats (vision: of each class against all
-        others, summed), or half the squared error of a regression, mean over the batch; and
+      loss: (params, batch) -> the loss, a scalar. It is the mean over the batch of the
+        cross-entropy in nats, or, for vision, of the logistic losses of each class against all
+        others, summed over the classes, or, for a regression, of half the squared error; plus
         l2 / 2 times the sum of squared parameters.
-      correct: (params, batch) -> how many labels have the largest logit; None: a regression.
-      cut: (devices, how) -> the network with its loss, cut over devices; how: "units" or
-        "alternating" of fully connected layers, "tiles" of images, None: the paper's.
+      correct: (params, batch) -> the number of examples whose largest logit is the label's; None
+        for a regression.
+      sharding: (devices, how) -> the network and its loss, sharded over devices. `how` is "units"
+        or "alternating" for fully connected layers, "tiles" for images, or None for the paper's.
     """
 
     init: Callable[[], Params]
@@ -53,32 +56,57 @@ class Model:
 
     @functools.cached_property
     def params(self) -> Params:
-        """The initial parameters, made when first asked for, and kept."""
+        """The initial parameters, which are made at the first access and kept."""
         return self.init()
 
     @property
     def size(self) -> int:
-        """Number of parameters."""
+        """The number of parameters (scalars)."""
         return sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(self.init)))
 
 
 def speech(inputs: int, classes: int, *, width: int = 2560, depth: int = 4) -> SpeechConfig:
-    """The paper's speech network, of any width and depth."""
+    """Returns the config of the paper's speech network, with any width and depth.
+
+    Paper: section 5.
+
+    Args:
+      inputs: the number of inputs.
+      classes: the number of acoustic states.
+      width: the number of units of each hidden layer.
+      depth: the number of hidden layers.
+    """
     return SpeechConfig(inputs, width, depth, classes)
 
 
 def mlp(inputs: int, classes: int, *, widths: Collection[int] = (64,)) -> MlpConfig:
-    """A network of ReLU layers."""
+    """Returns the config of a multi-layer perceptron with ReLU units.
+
+    Args:
+      inputs: the number of inputs.
+      classes: the number of classes.
+      widths: the number of units of each hidden layer.
+    """
     return MlpConfig(inputs, classes, tuple(widths))
 
 
 def softmax(inputs: int, classes: int) -> MlpConfig:
-    """Softmax regression, which is convex."""
+    """Returns the config of softmax regression, whose loss is convex.
+
+    Args:
+      inputs: the number of inputs.
+      classes: the number of classes.
+    """
     return MlpConfig(inputs, classes, ())
 
 
 def linear(inputs: int, classes: int) -> LinearConfig:
-    """Linear regression, whose loss is a quadratic."""
+    """Returns the config of linear regression, whose loss is quadratic.
+
+    Args:
+      inputs: the number of inputs.
+      classes: the number of values to predict.
+    """
     return LinearConfig(inputs, classes)
 
 
@@ -91,12 +119,27 @@ def vision(
     patch: int = 10,
     last_pool: int = 9,
 ) -> VisionConfig:
-    """The paper's locally connected network, for square images of any size."""
+    """Returns the config of the paper's locally connected network, for square images of any size.
+
+    Paper: section 5.
+
+    Args:
+      inputs: the numbers in an image, side * side * channels.
+      classes: the number of classes.
+      units: the number of units on each patch.
+      channels: the number of channels of a pixel.
+      patch: the number of positions per side of a patch.
+      last_pool: the number of positions per side, and the stride, of the last stage's pooling.
+
+    Raises:
+      ValueError: `inputs` is not the size of a square image, or the image is too small.
+    """
     require_sizes("vision", channels=channels)
     side = math.isqrt(inputs // channels)
     if side * side * channels != inputs:
         raise ValueError(
-            f"model 'vision': {inputs} inputs are no square image of channels={channels}"
+            f"model 'vision': inputs={inputs} is not side * side * channels for any side with "
+            f"channels={channels}"
         )
     return VisionConfig(side, classes, units, channels, patch, last_pool)
 
@@ -113,31 +156,63 @@ CONFIGS: dict[str, Callable[..., functional.Config]] = {
 def build(
     name: str, *, inputs: int, classes: int, seed: int, l2: float = 0.0, **options: Any
 ) -> Model:
-    """Builds a network by name, with the keyword arguments of its function in `CONFIGS`.
+    """Builds a network by name.
+
+    Args:
+      name: "speech", "mlp", "softmax", "vision" or "linear".
+      inputs: the number of inputs of an example.
+      classes: the number of classes, or of values that a regression predicts.
+      seed: the random seed of the initial parameters.
+      l2: the loss gets l2 / 2 times the sum of squared parameters.
+      **options: the keyword arguments of the network's function in `CONFIGS`, such as `widths`.
+
+    Returns:
+      The model.
 
     Raises:
-      ValueError: no such network or option (names the nearest), or a bad size.
+      ValueError: there is no such network or option (the message names the nearest), or a size is
+        invalid.
     """
     require_arguments(name, l2=l2, **options)
     return model(CONFIGS[name](inputs, classes, **options), seed, l2=l2)
 
 
 def require_arguments(name: str, *, l2: float = 0.0, **options: Any) -> None:
-    """Raises ValueError if there is no such network, or it has no such option."""
+    """Checks the arguments of `build` that do not depend on the data.
+
+    Raises:
+      ValueError: there is no such network or option, or `l2` is negative or not finite.
+    """
     if name not in CONFIGS:
         raise ValueError(f"no model {name!r}{nearest(name, CONFIGS)}")
     require_known(f"model {name!r}", options | {"l2": l2}, argument_hints(name))
     if not 0 <= l2 < math.inf:
-        raise ValueError(f"model {name!r}: l2={l2} must be at least 0, and finite")
+        raise ValueError(f"model {name!r}: l2={l2} must be finite and at least 0")
 
 
 def argument_hints(name: str) -> dict[str, Any]:
-    """The arguments of a network, and their types."""
+    """Returns the options of a network and their types.
+
+    Args:
+      name: the name of a network, as in `build`.
+    """
     return keyword_hints(CONFIGS[name]) | {"l2": float}
 
 
 def model(config: functional.Config, seed: int, *, l2: float = 0.0) -> Model:
-    """The network of a config such as `PAPER`, initialised from a seed."""
+    """Builds the network of a config.
+
+    Args:
+      config: the sizes of the network, such as `PAPER`.
+      seed: the random seed of the initial parameters.
+      l2: the loss gets l2 / 2 times the sum of squared parameters.
+
+    Returns:
+      The model.
+
+    Raises:
+      ValueError: `seed` is not a valid seed.
+    """
     seed = require_seed("seed", seed)
     return Model(functools.partial(functional.init, config, seed), *_functions(config, l2))
 
@@ -148,10 +223,13 @@ _ERRORS = {LinearConfig: functional.squared_error, VisionConfig: functional.one_
 @final
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """(params, batch) -> the loss of a `Model`.
+    """The loss of a `Model`, a function (params, batch) -> scalar.
 
-    A loss that knows which labels there are says so in `require_labels`: `dbjax.Task` asks it
-    when it is given data.
+    `dbjax.Task` calls `require_labels` with the labels of its data to check them before a run.
+
+    Attributes:
+      config: the network.
+      l2: the loss includes l2 / 2 times the sum of squared parameters.
     """
 
     config: functional.Config
@@ -166,20 +244,20 @@ class Loss:
         return value
 
     def require_labels(self, labels: Any) -> None:
-        """Raises ValueError unless the network can be trained to predict these labels."""
+        """Raises ValueError unless the network can be trained to predict `labels`."""
         outputs = self.config.outputs
         if not isinstance(self.config, LinearConfig):
             require_labels("data", labels, outputs)
         elif labels.shape[1:] != (outputs,):
             raise ValueError(
                 f"data: labels of shape {list(labels.shape)} must be [examples, {outputs}] for a "
-                f"regression of {outputs} numbers"
+                f"regression with {outputs} outputs"
             )
 
 
 @functools.lru_cache(maxsize=64)
 def _functions(config: functional.Config, l2: float) -> tuple[Any, LossFn, Any, Any]:
-    """(apply, loss, correct, cut); equal configs share them."""
+    """Returns (apply, loss, correct, sharding), which equal configs share."""
     apply = functional.applied(config)
 
     def correct(params: Params, batch: Batch) -> jax.Array:

@@ -1,7 +1,8 @@
 """The fully connected speech network of section 5.
 
-Input: 11 consecutive frames of 40 log energies. Hidden layers of sigmoid units, softmax
-over acoustic states. The paper gives no initialisation; ours is `centred_glorot`.
+The input consists of 11 consecutive frames of 40 log energies. Hidden layers of sigmoid units are
+followed by a softmax over acoustic states. The paper does not specify the initialisation; this
+implementation uses `centred_glorot`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,20 @@ from dbjax.models.functional import require_sizes
 
 @dataclasses.dataclass(frozen=True)
 class SpeechConfig:
-    """Sizes of a speech network; `PAPER` has 41,777,152 parameters."""
+    """The sizes of a speech network.
+
+    Paper: section 5. The defaults are the paper's network, which has 41,777,152 parameters and is
+    also available as `PAPER`. `DEMO` is a smaller network.
+
+    Attributes:
+      inputs: the number of inputs.
+      width: the number of units of each hidden layer.
+      depth: the number of hidden layers.
+      states: the number of acoustic states, which are the classes.
+
+    Raises:
+      ValueError: a size is not an integer of at least 1.
+    """
 
     inputs: int = 440
     width: int = 2560
@@ -35,11 +49,12 @@ class SpeechConfig:
 
     @property
     def sizes(self) -> tuple[int, ...]:
+        """The number of inputs, then the number of units of each layer."""
         return (self.inputs, *[self.width] * self.depth, self.states)
 
     @property
     def parameters(self) -> int:
-        """Weights and biases."""
+        """The number of weights and biases."""
         return sum((below + 1) * above for below, above in itertools.pairwise(self.sizes))
 
     @property
@@ -71,19 +86,27 @@ class Speech(nnx.Module):
         )
 
     def __call__(self, inputs: jax.Array, layer: Layer = whole) -> jax.Array:
-        """Logits, [batch, states], of inputs [batch, inputs]."""
+        """Returns logits [batch, states] for inputs [batch, inputs]."""
         return forward(self.layers, jax.nn.sigmoid, inputs, layer)
 
 
 def centred_glorot(
     n_in: int, n_out: int, inputs_mean: float, *, last: bool, rngs: nnx.Rngs
 ) -> nnx.Linear:
-    """A layer through which signals and gradients keep their size, at the start.
+    """Returns a layer that initially preserves the scale of signals and of gradients.
 
-    Weights: Glorot & Bengio 2010 (eq. 16), uniform of variance 2 / (n_in + n_out), times 4
-    before a sigmoid, whose slope at 0 is 1/4 (as they advise for it); biases cancel what
-    units of mean 1/2 add, since inputs should be centred (LeCun et al. 1998, section 4.3).
-    With the plain rule the gradient shrinks about 4 times a layer, and five do not train.
+    Weights are uniform with variance 2 / (n_in + n_out) (Glorot & Bengio 2010, eq. 16). Before a
+    sigmoid, whose slope at 0 is 1/4, they are multiplied by 4, as Glorot & Bengio advise. Biases
+    cancel the contribution of the inputs' mean, which is 1/2 for sigmoid units, because inputs
+    should be centred (LeCun et al. 1998, section 4.3). With plain Glorot initialisation the
+    gradient shrinks by a factor of about 4 per layer, and five layers do not train.
+
+    Args:
+      n_in: the number of inputs.
+      n_out: the number of units.
+      inputs_mean: the mean of the inputs.
+      last: whether the layer is the last one, which precedes the softmax and not a sigmoid.
+      rngs: the source of random keys.
     """
     gain = 1.0 if last else 4.0
     layer = nnx.Linear(n_in, n_out, rngs=rngs, kernel_init=nnx.initializers.zeros)

@@ -1,11 +1,13 @@
 """The locally connected vision network of section 5.
 
-Three stages of filtering, pooling and local contrast normalisation; weights of the filters are
-not shared between positions. Then one logistic unit for each class, against all others.
+The network has three stages of filtering, pooling and local contrast normalisation, followed by
+one logistic unit for each class, which is trained against all other classes. The weights of the
+filters are not shared between positions.
 
-The paper gives image and patch size, the number of units on a patch (8 to 36) and the sizes
-of three networks; the rest is ours. With stride 1 and patches inside the image the stages have
-91, 82 and 73 positions a side; the last one is pooled to 8. The numbers of parameters are then
+The paper gives the sizes of images and patches, the number of units on a patch (8 to 36) and the
+numbers of parameters of three networks. The remaining choices are this implementation's. With
+stride 1 and patches inside the image, the stages have 91, 82 and 73 positions per side, and the
+last stage is pooled to 8. The numbers of parameters are then
 
   units   parameters       reported
   36      1,700,640,624    1.7 billion
@@ -14,9 +16,9 @@ of three networks; the rest is ours. With stride 1 and patches inside the image 
 
 Paper: section 5. Differs from the paper: see docs/algorithm.md, "Vision network".
 
-Filters are linear, and are pooled by the square root of the sum of squares, as in the network
-of the same authors (Le et al. 2012, "Building high-level features using large scale
-unsupervised learning"), which also has their local contrast normalisation.
+Filters are linear and are pooled by the square root of the sum of squares, as in the network of Le
+et al. 2012, "Building high-level features using large scale unsupervised learning", by the same
+authors. The local contrast normalisation is also that network's.
 """
 
 from __future__ import annotations
@@ -47,15 +49,21 @@ from dbjax.types import Batch, Params
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes; the paper's networks are `VisionConfig(units=36)`, 15 and 7.
+    """The sizes of a vision network.
+
+    Paper: section 5. The paper's three networks are `VisionConfig(units=36)`, `units=15` and
+    `units=7`.
 
     Attributes:
-      image: pixels a side.
-      classes: logistic output units.
-      units: on every patch, the paper's 8 to 36.
-      channels: of a pixel.
-      patch: positions a side that a filter sees.
-      last_pool: positions a side, and the distance, of the last stage's pooling.
+      image: the number of pixels per side of an image.
+      classes: the number of logistic output units.
+      units: the number of units on each patch (8 to 36 in the paper).
+      channels: the number of channels of a pixel.
+      patch: the number of positions per side of a filter's patch.
+      last_pool: the number of positions per side, and the stride, of the last stage's pooling.
+
+    Raises:
+      ValueError: a size is not an integer of at least 1, or the image is too small for the stages.
     """
 
     image: int = 100
@@ -71,23 +79,23 @@ class VisionConfig:
         if self.image < smallest:
             raise ValueError(
                 f"vision: images of {self.image} pixels a side are too small for {STAGES} stages "
-                f"of patch={self.patch} and last_pool={self.last_pool}: at least {smallest}"
+                f"of patch={self.patch} and last_pool={self.last_pool}; use at least {smallest}"
             )
 
     @property
     def inputs(self) -> int:
-        """Numbers in an image."""
+        """The numbers in an image."""
         return self.image**2 * self.channels
 
     @property
     def filters(self) -> tuple[HaloWindow, ...]:
-        """What each stage's filters read."""
+        """The positions that each stage's filters read."""
         sides = [self.image - i * (self.patch - 1) for i in range(STAGES)]
         return tuple(valid(side, self.patch) for side in sides)
 
     @property
     def pools(self) -> tuple[HaloWindow, ...]:
-        """What each stage's pooling reads."""
+        """The positions that each stage's pooling reads."""
         *stages, last = [filters.outputs for filters in self.filters]
         return (
             *(same(side, NEIGHBOURHOOD) for side in stages),
@@ -102,9 +110,17 @@ class VisionConfig:
         return Vision(self, rngs=rngs)
 
     def sharding(self, devices: int, how: str | None = None) -> ModelSharding:
-        """Tiles in space; the output layer by classes."""
+        """Shards the stages by tiles in space, and the output layer by classes.
+
+        Args:
+          devices: the number of devices.
+          how: "tiles" or None.
+
+        Raises:
+          ValueError: `how` is something else, or `devices` is below 1.
+        """
         if how not in (None, "tiles"):
-            raise ValueError(f"no way {how!r} to cut model 'vision': tiles")
+            raise ValueError(f"how={how!r} does not apply to model 'vision'; use 'tiles'")
         tiles = grid(devices)
 
         def loss(params: Params, batch: Batch) -> jax.Array:
@@ -138,15 +154,15 @@ class Vision(nnx.Module):
             features,
             config.classes,
             kernel_init=nnx.initializers.zeros,
-            # at first every class has the probability that it has among equally many
+            # With this bias the initial probability of every class is 1 / classes.
             bias_init=nnx.initializers.constant(-math.log(max(1, config.classes - 1))),
             rngs=rngs,
         )
 
     def __call__(self, inputs: jax.Array, tiles: Tiles = WHOLE) -> jax.Array:
-        """Logits, [batch, classes], of inputs [batch, image * image * channels].
+        """Returns logits [batch, classes] for inputs [batch, image * image * channels].
 
-        With `tiles` of several devices: this device's block of the classes.
+        If `tiles` has several devices, it returns this device's block of the classes.
         """
         config = self.config
         images = inputs.reshape(-1, config.image, config.image, config.channels)

@@ -1,1 +1,1 @@
-"""What watches a run: evaluation, metrics, warnings, signals, injected faults."""
+"""Monitoring of a run: evaluation, metrics, warnings, signals and fault injection."""

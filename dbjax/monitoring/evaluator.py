@@ -1,4 +1,4 @@
-"""Looks at the store every so often; the cluster does not notice."""
+"""Evaluates the parameters at regular times, by an observer that does not perturb the cluster."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from dbjax.types import Metrics, Params
 
 @dataclasses.dataclass
 class EvaluationSchedule:
-    """When a run is evaluated: nothing else depends on it, so it is no part of the program.
+    """When a run is evaluated. Nothing else depends on it, so it is not part of the program.
 
     Attributes:
-      first: number of the first evaluation, above 0 in a run that is taken up.
+      every_s: the time between evaluations, in seconds on the run's clock; may be infinite.
+      until_s: when the run ends, in seconds on its clock; may be infinite.
+      first: the number of the first evaluation; above 0 in a resumed run.
     """
 
     every_s: float
@@ -36,7 +38,7 @@ class EvaluationSchedule:
 
 
 def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> EvaluationSchedule:
-    """For a run that has these rows already."""
+    """Makes the schedule of a run whose trace already has these rows, if it is a resumed one."""
     times = (row["time_s"] for row in reversed(rows) if row["node"] == "evaluator")
     last_s = next(times, None)
     first = 0 if last_s is None else math.floor(last_s / every_s * (1 + 1e-9)) + 1
@@ -51,7 +53,10 @@ async def evaluator(
     trace: Trace,
     schedule: EvaluationSchedule,
 ) -> None:
-    """Evaluates at k * `every_s`, until just before the end."""
+    """Evaluates at the times k * `every_s` that are before the end; `run` evaluates at the end.
+
+    This is an observer (`Runtime.observe`). An evaluation that fails is logged and skipped.
+    """
     every_s, until_s = schedule.every_s, schedule.until_s
     k = node.saved_progress()
     if k is None:
@@ -72,21 +77,36 @@ async def evaluator(
 def evaluation(
     program: Program, task: Task, trace: Trace, fetched: Fetched, reports: list[Report]
 ) -> Row:
-    """What is counted, and what the task says of the parameters."""
+    """Returns the row of an evaluation: progress, and what `Task.evaluate` returns.
+
+    Args:
+      program: the program that runs.
+      task: the task that it trains.
+      trace: the trace of the run, for the latest losses.
+      fetched: the parameters to evaluate.
+      reports: the reports of all shards.
+
+    Raises:
+      ValueError: `Task.evaluate` does not return named numbers.
+    """
     theirs = metrics(task.evaluate, program.join(fetched.slices)) if task.evaluate else {}
     return counted(program, trace, reports) | theirs
 
 
 def counted(program: Program, trace: Trace, reports: list[Report]) -> Row:
-    """Progress, and the mean of the latest training losses: what needs no evaluation."""
+    """Returns the part of an evaluation's row that does not need `Task.evaluate`.
+
+    This is the progress of the run, and the mean of its latest training losses.
+    """
     return progress(reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
 
 
 def metrics(evaluate: Callable[[Params], Metrics], params: Params) -> Row:
-    """What a task says of parameters.
+    """Calls a task's `evaluate` and checks what it returns.
 
     Raises:
-      ValueError: that is no dict of real numbers, or has a name that dbjax gives to its own.
+      ValueError: it is not a dict of real numbers, or has a name that dbjax reserves for metrics
+        of its own.
     """
     found = evaluate(params)
     if not isinstance(found, Mapping):
@@ -96,8 +116,8 @@ def metrics(evaluate: Callable[[Params], Metrics], params: Params) -> Row:
     ours = sorted(name for name in found if name in RESERVED)
     if ours:
         raise ValueError(
-            f"Task.evaluate returns {', '.join(map(repr, ours))}, which dbjax records itself: call "
-            f"it something else, such as {'my_' + ours[0]!r}"
+            f"Task.evaluate returns {', '.join(map(repr, ours))}, which dbjax records itself: use "
+            f"another name, such as {'my_' + ours[0]!r}"
         )
     return {name: _number(name, value) for name, value in found.items()}
 
@@ -114,6 +134,9 @@ def _number(name: Any, value: Any) -> float:
 
 
 def card_utilisation(runtime: Runtime) -> Row:
-    """How busy network cards were until now, where that is modelled."""
+    """Returns how long network cards have been busy, as an entry of a row.
+
+    The row is empty where the runtime does not model them.
+    """
     busy_s = runtime.cards_busy_s()
     return {"cards_busy_s": busy_s} if busy_s else {}

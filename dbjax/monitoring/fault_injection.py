@@ -1,4 +1,4 @@
-"""Kills nodes while a run goes on, one after the other, and tells how they recovered."""
+"""Kills nodes one after the other during a run, and reports how they recovered."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ _MAY_DIE = (NodeKind.REPLICA, NodeKind.SHARD, NodeKind.BACKUP)
 class Chaos:
     """Kills a random replica or shard every `every_s`, but never both copies of a shard.
 
-    To be given to `dbjax.run(background=)`.
+    Pass an instance to `dbjax.run` as `background`.
 
     Attributes:
-      every_s: between two kills, in seconds on the run's clock.
-      seed: of who is killed.
+      every_s: the time between two kills, in seconds on the run's clock.
+      seed: the seed of the choice of nodes.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
     """
 
     every_s: float
@@ -48,7 +51,11 @@ class Chaos:
 
 
 async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
-    """Whether nothing is lost that was acknowledged: where there are two copies, both are whole."""
+    """Returns whether a node can fail without the loss of an acknowledged push.
+
+    That is so if both copies of its shard are complete. It does not matter for replicas, nor for
+    shards without backups, where a loss cannot be avoided.
+    """
     name = service_name(victim)
     copies = (name, backup_name(name))
     if copies[1] not in nodes:
@@ -65,7 +72,13 @@ async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Kill:
-    """One death: whose, when, and how long until the node was back; infinite: never."""
+    """One failure of a node.
+
+    Attributes:
+      node: the name of the node.
+      at_s: when it failed, in seconds on the run's clock.
+      back_after_s: how many seconds later it was back; infinite if it never was.
+    """
 
     node: str
     at_s: float
@@ -73,7 +86,7 @@ class Kill:
 
 
 def kills(rows: Sequence[Row]) -> list[Kill]:
-    """What the rows of a run say of deaths and returns."""
+    """Finds the failures that the rows of a run record, in order of time."""
     found: list[Kill] = []
     for i, row in enumerate(rows):
         if row.get("event") == "died":

@@ -1,8 +1,8 @@
-"""Says when a run goes wrong: once, in one line with numbers, in the log and in the summary.
+"""Warns when a run goes wrong: once for each kind, in one line with numbers, in log and summary.
 
-Evaluations and the end of a run look at what is on the driver anyway: the losses that replicas
-recorded, and the books of the shards. Nothing waits for a device because of it, and no number
-of the training depends on it. A warning begins with its kind, such as "diverged: ".
+Evaluations and the end of a run check data that the driver has anyway: the losses that replicas
+recorded, and the reports of the shards. The checks never wait for a device, and no number of the
+training depends on them. A warning begins with its kind, such as "diverged: ".
 """
 
 from __future__ import annotations
@@ -29,26 +29,28 @@ from dbjax.types import Params
 
 _LOG = logging.getLogger("dbjax")
 _SAYING = threading.RLock()
-# Divergence is exponential: a bound that no ordinary run comes near is passed soon all the same. A
-# run may begin with next to no loss, such as at a solution: its losses are held against 1.
+# Divergence is exponential, so a diverging run soon exceeds even a bound that no ordinary run comes
+# near. A run may begin with almost no loss, such as at a solution: its losses are compared to 1.
 _TIMES_THE_FIRST = 1e3
-_TOO_LARGE = math.sqrt(float(np.finfo(np.float32).max))  # to be squared in float32
-_EVERY = 1_000  # losses, where no evaluation looks
-_SETTLED = 512  # rows ago: the trace has made numbers of what jax was still computing
-_LONG = 0.1  # of a run, for a machine to be dead at its end
-_NAMED = 3  # nodes in a line
+_TOO_LARGE = math.sqrt(float(np.finfo(np.float32).max))  # the largest whose square float32 holds
+_EVERY = 1_000  # losses between two checks, where there is no evaluation
+_SETTLED = 512  # by this many rows later, the trace has turned jax's scalars into numbers
+_LONG = 0.1  # the fraction of a run for which a machine must have been down at its end
+_NAMED = 3  # how many nodes a warning names
 
 
 class FinishedRun(NamedTuple):
     """A run that has ended.
 
     Attributes:
-      of_task: warnings about the task, from before the run.
-      replicas: how many it has.
-      shard_backups: of each shard.
-      until_s: when it was to end.
-      params: the final ones.
-      summary: of it, so far.
+      task: the task that was trained.
+      of_task: the warnings about the task, from before the run.
+      program: the program that ran.
+      replicas: the number of replicas.
+      shard_backups: the number of backups of each shard.
+      until_s: when the run was to end, in seconds on its clock; may be infinite.
+      params: the final parameters.
+      summary: the summary of the run, still without warnings.
     """
 
     task: Task
@@ -62,14 +64,24 @@ class FinishedRun(NamedTuple):
 
 
 def kind(warning: str) -> str:
-    """Which one it is; a run says each once."""
+    """Returns the kind of a warning, such as "diverged"; a run logs each kind once."""
     return warning.partition(":")[0]
 
 
 def warn_of_problems(
     program: Program, trace: Trace, time_s: float, reports: Sequence[Report]
 ) -> Row:
-    """Logs what has gone wrong so far, and returns what the row of this evaluation says of it."""
+    """Logs what has gone wrong so far.
+
+    Args:
+      program: the program that runs.
+      trace: the trace of the run.
+      time_s: the time on the run's clock, in seconds.
+      reports: the reports of all shards.
+
+    Returns:
+      The entry of this evaluation's row: the warnings of kinds that no earlier evaluation had.
+    """
     losses = recent_losses(reversed(trace.rows), program.recent_losses)
     lost = sum(report.counts.lost for report in reports)
     wrong = [*_diverged(losses, trace.rows, time_s), *_refused(reports)]
@@ -83,10 +95,10 @@ def warn_of_problems(
 
 
 def final_warnings(finished: FinishedRun, trace: Trace, reports: Sequence[Report]) -> list[str]:
-    """What went wrong in a run, for its summary; logs what has not been said before."""
+    """Returns all warnings of a run for its summary, and logs those that are new."""
     last = [
         *finished.of_task,
-        *_refused(reports),  # by now there may be more
+        *_refused(reports),  # there may be more than at the last evaluation
         *_lost(finished.summary["lost_pushes"]),
         *_overflowed(finished.params),
         *([] if finished.summary["interrupted"] else _of_a_whole_run(finished, trace.rows)),
@@ -97,7 +109,12 @@ def final_warnings(finished: FinishedRun, trace: Trace, reports: Sequence[Report
 
 @contextlib.contextmanager
 def watching_losses(trace: Trace, recent: int) -> Iterator[None]:
-    """In the block divergence is noticed even where no evaluation looks for a long time."""
+    """Makes divergence be noticed during the block even if there is no evaluation for long.
+
+    Args:
+      trace: the trace of the run.
+      recent: how many of the latest losses are checked, after every 1,000 losses.
+    """
     heard = itertools.count(1)
 
     def listen(row: Row) -> None:
@@ -111,9 +128,9 @@ def watching_losses(trace: Trace, recent: int) -> Iterator[None]:
 
 
 def log_warnings(trace: Trace, time_s: float, warnings: Iterable[str]) -> None:
-    """Logs those of a kind that neither this run nor the one that it takes up has logged.
+    """Logs the warnings of kinds that this run has not logged, nor had before it was resumed.
 
-    Rows of a node of their own tell; they come with a checkpoint.
+    The rows of the node "run" record what was logged; a checkpoint includes them.
     """
     with _SAYING:
         for warning in warnings:
@@ -133,7 +150,7 @@ def _by_kind(warnings: Iterable[str]) -> dict[str, str]:
 
 
 def _diverged(losses: Sequence[float], rows: Sequence[Row], time_s: float) -> Iterator[str]:
-    """More than half of the latest losses are not finite, or far above the first of the run."""
+    """Warns if more than half of the latest losses are not finite, or far above the first one."""
     if not losses:
         return
     first = float(next(row["loss"] for row in rows if "loss" in row))
@@ -163,14 +180,14 @@ def _refused(reports: Sequence[Report]) -> Iterator[str]:
         each = f", as {len(reports)} shards count them," if len(reports) > 1 else ""
         yield (
             f"refused pushes: {refused:,} of {pushes:,} pushes{each} had a gradient that was not "
-            "finite, and changed nothing"
+            "finite, so they were not applied"
         )
 
 
 def _lost(count: int) -> Iterator[str]:
     if count:
         yield (
-            f"lost pushes: {count:,} acknowledged pushes are gone with shards that died "
+            f"lost pushes: {count:,} acknowledged pushes were lost with shards that failed "
             "(shard_backups=1 keeps them)"
         )
 
@@ -186,12 +203,12 @@ def _overflowed(params: Params) -> Iterator[str]:
 
 
 def _wide(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """At least float32, which has room for the bound."""
+    """Converts to at least float32, which can represent the bound."""
     return values if values.dtype.itemsize >= 4 else values.astype(np.float32)
 
 
 def _of_a_whole_run(finished: FinishedRun, rows: Sequence[Row]) -> Iterator[str]:
-    """What can be said only of a run that has come to its end."""
+    """Warns of problems that show only when a run has come to its end."""
     updates, time_s = finished.summary["updates"], finished.summary["time_s"]
     if not updates:
         yield f"no update: the parameters are the initial ones after {time_s:.4g} s"
@@ -206,7 +223,10 @@ def _of_a_whole_run(finished: FinishedRun, rows: Sequence[Row]) -> Iterator[str]
 
 
 def _unchanged(before: Params, after: Params) -> bool:
-    """Whether no parameter has changed. Initial ones that a function makes are not made again."""
+    """Returns whether no parameter has changed; False if a function made the initial ones.
+
+    It is not worth calling that function again.
+    """
     if is_function(before):
         return False
     pairs = zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=False)
@@ -214,7 +234,7 @@ def _unchanged(before: Params, after: Params) -> bool:
 
 
 def _idle(replicas: int, rows: Iterable[Row]) -> Iterator[str]:
-    """Only where each replica records losses of its own."""
+    """Warns of replicas that took no step, if replicas record their own losses."""
     active = {row["node"] for row in rows if "loss" in row}
     names = [replica_name(r) for r in range(replicas)]
     idle = [name for name in names if name not in active]
@@ -227,7 +247,10 @@ def _idle(replicas: int, rows: Iterable[Row]) -> Iterator[str]:
 
 
 def _dead(finished: FinishedRun, rows: Iterable[Row]) -> Iterator[str]:
-    """All replicas, all copies of a shard, or a coordinator are dead, and will not be back soon."""
+    """Warns if all replicas, all copies of a shard, or the coordinator were down at the end.
+
+    It ignores nodes that failed just before the end of the run, unless their failure ended it.
+    """
     last = {row["node"]: row for row in rows if "event" in row}
     died_s = {name: row["time_s"] for name, row in last.items() if row["event"] == "died"}
     shards = [shard.name for shard in finished.program.server.shards]
@@ -240,7 +263,7 @@ def _dead(finished: FinishedRun, rows: Iterable[Row]) -> Iterator[str]:
     for who, names in groups.items():
         since_s = max(died_s.get(name, math.inf) for name in names)
         if since_s < end_s - _LONG * end_s or (since_s < math.inf and end_s < finished.until_s):
-            dead.append(f"{who} (from {since_s:.4g} s on)")
+            dead.append(f"{who} (since {since_s:.4g} s)")
     if dead:
         yield f"dead at the end: {', '.join(dead)}; the run ended at {end_s:.4g} s"
 

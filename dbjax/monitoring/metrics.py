@@ -1,4 +1,4 @@
-"""A run in numbers, from the shards' books and the rows of the trace."""
+"""The metrics of a run, computed from the shards' reports and the rows of the trace."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from dbjax.program import Program
 from dbjax.runtime.trace import Row, Trace
 from dbjax.types import Params
 
-# Every name that dbjax gives to a number of its own: in the rows of a trace (all, evaluations,
-# steps, deaths, iterations of Sandblaster), in summaries (all, Sandblaster's) and in summary.json.
-# A metric of the user's by the same name would take its place.
+# The names that dbjax uses itself: in the rows of a trace (all rows, evaluations, steps, failures,
+# iterations of Sandblaster), in summaries (all, Sandblaster's) and in summary.json. A user's metric
+# of the same name would replace dbjax's own.
 RESERVED = frozenset({
     "time_s", "node",
     "updates", "examples", "version_skew_updates", "bytes_fetched", "bytes_pushed", "train_loss",
@@ -36,7 +36,11 @@ RESERVED = frozenset({
 
 
 def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
-    """Staleness in updates -> how many pushes, over all shards; sorted."""
+    """Counts the pushes at each staleness, over all shards.
+
+    Returns:
+      The number of pushes by staleness in updates, sorted by staleness.
+    """
     total: collections.Counter[int] = collections.Counter()
     for report in reports:
         total.update(report.staleness.histogram)
@@ -45,7 +49,15 @@ def staleness_histogram(reports: Sequence[Report]) -> dict[int, int]:
 
 
 def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
-    """Mean, percentiles and maximum over all pushes applied by all shards, in updates."""
+    """Summarises the staleness of all pushes that all shards applied.
+
+    Args:
+      reports: the reports of all shards.
+      predicted_mean: the predicted mean, in updates; it is returned with the measured numbers.
+
+    Returns:
+      The mean, the 50th and 95th percentiles and the maximum, in updates.
+    """
     histogram = staleness_histogram(reports)
     if not histogram:
         return {"mean": 0.0, "p50": 0, "p95": 0, "max": 0, "predicted_mean": predicted_mean}
@@ -61,7 +73,12 @@ def staleness(reports: Sequence[Report], predicted_mean: float | None) -> Row:
 
 
 def progress(reports: Sequence[Report]) -> Row:
-    """How far a run has come; of shards that differ, the one that is behind. Bytes of all."""
+    """Measures how far a run has come.
+
+    Returns:
+      The updates and the examples of the shard that has the fewest; by how many updates the
+      versions of the shards differ; and the bytes fetched from and pushed to all shards.
+    """
     versions = [report.version for report in reports]
     return {
         "updates": min(report.counts.applied for report in reports),
@@ -73,7 +90,7 @@ def progress(reports: Sequence[Report]) -> Row:
 
 
 def recent_losses(rows: Iterable[Row], recent: int) -> list[float]:
-    """The first losses in these rows, at most so many."""
+    """Returns the first losses in these rows, at most `recent` of them."""
     return [float(row["loss"]) for row in itertools.islice(filter(_has_loss, rows), recent)]
 
 
@@ -82,13 +99,22 @@ def _has_loss(row: Row) -> bool:
 
 
 def train_loss(rows: Sequence[Row], recent: int) -> float:
-    """Mean of the last losses recorded, each at the parameters it was computed at."""
+    """Returns the mean of the last `recent` losses that replicas recorded; NaN if there are none.
+
+    Each loss was computed with the parameters that its replica held at that step.
+    """
     values = recent_losses(reversed(rows), recent)
     return sum(values) / len(values) if values else math.nan
 
 
 def lost_pushes(reports: Sequence[Report], acknowledged: Mapping[str, int]) -> int:
-    """Pushes that shards had answered, and do not have: with later ones after them, or without."""
+    """Counts the pushes that shards had acknowledged and then lost.
+
+    Args:
+      reports: the reports of all shards, which count the lost pushes that were followed by others.
+      acknowledged: the number of acknowledged pushes of each replica, which also shows losses at
+        the end of the run.
+    """
     return sum(report.counts.lost for report in reports) + sum(
         max(0, pushes - report.pushed.get(replica, 0))
         for report in reports
@@ -99,11 +125,14 @@ def lost_pushes(reports: Sequence[Report], acknowledged: Mapping[str, int]) -> i
 def summarise(
     trace: Trace, reports: Sequence[Report], program: Program, resumed_rows: int = 0
 ) -> Row:
-    """What summary.json says of the run, but for its clock and its configuration.
+    """Makes the summary of a run, without the entries about its clock and its configuration.
 
     Args:
-      taken_up: how many rows are of the run before this one, with which it may disagree on
-        what was acknowledged.
+      trace: the trace of the run, whose last evaluation is part of the summary.
+      reports: the reports of all shards.
+      program: the program that ran.
+      resumed_rows: the number of rows that belong to the earlier run. They do not count as
+        acknowledgements, since this run may have been resumed from before the last of them.
     """
     evaluations = [row for row in trace.rows if row["node"] == "evaluator"]
     skews = [row["version_skew_updates"] for row in evaluations]
@@ -124,22 +153,22 @@ def summarise(
 
 
 def check_staleness_accounting(reports: Sequence[Report]) -> None:
-    """Checks the sum-of-delays identity of every shard (proof 6, `server.staleness`).
+    """Checks the sum-of-delays identity of every shard (proof 6, `parameter_server.staleness`).
 
     Raises:
-      RuntimeError: it does not hold, so an update was not booked, or more than once.
+      RuntimeError: the identity does not hold, so an update was counted twice or not at all.
     """
     for index, report in enumerate(reports):
         measured, exact = report.staleness.balance()
         if measured != exact:
             raise RuntimeError(
                 f"shard/{index}: delays sum to {measured}, not {exact}: an update is missing in "
-                "the books, or is there twice"
+                "the accounts, or is counted twice"
             )
 
 
 def params_sha256(params: Params) -> str:
-    """A digest of every leaf's path, dtype, shape and bytes."""
+    """Computes the SHA-256 digest of every leaf's path, dtype, shape and bytes, in hexadecimal."""
     digest = hashlib.sha256()
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         values = np.asarray(leaf)

@@ -1,8 +1,9 @@
-"""Optimisers that need nothing of the rest of dbjax.
+"""Optimisers, which do not depend on the rest of dbjax.
 
-Server rules are optax-style transforms. Batch methods (L-BFGS, conjugate gradients,
-descent) are coroutines that command vectors by name and receive scalars (`space`): the
-same code runs on the shards of a parameter server, on a jax pytree and on NumPy.
+Server rules are optax-style gradient transformations. Batch methods (L-BFGS, conjugate gradients,
+gradient descent) are coroutines that issue commands on named vectors and receive only scalars
+(see `dbjax.optim.space`). The same code therefore runs on the shards of a parameter server, on a
+JAX pytree and on NumPy arrays.
 """
 
 from dbjax.optim.adagrad import DownpourAdagradState as DownpourAdagradState

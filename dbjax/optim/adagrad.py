@@ -1,8 +1,8 @@
-"""Adagrad as Downpour's shards apply it.
+"""Adagrad as the shards of Downpour SGD apply it.
 
-Dean et al. 2012, section 4.1, after Duchi, Hazan & Singer 2011. For parameter i, after K
-updates: rate = gamma / sqrt(sum over j = 1..K of (gradient_ij)^2), the current gradient
-included. Only local information is needed, so every shard does it alone.
+Dean et al. 2012, section 4.1, after Duchi, Hazan & Singer 2011. The learning rate of parameter i
+after K updates is gamma / sqrt(sum over j = 1..K of (gradient_ij)^2), where the sum includes the
+current gradient. The rule needs only local information, so each shard applies it independently.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import optax
 
 
 class DownpourAdagradState(NamedTuple):
-    """What a shard keeps.
+    """The state that `downpour_adagrad` keeps on a shard.
 
     Attributes:
-      count: updates so far, a scalar int32; what a schedule of gamma is asked for.
-      sum_of_squares: like the parameters; float32, or float64 for float64 parameters.
+      count: the number of updates so far, a scalar int32. A schedule for gamma is called with it.
+      sum_of_squares: the sum of squared gradients, a pytree with the structure and shapes of the
+        parameters. It is float32, or float64 for float64 parameters.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name; hides tuple.count
@@ -30,36 +31,43 @@ class DownpourAdagradState(NamedTuple):
 def downpour_adagrad(
     gamma: optax.ScalarOrSchedule, *, initial_accumulator: float = 0.0, epsilon: float = 0.0
 ) -> optax.GradientTransformation:
-    """Adagrad with the current gradient in the sum: update = -rate * gradient, where
+    """Returns the Adagrad rule of the paper, which includes the current gradient in its sum.
+
+    The update is -rate * gradient, where
     rate = gamma / (sqrt(initial_accumulator + sum of squares) + epsilon).
 
-    Paper: section 4.1. The defaults are its literal form, where the first update of a
-    parameter has size gamma whatever the gradient; a rate whose root is 0 counts as 0, so
-    a parameter that never had a gradient stays put. Every parameter is treated by itself:
-    on slices the rule does what it does on the whole.
+    Paper: section 4.1. The defaults give its literal form, in which the first update of a
+    parameter has size gamma whatever the gradient is. Where the denominator is 0 the rate is 0,
+    so a parameter that has never had a gradient does not move. The rule is elementwise: it gives
+    the same updates on slices of the parameters as on the whole.
 
-    An `initial_accumulator` makes the first updates smaller, and hides gradients that are
-    small against its root: with optax's and TensorFlow's 0.1, gradients of about 0.001, as
-    a mean over a mini-batch has, are noticed after some 100,000 updates; until then this
-    is SGD at the rate gamma / sqrt(0.1). Choose it near the square of a typical gradient.
+    A positive `initial_accumulator` makes the first updates smaller, and it hides gradients that
+    are small compared with its root. With 0.1, the default of optax and TensorFlow, gradients of
+    about 0.001, typical of a mean over a mini-batch, have an effect only after some 100,000
+    updates; until then the rule is SGD with learning rate gamma / sqrt(0.1). Choose a value near
+    the square of a typical gradient.
 
-    Squares are summed in float32 at least: a bfloat16 sum stops growing once it is 256
-    times the next square. A float32 square underflows for gradients below about 1e-19,
-    which then do not move their parameter, and overflows above 1e19, which stops it for
-    good.
+    Squares are summed in float32 or wider, because a bfloat16 sum stops growing once it is 256
+    times the next square. A float32 square underflows for gradients below about 1e-19, which
+    then do not move their parameter. It overflows for gradients above 1e19, after which the
+    parameter never moves again.
 
-    Differs from `optax.adagrad`: its eps stands inside the root, where ours is added to it;
-    its defaults are initial_accumulator_value=0.1 and eps=1e-7; it sums in the dtype of
-    the parameters. With both of them 0 the two agree to rounding.
+    Differs from `optax.adagrad`: optax adds its eps inside the root, this rule adds epsilon to
+    the root; optax's defaults are initial_accumulator_value=0.1 and eps=1e-7; and optax sums in
+    the dtype of the parameters. If the accumulator and epsilon are both 0, the two rules agree to
+    rounding.
 
     Args:
-      gamma: the rate, perhaps ten times the best fixed one (section 4.1), or an optax
-        schedule: number of earlier updates -> rate.
-      initial_accumulator: what the sum of squares starts from.
-      epsilon: added to the root.
+      gamma: the learning rate, perhaps ten times the best fixed learning rate (section 4.1), or
+        an optax schedule that maps the number of earlier updates to a learning rate.
+      initial_accumulator: the initial value of each sum of squares.
+      epsilon: a constant added to the root.
+
+    Returns:
+      An optax gradient transformation with a `DownpourAdagradState`.
 
     Raises:
-      ValueError: an argument is negative, not finite or no number.
+      ValueError: an argument is negative, not finite or not a number.
     """
     if not callable(gamma):
         _require_rate("gamma", gamma)
@@ -97,7 +105,7 @@ def _sum_dtype(param: jax.Array) -> Any:
 
 
 def _require_rate(name: str, value: Any) -> None:
-    """Raises unless `value` is a finite number of at least 0, or traced by jit."""
+    """Raises ValueError unless `value` is a finite number >= 0, or is being traced by jit."""
     if isinstance(value, jax.core.Tracer):  # as from optax.inject_hyperparams
         return
     array = np.asarray(value)

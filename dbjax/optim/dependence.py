@@ -1,7 +1,7 @@
-"""What each value of a traced program depends on, element by element.
+"""Dependence analysis: finds out what each element of a traced program's values depends on.
 
-The program (a jaxpr) is read, not run: shapes can be of any size, and no tolerance is needed.
-A primitive that is not known here counts as one that mixes elements.
+The program (a jaxpr) is only read and never run, so arrays may have any size and the analysis
+needs no tolerances. A primitive that this module does not know is assumed to mix elements.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, final
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 
-UNIFORM = "uniform"  # the same number in every element, and it depends on no parameter
-SHARED = "shared"  # depends on no parameter, but elements differ: they are drawn, or counted
+UNIFORM = "uniform"  # all elements are the same number, which does not depend on any parameter
+SHARED = "shared"  # elements do not depend on any parameter but differ, such as random numbers
 MIXED = "mixed"  # an element may depend on several elements, or on several parameters
 
-# Each element of the result depends on the operands' elements at the same place only.
+# Each element of the result depends only on the operands' elements at the same position.
 _ELEMENTWISE_NAMES = """
     abs acos acosh add add_any and asin asinh atan atan2 atanh bessel_i0e bessel_i1e cbrt ceil
     clamp clz conj convert_element_type copy copy_p cos cosh digamma div eq eq_to erf erf_inv
@@ -27,11 +27,11 @@ _ELEMENTWISE_NAMES = """
     shift_right_arithmetic shift_right_logical sign sin sinh sqrt square stop_gradient sub tan
     tanh xor zeta
 """
-# The results have their first operand's elements, moved or repeated, and no others.
+# The results consist of elements of the first operand, moved or repeated.
 _MOVES_NAMES = """
     broadcast_in_dim dynamic_slice expand_dims reshape rev slice split squeeze transpose
 """
-# Calls of another program, which is a parameter of theirs.
+# Primitives that call another program, which is one of their parameters.
 _CALLS_NAMES = """
     checkpoint closed_call core_call custom_jvp_call custom_vjp_call custom_vjp_call_jaxpr jit
     pjit remat remat2
@@ -44,13 +44,14 @@ _PASSES = frozenset({"optimization_barrier", "sharding_constraint", "pvary"})
 
 
 class Reads(NamedTuple):
-    """What a value depends on.
+    """The result of the analysis for one value.
 
     Attributes:
-      what: UNIFORM, SHARED, MIXED, or a parameter's number: then each element depends on that
-        parameter's element at the same place (of its value, gradient, or state).
-      expression: how it is computed, as a number: two values of one `Dependence` that have the
-        same are computed alike, whatever their shapes.
+      what: UNIFORM, SHARED, MIXED, or the number of a parameter. With a number, each element
+        depends only on that parameter's element at the same position (of its value, gradient or
+        state).
+      expression: a number that identifies how the value is computed. Two values of one
+        `Dependence` with equal numbers are computed in the same way, whatever their shapes.
     """
 
     what: str | int
@@ -58,7 +59,7 @@ class Reads(NamedTuple):
 
 
 def either(a: str | int, b: str | int) -> str | int:
-    """What a value depends on that is now computed in one way and now in another."""
+    """Joins the dependences of a value that is computed in one of two ways."""
     if a == b:
         return a
     if a == UNIFORM or b == UNIFORM:
@@ -68,17 +69,17 @@ def either(a: str | int, b: str | int) -> str | int:
 
 @final
 class Dependence:
-    """Reads programs; numbers their expressions."""
+    """Analyses programs, and numbers the expressions found in them."""
 
     def __init__(self) -> None:
         self._numbers: dict[Hashable, int] = {}
 
     def expression(self, *key: Hashable) -> int:
-        """The number of an expression; equal for equal keys."""
+        """Returns the number of an expression, which is the same for equal keys."""
         return self._numbers.setdefault(key, len(self._numbers))
 
     def of(self, program: ClosedJaxpr, arguments: Sequence[Reads]) -> list[Reads]:
-        """What the results of a program depend on, given what its arguments depend on."""
+        """Returns what a program's results depend on, given what its arguments depend on."""
         constants = [self._constant(value) for value in program.consts]
         return self._results(program.jaxpr, [*constants, *arguments])
 
@@ -129,7 +130,7 @@ class Dependence:
         parameters = repr(sorted((k, v) for k, v in step.params.items() if k != "sharding"))
         key = step.primitive.name, parameters, *(i.expression for i in inputs)
         shape = _shape(step.outvars[0])
-        spread = any(  # one number, which is no constant, over many elements
+        spread = any(  # a single number that is not a constant is broadcast to many elements
             i.what != UNIFORM and _shape(v) != shape
             for i, v in zip(inputs, step.invars, strict=True)
         )
@@ -137,7 +138,7 @@ class Dependence:
         return Reads(what, self.expression(*key))
 
     def _other(self, step: Any, inputs: list[Reads]) -> list[Reads]:
-        """A step that moves or mixes elements: harmless where they are no parameter's."""
+        """Handles a step that moves or mixes elements; only those of parameters become MIXED."""
         name, shapes = step.primitive.name, [_shape(v) for v in step.outvars]
         if name in _MOVES and (inputs[0].what == UNIFORM or _keeps_places(step)):
             return [inputs[0]] * len(shapes)
@@ -167,7 +168,7 @@ class Dependence:
         return found
 
     def _loop(self, step: Any, inputs: list[Reads]) -> list[Reads]:
-        """While and scan: what is carried depends on all that it depends on in any round."""
+        """Handles `while` and `scan` by iterating until the carried dependences stop growing."""
         loop = _Loop.of(step, inputs)
         carried = [i.what for i in loop.carried]
         while True:
@@ -201,12 +202,12 @@ class Dependence:
 
 
 class _Loop(NamedTuple):
-    """The parts of a while or a scan."""
+    """The parts of a `while` or `scan` equation."""
 
     body: ClosedJaxpr
     constants: list[Reads]
     carried: list[Reads]
-    elements: list[Reads]  # of the arrays that a scan goes along
+    elements: list[Reads]  # one for each array that a scan iterates over
     condition: ClosedJaxpr | None = None
     condition_constants: Sequence[Reads] = ()
 
@@ -224,7 +225,7 @@ class _Loop(NamedTuple):
                 inputs[:c],
             )
         body = params["jaxpr"]
-        # Arrays that a scan goes along, and those that it stacks, have an axis more outside of it.
+        # Arrays that a scan iterates over or stacks have one more axis outside the scan.
         inside = [*zip(step.invars, body.jaxpr.invars, strict=True)]
         along = [len(_shape(outer)) > len(_shape(inner)) for outer, inner in inside]
         outside = zip(step.outvars, body.jaxpr.outvars, strict=True)
@@ -239,14 +240,14 @@ class _Loop(NamedTuple):
 
 
 def _element(array: Reads, shape: tuple[int, ...]) -> Reads:
-    """What an element of an array depends on, along the array's first axis."""
+    """Returns what one element along the first axis of an array depends on."""
     if array.what == SHARED and math.prod(shape) == 1:
         return Reads(UNIFORM, array.expression)
     return array if array.what in (UNIFORM, SHARED) else Reads(MIXED, array.expression)
 
 
 def _together(inputs: list[str | int]) -> str | int:
-    """What an elementwise function of values depends on."""
+    """Returns what an elementwise function of several values depends on."""
     others = set(inputs) - {UNIFORM}
     if not others:
         return UNIFORM
@@ -254,7 +255,7 @@ def _together(inputs: list[str | int]) -> str | int:
 
 
 def _keeps_places(step: Any) -> bool:
-    """Whether a reshape or a broadcast changes nothing."""
+    """Returns True for a reshape or broadcast that changes nothing."""
     name, same = step.primitive.name, _shape(step.invars[0]) == _shape(step.outvars[0])
     return same and name in ("reshape", "broadcast_in_dim")
 

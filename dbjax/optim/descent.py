@@ -1,4 +1,4 @@
-"""Gradient descent and nonlinear conjugate gradients, on the seam of L-BFGS."""
+"""Gradient descent and nonlinear conjugate gradients, with the same interface as L-BFGS."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from dbjax.optim.wolfe import Wolfe, require_search
 
 @dataclasses.dataclass(frozen=True)
 class GradientDescent:
-    """Steepest descent with a line search that begins at the last step's length.
+    """Steepest descent with a line search whose first trial is the previous step size.
 
     Attributes:
-      first_step: length of the first step of all, in units of the parameters.
+      first_step: the length of the very first trial step, in units of the parameters.
+      wolfe: the line search.
+
+    Raises:
+      ValueError: `first_step` is not a number above 0, or `wolfe` is not a line search.
     """
 
     first_step: float = 1.0
@@ -42,13 +46,17 @@ class GradientDescent:
 
 @dataclasses.dataclass(frozen=True)
 class ConjugateGradients:
-    """Nonlinear conjugate gradients: Polak & Ribiere 1969, with beta at least 0.
+    """Nonlinear conjugate gradients: Polak & Ribiere 1969, with beta clipped below at 0.
 
-    Nocedal & Wright 2006, eq. 5.45; it restarts from the gradient when the direction
-    would not descend.
+    The formula is eq. 5.45 of Nocedal & Wright 2006. The method restarts from the negative
+    gradient whenever the new direction is not a descent direction.
 
     Attributes:
-      first_step: length of the first step of all, in units of the parameters.
+      first_step: the length of the very first trial step, in units of the parameters.
+      wolfe: the line search, by default with curvature 0.1 where L-BFGS uses 0.9.
+
+    Raises:
+      ValueError: `first_step` is not a number above 0, or `wolfe` is not a line search.
     """
 
     first_step: float = 1.0
@@ -78,7 +86,7 @@ class ConjugateGradients:
             slope = -square + beta * along
             if slope >= 0:
                 beta, slope = 0.0, -square
-            # the first change of the loss is taken to be that of the last iteration
+            # The first trial assumes the same first-order change of the loss as the last step.
             step = state.step * state.memory / slope if state.memory else step
         terms = ((-1.0, "gradient"), (beta, "direction"))
         prepare = (Combine("direction", terms if state.iteration else terms[:1]),)

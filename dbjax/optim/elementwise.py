@@ -1,4 +1,4 @@
-"""Whether a rule treats every parameter by itself, as a server rule on slices must."""
+"""Checks that an update rule is elementwise, as a rule must be that shards apply to slices."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ _REMEDY_OF_MASKS = (
     "use shards=1, or give the mask or labels as a tree, or as a function that goes by path or "
     "leaf through jax.tree_util.tree_map_with_path"
 )
-# Larger than any limit of a rule that depends on size, such as a factored one: nothing is computed.
+# Sizes above every threshold of size-dependent rules, such as factored moments. They cost nothing,
+# because rules are only traced.
 _SHAPES = {"kernel": (1 << 15, 1 << 14), "bias": (1 << 15,), "filters": (3, 3, 512, 1024)}
 
 
 @final
 class AbsentLeaf(optax.MaskedNode):  # type: ignore[misc]  # optax does not export its type
-    """Stands in a tree for a leaf that a shard does not hold, as optax leaves leaves out.
+    """A placeholder for a leaf that a shard does not hold.
 
-    It is a node without children, so a rule does nothing with it. A mask that does not go through
-    `jax.tree.map`, such as one of `flax.traverse_util.path_aware_map`, may look at its shape.
+    Like `optax.MaskedNode`, it is a node without children, so a rule does nothing with it. It has
+    a shape and a dtype because a mask that does not use `jax.tree.map`, such as one made with
+    `flax.traverse_util.path_aware_map`, may look at them.
 
     Args:
-      shape: of the whole leaf.
-      dtype: of the leaf, by name.
+      shape: the shape of the whole leaf.
+      dtype: the name of the leaf's dtype.
     """
 
     def __new__(cls, shape: Iterable[int], dtype: str) -> AbsentLeaf:
@@ -47,20 +49,24 @@ class AbsentLeaf(optax.MaskedNode):  # type: ignore[misc]  # optax does not expo
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the whole leaf."""
         shape: tuple[int, ...] = self[0]
         return shape
 
     @property
     def dtype(self) -> np.dtype[Any]:
+        """The dtype of the leaf."""
         dtype: np.dtype[Any] = np.dtype(self[1])
         return dtype
 
     @property
     def ndim(self) -> int:
+        """The number of dimensions of the whole leaf."""
         return len(self.shape)
 
     @property
     def size(self) -> int:
+        """The number of elements of the whole leaf."""
         return math.prod(self.shape)
 
     def __repr__(self) -> str:
@@ -81,25 +87,30 @@ def require_elementwise(
     params: Any = None,
     slices: Sequence[Any] | None = None,
 ) -> None:
-    """Returns if the rule does the same on slices of the parameters as on the whole.
+    """Raises unless a rule gives the same updates on slices of the parameters as on the whole.
 
-    The rule's `init` and `update` are traced, on the whole and on slices, and the programs are
-    read: every element of an update may depend on the same element of the gradients, of the
-    parameters and of earlier ones, and on numbers such as a count; and it must be computed in the
-    same way on a slice. Nothing is run and no tolerance is needed, so sizes do not matter.
+    This function traces the rule's `init` and `update` on the whole parameters and on slices, and
+    reads the traced programs. An element of an update may depend only on the same element of the
+    parameters and of the current and earlier gradients, and on scalars such as a step count. It
+    must also be computed in the same way on a slice. Nothing is run and no tolerance is needed,
+    so the size of the parameters does not matter.
 
     Args:
-      rule: is given gradient, state and parameters, as a shard does.
-      dtype: of parameters and gradients, where no `params` are given.
-      params: a pytree of arrays, or of their shapes and types. None: some large ones; a rule
-        with a mask or labels that are trees needs those that it is made for.
-      slices: pytrees like `params` that shards would hold, where a leaf is cut, or is
-        `optax.MaskedNode` if it is absent; None: two, each with half of the leaves cut in halves.
+      rule: an optax gradient transformation, which will be called as on a shard: with the
+        gradient, its state and the parameters.
+      dtype: the floating-point type of parameters and gradients; unused if `params` is given.
+      params: a pytree of arrays, or of `jax.ShapeDtypeStruct`. None stands for a few large arrays.
+        A rule whose mask or labels are pytrees needs the parameters that they were made for.
+      slices: what each shard would hold: pytrees like `params` in which a leaf may be smaller,
+        or `optax.MaskedNode` if the shard does not hold it. None stands for two slices, each of
+        which holds one half of every other leaf.
 
     Raises:
-      ValueError: the rule is not elementwise (a global norm, a layer's norm, noise drawn
-        for a shape, factored moments), or cannot be run that way (needs the loss); names the
-        transform.
+      ValueError: the rule is not elementwise (it uses a global norm, a norm of a layer, noise
+        drawn for a shape, or factored moments), or it cannot run on a shard (it needs the loss),
+        or `dtype` is not a floating-point type. The message names the innermost optax
+        transformation at fault.
+      TypeError: a leaf of `params` is not a floating-point array.
     """
     rule = as_rule("rule", rule)
     if params is not None:
@@ -115,10 +126,10 @@ def require_elementwise(
 
 
 def transforms_of(rule: optax.GradientTransformation) -> str:
-    """Describes a rule: the transforms that it consists of, and their switches.
+    """Describes the transformations that a rule consists of, and their boolean settings.
 
-    Rules with the same description may still differ: in rates, in masks, and in what is inside
-    `optax.MultiSteps` or a compiled function, where this does not look.
+    Rules with equal descriptions may still differ in learning rates, in masks, and in whatever is
+    inside `optax.MultiSteps` or a compiled function, which this function does not inspect.
     """
     switches = [
         f"{name}={value}"
@@ -132,17 +143,21 @@ def transforms_of(rule: optax.GradientTransformation) -> str:
 
 
 def is_elementwise(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> bool:
-    """Whether `require_elementwise` would return."""
+    """Returns True if the rule is elementwise on these slices; see `require_elementwise`."""
     params, slices = _shapes(params), [_shapes(tree) for tree in slices]
     return _runs(rule, params) and not _fault(rule, params, slices)
 
 
 def require_server_rule(rule: optax.GradientTransformation, params: Any) -> None:
-    """Returns if the rule can be run where it is given gradient, state and all parameters.
+    """Raises unless a rule can run when given only the gradient, its state and all parameters.
+
+    Args:
+      rule: an optax gradient transformation.
+      params: a pytree of arrays, or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      ValueError: it cannot: it needs the loss, its mask does not fit, or it returns other shapes
-        than it is given; names the transform.
+      ValueError: the rule needs the loss, its mask does not match the parameters, or it changes
+        the shape of a parameter or of its state. The message names the transformation at fault.
     """
     _require_runs(rule, params)
     _require_same_shapes(rule, params)
@@ -161,17 +176,21 @@ def _require_runs(rule: optax.GradientTransformation, params: Any) -> None:
     except Exception as error:  # whatever the rule raises
         raise ValueError(
             f"{_culprit(rule, lambda part: not _runs(part, params))} cannot run on a shard or in a "
-            "replica, where a rule is given gradient, state and parameters, nothing else: "
-            f"{_first_line(error)}; use a rule that needs no more, and whose mask or labels fit "
-            "the parameters"
+            "replica, where a rule is given gradient, state and parameters and nothing else: "
+            f"{_first_line(error)}; use a rule that needs nothing else and whose mask or labels "
+            "match the parameters"
         ) from error
 
 
 class _Traced(NamedTuple):
-    """A rule's programs on one tree, and the paths of what they take and return.
+    """A rule traced on one pytree of parameters.
 
     Attributes:
-      reshapes: what of it has another shape after an update than before; "": nothing.
+      params: the paths of the parameters.
+      state: the paths of the leaves of the rule's state.
+      init: the program that makes the initial state.
+      update: the program that makes new parameters and a new state.
+      reshapes: a description of the first leaf whose shape an update changes; "" if there is none.
     """
 
     params: list[str]
@@ -182,11 +201,11 @@ class _Traced(NamedTuple):
 
 
 class _Found(NamedTuple):
-    """What the numbers that a rule computes depend on; each dict by path."""
+    """What the values that a rule computes depend on; the keys of each dict are paths."""
 
-    start: dict[str, Reads]  # the state at first
+    start: dict[str, Reads]  # the initial state
     new: dict[str, Reads]  # the parameters after an update
-    state: dict[str, Reads]
+    state: dict[str, Reads]  # the state after an update
 
 
 def _trace(rule: optax.GradientTransformation, params: Any) -> _Traced:
@@ -194,7 +213,7 @@ def _trace(rule: optax.GradientTransformation, params: Any) -> _Traced:
     return _traced(rule, _structure(params), leaves)
 
 
-@functools.lru_cache(maxsize=1024)  # a run asks several times, of the tree of each shard
+@functools.lru_cache(maxsize=1024)  # a run traces each shard's tree several times
 def _traced(
     rule: optax.GradientTransformation, structure: Any, leaves: tuple[tuple[Any, Any], ...]
 ) -> _Traced:
@@ -222,7 +241,7 @@ def _reshaped(name: str, got: Any, expected: Any) -> str:
 
 
 def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any]) -> str:
-    """What is wrong with a rule on slices; "" if nothing is."""
+    """Says why a rule cannot be applied to slices; returns "" if it can."""
     reading = Dependence()
     numbers = {path: number for number, path in enumerate(_paths(params))}
     whole = _read(_trace(rule, params), numbers, reading)
@@ -238,15 +257,15 @@ def _fault(rule: optax.GradientTransformation, params: Any, slices: Sequence[Any
             )
         if not _alike(found, whole):
             return (
-                "does something else on a slice than on the whole: it depends on shapes, "
-                "or on positions of leaves, and a shard holds only some leaves and may hold "
-                f"part of one; {_REMEDY_OF_MASKS}"
+                "behaves differently on a slice than on the whole: it depends on shapes, or on "
+                "positions of leaves, but a shard holds only some leaves and may hold only "
+                f"part of a leaf; {_REMEDY_OF_MASKS}"
             )
     return ""
 
 
 def _read(traced: _Traced, numbers: dict[str, int], reading: Dependence) -> _Found:
-    """What a rule's updates and its state depend on, after any number of updates."""
+    """Returns what a rule's updates and state depend on after any number of updates."""
 
     def given(kind: str) -> list[Reads]:
         return [Reads(numbers[path], reading.expression(kind, path)) for path in traced.params]
@@ -272,7 +291,10 @@ def _read(traced: _Traced, numbers: dict[str, int], reading: Dependence) -> _Fou
 
 
 def _alike(part: _Found, whole: _Found) -> bool:
-    """Whether a slice's numbers are computed as the whole's are, but for those nobody uses."""
+    """Returns True if a slice's values are computed like those of the whole tree.
+
+    Values that are MIXED on the whole tree are ignored, because no update uses them.
+    """
     pairs = [
         (found, expected.get(path))
         for of_part, expected in zip(part, whole, strict=True)
@@ -297,7 +319,7 @@ def _sample(given: Any) -> Any:
 
 
 def _halves(params: Any) -> list[Any]:
-    """Two slices: the leaves that one has are absent from the other."""
+    """Makes two slices: each holds one half of every other leaf and lacks the remaining leaves."""
     structure, leaves = _structure(params), jax.tree.leaves(params)
     return [
         structure.unflatten(
@@ -345,7 +367,7 @@ def _runs(rule: optax.GradientTransformation, params: Any) -> bool:
 def _culprit(
     rule: optax.GradientTransformation, at_fault: Callable[[optax.GradientTransformation], object]
 ) -> str:
-    """The name of the innermost rule that is at fault."""
+    """Returns the name of the innermost rule that is at fault."""
     for part in _parts(rule):
         if at_fault(part):
             return _culprit(part, at_fault)
@@ -353,13 +375,13 @@ def _culprit(
 
 
 def _parts(rule: optax.GradientTransformation) -> Iterator[optax.GradientTransformation]:
-    """The rules that a combinator, such as optax.chain or optax.masked, closes over."""
+    """Yields the rules that a combinator, such as optax.chain or optax.masked, closes over."""
     inits, updates = _closure(rule.init), _closure(rule.update)
     for init, update in zip(inits.get("init_fns", ()), updates.get("update_fns", ()), strict=False):
         yield optax.GradientTransformation(init, update)
     for value in updates.values():
         held: Any = (value,)
-        if isinstance(value, dict):  # such as of optax.multi_transform, in whatever order
+        if isinstance(value, dict):  # as in optax.multi_transform; sorted for a fixed order
             held = [value[key] for key in sorted(value, key=repr)]
         elif isinstance(value, (tuple, list)) and not isinstance(
             value, optax.GradientTransformation
@@ -371,11 +393,11 @@ def _parts(rule: optax.GradientTransformation) -> Iterator[optax.GradientTransfo
 def _closure(function: Callable[..., Any]) -> dict[str, Any]:
     try:
         return dict(inspect.getclosurevars(function).nonlocals)
-    except (TypeError, ValueError):  # no Python function, or one that closes over what is not set
+    except (TypeError, ValueError):  # not a Python function, or a closure variable is not set yet
         return {}
 
 
 def _name(rule: optax.GradientTransformation) -> str:
-    """Of the factory that made the rule: what stands before `.<locals>` in its name."""
+    """Returns the name of the factory that made the rule: the part before `.<locals>`."""
     name = getattr(rule.update, "__qualname__", type(rule.update).__qualname__)
     return str(name).split(".<locals>")[0]

@@ -1,4 +1,4 @@
-"""What a user hands in to be optimised, checked where it enters: one line for each mistake."""
+"""Checks of what a user passes to an optimiser. Each error message is a single line."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _FLOATS = "parameters must be floating-point arrays"
 def require_number(
     name: str, value: Any, *, least: float = -math.inf, above: float | None = None
 ) -> None:
-    """Raises ValueError unless it is a real number of at least `least`, or greater than `above`."""
+    """Raises ValueError unless `value` is a real number >= `least`, or > `above` if given."""
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
     if not real or not (value >= least if above is None else value > above):
         bound = f" of at least {least}" if math.isfinite(least) else ""
@@ -30,7 +30,7 @@ def require_number(
 
 
 def require_integer(name: str, value: Any, *, least: int, or_none: bool = False) -> None:
-    """Raises ValueError unless it is an integer of at least `least`, or None where that may be."""
+    """Raises ValueError unless `value` is an integer >= `least`, or None if `or_none` is True."""
     if value is None and or_none:
         return
     integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
@@ -40,31 +40,37 @@ def require_integer(name: str, value: Any, *, least: int, or_none: bool = False)
 
 
 def require_bool(name: str, value: Any) -> None:
-    """Raises ValueError unless it is True or False."""
+    """Raises ValueError unless `value` is True or False."""
     if not isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be True or False")
 
 
 def as_rule(name: str, rule: Any, *, or_none: bool = False) -> Any:
-    """An optax transform, or what has its two functions, such as `optax.MultiSteps`.
+    """Returns an update rule as an optax gradient transformation.
+
+    Args:
+      name: the name of the argument, for errors.
+      rule: an optax gradient transformation, or another object with callable attributes `init` and
+        `update`, such as `optax.MultiSteps`.
+      or_none: whether None is allowed; it is returned unchanged.
 
     Raises:
-      ValueError: it is something else, and not None where that may be.
+      ValueError: `rule` is anything else, such as a class or the function that makes a rule.
     """
     known = isinstance(rule, optax.GradientTransformation) and _is_hashable(rule)
     if known or (rule is None and or_none):
         return rule
     functions = [getattr(rule, function, None) for function in ("init", "update")]
     if all(map(callable, functions)) and not isinstance(rule, type):
-        # What is compiled for a rule is found again by its functions.
+        # Compiled functions are cached by the rule's functions, which therefore must be hashable.
         return optax.GradientTransformation(*map(_hashable, functions))
-    remedy = "give an optax transform, such as optax.sgd(0.05)"
+    remedy = "give an optax transformation, such as optax.sgd(0.05)"
     if callable(rule):
         remedy = (
-            "a function is none: call what makes a rule, or give a schedule to a rule, such as "
+            "call the function that makes the rule, or pass a schedule to a rule, such as "
             "optax.sgd(0.05) or optax.sgd(schedule)"
         )
-    raise ValueError(f"{name}={rule!r} is no rule; {remedy}")
+    raise ValueError(f"{name}={rule!r} is not an update rule; {remedy}")
 
 
 def _hashable(function: Any) -> Any:
@@ -80,11 +86,11 @@ def _is_hashable(value: Any) -> bool:
 
 
 def require_floats(params: Vector, name: str = "params") -> None:
-    """Raises unless this is a pytree of floating-point arrays, or of their shapes and types.
+    """Raises unless `params` is a pytree of floating-point arrays, or of `jax.ShapeDtypeStruct`.
 
     Raises:
-      TypeError: a leaf is something else; names it, its dtype, and what to do.
-      ValueError: there is nothing in it.
+      TypeError: a leaf is anything else. The message names the leaf, its dtype and the remedy.
+      ValueError: the pytree contains no numbers.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     for path, leaf in leaves:
@@ -102,7 +108,7 @@ def require_floats(params: Vector, name: str = "params") -> None:
 
 
 def require_finite(params: Vector, name: str = "params") -> None:
-    """Raises ValueError, naming the first leaf that holds a NaN or an infinity."""
+    """Raises ValueError if a leaf contains a NaN or an infinity; names the first such leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         finite = np.isfinite(np.asarray(leaf))
         if not finite.all():
@@ -113,10 +119,10 @@ def require_finite(params: Vector, name: str = "params") -> None:
 
 
 def real_scalar(value: Any, name: str) -> float:
-    """One real number, as a float: of Python, or an array of any shape that holds one number.
+    """Converts a Python number, or an array of any shape with one element, to a float.
 
     Raises:
-      ValueError: it is something else.
+      ValueError: `value` is not one real number.
     """
     array = _array(value)
     if array is None or array.size != 1 or not _is_real(array.dtype):
@@ -125,11 +131,10 @@ def real_scalar(value: Any, name: str) -> float:
 
 
 def require_loss(found: Any, name: str = "loss") -> None:
-    """Raises ValueError unless shapes and types of what a loss returns are those of a scalar."""
+    """Raises ValueError unless the abstract result of a loss is a real floating-point scalar."""
     if isinstance(found, (tuple, list, dict)) or not _is_array(found):
         raise ValueError(
-            f"{name} returns {_outline(found)}; it must return one scalar, without anything beside "
-            "it"
+            f"{name} returns {_outline(found)}; it must return one scalar and nothing else"
         )
     if found.shape != ():
         raise ValueError(
@@ -143,11 +148,13 @@ def require_loss(found: Any, name: str = "loss") -> None:
 
 
 def gradient_like(gradient: Any, params: Vector, name: str) -> Vector:
-    """A gradient in new arrays of the parameters' own types; lists of floats are taken as arrays.
+    """Copies a gradient into new arrays with the dtypes of the parameters.
+
+    A leaf of the gradient may also be a list of floats.
 
     Raises:
-      ValueError: its structure, or the shape of a leaf, is not that of the parameters, or it does
-        not hold floating-point numbers.
+      ValueError: the gradient differs from the parameters in its structure or in the shape of a
+        leaf, or it does not consist of floating-point numbers.
     """
     leaves = jax.tree_util.tree_leaves_with_path(params)
     treedef: Any = jax.tree.structure(params)
@@ -155,8 +162,8 @@ def gradient_like(gradient: Any, params: Vector, name: str) -> Vector:
         parts = treedef.flatten_up_to(gradient)
     except ValueError as error:
         raise ValueError(
-            f"{name} is {_outline(gradient)}, the parameters are {_outline(params)}: it must have "
-            "their structure"
+            f"{name} is {_outline(gradient)}, but the parameters are {_outline(params)}; "
+            "return a gradient with their structure"
         ) from error
     return treedef.unflatten(
         [_like(part, leaf, name, path) for part, (path, leaf) in zip(parts, leaves, strict=True)]
@@ -167,8 +174,8 @@ def _like(part: Any, leaf: Any, name: str, path: Any) -> Any:
     array = part if _is_array(part) else _array(part)
     if array is None or array.shape != leaf.shape:
         raise ValueError(
-            f"{leaf_name(name, path)} is {outline(part if array is None else array)}, the "
-            f"parameter is {outline(leaf)}: give it the same shape"
+            f"{leaf_name(name, path)} is {outline(part if array is None else array)}, but the "
+            f"parameter is {outline(leaf)}; give it the same shape"
         )
     if not jnp.issubdtype(array.dtype, jnp.floating):
         raise ValueError(
@@ -176,11 +183,11 @@ def _like(part: Any, leaf: Any, name: str, path: Any) -> Any:
         )
     if isinstance(leaf, jax.Array):
         return jnp.asarray(array, leaf.dtype)
-    return np.array(array, leaf.dtype)  # a copy: functions of NumPy arrays may use theirs again
+    return np.array(array, leaf.dtype)  # a copy, because the user's function may reuse its array
 
 
 def _array(value: Any) -> Any:
-    """As NumPy sees it; None where it does not."""
+    """Converts `value` to a NumPy array; returns None where that is impossible."""
     try:
         return np.asarray(value)
     except (TypeError, ValueError):  # ragged lists, random keys
@@ -192,7 +199,7 @@ def _is_real(dtype: Any) -> bool:
 
 
 def outline(value: Any) -> str:
-    """A leaf in words: type and shape of an array, else its class."""
+    """Describes a leaf for an error message: the dtype and shape of an array, or the class."""
     return (
         f"{value.dtype}{list(value.shape)}"
         if _is_array(value)
@@ -205,13 +212,13 @@ def _is_array(value: Any) -> bool:
 
 
 def _outline(tree: Any) -> str:
-    """A pytree in words."""
+    """Describes a pytree for an error message, in at most 83 characters."""
     text = " ".join(str(jax.tree.map(outline, tree)).replace("'", "").split())
     return text if len(text) <= 80 else f"{text[:80]}..."
 
 
 def leaf_name(name: str, path: Any) -> str:
-    """What errors call a leaf of a pytree of that name: its keys, joined by slashes."""
+    """Returns what error messages call a leaf: `name` and the keys of its path, joined by `/`."""
     return "/".join([name, *(jax.tree_util.keystr((key,), simple=True) for key in path)])
 
 
@@ -220,15 +227,16 @@ _OWN_STATISTICS = "normalise by each batch's own statistics, or use LayerNorm or
 
 
 def require_parameters(params: Any) -> None:
-    """Raises TypeError, of one line, if a leaf is known to be no parameter.
+    """Raises TypeError if a leaf is known not to be a trainable parameter of its own.
 
-    Such are variables of NNX but for `nnx.Param`, arrays of an NNX module that are no variables,
-    a variable that stands in two places, and Linen's collection `batch_stats`, also flattened.
+    Rejected are NNX variables other than `nnx.Param`, arrays of an NNX module that are not
+    variables, an NNX variable that occurs in two places, and Linen's collection `batch_stats`,
+    flattened or not.
     """
     for path, _ in jax.tree_util.tree_leaves_with_path(params):
         if any("batch_stats" in _parts(key) for key in path):
             raise TypeError(
-                f"{leaf_name('params', path)} is a running statistic, which no rule may change: "
+                f"{leaf_name('params', path)} is a running statistic, not a trainable parameter; "
                 f"give variables['params'] alone, and {_OWN_STATISTICS} (docs/models.md)"
             )
     if (nnx := sys.modules.get("flax.nnx")) is not None:
@@ -236,7 +244,7 @@ def require_parameters(params: Any) -> None:
 
 
 def _parts(key: Any) -> tuple[Any, ...]:
-    """A key of a path, or those that flax has made one of: a tuple, or joined by slashes."""
+    """Splits a path's key into the keys that flax joined in it, as a tuple or with slashes."""
     name = getattr(key, "key", getattr(key, "name", None))
     return name if isinstance(name, tuple) else tuple(str(name).split("/"))
 
@@ -249,18 +257,19 @@ def _require_params_of_nnx(nnx: Any, params: Any) -> None:
             if isinstance(leaf, nnx.Param):
                 if places.setdefault(id(leaf), name) != name:
                     raise TypeError(
-                        f"{name} is the same variable as {places[id(leaf)]}, and they would come "
-                        f"apart: give `params` of {_SPLIT}, where it stands once (docs/models.md)"
+                        f"{name} is the same variable as {places[id(leaf)]}, and training would "
+                        f"make them differ; give `params` of {_SPLIT}, which contains it once "
+                        "(docs/models.md)"
                     )
             elif isinstance(leaf, nnx.Variable):
                 raise TypeError(
-                    f"{name} is an nnx.{kind}, which no rule may change: give `params` of "
+                    f"{name} is an nnx.{kind}, not a trainable parameter; give `params` of "
                     f"{_SPLIT}, {_remedy(nnx, leaf)} (docs/models.md)"
                 )
             elif isinstance(part, nnx.Pytree):
                 raise TypeError(
-                    f"{name} stands in a module and is no nnx.Param: make it one, or give `params` "
-                    f"of {_SPLIT} (docs/models.md)"
+                    f"{name} is an array in a module but not an nnx.Param; make it one, or give "
+                    f"`params` of {_SPLIT} (docs/models.md)"
                 )
 
 
@@ -273,7 +282,7 @@ def _remedy(nnx: Any, variable: Any) -> str:
 
 
 def _leaves(tree: Any, kinds: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
-    """Paths and leaves, among which are whole instances of these classes."""
+    """Yields (path, leaf) pairs, treating instances of `kinds` as leaves."""
     yield from jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, kinds))
 
 

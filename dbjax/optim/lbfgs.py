@@ -1,8 +1,9 @@
 """L-BFGS: Liu & Nocedal 1989; Nocedal & Wright 2006, algorithms 7.4 and 7.5.
 
-The vectors of the history stay where the parameters are. The direction is a combination of
-2 m + 1 of them, whose coefficients follow from their dot products alone (Chen, Wang & Zhou
-2014, "Large-scale L-BFGS using MapReduce"): per iteration O(m) new ones, in one round trip.
+The vectors of the history stay where the parameters are. The search direction is a linear
+combination of 2 m + 1 vectors whose coefficients depend only on the dot products of these vectors
+(Chen, Wang & Zhou 2014, "Large-scale L-BFGS using MapReduce"). Each iteration needs O(m) new dot
+products, which are computed in one round trip.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What the coordinator knows of the pairs s, y.
+    """The coordinator's record of the pairs (s, y).
 
     Attributes:
-      slots: where the pairs lie, "s3" and "y3" for 3, oldest first. There is one more than
-        pairs are kept, so that a pair which is no good costs no other.
-      gram: dot products of s (oldest first), y (oldest first) and the gradient; empty: to
-        be asked for.
+      slots: the slot numbers of the pairs, oldest first; slot 3 consists of the vectors "s3" and
+        "y3". There is one slot more than the pairs that are kept, so that a new pair that turns
+        out to be unusable does not overwrite an older one.
+      gram: the Gram matrix of s (oldest first), y (oldest first) and the gradient, [2 pairs + 1,
+        2 pairs + 1]. It is empty if the dot products still have to be requested.
     """
 
     slots: tuple[int, ...] = ()
@@ -39,17 +41,23 @@ class History:
 
 @dataclasses.dataclass(frozen=True)
 class Lbfgs:
-    """L-BFGS.
+    """Limited-memory BFGS with a strong Wolfe line search.
+
+    Paper: section 4.2 (the optimiser of Sandblaster L-BFGS).
 
     Attributes:
-      memory: pairs that are kept, m.
-      vector_free: one round trip for the direction; False: the two-loop recursion on the
-        vectors themselves, 2 m + 1 more.
-      curvature: a pair is taken if s . y > curvature |s|^2 (proof 15).
-      damped: Powell's damping instead of leaving a pair out: y is mixed with s / gamma.
-      first_step: length of the first trial of all, at most, in units of the parameters; at
-        most that of the gradient.
+      memory: the number of pairs that are kept, m.
+      vector_free: True computes the direction in one round trip. False runs the two-loop
+        recursion on the vectors themselves, which takes 2 m + 1 more round trips.
+      curvature: a pair is kept only if s . y > curvature |s|^2 (proof 15).
+      damped: whether to apply Powell's damping, which mixes y with s / gamma, to a pair that
+        fails the curvature condition, instead of dropping the pair.
+      first_step: the maximum length of the very first trial step, in units of the parameters. The
+        step is never longer than the gradient.
       wolfe: the line search.
+
+    Raises:
+      ValueError: a setting has the wrong type or is out of range.
     """
 
     memory: int = 10
@@ -72,7 +80,7 @@ class Lbfgs:
         return dataclasses.replace(state, memory=History(gram=np.array([[square]])))
 
     def memo(self, state: State) -> State:
-        """Without the dot products, which the vectors still know."""
+        """Returns the state without the dot products, which can be recomputed from the vectors."""
         return dataclasses.replace(state, memory=History(state.memory.slots))
 
     async def iterate(self, space: Space, state: State) -> State:
@@ -88,7 +96,7 @@ class Lbfgs:
         return await search_along(space, state, self.wolfe, step, slope, prepare)
 
     async def _remember(self, space: Space, state: State) -> History:
-        """Takes the pair of the last iteration into the history, if it is any good."""
+        """Adds the pair of the last iteration to the history, if it is usable."""
         known = await _known(space, state)
         if state.iteration == 0:
             return known
@@ -112,7 +120,10 @@ class Lbfgs:
         return history if len(history.slots) <= self.memory else _without(history, 0)
 
     async def _damp(self, space: Space, history: History, scale: float) -> History:
-        """Powell 1978, with a multiple of the identity for B: y <- theta y + (1 - theta) B s."""
+        """Damps the newest pair: y <- theta y + (1 - theta) B s.
+
+        Powell 1978, with B = `scale` times the identity.
+        """
         pairs = len(history.slots)
         at_s, at_y = pairs - 1, 2 * pairs - 1
         gram = history.gram.copy()
@@ -126,7 +137,10 @@ class Lbfgs:
         return History(history.slots, mix @ gram @ mix.T)
 
     def _combine(self, history: History, coefficients: Matrix) -> Command:
-        """Direction <- the combination; absent pairs are zeros, so that it compiles once."""
+        """Returns the command that computes the direction.
+
+        Missing pairs are replaced by zero vectors, so that the command is compiled only once.
+        """
         pairs = len(history.slots)
         s, y = coefficients[:pairs], coefficients[pairs:-1]
         absent = ((0.0, "zero"),) * (self.memory - pairs)
@@ -141,17 +155,22 @@ class Lbfgs:
 
 
 def direction_coefficients(gram: Any) -> Any:
-    """Of s (oldest first), y (oldest first) and the gradient in -H gradient, [2 m + 1].
+    """Runs the two-loop recursion on coefficients instead of vectors.
 
-    The two-loop recursion, carried out on coefficients. `gram` [2 m + 1, 2 m + 1], of NumPy
-    or of jax, holds the dot products of these vectors; H starts from s . y / y . y of the
-    newest pair. Absent pairs are rows and columns of zeros, before the others, and
-    contribute nothing: their coefficients are 0.
+    The initial H is s . y / y . y of the newest pair, times the identity.
+
+    Args:
+      gram: the dot products of s (oldest first), y (oldest first) and the gradient, a NumPy or
+        JAX matrix [2 m + 1, 2 m + 1]. Missing pairs are rows and columns of zeros before the
+        others; their coefficients are 0.
+
+    Returns:
+      The coefficients of these vectors in the direction -H gradient, [2 m + 1].
     """
     pairs = len(gram) // 2
     unit = np.eye(len(gram), dtype=gram.dtype)
     sy, yy = gram.diagonal(pairs)[:pairs], gram.diagonal()[pairs:-1]
-    sy, yy = sy + (sy == 0), yy + (sy == 0)  # absent: 1, so that the quotients are 0 and 1
+    sy, yy = sy + (sy == 0), yy + (sy == 0)  # missing pairs get 1, so that quotients are 0 and 1
     coefficients = -unit[-1]
     alpha = {}
     for i in reversed(range(pairs)):
@@ -166,7 +185,7 @@ def direction_coefficients(gram: Any) -> Any:
 
 
 async def _known(space: Space, state: State) -> History:
-    """The history; of a state that was only a memo the dot products are asked for."""
+    """Returns the history. If the state is only a memo, requests the missing dot products."""
     slots, gram = state.memory.slots, state.memory.gram
     if gram.size:
         return History(slots, gram)
@@ -180,7 +199,11 @@ async def _known(space: Space, state: State) -> History:
 
 
 async def _two_loops(space: Space, history: History) -> float:
-    """Algorithm 7.4 on the vectors themselves, 2 m + 1 round trips; returns the slope."""
+    """Runs algorithm 7.4 on the vectors themselves, in 2 m + 1 round trips.
+
+    Returns:
+      The slope of the loss along "direction".
+    """
     slots, gram = history.slots, history.gram
     pairs = len(slots)
     rho = [1 / gram[i, pairs + i] for i in range(pairs)]
@@ -202,16 +225,18 @@ async def _two_loops(space: Space, history: History) -> float:
 
 
 def _names(kind: str, slots: tuple[int, ...], length: int) -> list[str]:
-    """Names of vectors, oldest first, filled up with zeros in front."""
+    """Returns the names of vectors, oldest first, padded at the front with "zero"."""
     return ["zero"] * (length - len(slots)) + [f"{kind}{slot}" for slot in slots]
 
 
 def _grown(known: History, rows: Matrix, memory: int) -> Matrix:
-    """The Gram matrix of the known pairs, the new pair, and the new gradient.
+    """Returns the Gram matrix of the known pairs, the new pair and the new gradient.
 
     Args:
-      rows: [3, 2 memory + 3]: s, y and gradient with the pairs, absent ones first, and with
-        themselves.
+      known: the history before the new pair.
+      rows: dot products of the new s, y and gradient with the pairs (missing pairs first) and
+        with each other, [3, 2 memory + 3].
+      memory: the number of pairs that are kept.
     """
     old = len(known.slots)
     columns = [*range(memory - old, memory), *range(2 * memory - old, 2 * memory)]
@@ -222,7 +247,7 @@ def _grown(known: History, rows: Matrix, memory: int) -> Matrix:
 
 
 def _without(history: History, pair: int) -> History:
-    """Leaves one pair out."""
+    """Returns the history without one pair, given by its index from the oldest."""
     pairs = len(history.slots)
     stay = [i for i in range(2 * pairs + 1) if i not in (pair, pairs + pair)]
     slots = (*history.slots[:pair], *history.slots[pair + 1 :])

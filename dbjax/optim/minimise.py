@@ -1,4 +1,4 @@
-"""Batch methods in this process: on a jax pytree, or on NumPy arrays."""
+"""Runs batch methods within this process, on a JAX pytree or on NumPy arrays."""
 
 from __future__ import annotations
 
@@ -27,7 +27,12 @@ T = TypeVar("T")
 
 @final
 class LocalSpace:
-    """A `Space` whose vectors are here; nothing it is asked for has to be waited for."""
+    """A `Space` whose vectors are in this process, so its coroutines never wait.
+
+    Args:
+      value_and_grad: (params) -> (loss, gradient).
+      params: the initial parameters.
+    """
 
     before = after = "gradient"
 
@@ -55,22 +60,27 @@ def minimise(
     *,
     value_and_grad: Callable[[Vector], tuple[Any, Vector]] | None = None,
 ) -> tuple[Vector, State]:
-    """Minimises a loss; returns the parameters, and where and why it stopped.
+    """Minimises a loss with a batch method.
 
     Args:
-      loss: params -> scalar, differentiable by jax; not called, and may be None, with
-        `value_and_grad`.
-      params: a pytree of floating-point arrays, all finite; with jax also of Python's floats.
-      method: `Lbfgs()` by default.
-      value_and_grad: instead of jax's, for functions of NumPy arrays: params -> (one real number,
-        its gradient). The gradient has the structure and the shapes of the parameters, and is
-        converted to their floating-point types.
+      loss: params -> scalar, differentiable by JAX. It is not called, and may be None, if
+        `value_and_grad` is given.
+      params: the initial parameters, a pytree of finite floating-point arrays. Without
+        `value_and_grad`, leaves may also be Python floats.
+      method: the batch method; `Lbfgs()` by default.
+      stops: the stopping criteria; `Stops()` by default.
+      value_and_grad: a replacement for JAX's differentiation, for functions of NumPy arrays:
+        params -> (loss, gradient). The loss is one real number. The gradient has the structure
+        and shapes of the parameters and is converted to their floating-point types.
+
+    Returns:
+      The final parameters, and the final `State`, whose field `stop` says why the method stopped.
 
     Raises:
-      TypeError: a parameter is no array of floating-point numbers, or is state of a model, or an
-        argument is of another type than it must be.
-      ValueError: parameters that are not finite, or nothing at all; or what `loss` or
-        `value_and_grad` returns is not as said above.
+      TypeError: a parameter is not a floating-point array or belongs to a model's state, or an
+        argument has the wrong type.
+      ValueError: the parameters are empty or not finite, or `loss` or `value_and_grad` returns
+        something other than described above.
     """
     method, stops = Lbfgs() if method is None else method, Stops() if stops is None else stops
     _require_arguments(loss, method, stops, value_and_grad)
@@ -92,7 +102,7 @@ def minimise(
 
 def _require_arguments(loss: Any, method: Any, stops: Any, value_and_grad: Any) -> None:
     if loss is None and value_and_grad is None:
-        raise TypeError("loss=None needs value_and_grad: a function of the parameters")
+        raise TypeError("loss=None needs value_and_grad; give one of the two functions")
     for name, function in (("loss", loss), ("value_and_grad", value_and_grad)):
         if function is not None and not callable(function):
             raise TypeError(f"{name}={function!r} must be a function of the parameters")
@@ -107,16 +117,16 @@ def _array_of(leaf: Any) -> Any:
 
 
 def _differentiated(loss: Callable[[Vector], Any], params: Vector) -> Callable[..., Any]:
-    """Value and gradient by jax, compiled."""
+    """Returns a compiled function that computes the loss and its gradient."""
     require_loss(jax.eval_shape(loss, params))
     return jax.jit(jax.value_and_grad(loss))
 
 
 def _checked(value_and_grad: Callable[[Vector], Any]) -> Callable[..., Any]:
-    """A function of the user's, whose answers are looked at."""
+    """Wraps a user's function so that its results are checked."""
 
     def checked(params: Vector) -> tuple[float, Vector]:
-        # It may change what it is given: those are arrays of its own.
+        # The user's function may modify its arguments, so it gets copies.
         own = jax.tree.map(lambda x: x.copy() if isinstance(x, np.ndarray) else x, params)
         found = value_and_grad(own)
         if not isinstance(found, (tuple, list)) or len(found) != 2:
@@ -137,10 +147,10 @@ async def _minimise(space: LocalSpace, method: Method, stops: Stops) -> State:
 
 
 def _complete(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Runs a coroutine that never waits."""
+    """Runs a coroutine that never waits, and returns its result."""
     try:
         coroutine.send(None)
     except StopIteration as stop:
         value: T = stop.value
         return value
-    raise RuntimeError("a method in this process waited for something")
+    raise RuntimeError("the method awaited something other than its space")

@@ -1,9 +1,8 @@
-"""L-BFGS as optax transforms: one reduction per direction, for parameters that are sharded.
+"""L-BFGS as optax transformations that need one reduction per direction on sharded parameters.
 
-The two-loop recursion takes 2 m dot products one after another, and on sharded parameters
-each is a round of communication. Here all dot products are taken at once, and the recursion
-is carried out on coefficients (Chen, Wang & Zhou 2014, "Large-scale L-BFGS using
-MapReduce").
+The two-loop recursion computes 2 m dot products one after another, and on sharded parameters each
+of them is a round of communication. This module computes all dot products at once and runs the
+recursion on coefficients (Chen, Wang & Zhou 2014, "Large-scale L-BFGS using MapReduce").
 """
 
 from __future__ import annotations
@@ -22,16 +21,18 @@ ZOOM = optax.scale_by_zoom_linesearch(max_linesearch_steps=20, initial_guess_str
 
 
 class VectorFreeLbfgsState(NamedTuple):
-    """What is known of the last m pairs: changes s of the parameters, y of the gradient.
+    """The last m pairs: changes s of the parameters and y of the gradient.
 
     Attributes:
-      count: updates so far, a scalar int32.
-      taken: pairs taken so far, a scalar int32; pair k lies at k mod m.
-      params: those of the last update.
-      gradient: that of the last update, like the parameters.
-      s: like the parameters, stacked [m, ...]; zeros where there is no pair yet.
-      y: like s.
-      gram: [2 m, 2 m] dot products of s and y, each oldest first, absent ones before them.
+      count: the number of updates so far, a scalar int32.
+      taken: the number of pairs accepted so far, a scalar int32. Pair k is stored at index k mod m.
+      params: the parameters at the last update.
+      gradient: the gradient at the last update, a pytree like the parameters.
+      s: the changes of the parameters, a pytree like the parameters whose leaves are stacked
+        [m, ...]; zeros where there is no pair yet.
+      y: the changes of the gradient, stacked like s.
+      gram: the dot products of s (oldest first) and y (oldest first), [2 m, 2 m]. Missing pairs
+        are zeros before the others.
     """
 
     count: jax.Array  # type: ignore[assignment]  # optax's name; hides tuple.count
@@ -49,17 +50,29 @@ def lbfgs(
     damped: bool = False,
     linesearch: optax.GradientTransformationExtraArgs = ZOOM,
 ) -> optax.GradientTransformationExtraArgs:
-    """L-BFGS with a line search; a drop-in for `optax.lbfgs`, and used as it is.
+    """Returns L-BFGS with a line search, a drop-in replacement for `optax.lbfgs`.
 
-    `update` needs params, value, grad and value_fn; `optax.value_and_grad_from_state` saves
-    the evaluation the line search has already made. For the other arguments, and the first
-    step, see `scale_by_vector_free_lbfgs`.
+    `update` needs the arguments params, value, grad and value_fn. Use
+    `optax.value_and_grad_from_state` to reuse the evaluation that the line search already made.
+
+    Args:
+      memory: the number of pairs that are kept, m.
+      curvature: a pair is kept only if s . y > curvature |s|^2.
+      damped: whether to damp other pairs (Powell 1978) instead of dropping them.
+      linesearch: the optax line search; by default zoom, with at most 20 steps and first trial 1.
+
+    Returns:
+      An optax gradient transformation. See `scale_by_vector_free_lbfgs` for the direction, its
+      first step and its errors.
+
+    Raises:
+      ValueError: `memory` is below 1.
     """
     direction = scale_by_vector_free_lbfgs(memory, curvature, damped)
     chain = optax.chain(direction, optax.scale(-1.0), linesearch)
 
     def init(params: optax.Params) -> optax.OptState:
-        # optax's zoom starts from weak types and returns others: a step would compile twice.
+        # optax's zoom starts with weak types and returns strong ones: a step would compile twice.
         return jax.tree.map(lambda x: jnp.asarray(x, jnp.result_type(x)), chain.init(params))
 
     return optax.GradientTransformationExtraArgs(init, chain.update)
@@ -68,29 +81,35 @@ def lbfgs(
 def scale_by_vector_free_lbfgs(
     memory: int = 10, curvature: float = 1e-10, damped: bool = False
 ) -> optax.GradientTransformationExtraArgs:
-    """Gradient -> H gradient, as `optax.scale_by_lbfgs`; `scale(-1)` makes it a descent.
+    """Returns the transformation gradient -> H gradient, like `optax.scale_by_lbfgs`.
 
-    Paper: Chen, Wang & Zhou 2014, section 3; Nocedal & Wright 2006, algorithm 7.4, with
-    H = s . y / y . y of the newest pair to start from. While there is no pair, H is
-    min(1, 1 / |gradient|): a first step of length 1 at most, as optax's.
+    Chain it with `optax.scale(-1)` to get a descent direction.
 
-    Differs from `optax.scale_by_lbfgs`, which takes every pair, whatever its curvature.
+    Paper: Chen, Wang & Zhou 2014, section 3; Nocedal & Wright 2006, algorithm 7.4. The recursion
+    starts from H = s . y / y . y of the newest pair. While there is no pair, H is
+    min(1, 1 / |gradient|), so that the length of the first step is at most 1, as in optax.
+
+    Differs from `optax.scale_by_lbfgs`, which keeps every pair, whatever its curvature.
 
     Args:
-      memory: pairs that are kept, m.
-      curvature: a pair is taken if s . y > curvature |s|^2, else left out.
-      damped: mixes such a pair's y with B s first (Powell 1978), until s . y is
-        0.2 s . B s, where B is |y| / |s| times the identity.
+      memory: the number of pairs that are kept, m.
+      curvature: a pair is kept only if s . y > curvature |s|^2.
+      damped: whether to rescue a pair that fails this condition by mixing its y with B s
+        (Powell 1978) until s . y is 0.2 s . B s, where B is |y| / |s| times the identity.
+
+    Returns:
+      An optax gradient transformation with a `VectorFreeLbfgsState`. Its `update` raises
+      ValueError if it is called without params.
 
     Raises:
-      ValueError: `memory` is below 1, or `update` is called without params.
+      ValueError: `memory` is below 1.
     """
     if memory < 1:
         raise ValueError(f"scale_by_vector_free_lbfgs: memory={memory} must be at least 1")
 
     def init(params: optax.Params) -> VectorFreeLbfgsState:
         def zeros(*stack: int) -> optax.Params:
-            """Sharded like params; new ones each time, so that all can be donated."""
+            """Returns zeros sharded like params, in new arrays so that each can be donated."""
             return jax.tree.map(
                 lambda x: jnp.broadcast_to(jnp.zeros_like(x), (*stack, *x.shape)), params
             )
@@ -127,7 +146,7 @@ def _update(
     if damped:
         y, gram = damp(s, y, gram, curvature)
     good = (state.count > 0) & (gram[-3, -2] > curvature * gram[-3, -3])
-    # Needing all dot products also lets the stacks be overwritten in place, after them.
+    # This condition needs all dot products, so XLA can overwrite the stacks in place after them.
     good &= jnp.isfinite(gram[-3:-1]).all()
     gram = chosen(gram, good)
     slot, taken = state.taken % (len(state.gram) // 2), state.taken + good
@@ -144,13 +163,16 @@ def _update(
 def grown(
     gram: jax.Array, taken: jax.Array, stacks: tuple[Any, Any], new: tuple[Vector, ...]
 ) -> jax.Array:
-    """[2 m + 3, 2 m + 3]: `gram` [2 m, 2 m], bordered by the new s, y and gradient.
+    """Extends a Gram matrix by the dot products of a new s, a new y and the gradient.
 
     Args:
-      gram: dot products of the pairs in `stacks`.
-      taken: pairs put into `stacks` so far.
-      stacks: those of s and of y.
-      new: s, y and gradient, the only ones of which dot products are taken.
+      gram: the dot products of the pairs in `stacks`, [2 m, 2 m].
+      taken: the number of pairs put into `stacks` so far.
+      stacks: the stacks of s and of y.
+      new: the new s, the new y and the gradient. Only dot products with these are computed.
+
+    Returns:
+      The extended matrix, [2 m + 3, 2 m + 3].
     """
     rows = jax.tree.map(lambda *leaves: jnp.stack(leaves), *new)
     border = jnp.concatenate([jnp.roll(_dots(stack, rows), -taken, axis=0) for stack in stacks])
@@ -159,9 +181,19 @@ def grown(
 
 
 def damp(s: Vector, y: Vector, gram: jax.Array, curvature: float) -> tuple[Vector, jax.Array]:
-    """Powell 1978: y <- theta y + (1 - theta) B s if s . y <= curvature |s|^2, B = |y| / |s| I.
+    """Applies Powell's damping to a new pair if s . y <= curvature |s|^2.
 
-    Theta is such that s . y becomes 0.2 s . B s. `gram` as `grown` made it.
+    Powell 1978: y <- theta y + (1 - theta) B s, where B = |y| / |s| I and theta is chosen such
+    that s . y becomes 0.2 s . B s.
+
+    Args:
+      s: the new s.
+      y: the new y.
+      gram: the matrix that `grown` returns.
+      curvature: the threshold.
+
+    Returns:
+      The damped y, and the Gram matrix that belongs to it.
     """
     ss, sy, yy = gram[-3, -3], gram[-3, -2], gram[-2, -2]
     b = jnp.sqrt(yy / (ss + (ss == 0)))
@@ -177,7 +209,11 @@ def damp(s: Vector, y: Vector, gram: jax.Array, curvature: float) -> tuple[Vecto
 
 
 def chosen(gram: jax.Array, good: jax.Array) -> jax.Array:
-    """[2 m + 1, 2 m + 1]: with the new pair for the oldest one if it is good, else without."""
+    """Drops the oldest pair from `grown`'s matrix if the new pair is good, else the new pair.
+
+    Returns:
+      The Gram matrix of m pairs and the gradient, [2 m + 1, 2 m + 1].
+    """
     m = (len(gram) - 3) // 2
     rows = jnp.where(good, jnp.array(order(m, leave_out=0)), jnp.array(order(m, leave_out=m)))
     return gram[rows][:, rows]
@@ -186,7 +222,14 @@ def chosen(gram: jax.Array, good: jax.Array) -> jax.Array:
 def combined(
     coefficients: jax.Array, taken: jax.Array, stacks: tuple[Any, Any], gradient: Vector
 ) -> Vector:
-    """Sum of coefficients [2 m + 1], in the order of a Gram matrix, times the vectors."""
+    """Returns the linear combination of the pairs and the gradient.
+
+    Args:
+      coefficients: [2 m + 1], in the order of a Gram matrix with the gradient.
+      taken: the number of pairs put into `stacks` so far.
+      stacks: the stacks of s and of y.
+      gradient: the gradient.
+    """
     m = len(coefficients) // 2
     of_s, of_y = (jnp.roll(c, taken) for c in (coefficients[:m], coefficients[m:-1]))
 
@@ -198,9 +241,12 @@ def combined(
 
 
 def _dots(a: Any, b: Any) -> Any:
-    """Every dot product of stacks [i, ...] and [j, ...], [i, j]; in float32 at least.
+    """Computes all dot products of stacks [i, ...] and [j, ...] in float32 or wider.
 
-    Of complex numbers that of their parts, as if these were parameters of their own.
+    Real and imaginary parts of complex numbers count as separate parameters.
+
+    Returns:
+      The dot products, [i, j].
     """
 
     def dots(x: jax.Array, y: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The second half of every iteration: from a direction to new parameters."""
+"""The line search of every batch method: moves the parameters along a direction."""
 
 from __future__ import annotations
 
@@ -19,20 +19,29 @@ async def search_along(
     slope: float,
     prepare: tuple[Command, ...],
 ) -> State:
-    """Moves "params" along "direction", and leaves where it came from in "start" and "origin".
+    """Moves "params" along "direction" by a step that satisfies the line search.
 
-    Each trial is one list of commands (with the first goes `prepare`, which makes the
-    direction), one evaluation, and one slope, fused with the gradient's norm.
+    The previous parameters are left in "start" and their gradient in "origin". A trial consists of
+    one list of commands (preceded by `prepare` in the first trial), one evaluation, and one
+    request for the slope and the norm of the gradient.
 
-    Trials are evaluated over the next sample. What can be compared is the loss over what
-    two samples share, and so the search is about that (all the data, unless sub-sampled).
-    Where it does not fall along the direction the sample says nothing against the step, and
-    where a search over a part fails, half the shortest step that it tried is taken: see
-    `_unsearched`.
+    Trials are evaluated over the next sample of the data. Losses of two samples can be compared
+    only over the examples that both share, so the search minimises the loss over these (which are
+    all the data, unless the method sub-samples). If this loss does not decrease along the
+    direction at step 0, the first step is taken without a search. If a search over a part of the
+    data fails, half the shortest step that it tried is taken. See `_unsearched`.
 
     Args:
-      slope: of the loss along the direction, at step 0.
-      prepare: commands that make "direction".
+      space: the vectors and the loss.
+      state: the state before this iteration.
+      wolfe: the line search.
+      first_step: the first trial step, in multiples of "direction".
+      slope: the derivative of the loss along the direction, at step 0.
+      prepare: commands that compute "direction".
+
+    Returns:
+      The state after this iteration. If no step was found, its `stop` says why, and "params" and
+      "gradient" are the previous ones.
     """
     walk = _Walk(space, state)
     sampled = space.after != "gradient"
@@ -49,16 +58,16 @@ async def search_along(
     if found is None:
         await walk.back()
         return walk.ended(begin, stop=f"line search: {why}")
-    if found.step != walk.last:  # the best is not the last: go back to it
+    if found.step != walk.last:  # the best trial is not the last one, so go back to it
         await walk.trial(found.step)
     return walk.ended(found)
 
 
 async def _unsearched(walk: _Walk, step: float, max_trials: int) -> State:
-    """Takes the step as it is, as long as the loss is finite there.
+    """Takes a step without a search, halving it until the loss is finite.
 
-    Berahas, Nocedal & Takac 2016, "A Multi-Batch L-BFGS Method for Machine Learning",
-    never search.
+    Berahas, Nocedal & Takac 2016, "A Multi-Batch L-BFGS Method for Machine Learning", never search
+    at all.
     """
     for _ in range(max_trials):
         trial = await walk.trial(step)
@@ -73,7 +82,7 @@ async def _unsearched(walk: _Walk, step: float, max_trials: int) -> State:
 
 @final
 class _Walk:
-    """Trials along the direction, and what was seen at each."""
+    """Evaluates trials along the direction, and remembers their results."""
 
     def __init__(self, space: Space, state: State) -> None:
         self.space, self.state, self.last = space, state, 0.0
@@ -97,11 +106,11 @@ class _Walk:
         return Trial(step, losses.before, slope)
 
     def shortest(self) -> float:
-        """Of the steps that were tried."""
+        """Returns the shortest step that was tried."""
         return min(step for step in self._seen if step > 0)
 
     async def back(self) -> None:
-        """To where it came from."""
+        """Restores the parameters and the gradient from before the search."""
         await self.space.perform(
             *self.pending,
             Combine("params", ((1.0, "start"),)),

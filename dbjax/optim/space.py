@@ -1,9 +1,9 @@
-"""What a coordinator may ask of vectors that live elsewhere (section 4.2).
+"""Commands that a coordinator issues on vectors that are stored elsewhere (section 4.2).
 
 Dean et al. 2012: the coordinator "issues commands drawn from a small set of operations
-(e.g., dot product, scaling, coefficient-wise addition, multiplication)", which whoever
-holds the vectors performs, keeping the results. Commands come in lists, so that many cost
-one round trip; what comes back are scalars.
+(e.g., dot product, scaling, coefficient-wise addition, multiplication)". The holder of the vectors
+performs the commands and keeps the results. Commands are sent in lists, so that several of them
+cost one round trip. Only scalars are returned.
 """
 
 from __future__ import annotations
@@ -21,9 +21,13 @@ from dbjax.optim.vector_program import VectorProgram, run
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Combine:
-    """out <- sum of coefficient * vector: scaling, addition; no terms: zero.
+    """out <- sum of coefficient * vector, for scaling and addition.
 
-    One term times 1.0 makes `out` another name of that vector: nothing is copied.
+    A single term with coefficient 1.0 makes `out` another name of that vector without a copy.
+
+    Attributes:
+      out: the name of the result.
+      terms: pairs of a coefficient and the name of a vector. Without terms the result is zero.
     """
 
     out: str
@@ -32,7 +36,13 @@ class Combine:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Multiply:
-    """out <- a * b, coefficient by coefficient."""
+    """out <- a * b, coefficient by coefficient.
+
+    Attributes:
+      out: the name of the result.
+      a: the name of the first factor.
+      b: the name of the second factor.
+    """
 
     out: str
     a: str
@@ -41,7 +51,14 @@ class Multiply:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Dots:
-    """Replies row . column for every row and column, row by row."""
+    """Requests the dot product of every row with every column.
+
+    The reply consists of `len(rows) * len(columns)` numbers, row by row.
+
+    Attributes:
+      rows: names of vectors.
+      columns: names of vectors.
+    """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
@@ -51,22 +68,30 @@ Command = Combine | Multiply | Dots
 
 
 class Losses(NamedTuple):
-    """The loss at "params": mean over a sample, and over what it shares with others."""
+    """Mean losses at "params" over a sample of the data and over parts of the sample.
+
+    Attributes:
+      total: the loss over the whole sample.
+      before: the loss over the examples that this sample shares with the previous sample.
+      after: the loss over the examples that this sample shares with the next sample.
+    """
 
     total: float
-    before: float  # over what it shares with the sample before
-    after: float  # over what it shares with the next one
+    before: float
+    after: float
 
 
 class Space(Protocol):
-    """Vectors by name, and a loss over samples of the data, numbered from 0.
+    """Named vectors, and a loss over samples of the data.
 
-    A method moves to the next sample with every iteration. Where every sample is all the
-    data, the three losses are one, and so are the three gradients.
+    Samples are numbered from 0, and a batch method moves to the next sample with every iteration.
+    If every sample consists of all the data, the three losses are equal, and so are the three
+    gradients.
 
     Attributes:
-      before: name of the gradient over what a sample shares with the one before.
-      after: name of the gradient over what it shares with the next.
+      before: the name of the gradient over the examples that a sample shares with the previous
+        one.
+      after: the name of the gradient over the examples that a sample shares with the next one.
     """
 
     @property
@@ -76,19 +101,43 @@ class Space(Protocol):
     def after(self) -> str: ...
 
     def perform(self, *commands: Command) -> Awaitable[list[float]]:
-        """Performs the commands in order; the replies of its `Dots`, one after another."""
+        """Performs commands in order.
+
+        Args:
+          *commands: the commands.
+
+        Returns:
+          The replies of all `Dots` among them, concatenated.
+        """
 
     def evaluate(self, sample: int, *commands: Command) -> Awaitable[Losses]:
-        """Performs the commands, then evaluates at "params"; leaves "gradient" and its parts."""
+        """Performs commands, then evaluates the loss and its gradient at "params".
+
+        The gradients are stored as "gradient" and under the names `before` and `after`.
+
+        Args:
+          sample: the number of the sample.
+          *commands: the commands.
+
+        Returns:
+          The losses over the sample.
+        """
 
 
 def perform(vectors: dict[str, Vector], commands: Sequence[Command]) -> np.ndarray[Any, Any]:
-    """Performs commands on vectors held here: results go into `vectors`, replies come back.
+    """Performs commands on vectors in this process, and stores the results in `vectors`.
 
-    Vectors are pytrees of jax or of NumPy arrays, all alike; "params" must be among them.
-    None is changed in place, so that one may have several names. Each shape of a list of
-    commands is compiled once: coefficients and names are not part of it, nor is whether
-    two names of a command are the same. Replies are float64 [replies].
+    Lists of commands that differ only in their coefficients and names share one compiled program,
+    even if a name occurs twice in a command of one list and not of the other.
+
+    Args:
+      vectors: the vectors by name, which must include "params". They are pytrees of JAX or of
+        NumPy arrays with the same structure and shapes. Vectors are never modified in place, so
+        one vector may have several names.
+      commands: the commands.
+
+    Returns:
+      The replies of all `Dots`, concatenated, in float64.
 
     Raises:
       KeyError: a command names a vector that does not exist.
@@ -102,7 +151,7 @@ def perform(vectors: dict[str, Vector], commands: Sequence[Command]) -> np.ndarr
 
 
 class _Plan(NamedTuple):
-    """A list of commands: a program, and what goes into and comes out of it."""
+    """A list of commands as a program, with its inputs and outputs."""
 
     program: VectorProgram
     inputs: list[str]
@@ -118,8 +167,8 @@ def _planned(commands: Sequence[Command]) -> _Plan:
     pairs: list[tuple[int, int]] = []
 
     def places(names: Sequence[str]) -> tuple[int, ...]:
-        # A name that comes again in a list is another input, so that programs do not
-        # depend on how many vectors of a short history are "zero".
+        # A name that is repeated in a list becomes another input, so that programs do not depend
+        # on how many vectors of a short history are "zero".
         again = Counter[str]()
         found = []
         for name in names:

@@ -1,4 +1,4 @@
-"""Where a batch method stands between two iterations, and when it stops."""
+"""The state of a batch method between two iterations, and its stopping criteria."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from dbjax.optim.space import Command, Dots, Space
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """All that a coordinator knows; a few numbers, so that it can be restarted from them.
+    """The state of a coordinator: a few numbers, from which it can be restarted.
 
     Attributes:
-      iteration: finished ones.
-      evaluations: of the loss and its gradient, so far.
-      loss: at "params", over the last sample.
-      shared_loss: at "params", over what that sample shares with the next.
-      decrease: of the loss in the last iteration, before and after over the same data; NaN
-        where nothing was compared.
-      gradient_norm: Euclidean.
-      step: of the last line search.
-      memory: what the method remembers beside the vectors.
-      stop: why it stopped; "" while it goes on.
+      iteration: the number of finished iterations.
+      evaluations: the number of evaluations of the loss and its gradient so far.
+      loss: the loss at "params" over the last sample.
+      shared_loss: the loss at "params" over the examples that the last sample shares with the next.
+      decrease: how much the last iteration decreased the loss, measured before and after over the
+        same data; NaN if no losses were compared.
+      gradient_norm: the Euclidean norm of the gradient at "params".
+      step: the step of the last line search, in multiples of the direction.
+      memory: what the method remembers besides the vectors.
+      stop: the reason why the method stopped; "" while it is running.
     """
 
     iteration: int
@@ -40,14 +40,17 @@ class State:
 
 @dataclasses.dataclass(frozen=True)
 class Stops:
-    """When to stop; the first that holds is named in `State.stop`.
+    """Stopping criteria of a batch method. `State.stop` names the first one that holds.
 
     Attributes:
-      gradient_norm: at which the parameters count as stationary.
-      relative_decrease: of the loss in one iteration, at which it counts as converged:
-        decrease / max(|loss|, 1). Below 0: never.
-      iterations: at most; None: any number.
-      evaluations: at most; a line search that is under way is finished.
+      gradient_norm: the method stops when the norm of the gradient is at most this.
+      relative_decrease: the method stops when decrease / max(|loss|, 1) of one iteration is at
+        most this. A negative value disables the criterion.
+      iterations: the maximum number of iterations; None means no limit.
+      evaluations: the maximum number of evaluations. A line search in progress is completed.
+
+    Raises:
+      ValueError: a setting has the wrong type or is out of range.
     """
 
     gradient_norm: float = 1e-5
@@ -62,7 +65,10 @@ class Stops:
         require_integer("Stops.evaluations", self.evaluations, least=1)
 
     def check(self, state: State) -> State:
-        """The state, with the reason to stop if there is one."""
+        """Returns the state with its field `stop` filled in if the method should stop.
+
+        Besides the criteria above, a loss or a gradient norm that is not finite stops the method.
+        """
         if state.stop:
             return state
         reason = ""
@@ -86,25 +92,37 @@ class Stops:
 
 @runtime_checkable
 class Method(Protocol):
-    """A batch method; its settings are its fields."""
+    """The interface of a batch method, whose settings are its fields."""
 
     async def start(self, space: Space) -> State:
-        """Evaluates at "params"."""
+        """Evaluates the loss at "params", and returns the initial state."""
 
     async def iterate(self, space: Space, state: State) -> State:
-        """One iteration: a direction, a line search, new "params" and "gradient"."""
+        """Runs one iteration: chooses a direction and searches along it.
+
+        Args:
+          space: the vectors and the loss. "params" and "gradient" are replaced by the new ones.
+          state: the state after the previous iteration.
+
+        Returns:
+          The new state.
+        """
 
     def memo(self, state: State) -> State:
-        """As much of the state as it needs to go on from the vectors, and no more."""
+        """Returns the part of the state from which, given the vectors, the method can resume."""
 
 
 async def start(space: Space, *commands: Command) -> tuple[State, float]:
-    """The first evaluation, and the square of the gradient; then performs the commands."""
+    """Makes the first evaluation, then performs commands.
+
+    Returns:
+      The initial state and the squared norm of the gradient.
+    """
     losses = await space.evaluate(0)
     (square,) = await space.perform(*commands, Dots(("gradient",), ("gradient",)))
     return State(0, 1, losses.total, losses.after, norm(square)), square
 
 
 def norm(square: float) -> float:
-    """The root; what is not a number stays so."""
+    """Returns the square root; NaN and negative numbers are returned unchanged."""
     return square**0.5 if square >= 0 else square

@@ -1,7 +1,8 @@
-"""Sums and dot products of pytrees, a list of commands at a time.
+"""Sums and dot products of pytrees, computed for a list of commands at a time.
 
-The cost of vectors is that of moving them through memory. So all dot products of a list
-are taken in one pass over the vectors they are of, wherever the list asks for them.
+The cost of operations on vectors is the cost of moving the vectors through memory. All dot
+products of a list are therefore computed in one pass over their vectors, wherever they occur in
+the list.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ import numpy as np
 
 Vector = Any  # a pytree of arrays
 
-_ROW = 1024  # coefficients that are added up one after another
-_PASS = 72  # dot products in one pass: each occupies registers, and makes compiling longer
-# XLA does not reorder sums on a CPU unless it may, and one after another they do not fit
-# vector registers. Infinities and NaNs stay what they are.
+_ROW = 1024  # number of coefficients that are summed sequentially
+_PASS = 72  # dot products in one pass; each one occupies registers and adds compile time
+# On a CPU, XLA reorders sums only with permission, and sequential sums cannot use vector
+# registers. These options preserve infinities and NaNs.
 _REORDER = {
     "xla_cpu_enable_fast_math": True,
     "xla_cpu_fast_math_honor_infs": True,
@@ -31,12 +32,14 @@ _REORDER = {
 
 
 class VectorProgram(NamedTuple):
-    """Commands without names. Vectors have places: input i is i, what step k makes is ~k.
+    """A list of commands without names, in which vectors are identified by places.
+
+    The place of input i is i, and the place of the result of step k is ~k.
 
     Attributes:
-      steps: "combine" or "multiply", and places of what.
-      pairs: places whose dot products are the replies.
-      kept: places of the results that are asked for.
+      steps: for each step, "combine" or "multiply" and the places of its operands.
+      pairs: the pairs of places whose dot products are the replies.
+      kept: the places of the results to return.
     """
 
     steps: tuple[tuple[str, tuple[int, ...]], ...]
@@ -47,12 +50,16 @@ class VectorProgram(NamedTuple):
 def run(
     program: VectorProgram, like: Vector, given: Sequence[Vector], coefficients: Sequence[float]
 ) -> tuple[list[Vector], np.ndarray[Any, Any]]:
-    """Results that are kept, and replies in float64.
+    """Runs a program on JAX or NumPy vectors.
 
     Args:
-      like: a vector whose shape a combination of nothing has.
+      program: the program.
+      like: a vector with the structure and shapes of a combination without terms.
       given: the inputs.
-      coefficients: of all combinations, in order.
+      coefficients: the coefficients of all combinations, in order.
+
+    Returns:
+      The results that the program keeps, and its replies in float64.
     """
     if isinstance(jax.tree.leaves(like)[0], jax.Array):
         made, replies = _compiled(program)(like, given, np.array(coefficients))
@@ -97,7 +104,7 @@ def _combined(coefficients: Sequence[Any], vectors: Sequence[Vector], like: Vect
 
 
 def _as(coefficient: Any, dtype: Any, leaf: Any) -> Any:
-    """A number of Python stays one, and does not widen what it is multiplied with."""
+    """Casts a coefficient for a JAX leaf. A Python number stays one, so it does not widen NumPy."""
     return coefficient.astype(dtype) if isinstance(leaf, jax.Array) else coefficient
 
 
@@ -106,20 +113,25 @@ def _zeros(leaf: Any) -> Any:
 
 
 def _dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> list[Any]:
-    """Of NumPy arrays. Not `np.vdot`: its float32 sums of 42 M numbers are 1e-3 off."""
+    """Computes dot products of NumPy arrays.
+
+    `np.vdot` is not used, because its float32 sums of 42 M numbers are off by 1e-3.
+    """
 
     def dot(a: Vector, b: Vector) -> Any:
         leaves = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
         wide = ((x, y, np.promote_types(x.dtype, np.float32)) for x, y in leaves)
         return sum(np.sum(np.multiply(x, y, dtype=dtype)) for x, y, dtype in wide)
 
-    with np.errstate(over="ignore"):  # infinity says it, here as in jax
+    with np.errstate(over="ignore"):  # as in JAX, an overflow shows as an infinity
         return [dot(values[a], values[b]) for a, b in pairs]
 
 
 def _fused_dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> Any:
-    """[pairs], those of each leaf in one pass; rows first, then all rows: in parallel, and
-    so that rounding errors of float32 do not grow with the length of the vectors.
+    """Computes the dot products of pairs, [pairs], with one pass over each leaf.
+
+    Each row is summed first and the sums of the rows are added afterwards. This runs in parallel
+    and keeps float32 rounding errors from growing with the length of the vectors.
     """
     if not pairs:
         return jnp.zeros(0)
@@ -134,7 +146,7 @@ def _fused_dots(values: dict[int, Vector], pairs: Sequence[tuple[int, int]]) -> 
 
 
 def _rows(vector: Vector) -> Iterator[jax.Array]:
-    """The coefficients, in float32 at least, in arrays whose rows are of a good length."""
+    """Yields the coefficients in float32 or wider, in arrays with rows of a suitable length."""
     for leaf in jax.tree.leaves(vector):
         wide = leaf.astype(np.promote_types(leaf.dtype, np.float32))
         if leaf.ndim > 1 and _ROW // 4 <= leaf.shape[-1] <= _ROW * 8:
@@ -147,7 +159,7 @@ def _rows(vector: Vector) -> Iterator[jax.Array]:
 
 
 def _summed(products: Sequence[jax.Array]) -> jax.Array:
-    """[products, rows]: each summed over its last axis, in one loop over all of them."""
+    """Sums each array over its last axis, all in one loop; returns [products, rows]."""
 
     def add(a: Sequence[jax.Array], b: Sequence[jax.Array]) -> tuple[jax.Array, ...]:
         return tuple(map(operator.add, a, b))

@@ -1,9 +1,10 @@
-"""A line search for the strong Wolfe conditions, which sees losses and slopes only.
+"""A line search for the strong Wolfe conditions that needs only losses and slopes.
 
-Nocedal & Wright 2006, "Numerical Optimization", algorithms 3.5 (bracketing) and 3.6 (zoom)
-with cubic interpolation; near the limit of the loss's precision the approximate Wolfe
-conditions of Hager & Zhang 2005, which compare slopes and not losses. It runs in one place,
-the coordinator: everybody else learns the step, and nobody decides differently.
+It implements algorithms 3.5 (bracketing) and 3.6 (zoom) of Nocedal & Wright 2006, "Numerical
+Optimization", with cubic interpolation. Near the limit of the loss's precision it uses the
+approximate Wolfe conditions of Hager & Zhang 2005, which compare slopes instead of losses. The
+search runs only on the coordinator, which tells the other nodes the step, so no two nodes can
+decide differently.
 """
 
 from __future__ import annotations
@@ -18,32 +19,46 @@ from dbjax.optim.inputs import require_integer, require_number
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Trial:
-    """A step along the direction; the loss there, and its derivative by the step."""
+    """One trial of a line search.
+
+    Attributes:
+      step: the step, in multiples of the direction.
+      loss: the loss at that step.
+      slope: the derivative of the loss with respect to the step.
+    """
 
     step: float
     loss: float
     slope: float
 
     def finite(self) -> bool:
+        """Returns True if both the loss and the slope are finite."""
         return math.isfinite(self.loss) and math.isfinite(self.slope)
 
 
 def require_search(name: str, search: Any) -> None:
-    """Raises ValueError unless it is a line search such as `Wolfe()`."""
+    """Raises ValueError unless `search` is a line search such as `Wolfe()`."""
     if isinstance(search, type) or not callable(getattr(search, "search", None)):
         raise ValueError(f"{name}={search!r} must be a line search, such as Wolfe()")
 
 
 @dataclasses.dataclass(frozen=True)
 class Wolfe:
-    """The search's settings.
+    """A line search for the strong Wolfe conditions, and its settings.
 
     Attributes:
-      decrease: c1: the loss must fall by this share of what the first slope promises.
-      curvature: c2: the slope must fall to this share of the first one.
-      loss_error: relative error of the loss; smaller differences are not believed.
-      max_trials: evaluations until it gives up.
-      largest_growth: of the step from one trial to the next, while bracketing.
+      decrease: the constant c1. The loss must decrease by at least this fraction of what the
+        initial slope predicts.
+      curvature: the constant c2. The absolute slope must decrease to at most this fraction of the
+        initial one.
+      loss_error: the relative error of the loss. Smaller differences are treated as noise.
+      max_trials: the maximum number of evaluations.
+      largest_growth: the maximum factor by which the step grows from one trial to the next while
+        bracketing.
+
+    Raises:
+      ValueError: a setting has the wrong type, or 0 < decrease < curvature < 1 does not hold, or
+        another setting is out of range.
     """
 
     decrease: float = 1e-4
@@ -66,11 +81,16 @@ class Wolfe:
     async def search(
         self, evaluate: Callable[[float], Awaitable[Trial]], start: Trial, first_step: float
     ) -> tuple[Trial | None, str]:
-        """Finds a step; or None, and why.
+        """Searches for a step.
 
         Args:
-          evaluate: step -> trial; the last one asked for need not be the one returned.
-          start: step 0; its slope must be negative.
+          evaluate: step -> trial. The trial that is returned need not be the last one evaluated.
+          start: the trial at step 0, whose slope must be negative.
+          first_step: the first step to try, above 0.
+
+        Returns:
+          An accepted trial and "", or None and the reason why none was found. If no trial satisfies
+          the conditions, the search accepts one that merely decreases the loss.
         """
         if not start.slope < 0:
             return None, f"the slope {start.slope:.3g} along the direction is not negative"
@@ -95,7 +115,7 @@ class Wolfe:
             else:
                 step = _between(low, high)
         if low.step > 0 and low.loss < start.loss:
-            return low, ""  # lower, if not by as much as was asked for
+            return low, ""  # the loss decreases, although less than the conditions require
         return None, f"no lower loss found in {self.max_trials} trials along the direction"
 
     def _decreased(self, trial: Trial, start: Trial) -> bool:
@@ -109,20 +129,23 @@ class Wolfe:
         return trial.finite() and flat and self._decreased(trial, start)
 
     def _beyond(self, low: Trial, start: Trial) -> float:
-        """Where the slope would be zero, if it went on as from the start to here."""
+        """Extrapolates the slope linearly from `start` through `low` to its zero."""
         fall = (low.slope - start.slope) / low.step
         return max(1.5 * low.step, low.step - low.slope / fall) if fall > 0 else math.inf
 
 
 def _between(low: Trial, high: Trial) -> float:
-    """The minimum of the cubic through both, kept away from either end."""
+    """Returns the minimum of the cubic through both trials, kept away from either end."""
     width = high.step - low.step
     share = 0.1 if not high.finite() else _cubic_share(low, high, width)
     return low.step + min(0.9, max(0.1, share)) * width
 
 
 def _cubic_share(low: Trial, high: Trial, width: float) -> float:
-    """Nocedal & Wright, eq. 3.59, as a share of the way from low to high."""
+    """Returns the minimum of the cubic as a fraction of the way from `low` to `high`.
+
+    Nocedal & Wright 2006, eq. 3.59.
+    """
     d1 = low.slope + high.slope - 3 * (low.loss - high.loss) / (low.step - high.step)
     square = d1 * d1 - low.slope * high.slope
     if not square >= 0:

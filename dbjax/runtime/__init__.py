@@ -1,4 +1,4 @@
-"""Where algorithms run: see `base` for the seam and its rules."""
+"""Runtimes, on which algorithms run; `dbjax.runtime.interface` has the interface and its rules."""
 
 from dbjax.runtime.cluster import Cluster as Cluster
 from dbjax.runtime.cluster import Failure as Failure

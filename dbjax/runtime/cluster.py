@@ -1,4 +1,4 @@
-"""A description of machines, network and failures: all that virtual time is made of."""
+"""Describes the machines, network and failures of a virtual cluster."""
 
 from __future__ import annotations
 
@@ -23,13 +23,20 @@ from dbjax.arguments import (
 
 @dataclasses.dataclass(frozen=True)
 class Outage:
-    """A cut of the network between `a` and `b`, both ways, from `at_s` until it heals.
+    """A network partition between `a` and `b`, in both directions, from `at_s` to `back_s`.
 
-    What is sent meanwhile is held back and goes on when the cut heals, in order: nothing is lost,
-    and nothing that is sent later overtakes it, as with TCP. What was sent before arrives.
+    Messages sent during the outage are held back, and delivered in order after it ends: as with
+    TCP, nothing is lost, and nothing sent later overtakes them. Messages sent before the outage
+    arrive as usual.
 
     Attributes:
-      a, b: node names, or patterns such as "replica/*".
+      a: the name of a node, or a pattern such as "replica/*".
+      b: likewise, for the other side.
+      at_s: when the outage begins, in seconds on the run's clock.
+      back_s: when the outage ends, in seconds on the run's clock; finite.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
     """
 
     a: str
@@ -42,19 +49,24 @@ class Outage:
         if not 0 <= self.at_s < self.back_s < math.inf:
             raise ValueError(
                 f"Outage between {self.a} and {self.b}: needs 0 <= at_s={self.at_s!r} < "
-                f"back_s={self.back_s!r} < inf; a node that is gone for good is a Failure"
+                f"back_s={self.back_s!r} < inf; use a Failure for a node that never comes back"
             )
 
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """The network between `a` and `b`, both ways, where it is another than elsewhere.
+    """The network between `a` and `b`, in both directions, if it differs from the rest.
 
     Attributes:
-      a, b: node names, or patterns such as "replica/*".
-      latency_s: from the sender's card to the receiver's; None: `Cluster.latency_s`.
-      duplicate_probability: chance that the network delivers a message twice. The receiver
-        drops the second, which costs its card the time of a message.
+      a: the name of a node, or a pattern such as "replica/*".
+      b: likewise, for the other side.
+      latency_s: the latency from the sender's card to the receiver's, in seconds; None:
+        `Cluster.latency_s`.
+      duplicate_probability: the probability that the network delivers a message twice. The
+        receiver drops the second copy, but its network card spends the time to receive it.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
     """
 
     a: str
@@ -71,12 +83,13 @@ class Link:
 
 
 def joins(way: Outage | Link, one: str, other: str) -> bool:
-    """Whether it is between these nodes."""
+    """Returns whether an outage or a link is between these two nodes, in either direction."""
     here, there = matches(way.a, one), matches(way.b, other)
     return (here and there) or (matches(way.a, other) and matches(way.b, one))
 
 
 def matches(pattern: str, name: str) -> bool:
+    """Returns whether a node's name equals the pattern, or matches it as a shell would."""
     return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
@@ -85,19 +98,30 @@ Law = Literal["constant", "lognormal", "exponential"]
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-    """One machine and its full-duplex network cards; a rack of them, with many cards.
+    """A machine with its full-duplex network cards. With many cards it models a rack of machines.
 
     Attributes:
-      speed: relative to the machine for which `Cluster.compute_s` is given.
-      law: how the time of a computation varies; the factor has mean 1.
-      sigma: standard deviation of the logarithm of the factor (law "lognormal").
-      straggle_probability: chance that one computation is slower by `straggle_factor`.
-      flops_per_s: of a machine of speed 1; only `Cluster.compute_s` "costs" asks for it.
-      memory_bandwidth_bytes_per_s: of a computation's memory traffic, likewise.
-      bandwidth_bytes_per_s: of a card, each way; each way serves one transfer at a time.
-      cards: dealt out to the other nodes in order of first contact; each talks over one of them.
-      mean_time_between_failures_s: exponentially distributed; infinite: never fails.
-      mean_time_to_repair_s: exponentially distributed; infinite: never comes back.
+      speed: the speed relative to the machine for which `Cluster.compute_s` is given.
+      law: the probability distribution of the factor, of mean 1, by which the time of each
+        computation varies.
+      sigma: the standard deviation of the logarithm of that factor, for the law "lognormal".
+      straggle_probability: the probability that a computation takes `straggle_factor` times as
+        long.
+      straggle_factor: the factor by which the time of a straggling computation is multiplied.
+      flops_per_s: the floating-point operations per second of a machine of speed 1; used only
+        where `Cluster.compute_s` is "costs" or returns a `PhasedStep`.
+      memory_bandwidth_bytes_per_s: the memory bandwidth available to computations; likewise.
+      bandwidth_bytes_per_s: the bandwidth of a network card in each direction. Each direction
+        serves one transfer at a time.
+      cards: the number of network cards. They are assigned to the other nodes in turn, in order of
+        first contact; each of these nodes communicates over its one card.
+      mean_time_between_failures_s: the mean of the exponentially distributed time between
+        failures; infinite: the machine never fails.
+      mean_time_to_repair_s: the mean of the exponentially distributed time until a failed machine
+        comes back; infinite: it never comes back.
+
+    Raises:
+      ValueError: an attribute has a wrong value, or has no effect.
     """
 
     speed: float = 1.0
@@ -136,7 +160,12 @@ class Machine:
             )
 
     def factors(self, draws: np.random.Generator, shape: tuple[int, ...] | None = None) -> Any:
-        """By how much computations take longer than in the mean, drawn; a number if no shape."""
+        """Draws the factors by which the times of computations differ from their mean.
+
+        Args:
+          draws: the random generator.
+          shape: the shape of the array to return; None: returns a number.
+        """
         factors: Any = 1.0 if shape is None else np.ones(shape)
         if self.law == "lognormal":
             factors = draws.lognormal(-0.5 * self.sigma**2, self.sigma, shape)  # of mean 1
@@ -150,7 +179,16 @@ class Machine:
 
 @dataclasses.dataclass(frozen=True)
 class Failure:
-    """A scheduled death: `node` dies at `at_s` and comes back at `back_s`, if ever."""
+    """A scheduled failure of a node.
+
+    Attributes:
+      node: the name of the node.
+      at_s: when the node fails, in seconds on the run's clock.
+      back_s: when the node comes back, in seconds on the run's clock; infinite: never.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
+    """
 
     node: str
     at_s: float
@@ -166,27 +204,35 @@ class Failure:
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-    """Machines, links and their speeds. Times in seconds, sizes in bytes.
+    """The machines, network and failures of a virtual cluster.
+
+    Times are in seconds of virtual time, sizes in bytes.
 
     Attributes:
-      compute_s: time of one `Node.compute` on a machine of speed 1: a number; a function of
-        (fn, args) returning one, or a `PhasedStep`; or "costs": what the compiled program
-        costs on machines of `flops_per_s` (`dbjax.costs.speedup`).
-      machine: what every node runs on, unless `machines` says otherwise.
-      machines: node name, or pattern such as "replica/1*", to Machine; the first match counts.
-      latency_s: from the sender's card to the receiver's.
-      message_s: what a message costs a machine of a replica that is cut over several, besides
-        its time on the wire.
-      service_s: time a service takes for any call, besides the memory traffic of its arguments.
-      memory_bandwidth_bytes_per_s: at which a service reads the arrays it is sent.
-      size_scale: how many bytes travel for each byte of the arrays: above 1, the clock
-        models a larger network than the numerics use, and figures must say so.
-      replica_machines: how many a replica is cut over; each has cards of its own. `dbjax.run`
-        takes it from the task.
-      failures: scheduled deaths of nodes that run a main, or a service that may die.
-      outages: cuts of the network between nodes; each heals.
-      links: between nodes where the network is another; the first match counts.
-      seed: of every drawn duration, failure and duplicate; None: that of the run.
+      compute_s: the time of one `Node.compute` on a machine of speed 1. It is a number; or a
+        function of (fn, args) that returns a number or a `PhasedStep`; or "costs", which computes
+        the time from the costs of the compiled program on machines of `flops_per_s`
+        (`dbjax.costs.speedup`).
+      machine: the machine of every node that `machines` does not mention.
+      machines: the machines of particular nodes, by the node's name or a pattern such as
+        "replica/1*"; the first match counts.
+      latency_s: the latency from the sender's network card to the receiver's.
+      message_s: the time that a message costs its sender, besides the time on the wire, where a
+        replica is partitioned over several machines.
+      service_s: the time that a service takes for any call, besides the memory traffic of its
+        arguments.
+      memory_bandwidth_bytes_per_s: the bandwidth at which a service reads the arrays it receives.
+      size_scale: how many bytes the clock counts for each byte of an array. Above 1, the clock
+        models a larger network than the one that is trained, and figures must say so.
+      replica_machines: the number of machines over which each replica is partitioned; each has its
+        own network cards. `dbjax.run` takes it from the task.
+      failures: the scheduled failures of nodes that run a process or a service.
+      outages: the network partitions between nodes; each ends.
+      links: the pairs of nodes between which the network differs; the first match counts.
+      seed: the seed of every drawn duration, failure and duplicate; None: the seed of the run.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
     """
 
     compute_s: float | Literal["costs"] | Callable[[Callable[..., Any], tuple[Any, ...]], Any] = 1.0
@@ -228,7 +274,7 @@ class Cluster:
 
     @property
     def nodes_can_fail(self) -> bool:
-        """Whether nodes may die, as scheduled or drawn, or be killed and come back."""
+        """Whether nodes may fail, as scheduled or at random, or come back after they are killed."""
         machines = (self.machine, *self.machines.values())
         drawn = any(
             math.isfinite(time_s)
@@ -238,11 +284,11 @@ class Cluster:
         return drawn or bool(self.failures)
 
     def seeded(self, seed: int) -> Cluster:
-        """The same cluster; with that seed, if it has none of its own."""
+        """Returns the same cluster with this seed, or the cluster itself if it has its own seed."""
         return self if self.seed is not None else dataclasses.replace(self, seed=seed)
 
     def machine_of(self, name: str) -> Machine:
-        """The machine that the node of that name runs on."""
+        """Returns the machine on which the node of that name runs."""
         for pattern, machine in self.machines.items():
             if matches(pattern, name):
                 return machine

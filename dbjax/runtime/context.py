@@ -1,8 +1,8 @@
-"""Who is calling: the code that runs in this thread, and how many calls it has made.
+"""The caller context: which process or service this thread runs, and how many calls it has made.
 
-Calls are numbered by their caller, so that every call has a name that is the same on every
-runtime. What a caller sees of time goes through its `Observations`; what its coroutine is given
-goes through its journal, if it keeps one.
+Callers number their calls, so that a call has the same name on every runtime. Everything that a
+caller sees of time passes through its `Observations`; every future and value that its coroutine is
+given passes through its journal, if it keeps one.
 """
 
 from __future__ import annotations
@@ -25,15 +25,17 @@ class Journal(Protocol):
     """Records what a coroutine is given while it runs."""
 
     @property
-    def kept(self) -> Any: ...
+    def kept(self) -> Any:
+        """The progress that the coroutine saved last; None if it has saved nothing yet."""
 
-    def keep(self, state: Any) -> None: ...
+    def keep(self, state: Any) -> None:
+        """Saves the coroutine's progress, in place of all that was recorded before."""
 
     def given(self, ask: Callable[..., Future[Any]], *args: Any, **kwargs: Any) -> Future[Any]:
-        """The future that `ask(*args, **kwargs)` returns."""
+        """Returns the future of `ask(*args, **kwargs)`, which it records or repeats."""
 
     def said(self, value: Any) -> Any:
-        """The value."""
+        """Returns the value, which it records; or the recorded one, if it repeats."""
 
 
 @final
@@ -42,11 +44,11 @@ class Caller:
 
     Attributes:
       node: the node that it runs on.
-      label: its name within the run.
+      label: its name, unique within the run.
       observations: what it sees of time.
-      calls: how many calls it has made.
-      incarnation: how many times it has failed. Replies to an earlier incarnation are dropped.
-      journal: the journal of its coroutine, while that runs; None where none is kept.
+      calls: the number of calls that it has made.
+      incarnation: the number of times it has failed. Replies to an earlier incarnation are dropped.
+      journal: the journal of its coroutine, while the coroutine runs; None: no journal is kept.
     """
 
     __slots__ = ("calls", "incarnation", "journal", "label", "node", "observations")
@@ -57,17 +59,17 @@ class Caller:
         self.journal: Journal | None = None
 
     def number(self) -> int:
-        """The number of its next call: 1, 2, 3, ..."""
+        """Returns the number of its next call: 1, 2, 3, ..."""
         self.calls += 1
         return self.calls
 
     def said(self, value: Any) -> Any:
-        """The value; if there is a journal, the value goes through it."""
+        """Passes a value through the journal, if there is one, and returns it."""
         return value if self.journal is None else self.journal.said(value)
 
 
 class _Driver:
-    """Stands for the code that calls `run`: it is on no node of the cluster."""
+    """Stands for the node of the code that calls `run`, which is outside the cluster."""
 
     name, observer, elsewhere = "driver", True, False
 
@@ -79,12 +81,12 @@ class _Current(threading.local):
     caller = DRIVER
 
 
-current = _Current()  # the code that this thread runs
+current = _Current()  # the caller whose code this thread runs
 
 
 @contextlib.contextmanager
 def calling_as(caller: Caller) -> Iterator[None]:
-    """Calls that are made in the block are calls of `caller`."""
+    """Makes `caller` the caller of all calls in the block."""
     before, current.caller = current.caller, caller
     try:
         yield
@@ -95,10 +97,10 @@ def calling_as(caller: Caller) -> Iterator[None]:
 def journaled(
     method: Callable[Concatenate[S, P], Future[T]],
 ) -> Callable[Concatenate[S, P], Future[T]]:
-    """Decorates what a coroutine may ask for, and gets a future of.
+    """Decorates a method that coroutines call and that returns a future.
 
-    This is the only place where such questions are recorded: if the coroutine keeps a journal, the
-    journal asks, and can give the same future again when the coroutine is resumed.
+    Such calls are recorded only here: if the coroutine keeps a journal, the journal calls the
+    method, and returns the same future again when the coroutine is resumed.
     """
 
     @functools.wraps(method)
@@ -112,5 +114,5 @@ def journaled(
 
 
 def of_service(name: str) -> str:
-    """The label of a service's own calls; a process may run on the same node."""
+    """Returns the label of a service's own calls, since a process may run on the same node."""
     return f"{name}.service"

@@ -1,9 +1,10 @@
-"""The log of a run: in which order services served, and what nodes saw of time.
+"""The event log of a run: the order in which services served calls, and what nodes saw of time.
 
-Lines of JSON, each a batch of one service or of one node, after one that says what the file is;
-append-only, so a log that breaks off is good up to its last whole line. Batches are written when
-they are full, so services and nodes may break off at different times. The last line of a whole log
-says how many came before it. Numbers are exact.
+The log consists of lines of JSON. The first names the format; every other holds a batch of entries
+of one service or one node. The log is append-only, so if it breaks off, it is valid up to its last
+complete line. Batches are written when they are full, so the entries of different services and
+nodes may end at different times. The last line of a complete log says how many lines precede it.
+Numbers are exact.
 
     {"dbjax event log": 1}
     {"service": "shard/0", "callers": ["replica/0", ...], "calls": [caller, number, version, ...]}
@@ -11,8 +12,8 @@ says how many came before it. Numbers are exact.
     {"no replay": "shard/0 died"}
     {"end": 3}
 
-`number` is the caller's own count of its calls; `version` that of the parameters in the reply,
--1 where there is none.
+`number` is the caller's own count of its calls. `version` is the version of the parameters in the
+reply, or -1 if the reply has none. The kind "landed" is what `Node.is_done` returned.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Any, final
 
 from dbjax.errors import one_line
 
-Call = tuple[str, int, int]  # caller, number, version
+Call = tuple[str, int, int]  # caller, its number of the call, version in the reply
 
 KIND = "dbjax event log"
 _FORMAT = 1
@@ -37,12 +38,13 @@ _LOG = logging.getLogger("dbjax")
 
 @final
 class EventLog:
-    """Writes a log. Every stream belongs to one thread at a time.
+    """Writes the event log of a run; pass it to `dbjax.run` as `log`.
 
-    A log that cannot be written any more breaks off, with a warning; the run goes on.
+    If writing fails, the log breaks off with a warning, and the run continues.
 
     Args:
-      write: is given whole lines; called by several threads, one at a time.
+      write: a function that is given complete lines as text, such as the `write` of an open file.
+        Several threads call it, one at a time.
     """
 
     def __init__(self, write: Callable[[str], object]) -> None:
@@ -53,33 +55,33 @@ class EventLog:
         self._lines, self._broken = 1, False
 
     def served(self, service: str) -> Served:
-        """For the calls of a service."""
+        """Makes the stream for the calls of a service; one thread at a time may use it."""
         made = Served(service, self._line)
         self._streams.append(made)
         return made
 
     def seen(self, node: str) -> Seen:
-        """For what a node sees."""
+        """Makes the stream for what a node sees; one thread at a time may use it."""
         made = Seen(node, self._line)
         self._streams.append(made)
         return made
 
     def flush(self) -> None:
-        """Writes what is not written yet; when no stream is in use."""
+        """Writes all entries that are still buffered. No stream may be in use meanwhile."""
         for stream in self._streams:
             stream.flush()
 
     def end(self) -> None:
-        """Writes what is not written yet, and that it is all; when no stream is in use."""
+        """Flushes the log, and writes the line that marks it as complete."""
         self.flush()
         self._line({"end": self._lines})
 
     def no_replay(self, why: str) -> None:
-        """Says that the run cannot be done again from this."""
+        """Records that the run cannot be replayed from this log, and why."""
         self._line({"no replay": why})
 
     def take(self, lines: str) -> None:
-        """Whole lines of another process's log of this run."""
+        """Appends complete lines, such as those of another process's log of this run."""
         with self._lock:
             if self._broken:
                 return
@@ -96,18 +98,26 @@ class EventLog:
 
 @final
 class Served:
-    """The calls of one service, in the order in which it serves them."""
+    """The log's stream for one service: its calls, in the order in which it serves them."""
 
     def __init__(self, service: str, line: Callable[[dict[str, Any]], None]) -> None:
         self._service, self._line = service, line
         self._calls: list[Call] = []
 
     def add(self, caller: str, number: int, reply: Any) -> None:
+        """Records that a call was served.
+
+        Args:
+          caller: the label of the caller.
+          number: the caller's number of the call.
+          reply: the reply, of which the version is recorded.
+        """
         self._calls.append((caller, number, version_of(reply)))
         if len(self._calls) >= _BATCH:
             self.flush()
 
     def flush(self) -> None:
+        """Writes the buffered calls as one line."""
         calls, self._calls = self._calls, []
         if calls:
             callers = {caller: i for i, caller in enumerate(dict.fromkeys(c for c, _, _ in calls))}
@@ -117,7 +127,7 @@ class Served:
 
 @final
 class Seen:
-    """What one node saw."""
+    """The log's streams for one node: what it saw of time, one stream for each kind."""
 
     def __init__(self, node: str, line: Callable[[dict[str, Any]], None]) -> None:
         self._node, self._line = node, line
@@ -125,16 +135,18 @@ class Seen:
         self._places: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
 
     def place(self, kind: str) -> int:
-        """A number for something of this kind that is settled later: 0, 1, 2, ..."""
+        """Returns a number for an observation of this kind that is made later: 0, 1, 2, ..."""
         return next(self._places[kind])
 
     def add(self, kind: str, value: Any) -> None:
+        """Records a value that the node saw."""
         stream = self._seen[kind]
         stream.append(value)
         if len(stream) >= _BATCH:
             self._flush(kind)
 
     def flush(self) -> None:
+        """Writes the buffered values, one line for each kind."""
         for kind in list(self._seen):
             self._flush(kind)
 
@@ -145,7 +157,7 @@ class Seen:
 
 
 def version_of(reply: Any) -> int:
-    """The version that a reply carries: it is one, or has one; else -1."""
+    """Returns the version in a reply: the reply itself if it is an int, or its `version`, or -1."""
     if type(reply) is int:
         return reply
     version = getattr(reply, "version", -1)
@@ -154,17 +166,20 @@ def version_of(reply: Any) -> int:
 
 @final
 class Script:
-    """A log that was read.
+    """An event log that was read; pass it to `dbjax.replay`.
 
     Args:
-      lines: of the log; what follows the first that is not whole is left out.
+      lines: the lines of the log, such as an open file. Everything from the first incomplete or
+        damaged line on is ignored.
 
     Attributes:
-      no_replay: why the run cannot be done again; None: it can.
-      breaks_off: where, and how that is known; None: the log is whole.
+      no_replay: why the run cannot be replayed; None: it can.
+      breaks_off: the place at which the log breaks off, such as "after line 7"; None: the log is
+        complete.
 
     Raises:
-      ValueError: it is no log, or one of another version.
+      ValueError: the lines are not an event log, the log has another version, or it is damaged
+        before its first call or observation.
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
@@ -174,7 +189,9 @@ class Script:
         self._seen: dict[tuple[str, str], list[Any]] = {}
         numbered = enumerate(lines, 1)
         if _header(next(numbered, (1, ""))[1]) != _FORMAT:
-            raise ValueError("this is no event log of this version of dbjax: it does not begin so")
+            raise ValueError(
+                "this is not an event log of this version of dbjax: its first line differs"
+            )
         for number, line in numbered:
             try:
                 whole = line.endswith("\n")
@@ -187,8 +204,8 @@ class Script:
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
                 if not self._calls and not self._seen:
                     raise ValueError(
-                        f"this event log is damaged from line {number} on, and nothing is before "
-                        f"it: {type(error).__name__}: {error}"
+                        f"this event log is damaged from line {number} on, and holds nothing "
+                        f"before that: {type(error).__name__}: {error}"
                     ) from error
                 whole = False
             if not whole:
@@ -197,15 +214,15 @@ class Script:
             self.breaks_off = f"after line {number}"
 
     def calls(self, service: str) -> Sequence[Call]:
-        """Of a service, in order."""
+        """Returns the calls of a service, in the order in which it served them."""
         return self._calls.get(service, [])
 
     def seen(self, node: str, kind: str) -> Sequence[Any]:
-        """What a node saw, of one kind, in order."""
+        """Returns what a node saw of one kind, in order."""
         return self._seen.get((node, kind), [])
 
     def count(self) -> int:
-        """Of all calls that were served."""
+        """Returns the number of calls that all services served."""
         return sum(map(len, self._calls.values()))
 
     def _take(self, entry: dict[str, Any]) -> None:
@@ -226,14 +243,14 @@ class Script:
 
 
 def _require_integers(values: Iterable[Any]) -> None:
-    """Raises TypeError where one is none."""
+    """Raises TypeError if a value is not an integer."""
     for value in values:
         if type(value) is not int:
-            raise TypeError(f"{value!r} is no integer")
+            raise TypeError(f"{value!r} is not an integer")
 
 
 def _header(line: str) -> Any:
-    """The version that the first line of a log names."""
+    """Returns the format version in the first line of a log; None if the line is not one."""
     try:
         return json.loads(line).get(KIND)
     except (ValueError, AttributeError):

@@ -1,6 +1,7 @@
-"""Results that may not have arrived: one kind of future for every runtime.
+"""The futures of all runtimes.
 
-No event loop: whoever settles a future runs its callbacks. See `dbjax.runtime.interface`.
+There is no event loop: the thread that settles a future runs its callbacks. See
+`dbjax.runtime.interface`.
 """
 
 from __future__ import annotations
@@ -19,29 +20,41 @@ K = TypeVar("K")
 
 @final
 class Future(Generic[T]):
-    """A result that may not have arrived.
+    """A result that may not have arrived yet.
 
-    Safe to settle in one thread and watch from others, without a lock: whoever pops a
-    callback runs it, and the outcome is set before the settling thread pops.
+    One thread may settle it while others watch it, without a lock: the thread that pops a callback
+    runs it, and the outcome is set before the settling thread pops any.
+
+    Args:
+      label: what a deadlock report calls the future.
+
+    Attributes:
+      label: see above.
+      awaited: whether anyone has looked at the outcome.
     """
 
     __slots__ = ("_callbacks", "_children", "_error", "_settled", "_value", "awaited", "label")
 
     def __init__(self, label: object = "") -> None:
-        self.label = label  # what a deadlock report calls it
-        self.awaited = False  # whether anyone has looked at the outcome
+        self.label = label
+        self.awaited = False
         self._settled = False
         self._value: T | None = None
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[], object]] = []
-        self._children: Sequence[Future[Any]] = ()  # whose error this one passes on
+        self._children: Sequence[Future[Any]] = ()  # the futures whose error this one passes on
 
     def done(self) -> bool:
-        """Whether `result` would return, or raise, at once."""
+        """Returns whether the future is settled, so that `result` may be called."""
         return self._settled
 
     def result(self) -> T:
-        """Returns the value or raises the error; only after `done`."""
+        """Returns the value, or raises the error, of a settled future.
+
+        Raises:
+          RuntimeError: the future is not done.
+          Exception: the error with which it was settled.
+        """
         if not self._settled:
             raise RuntimeError(f"result() of {self.label} before it is done: await it")
         self.see()
@@ -50,49 +63,57 @@ class Future(Generic[T]):
         return self._value  # type: ignore[return-value]
 
     def see(self) -> None:
-        """Somebody has looked at the outcome: no error of it is lost."""
+        """Marks the outcome as looked at, so that an error does not count as lost."""
         self.awaited = True
         if self._error is not None:
             for child in self._children:
                 child.see()
 
     def error(self) -> BaseException | None:
-        """The error it was settled with, without counting as having seen it."""
+        """Returns the error with which it was settled, or None; this does not count as looking."""
         return self._error
 
     def set_result(self, value: T) -> None:
+        """Settles the future with a value, and runs its callbacks."""
         self._value = value
         self._settle()
 
     def set_error(self, error: BaseException, children: Sequence[Future[Any]] = ()) -> None:
+        """Settles the future with an error, and runs its callbacks.
+
+        Args:
+          error: the error.
+          children: the futures from which the error comes. Whoever looks at this future's outcome
+            has looked at theirs.
+        """
         self._error = error
         self._children = children
-        if self.awaited:  # of several that failed, another was seen first
+        if self.awaited:  # another error of the same parent was seen before this one came
             self.see()
         self._settle()
 
     def watched(self) -> bool:
-        """Whether anyone waits for it, or has seen it."""
+        """Returns whether anyone waits for the outcome, or has looked at it."""
         return self.awaited or bool(self._callbacks)
 
     def on_done(self, callback: Callable[[], object]) -> None:
-        """Calls `callback` once: when settled, or now if it already is."""
+        """Calls `callback` once: when the future is settled, or now if it already is."""
         self._callbacks.append(callback)
         if self._settled:
             self._run_callbacks()
 
     def on_done_first(self, callback: Callable[[], object]) -> None:
-        """As `on_done`, before all others; only before it is settled."""
+        """Like `on_done`, but runs before all other callbacks. The future must not be settled."""
         self._callbacks.insert(0, callback)
 
     def set_callback(self, callback: Callable[[], object], wanted: bool) -> None:
-        """Whether it calls back or not, at most once."""
+        """Removes a registered callback, or leaves it registered once if it is `wanted`."""
         places = [i for i, known in enumerate(self._callbacks) if known == callback]
         for place in reversed(places[int(wanted) :]):
             del self._callbacks[place]
 
     def then(self, function: Callable[[T], R]) -> Future[R]:
-        """A future of the function of its result, or of the error of either."""
+        """Returns a future of `function(result)`; it fails with an error of either."""
         made: Future[R] = Future(self.label)
 
         def settle() -> None:
@@ -132,14 +153,22 @@ class Future(Generic[T]):
 
 
 def ready(value: T) -> Future[T]:
-    """A future that is already settled."""
+    """Returns a future that is already settled with a value."""
     future: Future[T] = Future()
     future.set_result(value)
     return future
 
 
 def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:
-    """Waits for every future, then combines their results in order; fails with the first error."""
+    """Returns a future that waits for several others.
+
+    Args:
+      futures: the futures to wait for; may be empty.
+      combine: a function of their results, in order, that gives the result.
+
+    Returns:
+      A future that is done when all are done, or fails with the first error of any of them.
+    """
     together: Future[R] = Future(futures[0].label if futures else "")
     first_error = itertools.count()
     arrived = itertools.count(1)
@@ -162,9 +191,17 @@ def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Fut
 def first_of(
     futures: Sequence[Future[Any]], timeout: Future[None] | None = None
 ) -> Future[int | None]:
-    """The index of the first to be done, None for the timeout; of several done, the lowest."""
+    """Returns a future of the index of the first of several futures to be done.
+
+    Args:
+      futures: the futures to wait for. If several are done already, the lowest index counts.
+      timeout: a future that gives the result None if it is done first; None: waits for ever.
+
+    Raises:
+      ValueError: there are no futures.
+    """
     if not futures:
-        raise ValueError("first() of no futures would wait for ever: give it at least one")
+        raise ValueError("first() of no futures would wait forever: give it at least one")
     first: Future[int | None] = Future(futures[0].label)
     arrivals = itertools.count()
 
@@ -180,23 +217,24 @@ def first_of(
 
 
 class Arrivals(Protocol[K]):
-    """Futures under keys, taken one by one as they are done."""
+    """A collection of futures, from which their keys are taken one by one as they are done."""
 
-    def add(self, key: K, future: Future[Any]) -> None: ...
+    def add(self, key: K, future: Future[Any]) -> None:
+        """Adds a future under a key."""
 
     def next(self) -> Future[K]:
-        """The key of the next to be done, each once."""
+        """Returns a future of the key of the next future to be done; each key comes once."""
 
 
 @final
 class ArrivalQueue(Generic[K]):
-    """`Arrivals` in the order in which they are done.
+    """`Arrivals` in the order in which the futures are done.
 
-    Each costs the same however many there are; `first_of` looks at all of them each time.
+    Taking one costs the same however many there are, while `first_of` looks at all of them.
 
     Args:
-      label: what a deadlock report calls whoever is waited for.
-      taken: is told the number, from 0 in order of `add`, of each that is taken.
+      label: what a deadlock report calls the futures that are awaited.
+      taken: is called with the number of each future that is taken; `add` counts from 0.
     """
 
     def __init__(self, label: object, taken: Callable[[int], None] = lambda index: None) -> None:

@@ -11,21 +11,21 @@ Rules of the execution model, on every runtime:
 2. A service serves one call at a time, in order of arrival. Between two nodes, messages keep
    their order: a small fetch never overtakes a large push.
 3. Calls are dispatched by method name, so a subclass's method is the one that runs.
-4. What crosses a call is never mutated or donated afterwards, by either side.
+4. Neither side mutates or donates the arguments and the result of a call afterwards.
 5. `Node.compute` runs real numerics; the runtime supplies the duration.
 6. Calls form a directed acyclic graph: coordinator -> replicas -> shards.
 7. No failure is lost: `run` raises the first error that nobody awaited, and a run whose remaining
-   processes all wait for what cannot come raises a DeadlockError that names each of them. (The
-   failure of a node is no failure of the program: its callers learn of it, and nobody else.)
-8. Versions travel with parameters.
+   processes all wait for what cannot happen raises a DeadlockError that names each of them. (The
+   failure of a node is not a failure of the program: only its callers learn of it.)
+8. Parameters are always sent with their versions.
 9. Randomness is folded from (seed, node name): the streams are the same on every runtime.
 10. Algorithms know nothing of bytes or seconds: sizes come from arrays, times from the `Cluster`.
 11. Timing enters in two places: the order in which services serve calls, and what `now`,
     `is_done`, `first` and `arrivals` return. A run that records both (`event_log`) can be replayed.
 
-A service method may be a plain function (it is served at once), a coroutine function (the service
-is busy until it ends), or return a `Future` (a deferred reply: the service goes on serving, and the
-reply leaves when the future is settled).
+A service method may be a plain function, which is served at once; or a coroutine function, during
+which the service is busy; or it may return a `Future`, a deferred reply: the service continues to
+serve other calls, and the reply is sent when the future is settled.
 """
 
 from __future__ import annotations
@@ -68,14 +68,21 @@ class CompilesAhead(Protocol):
     Where time is real, it is compiled in the process that uses it, before the clock starts.
     """
 
-    def compile_ahead(self) -> None: ...
+    def compile_ahead(self) -> None:
+        """Compiles everything that using the argument would compile."""
 
 
 class Handle(Protocol[S_co]):
-    """A reference to a service of class S on some node."""
+    """A reference to a service of class S on some node.
+
+    `call(method, *args, **kwargs)` calls a method of the service, given as the class's function,
+    such as `Shard.fetch`. It returns at once, with a future of the reply. The future fails with
+    `ServiceError` if the method raises an error, and with `NodeDied` if the node fails first.
+    """
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the service, which is the name of its node."""
 
     @overload
     def call(
@@ -103,18 +110,22 @@ class Handle(Protocol[S_co]):
     ) -> Future[T]: ...
 
     def up(self) -> Future[None]:
-        """Is done when the service is there: at once, or when its node has come back."""
+        """Returns a future that is done when the service is up.
+
+        That is at once, or when the service's node has come back.
+        """
 
 
 class Node(Protocol):
-    """What a process or a service sees of the machine that it runs on."""
+    """The view that a process or a service has of the machine on which it runs."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The name of the node, such as "replica/3"."""
 
     @property
     def incarnation(self) -> int:
-        """How many times this node has come back after a failure, or the run was resumed."""
+        """How often this node has come back after a failure, plus how often the run was resumed."""
 
     @property
     def returned(self) -> bool:
@@ -124,52 +135,75 @@ class Node(Protocol):
         """Seconds since the run began, on this runtime's clock."""
 
     def compute(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Runs a pure function; the future is done when the machine would be."""
+        """Runs a pure function on this machine; the future of its result is done when it ends.
 
-    def sleep(self, seconds: float) -> Future[None]: ...
+        Where time is modelled, the future is done when the modelled machine would be.
+        """
+
+    def sleep(self, seconds: float) -> Future[None]:
+        """Returns a future that is done after so many seconds of this runtime's clock.
+
+        Raises:
+          ValueError: the number is negative or not finite.
+        """
 
     def first(
         self, futures: Sequence[Future[Any]], timeout_s: float | None = None
     ) -> Future[int | None]:
-        """The index of the first future to be done, or None if `timeout_s` passes before."""
+        """Waits for the first of several futures.
+
+        Returns:
+          A future of the index of the first to be done, or of None if `timeout_s` seconds pass
+          before.
+        """
 
     def is_done(self, future: Future[Any]) -> Future[bool]:
-        """Whether the future is done. Await the answer, which comes at once.
+        """Returns whether the future is done, as a future to await; the answer comes at once.
 
         `Future.done` tells the same, but nothing records what it returned: a program that calls it
         cannot be replayed.
         """
 
     def arrivals(self, label: object) -> Arrivals[Any]:
-        """For taking futures one by one as they are done; a deadlock report shows the label."""
+        """Makes an empty `Arrivals`, for taking futures one by one as they are done.
+
+        Args:
+          label: what a deadlock report calls the futures that are awaited.
+        """
 
     def random(self) -> np.random.Generator:
-        """A fresh generator, the same for the same (seed, node name, incarnation)."""
+        """Makes a generator, which is the same for equal (seed, node name, incarnation)."""
 
     def record(self, **values: Any) -> None:
-        """Adds a row of metrics to the run's trace, stamped with the node and the time."""
+        """Adds a row of metrics to the run's trace, with the node's name and the time."""
 
     def service(self, name: str) -> Handle[Any]:
-        """The service of that name, wherever it runs."""
+        """Returns the handle of the service of that name, wherever it runs."""
 
     def save_progress(self, state: Any) -> None:
-        """Saves what a process knows at the beginning of its loop; nobody may change it afterwards.
+        """Saves the state of a process at the beginning of an iteration of its loop.
 
-        When a run is resumed exactly (`dbjax.checkpoint`), its processes are started anew: they
+        When a run is resumed exactly (`dbjax.checkpoint`), its processes are started again: they
         begin with the state that they saved last, and are given again everything that they were
         given since. A process that saves nothing is given everything again from its beginning.
-        Futures in the state forget who waits for them.
+
+        Args:
+          state: containers, dataclasses, arrays and futures; nobody may change it afterwards.
+            Futures in it forget who waits for them.
         """
 
     def saved_progress(self) -> Any:
-        """What the process saved before it was started anew, or None. Call it before all else."""
+        """Returns what the process saved before it was started again, or None.
+
+        A process must call this before anything else.
+        """
 
     def count_memory_traffic(self, arrays: Any) -> None:
-        """Says that the call being served reads or writes these arrays beside its arguments."""
+        """Counts arrays that the call being served reads or writes besides its arguments."""
 
 
 class Runtime(Protocol):
-    """Where nodes live.
+    """A place where services and processes run, each on a node.
 
     Attributes:
       clock: "virtual" if time is modelled, "wall" if it is real.
@@ -185,9 +219,9 @@ class Runtime(Protocol):
 
     @property
     def defers_arithmetic(self) -> bool:
-        """Whether arithmetic may be put off until somebody looks at its result.
+        """Whether arithmetic may be deferred until somebody looks at its result.
 
-        It may where durations are modelled: then many small computations can be done as one.
+        It may where durations are modelled. Then many small computations can be done as one.
         """
 
     def serve(
@@ -200,9 +234,9 @@ class Runtime(Protocol):
     ) -> Handle[T]:
         """Places a service, `make(node, ...)`, on a node of that name.
 
-        The node may fail, and with it goes everything that the service knew. The calls that it has
-        not answered by then, and those that come while it is down, fail with `NodeDied`. When the
-        node comes back, the service is made anew.
+        If the node fails, the state of the service is lost. The calls that it has not answered by
+        then, and those that arrive while it is down, fail with `NodeDied`. When the node comes
+        back, the service is made again.
         """
 
     def serve_restorable(
@@ -215,8 +249,8 @@ class Runtime(Protocol):
     ) -> Handle[T]:
         """Places a service that begins with a checkpointed state: `make(node, state, ...)`.
 
-        The state is the one that `latest_states` has under `state_name` whenever the service is
-        made, or None.
+        Whenever the service is made, the state is the entry of `latest_states` under `state_name`,
+        or None if there is none.
         """
 
     def spawn(
@@ -227,7 +261,13 @@ class Runtime(Protocol):
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> Future[T]:
-        """Starts a process, `main(node, ...)`, on a node of that name."""
+        """Starts a process, the coroutine `main(node, ...)`, on a node of that name.
+
+        If the node fails and comes back, the process starts again.
+
+        Returns:
+          A future of what the process returns.
+        """
 
     def observe(
         self,
@@ -239,22 +279,22 @@ class Runtime(Protocol):
     ) -> None:
         """Starts an observer: a process outside the cluster.
 
-        Nobody waits for it, and what it does costs no model time.
+        The run does not wait for it to end, and its calls take no model time.
         """
 
     def run(self, until_s: float = float("inf")) -> float:
-        """Runs until every spawned process has ended or the clock says `until_s`.
+        """Runs until every spawned process has ended, or the clock says `until_s`.
 
         Returns:
-          The time, in seconds, at which it stopped.
+          The time at which it stopped, in seconds on the run's clock.
 
         Raises:
-          DeadlockError: the processes that are left wait for what cannot come.
+          DeadlockError: all remaining processes wait for what cannot happen.
           Exception: the first error that nobody awaited.
         """
 
     def stop(self) -> None:
-        """Ends `run` at the next chance, as if `until_s` had come."""
+        """Ends `run` as soon as possible, as if `until_s` had come."""
 
     def nodes(self) -> list[str]:
         """The names of all nodes except observers."""
@@ -263,32 +303,42 @@ class Runtime(Protocol):
         """Makes a node fail, as if its machine had lost power.
 
         Raises:
-          ValueError: there is no such node, or nodes of this runtime cannot fail.
+          ValueError: there is no node of that name, or nodes of this runtime cannot fail.
         """
 
     def between_events(self, do: Callable[[], object]) -> None:
-        """Calls `do` when no program runs; at once where there is no such moment."""
+        """Calls `do` when no process or service runs; at once if the runtime has no such moment."""
 
     def cards_busy_s(self) -> dict[str, float]:
-        """How many seconds network cards were busy so far: means, by kind of node and direction.
+        """Returns how long network cards were busy so far, in seconds.
 
-        Empty where cards are real, since nobody measures them.
+        Values are means over the cards of a kind of node, in one direction. The dict is empty where
+        network cards are real, since they are not measured.
         """
 
     def revive(self) -> None:
-        """After a run: brings back what is down, so that it can be asked for what it knows."""
+        """Brings back the services that are down after a run, so that they can be called."""
 
     def close(self) -> None:
-        """Ends whatever goes on outside this process; nothing answers afterwards."""
+        """Ends everything that runs outside this process; services do not answer afterwards."""
 
 
 def node_generator(seed: int, name: str, incarnation: int = 0) -> np.random.Generator:
-    """Rule 9: one independent stream for each (seed, node name, incarnation)."""
+    """Makes the generator of a node: an independent stream for each (seed, name, incarnation).
+
+    This is rule 9.
+    """
     return np.random.default_rng([seed, incarnation, *name.encode()])
 
 
 def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) -> str:
-    """One line that says which process waits for what."""
+    """Returns one line that says which process waits for what.
+
+    Args:
+      time_s: the time on the run's clock, in seconds.
+      waits: the future for which each process waits, by the name of its node; None: the node is
+        down.
+    """
 
     def label(future: Future[Any] | None) -> str:
         if future is None:
@@ -303,11 +353,13 @@ _SCALARS = (int, float, bool)
 
 
 def size_bytes(message: Any, scalar_bytes: int = 0) -> int:
-    """The size of a message: the sum over its arrays, in containers, dataclasses, or `nbytes`.
+    """Computes the size of a message, which is the sum of the sizes of its arrays.
 
     Args:
-      scalar_bytes: the size of a number. With 0, names weigh nothing either: the model's
-        `latency_s` and `service_s` stand for them. Otherwise, a letter of a name is one byte.
+      message: arrays, numbers and names, in containers and dataclasses; the size of anything that
+        has `nbytes` is that.
+      scalar_bytes: the size of a number. With 0, names have no size either: the model's
+        `latency_s` and `service_s` account for them. Otherwise, each letter of a name is one byte.
     """
     if message is None:
         return 0

@@ -1,9 +1,9 @@
-"""What a program sees of time.
+"""Recording and replaying what a program sees of time.
 
-A program's results depend on its seeds and on timing. Timing enters at two places only: the
-order in which services serve calls, and what `Node.now`, `is_done`, `first` and `arrivals`
-say. So an event log that holds both is all that a run has to be known by: `RecordedObservations` writes
-down what they said, and `ReplayedObservations` has them say it again.
+The results of a program depend on its seeds and on timing. Timing enters in two places only: the
+order in which services serve calls, and what `Node.now`, `is_done`, `first` and `arrivals` return.
+An event log that holds both therefore determines a run. `RecordedObservations` writes what these
+methods return into the log, and `ReplayedObservations` makes them return it again.
 """
 
 from __future__ import annotations
@@ -22,23 +22,26 @@ K = TypeVar("K")
 
 
 class Observations(Protocol):
-    """What stands between the clock and a node's code."""
+    """What the code on a node sees of time; the methods answer those of `Node`."""
 
-    def now(self, time_s: float) -> float: ...
+    def now(self, time_s: float) -> float:
+        """Returns the time to show to the node, when the clock says `time_s` seconds."""
 
-    def is_done(self, future: Future[Any]) -> Future[bool]: ...
+    def is_done(self, future: Future[Any]) -> Future[bool]:
+        """Returns whether the future is to appear done to the node."""
 
     def first(
         self, futures: Sequence[Future[Any]], first: Future[int | None]
     ) -> Future[int | None]:
-        """Which of `futures` it was, given what the runtime finds."""
+        """Returns which of `futures` is to appear first; `first` is what the runtime finds."""
 
-    def arrivals(self, label: object) -> Arrivals[Any]: ...
+    def arrivals(self, label: object) -> Arrivals[Any]:
+        """Makes the `Arrivals` for `Node.arrivals`."""
 
 
 @final
 class LiveObservations:
-    """As it is."""
+    """Observations that show time as it is."""
 
     def now(self, time_s: float) -> float:
         return time_s
@@ -57,7 +60,7 @@ class LiveObservations:
 
 @final
 class RecordedObservations:
-    """As it is, and written down."""
+    """Observations that show time as it is, and record it in the event log."""
 
     def __init__(self, seen: Seen) -> None:
         self._seen = seen
@@ -84,12 +87,12 @@ class RecordedObservations:
 
 
 class EndOfLog(BaseException):
-    """The log says nothing of what this node sees next: here its story ends."""
+    """The log has no entry for what the node observes next, so the node's replay ends here."""
 
 
 @final
 class ReplayedObservations:
-    """What was written down of a run, again."""
+    """Observations that repeat those of another run from its event log."""
 
     def __init__(self, script: Script, label: str) -> None:
         self._streams: dict[str, Iterator[Any]] = {}
@@ -130,7 +133,7 @@ class ReplayedObservations:
 
 
 def _when_done(future: Future[Any], value: T) -> Future[T]:
-    """`value`, as soon as the future has a result or an error."""
+    """Returns a future of `value` that is done when the given future has a result or an error."""
     made: Future[T] = Future(future.label)
     future.on_done(lambda: made.set_result(value))
     return made
@@ -156,10 +159,10 @@ class _InOrder(Generic[K]):
 
 @final
 class ReplayOrder:
-    """Makes a service serve its calls in the order of another run: calls wait for their turn.
+    """Makes a service serve its calls in the order of another run; early calls wait their turn.
 
     Attributes:
-      served: how many calls have been served.
+      served: the number of calls that have been served.
     """
 
     def __init__(self, script: Script, service: str) -> None:
@@ -169,7 +172,13 @@ class ReplayOrder:
         self.served = 0
 
     def due(self, caller: str, number: int, call: Any) -> list[Any]:
-        """Takes a call that has arrived; returns the calls whose turn it is now, in order."""
+        """Accepts a call that has arrived, and returns the calls whose turn has come, in order.
+
+        Args:
+          caller: the label of the caller.
+          number: the caller's number of the call.
+          call: the call, which is returned now or by a later `due`.
+        """
         self._early[caller, number] = call
         found = []
         while self._next < len(self._calls) and self._calls[self._next][:2] in self._early:

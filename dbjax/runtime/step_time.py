@@ -1,8 +1,8 @@
-"""A step that several machines take together, in phases, and how long it takes them.
+"""How long a step takes that several machines compute together, in phases.
 
-Within a phase each machine computes by itself; then they exchange, and go on when they have
-what they need. So in each phase the slowest machine counts: "the typical cause of
-less-than-ideal speedups is variance in processing times" (Dean et al. 2012, section 3).
+Within a phase each machine computes by itself. Then the machines exchange data, and continue when
+they have what they need. So the slowest machine determines the time of a phase: "the typical cause
+of less-than-ideal speedups is variance in processing times" (Dean et al. 2012, section 3).
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from dbjax.runtime.cluster import Cluster, Machine
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """What one machine does, then what it exchanges with others.
+    """What one machine computes in a phase of a step, and what it then exchanges with others.
 
     Attributes:
-      flops: floating point operations.
-      bytes: memory traffic.
-      rounds: messages that wait for each other: each pays the latency.
-      messages: that the machine sends.
-      sent_bytes: in all of them.
-      repeats: how often the phase comes.
+      flops: the number of floating-point operations.
+      bytes: the memory traffic of the computation, in bytes.
+      rounds: the number of rounds of messages, each of which waits for the one before; each adds
+        the latency.
+      messages: the number of messages that the machine sends.
+      sent_bytes: the size of all these messages together.
+      repeats: how often the phase is repeated.
     """
 
     flops: float = 0.0
@@ -38,25 +39,32 @@ class Phase:
     repeats: int = 1
 
     def compute_s(self, machine: Machine) -> float:
-        """On one machine of no variation: limited by arithmetic or by memory."""
+        """Returns the seconds that a machine computes, without variation.
+
+        Either arithmetic or memory traffic is the limit.
+        """
         arithmetic_s = self.flops / machine.flops_per_s
         memory_s = self.bytes / machine.memory_bandwidth_bytes_per_s
         return max(arithmetic_s, memory_s) / machine.speed
 
     def exchange_s(self, machine: Machine, cluster: Cluster) -> float:
-        """Latencies, what each message costs its sender, and the time on the card."""
+        """Returns the seconds of an exchange.
+
+        They are the sum of the latencies, of what each message costs its sender, and of the time
+        on the sender's network card.
+        """
         wire_s = self.sent_bytes * cluster.size_scale / machine.bandwidth_bytes_per_s
         return self.rounds * cluster.latency_s + self.messages * cluster.message_s + wire_s
 
 
 @dataclasses.dataclass(frozen=True)
 class Bounds:
-    """Seconds of a step.
+    """Bounds of the mean time of a step, in seconds.
 
     Attributes:
-      lower_s: all communication is hidden behind computation, or the reverse, and no machine
-        waits for a slower one.
-      upper_s: nothing is hidden; each phase takes as long as its slowest machine, in the mean.
+      lower_s: the time if communication and computation overlap completely, and no machine waits
+        for a slower one.
+      upper_s: the time if nothing overlaps, and each phase takes as long as its slowest machine.
     """
 
     lower_s: float
@@ -65,13 +73,18 @@ class Bounds:
 
 @dataclasses.dataclass(frozen=True)
 class PhasedStep:
-    """A step of `machines` machines."""
+    """A step that several machines compute together.
+
+    Attributes:
+      machines: the number of machines.
+      phases: the phases of the step, in order; every machine does the same work.
+    """
 
     machines: int
     phases: tuple[Phase, ...]
 
     def bounds(self, cluster: Cluster) -> Bounds:
-        """On machines as `cluster.machine` is."""
+        """Returns the bounds of the mean time on machines like `cluster.machine`."""
         machine = cluster.machine
         compute_s = sum(p.repeats * p.compute_s(machine) for p in self.phases)
         exchange_s = sum(p.repeats * p.exchange_s(machine, cluster) for p in self.phases)
@@ -79,7 +92,10 @@ class PhasedStep:
         return Bounds(max(compute_s * one, exchange_s), compute_s * slowest + exchange_s)
 
     def draw_s(self, machine: Machine, cluster: Cluster, draws: np.random.Generator) -> float:
-        """One step's time with nothing hidden; in each phase the slowest of drawn machines."""
+        """Draws the time of one step in seconds, without overlap.
+
+        In each phase it draws the factors of all machines, of which the largest counts.
+        """
         total_s = 0.0
         for phase in self.phases:
             factors = machine.factors(draws, (phase.repeats, self.machines))
@@ -90,9 +106,10 @@ class PhasedStep:
 
 
 def slowest_factor(machine: Machine, machines: int) -> float:
-    """The mean of the largest of the factors by which `machines` computations vary.
+    """Computes the mean of the largest of the factors by which `machines` computations vary.
 
-    With P the distribution of one factor, the integral of 1 - P(x)^machines over x > 0.
+    It is the integral of 1 - P(x)^machines over x > 0, where P is the cumulative distribution of
+    one factor.
     """
     varies = Machine(
         law=machine.law,
@@ -105,7 +122,10 @@ def slowest_factor(machine: Machine, machines: int) -> float:
 
 @functools.lru_cache(maxsize=256)
 def _slowest_factor(machine: Machine, machines: int) -> float:
-    """Of a machine without speeds: whoever fits these asks thousands of times for the same."""
+    """Computes `slowest_factor` for a machine whose speeds have their defaults.
+
+    Fitting the speeds asks for the same factor thousands of times, so it is cached without them.
+    """
     chance, factor = machine.straggle_probability, machine.straggle_factor
     if machines == 1:
         return 1 + chance * (factor - 1)  # every law has mean 1
@@ -118,7 +138,7 @@ def _slowest_factor(machine: Machine, machines: int) -> float:
 
 
 def _below(machine: Machine, x: Any) -> Any:
-    """How probable a factor below x is, of a computation that does not straggle."""
+    """Returns the probability of a factor below x for a computation that does not straggle."""
     if machine.law == "exponential":
         return 1 - np.exp(-x)
     z = (np.log(x) + 0.5 * machine.sigma**2) / machine.sigma

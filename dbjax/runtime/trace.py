@@ -1,4 +1,4 @@
-"""What a run leaves in memory: rows of metrics, and spans of who did what when."""
+"""The trace of a run in memory: rows of metrics, and spans that say which node did what when."""
 
 from __future__ import annotations
 
@@ -17,16 +17,23 @@ from dbjax.errors import one_line
 
 Row = dict[str, Any]
 _LOG = logging.getLogger("dbjax")
-_LATEST = 256  # rows whose values may still be computed, as jax does meanwhile
+_LATEST = 256  # how many of the latest rows may hold scalars that jax is still computing
 
 
 class NotBegun(OSError):
-    """What a run is to leave cannot be written: a listener that raises this ends the run."""
+    """A file of the run cannot be written. A listener that raises this error ends the run."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Span:
-    """`node` was busy with `kind` from `start_s` to `end_s` on the run's clock."""
+    """An interval in which a node was busy.
+
+    Attributes:
+      node: the name of the node.
+      kind: what it was busy with: "compute", or the name of a method that was called or served.
+      start_s: when it began, in seconds on the run's clock.
+      end_s: when it ended, in seconds on the run's clock.
+    """
 
     node: str
     kind: str
@@ -36,14 +43,18 @@ class Span:
 
 @dataclasses.dataclass
 class Trace:
-    """Collects rows and spans; any thread may add to it.
+    """Collects the rows and spans of a run; any thread may add to it.
 
     Attributes:
-      rows: metrics, each with "time_s" and "node" beside its own values. Scalars that jax may
-        still be computing become numbers a few hundred rows later.
-      taken_up: how many of the rows, the first ones, are of the run that this one takes up.
-      spans: at most `max_spans` of them; `dropped_spans` counts the rest.
-      listeners: called with every row as it comes; one that fails is left out from then on.
+      max_spans: the largest number of spans to collect; 0: none.
+      rows: the rows of metrics. Each has "time_s" and "node" besides its own values. Scalars that
+        jax may still be computing become Python numbers a few hundred rows later.
+      resumed_rows: the number of rows, at the beginning, that belong to the earlier part of a
+        resumed run.
+      spans: the spans, at most `max_spans` of them.
+      dropped_spans: the number of further spans, which were not collected.
+      listeners: functions that are called with every row as it comes. One that raises an error is
+        removed, with a warning.
     """
 
     max_spans: int = 0
@@ -57,16 +68,29 @@ class Trace:
         self._latest: collections.deque[Row] = collections.deque()
 
     def resume_after(self, rows: Iterable[Row]) -> None:
-        """The run goes on after these rows, and after no others that it was to go on after."""
+        """Sets the rows of the earlier part of a resumed run, in place of those set before."""
         before = list(rows)
         self.rows[: self.resumed_rows] = before
         self.resumed_rows = len(before)
 
     def before(self) -> Iterator[Row]:
-        """The rows that the run goes on after; to be made before it is known which they are."""
+        """Yields the rows of the earlier part of a resumed run.
+
+        It looks at them only when the iteration begins, so it may be called before they are set.
+        """
         yield from self.rows[: self.resumed_rows]
 
     def record(self, node: str, time_s: float, values: Row) -> None:
+        """Adds a row, and calls the listeners with it.
+
+        Args:
+          node: the name of the node that records it.
+          time_s: the time on the run's clock, in seconds.
+          values: the metrics of the row.
+
+        Raises:
+          NotBegun: a listener raised it.
+        """
         row = {"time_s": time_s, "node": node, **values}
         self.rows.append(row)
         for listen in tuple(self.listeners):
@@ -77,14 +101,14 @@ class Trace:
             except Exception as error:
                 self.unlisten(listen)
                 name = getattr(listen, "__qualname__", repr(listen))
-                _LOG.warning("%s hears no more of the run: %s", name, one_line(error))
+                _LOG.warning("the listener %s failed and is removed: %s", name, one_line(error))
         self._latest.append(row)
         if len(self._latest) > _LATEST:
             _make_plain(self._latest.popleft())
 
     @contextlib.contextmanager
     def listening(self, listen: Callable[[Row], None]) -> Iterator[None]:
-        """In the block `listen` is called with every row, unless it fails or is left out."""
+        """Makes `listen` a listener during the block, unless it fails or is removed before."""
         self.listeners.append(listen)
         try:
             yield
@@ -92,11 +116,12 @@ class Trace:
             self.unlisten(listen)
 
     def unlisten(self, listen: Callable[[Row], None]) -> None:
-        """Leaves a listener out, if it is still one."""
+        """Removes a listener, if it still is one."""
         if listen in self.listeners:
             self.listeners.remove(listen)
 
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
+        """Adds a span, or counts it as dropped if there are `max_spans` already."""
         if len(self.spans) < self.max_spans:
             self.spans.append(Span(node, kind, start_s, end_s))
         else:
@@ -104,7 +129,7 @@ class Trace:
 
 
 def _make_plain(row: Row) -> None:
-    """Scalars of jax become Python's numbers: an array for each takes kilobytes."""
+    """Replaces jax scalars in a row by Python numbers, since each array takes kilobytes."""
     for name, value in row.items():
         if (
             isinstance(value, jax.Array)

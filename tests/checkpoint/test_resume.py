@@ -83,7 +83,7 @@ def test_another_rate_is_none_of_that(left):
 
 @pytest.mark.parametrize("wrong", ["a/path", 3, {}], ids=repr)
 def test_what_is_no_checkpoint_is_refused(wrong):
-    with pytest.raises(TypeError, match=r"resume=.* is a .*; give what a checkpoint says"):
+    with pytest.raises(TypeError, match=r"resume=.* is a .*; give the state of a checkpoint"):
         dbjax.run(TASK, SGD, cluster=CLUSTER, resume=wrong)
 
 

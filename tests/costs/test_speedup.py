@@ -106,5 +106,5 @@ def test_costs_are_of_the_batch_at_hand():
 
 
 def test_what_is_not_compiled_as_a_whole_has_no_costs():
-    with pytest.raises(ValueError, match="not compiled as a whole; give seconds"):
+    with pytest.raises(ValueError, match="not a jitted function; give seconds instead"):
         CompiledSteps()(len, ((1, 2),))

@@ -74,7 +74,7 @@ MISTAKES = [
     ([QUICKSTART, "--config.options.n_fech=2"], "nearest: 'n_fetch'"),
     ([QUICKSTART, "--config.options.n_fetch=two"], "n_fetch='two' must be int"),
     ([QUICKSTART, "--config.options.replicas=0"], "downpour.replicas=0 must be at least 1"),
-    ([QUICKSTART, "--config.options.replicas=9999"], "cannot be dealt to replicas=9999"),
+    ([QUICKSTART, "--config.options.replicas=9999"], "cannot be divided among replicas=9999"),
     ([QUICKSTART, "--config.options.shards=99"], "shards=99 is too many"),
     ([QUICKSTART, "--config.rule.name=sgdd"], "no rule 'sgdd'; nearest: 'sgd'"),
     ([QUICKSTART, "--config.rule.name=zzz"], "no rule 'zzz'; there are: downpour_adagrad, ada"),

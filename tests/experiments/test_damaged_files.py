@@ -271,7 +271,7 @@ def test_a_full_disk_names_the_picture_and_loses_nothing(tmp_path, capsys, caplo
     warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
     assert len(warned) == len(reports)
     for line, name in zip(warned, reports, strict=True):
-        assert line.startswith(name)
+        assert line.startswith(f"skipped {name}")
         assert "No space left on device" in line
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["params_sha256"] is None

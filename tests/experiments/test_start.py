@@ -200,7 +200,7 @@ def test_what_a_figure_cannot_show_is_refused_before_any_run(change, text, tmp_p
     [
         (["digits", "--num-frames=9"], "--num-frames is for speech_frames"),
         (["mnist", "--seed=9"], "--seed is for speech_frames"),
-        (["speech_frames", "--seed=-1"], "seed=-1 must be in 0 ..."),
+        (["speech_frames", "--seed=-1"], "seed=-1 must be a whole number from 0 to"),
         (["speech_frames", "--data-dir="], "is empty: name a folder"),
     ],
 )

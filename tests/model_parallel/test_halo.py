@@ -139,5 +139,6 @@ def test_the_window_of_the_whole_is_a_slice(reads):
 
 
 def test_a_block_of_another_size_is_refused():
-    with pytest.raises(ValueError, match="a block of 5 is not one of 2 of 8"):
+    text = "x has 5 positions along dim=0; with 8 inputs over blocks=2 it must have 4"
+    with pytest.raises(ValueError, match=text):
         window(jnp.zeros(5), 0, "row", 2, same(8, 3))

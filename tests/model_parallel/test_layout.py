@@ -110,21 +110,21 @@ def test_the_first_rule_that_matches_the_whole_path_counts():
     sharding = ModelSharding((("a", 2),), rules, no_loss)
     assert sharding.spec("layers/1/kernel") == P("a")
     assert sharding.spec("layers/12/kernel") == P(None, "a")
-    with pytest.raises(ValueError, match="params/other/layers/1/kernel: no rule says how"):
+    with pytest.raises(ValueError, match="params/other/layers/1/kernel: no sharding rule"):
         sharding.spec("other/layers/1/kernel")
     params = {"layers": {"1": {"kernel": np.zeros((4, 4))}}}
     assert sharding.specs(params) == {"layers": {"1": {"kernel": P("a")}}}
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match="params/v: no rule says how to cut it"):
+    with pytest.raises(ValueError, match="params/v: no sharding rule matches it"):
         Layout(ModelSharding((("a", 2),), (("w", P()),), no_loss), {"v": np.zeros(3)})
-    with pytest.raises(ValueError, match=r"params/w has 1 dimensions, its rule .* more"):
+    with pytest.raises(ValueError, match=r"params/w has 1 dimensions, but its .* rule .* has 2"):
         layout((("a", 2),), P(None, "a"), (3,))
-    with pytest.raises(ValueError, match=r"rule 'w' cuts along 'e', which is no axis .*: a, b"):
+    with pytest.raises(ValueError, match=r"rule 'w' shards along 'e', which is not .* of a, b"):
         ModelSharding((("a", 2), ("b", 2)), (("w", P("e")),), no_loss)
-    with pytest.raises(ValueError, match="axis 'a' of 0 devices: at least 1"):
+    with pytest.raises(ValueError, match="axis 'a' has size 0; it must be an integer of at"):
         ModelSharding((("a", 0),), (), no_loss)
     sharding = ModelSharding((("a", 2), ("b", 512)), (), no_loss)
-    with pytest.raises(ValueError, match=r"cut into 1024 .* there are \d+; .*jax_num_cpu_devices"):
+    with pytest.raises(ValueError, match=r"over 1024 .* are \d+; .*jax_num_cpu_devices"):
         sharding.mesh(jax.devices())

@@ -126,7 +126,7 @@ def test_mistakes_are_named():
         (lambda: model(DEMO, 0).apply(model(DEMO, 0).params, jnp.zeros((2, 441))),
          "must end in 440"),
         (lambda: model(DEMO, 0).apply({"layers": {}}, jnp.zeros((2, 440))),
-         r"params/layers/0/bias: has shape is missing"),
+         r"params/layers/0/bias is missing; the network needs shape \(256,\)"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call()

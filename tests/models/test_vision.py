@@ -102,15 +102,16 @@ def test_a_few_steps_reduce_the_loss():
 def test_mistakes_are_named():
     for call, text in (
         (lambda: VisionConfig(image=35), "images of 35 pixels a side are too small for 3 stages of "
-         "patch=10 and last_pool=9: at least 36"),
+         "patch=10 and last_pool=9; use at least 36"),
         (lambda: VisionConfig(units=0), "vision.units=0 must be an integer of at least 1"),
         (lambda: build("vision", seed=0, **TINY | {"inputs": 65}),
-         "65 inputs are no square image of channels=1"),
+         r"inputs=65 is not side \* side \* channels for any side with channels=1"),
         (lambda: build("vision", seed=0, **TINY | {"inputs": 3 * 64, "channels": 2}),
-         "192 inputs are no square image of channels=2"),
+         r"inputs=192 is not side \* side \* channels for any side with channels=2"),
         (lambda: build("vision", seed=0, **TINY | {"channels": 0}), "vision.channels=0"),
         (lambda: build("vision", seed=0, **TINY | {"chanels": 1}), "nearest: 'channels'"),
-        (lambda: NETWORK.sharding(4, "tile"), "'tile' .*: tiles"),
+        (lambda: NETWORK.sharding(4, "tile"),
+         "how='tile' does not apply to model 'vision'; use 'tiles'"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             call()

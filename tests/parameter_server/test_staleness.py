@@ -79,7 +79,7 @@ def test_the_identity_shows_an_update_that_was_not_booked_and_no_wrong_version()
     wrong.applied("a", 3, 5)  # version 4 was made by a push that nobody booked
     assert wrong.balance()[0] != wrong.balance()[1]
     report = type("Report", (), {"staleness": wrong})
-    with pytest.raises(RuntimeError, match="missing in the books"):
+    with pytest.raises(RuntimeError, match="missing in the accounts"):
         check_staleness_accounting([report])
     wrong = state_dict()
     wrong.fetched("a", 4)

@@ -227,7 +227,7 @@ def test_6_the_check_can_fail(monkeypatch):
             booked(self, replica, computed_at, version)
 
     monkeypatch.setattr(StalenessAccounting, "applied", all_but_the_second)
-    with pytest.raises(RuntimeError, match="an update is missing in the books"):
+    with pytest.raises(RuntimeError, match="an update is missing in the accounts"):
         dbjax.run(TASK, downpour.Config(replicas=3, steps=5))
 
 

@@ -109,7 +109,7 @@ def test_links_that_differ_in_nothing_change_nothing():
 
 @pytest.mark.parametrize(("at_s", "back_s"), [(1.0, 1.0), (-1.0, 1.0), (1.0, float("inf"))])
 def test_a_cut_has_to_heal(at_s, back_s):
-    with pytest.raises(ValueError, match="gone for good is a Failure"):
+    with pytest.raises(ValueError, match="use a Failure for a node that never comes back"):
         Outage("a", "b", at_s, back_s)
 
 

@@ -177,7 +177,7 @@ def test_a_snapshot_is_written_once_and_memory_is_used_again():
 
 
 def test_too_few_cpus_are_said_at_once(cluster):
-    with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, the cluster has 4 CPUs"):
+    with pytest.raises(ValueError, match=r"2 processes need 60 CPUs, but the cluster has 4 CPUs"):
         dbjax.run(TASK, config("downpour", replicas=1, shards=1), runtime="ray",
                   ray=RayOptions(cpus=30.0))  # fmt: skip
 

@@ -147,7 +147,7 @@ def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
     options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
     runtime = dbjax.runtime.ray.ray_runtime(options)
     runtime.serve("log", Log)
-    with pytest.raises(RuntimeError, match=r"^log did not come up: .*nonsense.*$"):
+    with pytest.raises(RuntimeError, match=r"^the process of log did not start: .*nonsense.*$"):
         runtime.run(until_s=LIMIT_S)
 
 

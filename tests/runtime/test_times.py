@@ -154,6 +154,6 @@ def test_a_machine_of_no_node_is_told(caplog):
     dbjax.run(TASK, TWO, cluster=cluster, until_s=3.0)
     told = [record.getMessage() for record in caplog.records]
     assert [text.partition(";")[0] for text in told] == [
-        "Cluster.machines: no node runs on that of 'replica/9'",
-        "Cluster.machines: no node runs on that of 'replica/0'",
+        "Cluster.machines: no node uses the machine of 'replica/9'",
+        "Cluster.machines: no node uses the machine of 'replica/0'",
     ]

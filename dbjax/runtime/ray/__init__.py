@@ -1,6 +1,7 @@
-"""Ray: every node a process of its own, on one machine or on many.
+"""The Ray runtime, where every node is an operating-system process, on one machine or many.
 
-Ray itself is imported when a runtime is made.
+This package imports Ray only when a runtime is made. In its modules, "process" means an
+operating-system process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ if TYPE_CHECKING:
 
 
 def ray_runtime(options: RayOptions | None = None, **others: Any) -> RayRuntime:
-    """Makes a `RayRuntime`; the arguments are its own.
+    """Makes a `RayRuntime`.
+
+    Args:
+      options: where processes are placed, and what they ask for; None: `RayOptions()`.
+      **others: the other arguments of `RayRuntime`.
 
     Raises:
       ValueError: Ray is not installed.

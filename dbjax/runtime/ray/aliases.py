@@ -1,4 +1,4 @@
-"""Host memory as jax arrays, without a copy where XLA can use it as it lies."""
+"""Makes jax arrays of host memory, without a copy where XLA can use the memory in place."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-try:  # what `jax.device_put` comes to: 2.5 us an array, and 14 us where it has to find that out
+try:  # `jax.device_put` ends in this call, which takes 2.5 us an array; finding it takes it 14 us
     from jax._src.core import ShapedArray
     from jax._src.lib import xla_client  # type: ignore[attr-defined]
 
@@ -19,7 +19,7 @@ except (ImportError, AttributeError):
 
 
 def as_jax(hosts: Sequence[np.ndarray[Any, Any]]) -> list[jax.Array]:
-    """The arrays on the default device. They must not change as long as jax has them."""
+    """Puts arrays on the default device. Their memory must not change while jax uses them."""
     if batched_device_put is None:
         return list(jax.device_put(list(hosts), may_alias=True))
     device, sharding = _default()

@@ -1,6 +1,6 @@
-"""Messages as bytes, with their arrays beside them.
+"""Encodes messages as bytes, with their arrays separate.
 
-Arrays are left out of the pickle: each stands there as a number, and travels as raw memory. No
+Arrays are left out of the pickle, where a number stands for each; they are sent as raw memory. No
 jax array is ever pickled.
 """
 
@@ -19,22 +19,22 @@ import ray.cloudpickle
 
 from dbjax.runtime.ray.aliases import as_jax
 
-ALIGNMENT = 64  # what XLA asks for, to use memory as it lies
-_SMALL = 256  # NumPy arrays below this stay in the pickle
+ALIGNMENT = 64  # bytes; XLA needs this alignment to use memory in place
+_SMALL = 256  # NumPy arrays of fewer bytes stay in the pickle
 
-Place = tuple[bool, Any, tuple[int, ...], int]  # of jax, dtype, shape, offset
+Place = tuple[bool, Any, tuple[int, ...], int]  # whether it is a jax array, dtype, shape, offset
 Host = np.ndarray[Any, Any]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Packed:
-    """A message.
+    """An encoded message.
 
     Attributes:
-      body: everything but its arrays.
-      arrays: those of jax and of NumPy, each once.
-      layout: where each of them lies, one behind the other.
-      nbytes: of all of them so laid out.
+      body: the pickle of everything but the arrays.
+      arrays: the arrays of jax and of NumPy, each once.
+      layout: the type and the place of each array, in memory that holds one after the other.
+      nbytes: the size of that memory.
     """
 
     body: bytes
@@ -43,13 +43,13 @@ class Packed:
     nbytes: int
 
     def write(self, memory: Host) -> None:
-        """Copies the arrays to where they belong; waits for those that are being computed."""
+        """Copies the arrays into memory by the layout; waits for those being computed."""
         for array, (_, dtype, shape, offset) in zip(self.arrays, self.layout, strict=True):
             np.copyto(_view(memory, dtype, shape, offset), np.asarray(array))
 
 
 def pack(message: Any) -> Packed:
-    """By Python's own pickle, or where that refuses, by cloudpickle."""
+    """Encodes a message with Python's own pickle, or with cloudpickle where that fails."""
     stream = io.BytesIO()
     try:
         packer = _Packer(stream, protocol=pickle.HIGHEST_PROTOCOL)
@@ -60,7 +60,7 @@ def pack(message: Any) -> Packed:
 
 
 def pack_code(message: Any) -> Packed:
-    """By cloudpickle: functions that no module knows travel too."""
+    """Encodes a message with cloudpickle, which can also send functions not found in a module."""
     stream = io.BytesIO()
     packer = _CodePacker(stream)
     packer.dump(message)
@@ -68,13 +68,29 @@ def pack_code(message: Any) -> Packed:
 
 
 def unpack(body: bytes | memoryview, layout: Sequence[Place], memory: Host | None) -> Any:
-    """The message; its arrays are the memory, where jax can use it as it is, or else copies."""
+    """Decodes a message.
+
+    Args:
+      body: `Packed.body`.
+      layout: `Packed.layout`.
+      memory: the memory into which the arrays were written; None: there are no arrays. The arrays
+        of the message use it in place, except where jax must copy.
+    """
     hosts = [] if memory is None else [_view(memory, *place[1:]) for place in layout]
     return unpack_with(body, [place[0] for place in layout], hosts)
 
 
 def unpack_with(body: bytes | memoryview, of_jax: Sequence[bool], hosts: Sequence[Host]) -> Any:
-    """The message, with these arrays in it; `of_jax` says which become jax's."""
+    """Decodes a message whose arrays are given.
+
+    Args:
+      body: `Packed.body`.
+      of_jax: which of the arrays become jax arrays.
+      hosts: the arrays.
+
+    Raises:
+      RuntimeError: a process does not know a class of the message's pytrees.
+    """
     arrays: list[Any] = list(hosts)
     chosen = [i for i, is_jax in enumerate(of_jax) if is_jax]
     if chosen:
@@ -83,7 +99,7 @@ def unpack_with(body: bytes | memoryview, of_jax: Sequence[bool], hosts: Sequenc
             arrays[i] = array
     try:
         return _Unpacker(io.BytesIO(body), arrays).load()
-    except jax.errors.JaxRuntimeError as error:  # a class of the parameters travelled by value
+    except jax.errors.JaxRuntimeError as error:  # a class of the parameters was pickled by value
         remedy = "define and register it in a module that every process can import"
         raise RuntimeError(f"{error}: {remedy}") from error
 
@@ -106,7 +122,7 @@ def _view(memory: Host, dtype: Any, shape: tuple[int, ...], offset: int) -> Host
 
 @functools.cache
 def _jax_type() -> type:
-    """The class of concrete arrays (`jax.Array` is abstract, and slow to ask for)."""
+    """Returns the class of concrete jax arrays, since `isinstance` of `jax.Array` is slow."""
     return type(jax.device_put(np.float32(0)))
 
 
@@ -123,7 +139,7 @@ class _Arrays:
         kind = type(thing)
         if kind is self._jax_type:
             if type(thing.dtype).__module__.startswith("jax"):
-                return None  # keys of random numbers know how to pickle themselves
+                return None  # random keys can pickle themselves
         elif kind is not np.ndarray or thing.nbytes < _SMALL or thing.dtype.hasobject:
             return None
         if id(thing) not in self._numbers:

@@ -1,4 +1,4 @@
-"""A service, as those who call it know it: wherever it lives."""
+"""Handles, by which a process calls services, wherever they run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dbjax.runtime.ray.wire import Ends, Message, Wire
 
 
 class _Sent(NamedTuple):
-    """A call that is not answered yet."""
+    """A call that has not been answered yet."""
 
     future: Future[Any]
     node: str
@@ -26,7 +26,14 @@ class _Sent(NamedTuple):
 
 @final
 class RayHandle:
-    """A `RayHandle`. It can be sent: where it arrives, it is that process's own."""
+    """A `Handle` of a service in this or in another process.
+
+    It can be sent in a message. The process that receives it gets its own handle of that name.
+
+    Args:
+      name: the name of the service.
+      hub: the hub of this process; None: it is set before the run begins.
+    """
 
     def __init__(self, name: str, hub: Hub | None = None) -> None:
         self.name, self.hub = name, hub
@@ -57,7 +64,7 @@ class RayHandle:
                 wire.send(("call", call, self.name, source, name, args, kwargs))
         if wire is None:
             self._die(future, name)
-        if caller is DRIVER:  # who may not await
+        if caller is DRIVER:  # which cannot await
             hub.wait(future)
         return future
 
@@ -72,12 +79,15 @@ class RayHandle:
         return future
 
     def moved(self, address: Address | None) -> None:
-        """The driver says that it lives there now; None: it has died."""
+        """Sets the address of the service's process, as the driver says; None: it has died.
+
+        Calls that the former process has not answered fail.
+        """
         with self._lock:
             if address == self._address:
                 return
             self._wire, self._address = None, address
-            sent, self._sent = self._sent, {}  # never answered; what is sent from now on may be
+            sent, self._sent = self._sent, {}  # these are never answered; later ones may be
             hoping: list[Future[None]] = []
             if address is not None:
                 hoping, self._hoping = self._hoping, []
@@ -125,7 +135,10 @@ class RayHandle:
         future.set_error(error)
 
     def _broke(self, wire: Wire) -> None:
-        """Calls stay open: only the driver says who is dead, and will see to it that it is true."""
+        """Reports the broken connection to the driver; the open calls do not fail yet.
+
+        Only the driver says which process is dead, after it has made sure of that.
+        """
         if wire is self._wire:
             self._home().control(None, ("suspect", 0, self.name, self._address))
 
@@ -135,7 +148,7 @@ class RayHandle:
 
 @final
 class Handles:
-    """The handles of one process: one for each name."""
+    """The handles of a process, one for each name."""
 
     def __init__(self) -> None:
         self._made: dict[str, RayHandle] = {}
@@ -143,6 +156,7 @@ class Handles:
         self.hub: Hub | None = None
 
     def get(self, name: str) -> RayHandle:
+        """Returns the handle of that name; makes it if there is none."""
         if name not in self._made:
             made = self._made[name] = RayHandle(name, self.hub)
             if name in self._directory:
@@ -150,36 +164,36 @@ class Handles:
         return self._made[name]
 
     def settle(self, hub: Hub) -> None:
-        """They live in this process from now on."""
+        """Makes all handles use the hub of this process from now on."""
         self.hub = hub
         for made in self._made.values():
             made.hub = hub
 
     def moved(self, directory: Mapping[str, Address | None]) -> None:
-        """Where services live now."""
+        """Sets the addresses of services that have moved; None: the service's process has died."""
         self._directory |= directory
         for name, address in directory.items():
             if name in self._made:
                 self._made[name].moved(address)
 
     def died(self, name: str, address: Address | None) -> None:
-        """Nobody here listens any more to the life that had that address."""
+        """Ends all connections to a dead process, which had that address, and fails open calls."""
         if address is not None and self.hub is not None:
             self.hub.bury(address)
         self.moved({name: None})
 
 
-here_are = Handles()  # of a process that Ray has made: it is one node
+here_are = Handles()  # the handles of a process that Ray has started, which is one node
 
 
 def handle(name: str) -> RayHandle:
-    """This process's handle of that name."""
+    """Returns this process's handle of that name; unpickling a handle calls this."""
     return here_are.get(name)
 
 
 @final
 class Anywhere(dict[str, Any]):
-    """Services by name: those that live in this process; for any other a handle."""
+    """Services by name: those of this process themselves, and handles of all others."""
 
     def __init__(self, handles: Handles) -> None:
         super().__init__()

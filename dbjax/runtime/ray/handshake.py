@@ -1,4 +1,4 @@
-"""How two processes of a run know each other, before anything is unpickled."""
+"""How two processes of a run authenticate each other, before anything is unpickled."""
 
 from __future__ import annotations
 
@@ -10,18 +10,23 @@ from multiprocessing.connection import Client, Connection, answer_challenge, del
 from typing import Any
 
 Address = tuple[str, int]
-TIMEOUT_S = 60  # of a stranger who says nothing
+TIMEOUT_S = 60  # how long a process that connects may take to authenticate itself
 
 
 def reached(address: Address, key: bytes) -> Connection:
-    """A connection to a process that listens there, and knows the key."""
+    """Connects to the process that listens at an address, and checks that it knows the key.
+
+    Raises:
+      OSError: no process listens there.
+      AuthenticationError: the process does not know the key.
+    """
     connection: Connection = Client(address)
     _or_close(connection, answer_challenge, deliver_challenge, key)
     return connection
 
 
 def admitted(connection: Connection, key: bytes) -> Connection:
-    """A connection that was accepted, if the other process knows the key."""
+    """Checks that the process at the other end of an accepted connection knows the key."""
     below(connection, lambda s: _limit(s, TIMEOUT_S))
     _or_close(connection, deliver_challenge, answer_challenge, key)
     below(connection, lambda s: _limit(s, 0))
@@ -29,7 +34,7 @@ def admitted(connection: Connection, key: bytes) -> Connection:
 
 
 def below(connection: Connection, use: Callable[[socket.socket], object]) -> None:
-    """The socket of a connection, for what `Connection` has no method for."""
+    """Calls `use` with the socket of a connection, for what `Connection` has no method."""
     with socket.socket(fileno=os.dup(connection.fileno())) as found:
         use(found)
 
@@ -44,5 +49,5 @@ def _or_close(connection: Connection, first: Any, second: Any, key: bytes) -> No
 
 
 def _limit(of: socket.socket, seconds: int) -> None:
-    """How long to wait for what is to be read; 0: for ever."""
+    """Sets how many seconds a read may wait; 0: forever."""
     of.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))

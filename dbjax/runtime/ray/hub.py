@@ -1,4 +1,4 @@
-"""A process among others: the services that live here, and wires to those that do not."""
+"""The communication of a process: its own services, and its connections to other processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Control = Callable[[Wire | None, Message], None]
 
 @final
 class Elsewhere:
-    """The node of a caller that lives in another process, and writes its own timeline."""
+    """The node of a caller in another process, which records the spans of its calls itself."""
 
     elsewhere = True
 
@@ -33,14 +33,23 @@ class Elsewhere:
 
 @final
 class Hub:
-    """What a process needs in order to be called, and to call.
+    """Listens for calls from other processes, and makes connections to them.
+
+    Args:
+      engine: runs the coroutines and services of this process.
+      me: the identity of this process; the hub adds its address.
+      host: the host name or IP address at which the process listens.
+      key: the secret key that all processes of the run know.
+      control: see below.
 
     Attributes:
-      engine: runs the mains and services of this process.
-      services: by name, those that live here.
-      control: is given what is neither a call nor an answer, and what there is to say of wires:
-        ("lost", 0), ("suspect", 0, name, address), ("failed", 0, error, its cause).
-      wait: waits until a future that the driver has got is done.
+      engine: see above.
+      services: the services of this process, by name.
+      control: is called with messages that are neither calls nor replies, and with what happens to
+        connections: ("lost", 0), ("suspect", 0, name, address), ("failed", 0, error, its cause).
+      wait: waits until a future that the driver holds is done.
+      arena: the shared memory that this process writes.
+      address: where this process listens.
     """
 
     def __init__(
@@ -60,28 +69,28 @@ class Hub:
         self._accepting.start()
 
     def connect(self, address: Address, ends: Ends) -> Wire:
-        """A wire to a process that listens there; whether it does shows later."""
+        """Returns a wire to the process at an address. It connects in the background."""
         return self._wire(lambda: reached(address, self._key), ends)
 
     def bury(self, address: Address) -> None:
-        """The process that listened there is dead, and nobody listens to it any more."""
+        """Ends all connections to a process that is dead."""
         for wire in list(self._wires):
             if wire.peer is not None and wire.peer.address == address:
                 wire.bury()
                 self._wires.discard(wire)
 
     def close(self) -> None:
-        """Closes all wires, and listens no more."""
+        """Closes all wires, and stops listening."""
         self._closing = True
         for wire in list(self._wires):
             wire.close()
         with contextlib.suppress(OSError):
-            Client(self.address).close()  # so that `accept` looks up
+            Client(self.address).close()  # so that `accept` returns
         self._accepting.join()
         self._listener.close()
 
     def failed(self, error: Exception) -> None:
-        """An error in a thread of a wire, where nobody would hear of it."""
+        """Reports an error in a thread of a wire, where it would otherwise be lost."""
         self.control(None, ("failed", 0, *portable(error)))
 
     def _accept_all(self) -> None:
@@ -129,7 +138,7 @@ class Hub:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> None:
-        """Has a call served in this thread, under the name and number that its caller gave it."""
+        """Serves a call in this thread, under the caller's label and its number of the call."""
         label, node, observer, number = source
         caller = DRIVER
         if label != DRIVER.label:
@@ -140,9 +149,9 @@ class Hub:
         future.on_done(lambda: _answer(wire, call, future))
 
     def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
-        """An answer that cannot be sent: the caller gets to know why."""
+        """Tells the caller why a reply cannot be sent."""
         if message[0] in ("reply", "error"):
-            wire.send(("error", message[1], TypeError(f"the answer cannot be sent: {error}"), None))
+            wire.send(("error", message[1], TypeError(f"the reply cannot be sent: {error}"), None))
         else:
             raise error
 
@@ -157,7 +166,11 @@ def _answer(wire: Wire, call: int, future: Future[Any]) -> None:
 
 
 def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:
-    """An error and its cause (pickle would lose that), both such that they arrive."""
+    """Returns an error and its cause, both in a form that can be pickled.
+
+    The cause is separate, since pickle would drop it. An error that cannot be pickled is replaced
+    by a RuntimeError with its text.
+    """
 
     def checked(one: BaseException) -> BaseException:
         try:

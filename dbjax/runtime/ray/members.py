@@ -1,4 +1,4 @@
-"""The processes of a run, as the driver knows them: who is up, who has died, who has ended."""
+"""The driver's view of the processes of a run: which are up, have died, or have ended."""
 
 from __future__ import annotations
 
@@ -30,22 +30,25 @@ _AGAIN_S = 0.2
 class _Member:
     node: RayNode
     end: Future[Any] | None
-    incarnation: int = -1  # how often it has come back
-    wire: Wire | None = None  # None: it is not there, or not yet
+    incarnation: int = -1  # how often it has come back; -1: it has not been up yet
+    wire: Wire | None = None  # None: it is down, or not up yet
     address: Address | None = None
-    gone_s: float = dataclasses.field(default_factory=time.monotonic)  # since when it is not there
+    gone_s: float = dataclasses.field(default_factory=time.monotonic)  # since when it is down
     ready: bool = False
     stopped: bool = False
 
 
 @final
 class Members:
-    """Takes what processes say about themselves.
+    """Tracks the processes of a run by the messages that they send.
 
     Args:
-      ends: of the mains, by node.
-      live: name -> Ray's reference to the life of that process.
-      threads: of the driver: its clock, its trace.
+      nodes: the nodes, by name.
+      ends: the futures of the coroutines that run on nodes, by the node's name.
+      live: a function from the name of a node to Ray's reference to its running process.
+      handles: the driver's handles.
+      threads: the driver's threads runtime, with its clock and its trace.
+      events: the queue from which the driver takes messages.
     """
 
     def __init__(
@@ -68,35 +71,38 @@ class Members:
             self._start(member)
 
     def missing(self) -> list[str]:
-        """Names of those that are not there, or not ready."""
+        """Returns the names of the nodes whose processes are down, or not ready yet."""
         return [name for name, member in self._members.items() if not member.ready]
 
     def silent(self, for_s: float) -> list[str]:
-        """Names of those that have not been there so long; others may compile for longer."""
+        """Returns the names of the nodes whose processes have been down for so many seconds.
+
+        A process that is up may take longer to become ready, since it compiles.
+        """
         now_s = time.monotonic()
         return [n for n, m in self._members.items() if m.wire is None and now_s - m.gone_s > for_s]
 
     def over(self) -> bool:
-        """Whether all mains have ended, or an error was lost."""
+        """Returns whether all coroutines have ended, or nobody awaited an error."""
         ends = [m.end for m in self._members.values() if m.end is not None]
         return self._lost is not None or all(end.done() for end in ends)
 
     def late(self) -> list[str]:
-        """Names of those that live and have not stopped."""
+        """Returns the names of the nodes whose processes are up and have not stopped."""
         return [n for n, m in self._members.items() if m.wire is not None and not m.stopped]
 
     def kill(self, name: str) -> None:
-        """Kills a node's process, if it lives; it is heard no more. Ray starts it again."""
+        """Kills a node's process, if it is up. Its messages are ignored; Ray starts it again."""
         wire = self._members[name].wire
         if wire is None or wire.peer is None:
             return
         if wire.peer.machine == self._machine:
-            with contextlib.suppress(ProcessLookupError):  # it is dead already
+            with contextlib.suppress(ProcessLookupError):  # it has died already
                 os.kill(wire.peer.pid, signal.SIGKILL)
-        wire.cut()  # so it ends itself
+        wire.cut()  # a process that loses the driver ends itself
 
     def go(self) -> None:
-        """All services are there: mains may start, and observers."""
+        """Starts all coroutines and observers, now that all services are ready."""
         self._running = True
         self._handles.moved({name: member.address for name, member in self._members.items()})
         self._threads.start()
@@ -104,13 +110,14 @@ class Members:
             self._send_go(member)
 
     def stop(self) -> None:
+        """Tells all processes to stop."""
         self._ending = True
         for member in self._members.values():
             if member.wire is not None:
                 member.wire.send(("stop", 0))
 
     def raise_lost(self) -> None:
-        """The first error that nobody awaited."""
+        """Raises the first error that nobody awaited."""
         if self._lost is not None:
             raise self._lost
         for member in self._members.values():
@@ -119,10 +126,14 @@ class Members:
                 end.result()
 
     def hear(self, wire: Wire | None, message: Message) -> None:
-        """One message of one process.
+        """Handles a message of a process.
+
+        Args:
+          wire: the connection to the process; None: the message comes from the driver itself.
+          message: the message.
 
         Raises:
-          Exception: one that ends the run at once.
+          Exception: an error that ends the run at once.
         """
         kind, _, *rest = message
         if kind == "hello" and wire is not None:
@@ -138,7 +149,7 @@ class Members:
             raise _chained(*rest)
         member = self._by_wire.get(wire) if wire is not None else None
         if member is None or member.wire is not wire:
-            return  # of a life that is over
+            return  # it comes from an incarnation that is over
         if kind == "ready":
             self._ready(member)
         elif kind == "ended" and member.end is not None:
@@ -157,10 +168,10 @@ class Members:
     def _hello(self, wire: Wire, name: str, address: Address) -> None:
         member = self._members[name]
         if member.wire is not None:
-            self._died(member)  # its return is the first sign of it
+            self._died(member)  # that it is back is the first sign that it had died
         member.incarnation += 1
         member.wire, member.address = wire, address
-        member.ready, member.stopped = False, self._ending  # then it is not started
+        member.ready, member.stopped = False, self._ending  # it is not started if the run is ending
         self._by_wire[wire] = member
         with_main = member.end is not None and not member.end.done() and not self._ending
         incarnation, returned = (
@@ -183,13 +194,13 @@ class Members:
         member.wire.send(("go", 0, self._engine.now_s(), self._directory()))
 
     def _directory(self) -> dict[str, Address | None]:
-        """Who lives where; before the run begins, nobody can be called."""
+        """Returns the address of every node; before the run begins, none can be called."""
         if not self._running:
             return {}
         return {name: m.address if m.ready else None for name, m in self._members.items()}
 
     def _saved(self, node: str) -> dict[str, Any]:
-        """What the last checkpoint holds of a node's services."""
+        """Returns the states of a node's services in the last checkpoint."""
         return {
             n: v for n, v in self._threads.latest_states.items() if f"{node}/".startswith(f"{n}/")
         }
@@ -202,7 +213,10 @@ class Members:
             self._lost = error
 
     def _suspected(self, name: str, address: Address) -> None:
-        """Somebody's wire to that life broke: whoever calls it is told that it died, so it must."""
+        """Kills a process to which another's connection broke.
+
+        The calls over that connection fail as if the process had died, so it must not stay alive.
+        """
         member = self._members[name]
         if member.address == address:
             self.kill(name)
@@ -215,7 +229,7 @@ class Members:
         if wire is not None:
             del self._by_wire[wire]
         if not self._running:
-            raise RuntimeError(f"the process of {member.node.name} died while it came up")
+            raise RuntimeError(f"the process of {member.node.name} died while it was starting")
         if not self._ending:
             self._record(member, "died")
         self._handles.died(member.node.name, address)
@@ -236,7 +250,10 @@ class Members:
             self._engine.trace.record(member.node.name, self._engine.now_s(), {"event": event})
 
     def _start(self, member: _Member) -> None:
-        """Has a process live, and Ray say when it dies: a lost machine breaks no connection."""
+        """Starts a process, and makes Ray report its death.
+
+        A broken connection would not be enough, since a lost machine does not break any.
+        """
 
         def ended(done: Any) -> None:
             self._events.put((None, ("life ended", 0, member, done.exception())))
@@ -246,11 +263,11 @@ class Members:
     def _life_ended(self, member: _Member, error: Exception | None) -> None:
         if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
             why = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"{member.node.name} did not come up: {why}") from error
+            raise RuntimeError(f"the process of {member.node.name} did not start: {why}") from error
         if member.wire is not None:
-            self.kill(member.node.name)  # Ray may have lost no more than a connection
+            self.kill(member.node.name)  # it may be alive, if Ray has only lost its connection
             self._died(member)
-        # Ray starts the process again; until it has, this comes back at once.
+        # Ray starts the process again. Until then its reference fails at once, and this is retried.
         timer = threading.Timer(_AGAIN_S, self._start, [member])
         timer.daemon = True
         timer.start()

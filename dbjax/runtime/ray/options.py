@@ -1,4 +1,4 @@
-"""How a run uses Ray."""
+"""Options of the Ray runtime."""
 
 from __future__ import annotations
 
@@ -13,19 +13,23 @@ from dbjax.runtime.node_names import NodeKind, kind_of
 @final
 @dataclasses.dataclass(frozen=True)
 class RayOptions:
-    """Where processes are placed, and what each of them asks for.
+    """Where the processes of a run are placed, and which resources each of them asks for.
 
     Attributes:
-      address: "local": a cluster of this machine, for this run only; "auto": the cluster that
-        this machine belongs to (or $RAY_ADDRESS names), and with a warning as "local" where
-        there is none; "HOST:PORT": the cluster of that head node. A program that has called
-        `ray.init` itself runs on the cluster it chose.
-      cpus: logical CPUs that every process asks for. They limit how many processes are placed
-        on a machine, not how many cores one uses: with the default ten fit on a core.
-      replica_cpus: of a process named replica/...; None: as the others.
-      replica_gpus: GPUs of a process named replica/...; the others get none.
-      timeout_s: for reaching the cluster, and for placing the processes.
-      env: environment variables of every process, as text.
+      address: the Ray cluster. "local" starts one on this machine, for this run only. "auto" uses
+        the cluster to which this machine belongs (or which $RAY_ADDRESS names); if there is none,
+        it logs a warning and does the same as "local". "HOST:PORT" uses the cluster of that head
+        node. A program that has called `ray.init` itself uses the cluster that it chose.
+      cpus: the number of logical CPUs that every process asks for. They limit how many processes
+        are placed on a machine, not how many cores a process uses: with the default, ten processes
+        fit on a core.
+      replica_cpus: the number of logical CPUs for a process named "replica/..."; None: `cpus`.
+      replica_gpus: the number of GPUs for a process named "replica/..."; others get none.
+      timeout_s: the timeout for reaching the cluster and for placing the processes, in seconds.
+      env: environment variables of every process; the values are strings.
+
+    Raises:
+      ValueError: an attribute has a wrong value.
     """
 
     address: str = "local"
@@ -38,7 +42,7 @@ class RayOptions:
     def __post_init__(self) -> None:
         require_fields("ray", self)
         if self.address not in ("auto", "local") and not _is_host_and_port(self.address):
-            raise ValueError(f"ray.address={self.address!r} is not local, auto or HOST:PORT")
+            raise ValueError(f"ray.address={self.address!r} must be local, auto or HOST:PORT")
         for name in ("cpus", "replica_cpus", "replica_gpus"):
             value = getattr(self, name)
             if value is not None and not value >= 0:
@@ -46,7 +50,7 @@ class RayOptions:
         require_positive("ray.timeout_s", self.timeout_s)
 
     def resources(self, name: str) -> dict[str, float]:
-        """What the process of a node asks for."""
+        """Returns the resources for which the process of a node asks, by Ray's names."""
         if kind_of(name) is not NodeKind.REPLICA:
             return {"CPU": self.cpus}
         cpus = self.cpus if self.replica_cpus is None else self.replica_cpus

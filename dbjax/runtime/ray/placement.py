@@ -1,4 +1,4 @@
-"""The cluster, and the processes of a run on it."""
+"""Placement of the processes of a run on a Ray cluster."""
 
 from __future__ import annotations
 
@@ -27,10 +27,14 @@ _LOG = logging.getLogger(__name__)
 
 @final
 class Placement:
-    """A process for every node, spread over the machines as evenly as can be.
+    """The processes of a run, one for every node, spread over the machines as evenly as possible.
+
+    Args:
+      options: the options of the run.
+      nodes: what each process runs.
 
     Raises:
-      ValueError: the cluster cannot be reached, or has too little.
+      ValueError: the cluster cannot be reached.
     """
 
     def __init__(self, options: RayOptions, nodes: Sequence[RayNode]) -> None:
@@ -39,7 +43,7 @@ class Placement:
         self._joined, self._local = not ray.is_initialized(), False
         if self._joined:
             with _signals_kept(), warnings.catch_warnings():
-                # Ray starts programs, which have no use for JAX
+                # jax warns of forks, but the programs that Ray forks here do not use jax.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 self._local = _join(options, sum(bundle["CPU"] for bundle in self._bundles))
         self._actors: dict[str, Any] = {}
@@ -48,19 +52,24 @@ class Placement:
         self._arrays: dict[int, tuple[Any, Any]] = {}
 
     def reserve(self) -> None:
-        """Sets aside what all processes ask for, all or nothing."""
+        """Reserves the resources of all processes at once.
+
+        Raises:
+          ValueError: the cluster has too few resources, or does not grant them in `timeout_s`.
+        """
         _require_enough(self._bundles)
         bundles = [{k: v for k, v in b.items() if v} or {"CPU": 0.001} for b in self._bundles]
         self._group = placement_group(bundles, strategy="SPREAD")
         if not self._group.wait(self._options.timeout_s):
             raise ValueError(
                 f"Ray has not placed {len(bundles)} processes within {self._options.timeout_s:g} "
-                f"s: their share of {_amounts(_total(self._bundles))} is in use, or in pieces; "
-                f"free are {_amounts(ray.available_resources())}"
+                f"s: they need {_amounts(_total(self._bundles))}, and "
+                f"{_amounts(ray.available_resources())} are free, on all machines together; wait "
+                "for other programs, or lower ray.cpus"
             )
 
     def start(self, settings: Settings) -> None:
-        """Starts all processes; `live` gives each its node."""
+        """Starts all processes with the same settings; `live` gives each its node."""
         kind = ray.remote(Process)
         env = {"env_vars": dict(self._options.env)} if self._options.env else None
         for index, node in enumerate(self._nodes):
@@ -79,15 +88,19 @@ class Placement:
             ).remote(node.name, settings)
 
     def live(self, name: str) -> Any:
-        """Ray's reference to the life of a process: it fails when that ends."""
+        """Makes a process run its node.
+
+        Returns:
+          Ray's reference to the call, which fails when the process ends.
+        """
         return self._actors[name].live.remote(*self._packed[name])
 
     def host(self) -> str:
-        """Where processes listen: what is for this machine only is not open to others."""
+        """Returns the address at which the driver listens; on a local cluster, the loopback."""
         return LOOPBACK if self._local else str(ray.util.get_node_ip_address())
 
     def close(self) -> None:
-        """Ends the processes, and the cluster if it was for this run only."""
+        """Ends the processes, and leaves the cluster, which ends if it was for this run only."""
         for actor in self._actors.values():
             ray.kill(actor, no_restart=True)
         self._actors, self._packed, self._arrays = {}, {}, {}
@@ -99,7 +112,7 @@ class Placement:
             self._joined = False
 
     def _put(self, array: Any) -> Any:
-        """In the object store; once, however many nodes are given it."""
+        """Puts an array into the object store, once even if several nodes are given it."""
         if id(array) not in self._arrays:
             self._arrays[id(array)] = array, ray.put(np.asarray(array))
         return self._arrays[id(array)][1]
@@ -107,7 +120,7 @@ class Placement:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Ray takes SIGTERM for itself; whoever had it before shall hear of it."""
+    """Restores the handler of SIGTERM after the block, since Ray installs its own."""
     in_main = threading.current_thread() is threading.main_thread()
     before = signal.getsignal(signal.SIGTERM)
     try:
@@ -118,7 +131,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _join(options: RayOptions, cpus: float) -> bool:
-    """Whether the cluster was made for this run."""
+    """Connects to the cluster, and returns whether it was started for this run."""
     try:
         return _initialise(options, cpus)
     except BaseException:
@@ -139,7 +152,7 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
             "local",
             num_cpus=max(there_are, math.ceil(cpus)),
             include_dashboard=False,
-            _system_config={"worker_niceness": 0},  # 15 else: whoever uses the machine comes first
+            _system_config={"worker_niceness": 0},  # Ray's default of 15 yields to other programs
             **quiet,
         )
         return True
@@ -155,7 +168,7 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
 
 
 def _require_reachable(options: RayOptions) -> None:
-    """Ray itself would try for a minute, and end the process."""
+    """Raises ValueError if nothing listens at the address; Ray would try for a minute, and exit."""
     host, _, port = options.address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=min(5.0, options.timeout_s)).close()
@@ -171,7 +184,7 @@ def _require_enough(bundles: Sequence[dict[str, float]]) -> None:
     short = [kind for kind, amount in needed.items() if amount > there_are.get(kind, 0.0) + 1e-6]
     if short:
         raise ValueError(
-            f"{len(bundles)} processes need {_amounts(needed)}, the cluster has "
+            f"{len(bundles)} processes need {_amounts(needed)}, but the cluster has "
             f"{_amounts(there_are)}: add machines, or lower ray.cpus, ray.replica_cpus, "
             "ray.replica_gpus or the number of replicas"
         )

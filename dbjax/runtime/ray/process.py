@@ -1,4 +1,4 @@
-"""The process of one node: what Ray starts, and starts again when it has died."""
+"""The process of one node, which Ray starts, and starts again when it has died."""
 
 from __future__ import annotations
 
@@ -23,41 +23,59 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Trace
 
 LOOPBACK = "127.0.0.1"
-Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # what to call, with what
+Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a function, its arguments
 
 
 class RayNode(NamedTuple):
-    """What lives on a node."""
+    """What runs on a node.
+
+    Attributes:
+      name: the name of the node.
+      service: makes its service; None: the node has none.
+      main: makes its coroutine; None: the node has none.
+      state_name: the name under which the service's state is checkpointed; None: it is not.
+    """
 
     name: str
     service: Start | None = None
     main: Start | None = None
-    state_name: str | None = None  # under which the service's state is checkpointed
+    state_name: str | None = None
 
 
 class Settings(NamedTuple):
-    """What is the same for all processes of a run."""
+    """The settings that all processes of a run share.
+
+    Attributes:
+      driver: where the driver listens.
+      key: the secret key by which processes authenticate each other.
+      seed: the seed of the run.
+      max_spans: the largest number of spans that a process collects.
+      logs: whether there is an event log.
+      alone: whether there is only one replica.
+      jax: options of `jax.config`, by name.
+    """
 
     driver: Address
     key: bytes
     seed: int
     max_spans: int
     logs: bool
-    alone: bool  # whether there is one replica only
-    jax: dict[str, Any]  # of jax.config
+    alone: bool
+    jax: dict[str, Any]
 
 
 @final
 class Process:
-    """Runs a node's service and main, in threads of its own; the driver says when.
+    """Runs a node's service and coroutine in its threads, when the driver says so.
 
     Args:
-      name: of the node.
+      name: the name of the node.
+      settings: the settings that all processes share.
     """
 
     def __init__(self, name: str, settings: Settings) -> None:
         for option, value in settings.jax.items():
-            jax.config.update(option, value)  # before JAX starts: it has, say, so many devices
+            jax.config.update(option, value)  # before jax starts, as the number of devices must be
         trace = Trace(max_spans=settings.max_spans)
         self._reports = Reports(trace, self._report)
         log = EventLog(self._reports.lines.append) if settings.logs else None
@@ -75,12 +93,12 @@ class Process:
         self._driver = self._hub.connect(settings.driver, ends)
 
     def live(self, body: bytes, of_jax: list[bool], arrays: list[Any]) -> None:
-        """Says that it is there, and never returns; the call fails when the process dies.
+        """Tells the driver that the process is up, and never returns; fails when the process dies.
 
         Args:
-          body: the node, packed by `codec.pack_code`.
-          of_jax: which of its arrays are jax's.
-          arrays: references to them in Ray's object store.
+          body: the node, encoded by `codec.pack_code`.
+          of_jax: which of its arrays are jax arrays.
+          arrays: references to the arrays in Ray's object store.
 
         Raises:
           ConnectionError: the driver cannot be reached.
@@ -118,7 +136,7 @@ class Process:
         directory: dict[str, Address | None],
         states: dict[str, Any],
     ) -> None:
-        """Makes the service, before anybody can call it."""
+        """Makes the service and the coroutine, before anything can call the service."""
         here_are.moved(directory)
         self._engine.incarnation, self._engine.returned = incarnation, returned
         self._threads.latest_states = states
@@ -162,7 +180,7 @@ class Process:
         self._driver.send(("failed", 0, *portable(error)))
 
     def _tell(self, wire: Wire | None, message: Message) -> None:
-        """The driver, what the hub has to say; a caller that is gone is none of it."""
+        """Forwards the hub's messages to the driver, except that a caller's connection is lost."""
         if message[0] != "lost":
             self._driver.send(message)
 
@@ -173,7 +191,7 @@ class Process:
         self._fail(TypeError(f"{self._node.name} cannot send its {message[0]}: {error}"))
 
     def _alone(self, wire: Wire) -> None:
-        """Who loses the driver is dead to all others, and ends."""
+        """Ends this process, since one that loses the driver counts as dead for all others."""
         if wire.peer is not None:
             os._exit(1)
         self._unreached.set()

@@ -1,4 +1,4 @@
-"""What nodes record, on its way to the driver: in batches."""
+"""Sends what nodes record to the driver, in batches."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ import numpy as np
 from dbjax.runtime.trace import Row, Span, Trace
 
 _EVERY_S = 0.2
-_HEADER = 1  # lines of a log that say what it is
+_HEADER = 1  # the number of lines at the beginning of a log that name its format
 
 
 @final
 class Reports:
-    """Hands on what a trace and an event log collect.
+    """Sends what a trace and an event log collect, and removes it from them.
 
     Args:
-      send: is given rows, spans and lines, in order.
+      trace: the trace of this process.
+      send: is called with rows, spans and lines of the event log, in order.
 
     Attributes:
-      lines: of the event log.
+      lines: the lines of the event log that have not been sent.
     """
 
     def __init__(self, trace: Trace, send: Callable[[list[Row], list[Span], str], None]) -> None:
@@ -34,10 +35,11 @@ class Reports:
         self._thread = threading.Thread(target=self._run, daemon=True, name="reports")
 
     def start(self) -> None:
+        """Starts a thread that sends a batch every 0.2 s."""
         self._thread.start()
 
     def stop(self) -> None:
-        """After what there is has been handed on."""
+        """Stops the thread, and sends everything that is left."""
         self._over.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -56,7 +58,7 @@ class Reports:
 
 
 def _taken(items: list[Any]) -> list[Any]:
-    """All there are now; others may add to the list meanwhile."""
+    """Removes and returns the items of a list, to which other threads may add meanwhile."""
     count = len(items)
     found = items[:count]
     del items[:count]
@@ -64,7 +66,7 @@ def _taken(items: list[Any]) -> list[Any]:
 
 
 def _plain(row: Row) -> Row:
-    """Numbers instead of jax arrays; waits for those that are being computed."""
+    """Returns a row with NumPy values in place of jax arrays; waits for those being computed."""
     return {
         name: np.asarray(value)[()] if isinstance(value, jax.Array) else value
         for name, value in row.items()

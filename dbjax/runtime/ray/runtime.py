@@ -1,8 +1,8 @@
-"""The driver of a run on Ray: starts the processes, hears of deaths, collects what they record.
+"""The driver of a run on Ray, which starts the processes and collects what they record.
 
-Ray places processes, restarts them and notices their deaths. What nodes say to each other does
-not go through Ray (docs/decisions/ray.md): every process listens, and whoever calls a service
-there has one connection to it.
+Ray places processes, restarts them and notices their deaths. Messages between nodes do not go
+through Ray (docs/decisions/ray.md): every process listens, and each process that calls a service
+of it has one connection to it.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from dbjax.runtime.trace import Trace
 
 ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
 _POLL_S = 0.1
-_START_S = 120.0  # for all processes to come up: each imports JAX
-_SAID_S = 60.0  # how often those are named who are waited for meanwhile
-_STOP_S = 5.0  # after an interrupt, for all to come to the end of what they compute
+_START_S = 120.0  # how long processes may take to start; each imports jax
+_SAID_S = 60.0  # how often a warning names the processes that are not ready
+_STOP_S = 5.0  # how long processes may finish their computations after an interrupt
 _LOG = logging.getLogger(__name__)
 _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
          "jax_default_matmul_precision")  # fmt: skip
@@ -45,10 +45,19 @@ _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
 
 @final
 class RayRuntime:
-    """A `Runtime` of processes (see `dbjax.runtime.interface` for the rules).
+    """A `Runtime` of operating-system processes (see `dbjax.runtime.interface` for the rules).
 
-    A deadlock is not noticed: a process cannot know that no other will ever call it. Give
-    `until_s` where that may happen.
+    It does not detect deadlocks, since a process cannot know that no other will ever call it. Give
+    an `until_s` where a deadlock may happen.
+
+    Args:
+      options: where processes are placed, and what they ask for; None: `RayOptions()`.
+      seed: the seed of the program.
+      trace: collects rows and spans; None: they are not collected.
+      log: records the order in which services serve calls, and what nodes see of time; None:
+        nothing is recorded.
+      begin_s: the time on the clock at the beginning; above 0 in a resumed run.
+      incarnation: how many times the run was resumed.
     """
 
     clock: Literal["virtual", "wall"] = "wall"
@@ -67,7 +76,7 @@ class RayRuntime:
     ) -> None:
         self._options = options or RayOptions()
         self._seed, self._trace, self._log = seed, trace, log
-        self._threads = ThreadsRuntime(  # of observers
+        self._threads = ThreadsRuntime(  # for the observers, which run in the driver
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
         self._nodes: dict[str, RayNode] = {}
@@ -111,7 +120,7 @@ class RayRuntime:
         return list(self._nodes)
 
     def kill(self, name: str) -> None:
-        """Kills a node's process, with SIGKILL where it is on this machine; Ray starts it again."""
+        """Kills a node's process, by SIGKILL if it is on this machine; Ray starts it again."""
         if name not in self._nodes or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
         self._members.kill(name)
@@ -135,7 +144,7 @@ class RayRuntime:
             self._await_ready(self._members, "come back", lambda: False)
 
     def run(self, until_s: float = math.inf) -> float:
-        """See `Runtime`. Services answer the driver afterwards too, until `close`."""
+        """See `Runtime`. Services still answer the driver afterwards, until `close`."""
         try:
             members = self._start()
             end_s = self._follow(members, until_s)
@@ -147,7 +156,7 @@ class RayRuntime:
             self.close()
             raise
         if self._trace is not None:
-            self._trace.rows.sort(key=lambda row: float(row["time_s"]))  # they came in batches
+            self._trace.rows.sort(key=lambda row: float(row["time_s"]))  # they arrive in batches
         return min(end_s, until_s)
 
     def close(self) -> None:
@@ -186,7 +195,7 @@ class RayRuntime:
         return members
 
     def _follow(self, members: Members, until_s: float) -> float:
-        """Until all mains have ended, or it is time; returns when that was."""
+        """Waits until all coroutines have ended, or `until_s` has come; returns the time then."""
         while not (members.over() or self._stopping.is_set() or self._engine.stopping()):
             left_s = until_s - self._engine.now_s()
             if left_s <= 0:
@@ -195,7 +204,7 @@ class RayRuntime:
         return self._engine.now_s()
 
     def _require_going_on(self) -> None:
-        """Raises KeyboardInterrupt where a run is stopped that has not begun: it leaves nothing."""
+        """Raises KeyboardInterrupt if a run is stopped before it begins, as it has no results."""
         if self._stopping.is_set():
             raise KeyboardInterrupt
 
@@ -204,26 +213,31 @@ class RayRuntime:
         while (missing := members.missing()) and not given_up():
             if silent := members.silent(_START_S):
                 raise RuntimeError(
-                    f"after {_START_S:g} s these have not {what}: {', '.join(silent)}"
+                    f"these processes have not {what} within {_START_S:g} s: {', '.join(silent)}"
                 )
             if time.monotonic() - said_s > _SAID_S:
                 said_s = time.monotonic()
-                _LOG.warning("not ready yet, they may be compiling: %s", ", ".join(missing))
+                _LOG.warning("not ready yet, perhaps still compiling: %s", ", ".join(missing))
             self._take_event(members, _POLL_S)
 
     def _await_stop(self, members: Members) -> None:
-        """Until all who live have come to an end; after an interrupt not for long."""
+        """Waits until all running processes have stopped; after an interrupt, at most 5 s."""
         begin_s = time.monotonic()
         while late := members.late():
             if not self._stopping.is_set():
                 begin_s = time.monotonic()
             elif time.monotonic() - begin_s > _STOP_S:
-                _LOG.warning("not waited for, and not all recorded: %s", ", ".join(late))
+                _LOG.warning(
+                    "still computing, so their latest records are lost: %s", ", ".join(late)
+                )
                 return
             self._take_event(members, _POLL_S)
 
     def _wait(self, future: Future[Any]) -> None:
-        """Until an answer has come: `run`, which hears of deaths, is over, or has not begun."""
+        """Waits for a reply to the driver, and handles messages meanwhile.
+
+        It is called while `run`, which otherwise handles messages, has not begun or has ended.
+        """
         if threading.get_ident() != self._home or self._members is None:
             return
         future.on_done(lambda: self._events.put((None, ("answered", 0))))
@@ -238,7 +252,7 @@ class RayRuntime:
         members.hear(wire, message)
 
     def _control(self, wire: Wire | None, message: Message) -> None:
-        """In a thread of a wire: what can be done at once is, the rest in `run`."""
+        """Takes a message, in a thread of a wire: handles reports now, and queues all others."""
         if message[0] != "report":
             self._events.put((wire, message))
             return

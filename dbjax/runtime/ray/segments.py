@@ -1,8 +1,8 @@
-"""Memory that the processes of one machine share: what one writes, others read as it lies.
+"""Memory that the processes of one machine share: one process writes it, others read it in place.
 
-Ray's object store does the same for any object. Here memory is used again as soon as its last
-reader has let go of it, so its pages are touched for the first time once and not with every
-message, and nobody but the two ends takes part.
+Ray's object store does the same for any object. Here, memory is reused as soon as its last reader
+has released it, so its pages are first touched once instead of with every message, and no third
+process takes part.
 """
 
 from __future__ import annotations
@@ -24,14 +24,21 @@ import numpy as np
 
 from dbjax.runtime.ray.codec import Host, Packed
 
-SHARES = sys.platform == "linux"  # memory without a name, which ends with its last process
+SHARES = sys.platform == "linux"  # anonymous memory, which is freed with its last process
 _PAGE = 4096
 
 
 @final
 @dataclasses.dataclass(eq=False)
 class Segment:
-    """A piece of shared memory; `users` are its readers, and the arena while it keeps it."""
+    """A piece of shared memory.
+
+    Attributes:
+      number: its number in its arena.
+      handle: its file descriptor in the process that writes it.
+      memory: its bytes.
+      users: the number of its readers, plus one while the arena keeps it for later messages.
+    """
 
     number: int
     handle: int
@@ -40,6 +47,7 @@ class Segment:
 
     @property
     def nbytes(self) -> int:
+        """The size in bytes."""
         return self.memory.nbytes
 
 
@@ -47,8 +55,11 @@ class Segment:
 class Arena:
     """The segments that this process writes.
 
+    Args:
+      kept: for how many of the latest messages of `put_once` the segments are kept.
+
     Attributes:
-      written: how many messages were copied into memory.
+      written: the number of messages that were copied into memory.
     """
 
     def __init__(self, kept: int = 2) -> None:
@@ -61,16 +72,16 @@ class Arena:
         self._most_kept = kept
 
     def put(self, packed: Packed) -> Segment:
-        """The arrays in a segment with one user."""
+        """Writes the arrays of a message into a segment, which then has one user."""
         segment = self._take(packed.nbytes)
         packed.write(segment.memory)
         self.written += 1
         return segment
 
     def put_once(self, packed: Packed) -> Segment:
-        """As `put`; but the arrays of the last few messages are still there.
+        """Like `put`, but reuses the segment of a recent message with the same arrays.
 
-        A snapshot of a version is asked for by many, and copied once.
+        Many replicas fetch the snapshot of one version, which is then copied once.
         """
         with self._keeping:
             for arrays, segment in self._kept:
@@ -87,7 +98,7 @@ class Arena:
             return segment
 
     def release(self, number: int, times: int = 1) -> None:
-        """So many users have let go of a segment."""
+        """Counts that a segment has so many fewer users; a segment without users can be reused."""
         with self._lock:
             segment = self._segments[number]
             segment.users -= times
@@ -120,10 +131,13 @@ def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
 
 @final
 class Mappings:
-    """The segments of another process, as this one reads them.
+    """The segments of another process, mapped into this one for reading.
+
+    Args:
+      pid: the process ID of the other process.
 
     Attributes:
-      freed: numbers of segments that nobody here uses any more, once for each message.
+      freed: the numbers of segments that this process has released, once for each message.
     """
 
     def __init__(self, pid: int) -> None:
@@ -132,7 +146,13 @@ class Mappings:
         self.freed: deque[int] = collections.deque()
 
     def open(self, number: int, handle: int, nbytes: int) -> Host:
-        """What was written there; to be read only."""
+        """Returns the memory of a segment, for reading only; it is released when it is collected.
+
+        Args:
+          number: the segment's number.
+          handle: its file descriptor in the other process.
+          nbytes: its size.
+        """
         found = self._maps.get(number)
         if found is None:
             with open(f"/proc/{self._pid}/fd/{handle}", "rb") as file:
@@ -143,5 +163,5 @@ class Mappings:
         return memory
 
     def close(self) -> None:
-        """Lets go of all but what is still read."""
+        """Unmaps all segments except those that are still in use."""
         self._maps.clear()

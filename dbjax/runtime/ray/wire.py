@@ -1,4 +1,7 @@
-"""A connection between two processes: messages in order, arrays by the shortest way."""
+"""A connection between two processes, which keeps messages in order.
+
+Arrays are sent through shared memory where both processes are on one machine.
+"""
 
 from __future__ import annotations
 
@@ -21,28 +24,37 @@ from dbjax.runtime.ray.codec import ALIGNMENT, Host, Packed, pack, unpack
 from dbjax.runtime.ray.handshake import Address, below
 from dbjax.runtime.ray.segments import SHARES, Arena, Mappings
 
-_INLINE = 4096  # arrays of fewer bytes than this go with the message
+_INLINE = 4096  # arrays of fewer bytes than this are part of the message
 _LENGTH = struct.Struct("<I")
-Message = tuple[Any, ...]  # its kind and a number first: they stay readable, whatever follows
+# A kind and a number come first. They can be read even if the rest cannot be unpickled.
+Message = tuple[Any, ...]
 
 
 class Identity(NamedTuple):
-    """A life of a process, as it says at the beginning of a connection."""
+    """The identity that a process tells at the beginning of a connection.
+
+    Attributes:
+      name: the name of its node, or "driver".
+      machine: the machine on which it runs; processes on the same machine share memory.
+      pid: its process ID.
+      address: where it listens, which differs between incarnations; None: not known yet.
+    """
 
     name: str
-    machine: str  # those that share memory have the same
+    machine: str
     pid: int
-    address: Address | None = None  # where it listens: no other life does
+    address: Address | None = None
 
 
 class Ends(NamedTuple):
-    """What a wire tells its owner.
+    """The callbacks by which a wire informs its owner.
 
     Attributes:
-      receive: a message has come.
-      refused: a message could not be sent: it cannot be pickled.
-      lost: the connection broke, or was ended. The other process may live.
-      failed: an error of this program has ended it.
+      receive: is called with a message that has arrived.
+      refused: is called with a message that cannot be sent, since it cannot be pickled, and the
+        error.
+      lost: is called when the connection broke or was ended. The other process may be alive.
+      failed: is called with an error of this program that has ended the connection.
     """
 
     receive: Callable[[Wire, Message], None]
@@ -53,10 +65,16 @@ class Ends(NamedTuple):
 
 @final
 class Wire:
-    """One connection. A thread sends, another receives; sending never waits.
+    """A connection to another process. One thread sends, another receives; `send` never waits.
 
     Args:
-      connect: makes the connection; in the sending thread.
+      connect: makes the connection; the sending thread calls it.
+      me: the identity of this process.
+      arena: the shared memory that this process writes.
+      ends: the callbacks of the owner.
+
+    Attributes:
+      peer: the identity of the other process; None until it is known.
     """
 
     def __init__(
@@ -65,7 +83,8 @@ class Wire:
         self._me, self._arena, self._ends = me, arena, ends
         self._connect = connect
         self._queue: queue.SimpleQueue[tuple[Message, bool] | None] = queue.SimpleQueue()
-        self._lent: collections.Counter[int] = collections.Counter()  # our segments, to them
+        # How many messages in each of our segments the other process may still read.
+        self._lent: collections.Counter[int] = collections.Counter()
         self._lock = threading.Lock()
         self._lost = self._buried = False
         self._connection: Connection | None = None
@@ -73,37 +92,44 @@ class Wire:
         self.peer: Identity | None = None
 
     def start(self) -> None:
+        """Connects, and begins to send and to receive, in the background."""
         threading.Thread(target=self._run, daemon=True, name="wire sends").start()
 
     def send(self, message: Message, *, once: bool = False) -> None:
-        """Sends a message; `once`: others will be sent the same arrays."""
+        """Queues a message.
+
+        Args:
+          message: its kind, a number, and anything else.
+          once: whether other processes will be sent the same arrays, so that one copy of them
+            should serve all.
+        """
         self._queue.put((message, once))
 
     def close(self) -> None:
-        """Ends it, after what is to be sent has been."""
+        """Ends the connection, after the queued messages have been sent."""
         self._queue.put(None)
 
     def cut(self) -> None:
-        """Ends it at once."""
+        """Ends the connection at once."""
         self.close()
         with self._lock, contextlib.suppress(OSError):
             if self._connection is not None:
                 below(self._connection, lambda s: s.shutdown(socket.SHUT_RDWR))
 
     def bury(self) -> None:
-        """The other process is dead: ends it, and takes back what that was lent."""
+        """Ends the connection to a dead process, and releases the shared memory that it read."""
         self._buried = True
         self.cut()
         self._take_back()
 
     def lends(self) -> bool:
-        """Whether the other process may still read what this one has written."""
+        """Returns whether the other process may still read shared memory of this one."""
         return any(self._lent.values())
 
     def _run(self) -> None:
         try:
             connection = self._connect()
-        except Exception:  # nobody is there, or none of us
+        except Exception:  # nothing listens there, or it does not know the key
             self._end()
             return
         receiver = threading.Thread(target=self._receive_all, daemon=True, name="wire receives")
@@ -119,7 +145,7 @@ class Wire:
         self.cut()
         self._end()
         if receiver.ident is not None:
-            receiver.join()  # it would read another's file
+            receiver.join()  # otherwise it might read from a reused file descriptor
         with self._lock:
             self._connection = None
         connection.close()
@@ -151,7 +177,11 @@ class Wire:
             connection.send_bytes(trailer)
 
     def _way(self, packed: Packed, once: bool) -> tuple[Any, Any]:
-        """How its arrays travel, and what is to be sent of them."""
+        """Decides how the arrays of a message are sent.
+
+        Returns:
+          The way, for the header of the message, and the bytes to send.
+        """
         if not packed.arrays:
             return "none", b""
         if self._shared is None or packed.nbytes < _INLINE:
@@ -167,7 +197,7 @@ class Wire:
         return (segment.number, segment.handle, segment.nbytes), b""
 
     def _drain(self) -> list[int]:
-        """What the other process may use again."""
+        """Takes the numbers of the other process's segments that it may reuse."""
         freed: list[int] = []
         if self._shared is not None:
             with contextlib.suppress(IndexError):
@@ -181,16 +211,16 @@ class Wire:
         try:
             while (message := self._received(connection)) is not None:
                 self._ends.receive(self, message)
-                del message  # what is not used any more can be sent back
+                del message  # so that its shared memory can be released
         except Exception as error:
             self._ends.failed(error)
-            self.close()  # what tells of it may be sent here
+            self.close()  # not at once: the report of the error may go over this connection
         else:
             self.cut()
             self._end()
 
     def _received(self, connection: Connection) -> Message | None:
-        """The next message; None: there will be none."""
+        """Returns the next message, or None if the connection has ended."""
         try:
             return self._read(connection)
         except (OSError, EOFError):
@@ -214,12 +244,12 @@ class Wire:
             memory = self._shared.open(*way)
         try:
             return (*tag, *unpack(body, layout, memory))
-        except Exception as error:  # of a class, say, that this process cannot import
+        except Exception as error:  # such as for a class that this process cannot import
             return ("unreadable", *tag, error)
 
     def _returned(self, number: int) -> None:
         with self._lock:
-            if not self._lent[number]:  # all was taken back already
+            if not self._lent[number]:  # it was released when the process was declared dead
                 return
             self._lent[number] -= 1
         self._arena.release(number)
@@ -235,7 +265,10 @@ class Wire:
         self._ends.lost(self)
 
     def _take_back(self) -> None:
-        """Memory that the dead do not read any more; a living process whose wire broke may."""
+        """Releases the shared memory of a dead process, if the connection has ended, too.
+
+        A process whose connection broke may be alive, and still read the memory.
+        """
         with self._lock:
             if not (self._lost and self._buried):
                 return
@@ -251,7 +284,7 @@ def _cut(raw: memoryview) -> tuple[memoryview, memoryview]:
 
 
 def _aligned(layout: Any) -> Host:
-    """Fresh memory for these arrays."""
+    """Allocates aligned memory for arrays of this layout."""
     _, dtype, shape, offset = layout[-1]
     last = math.prod(shape) * dtype.itemsize
     size = offset + -(-last // ALIGNMENT) * ALIGNMENT
@@ -261,7 +294,7 @@ def _aligned(layout: Any) -> Host:
 
 
 def _prepare(of: socket.socket) -> None:
-    """Small messages go at once; a break shows even where nobody sends."""
+    """Makes a socket send small messages at once, and notice a broken connection while idle."""
     of.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     of.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     if sys.platform == "linux":

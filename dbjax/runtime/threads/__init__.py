@@ -1,3 +1,3 @@
-"""Threads: a runtime of this process, in real time."""
+"""The threads runtime, which runs in real time within this operating-system process."""
 
 from dbjax.runtime.threads.runtime import ThreadsRuntime as ThreadsRuntime

@@ -1,4 +1,4 @@
-"""What threads of a run share: the wall clock, the driving of coroutines, who waits for what."""
+"""The state that the threads of a run share: its clock, its waits, the driving of coroutines."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dbjax.runtime.context import DRIVER, Caller, current
 from dbjax.runtime.interface import Future
 from dbjax.runtime.trace import Trace
 
-POLL_S = 0.1  # how often a wait looks for the end, a deadlock, or a stop
+POLL_S = 0.1  # how often a waiting thread checks for the end, a deadlock, or a stop
 
 
 @final
@@ -20,21 +20,21 @@ class Engine:
     """The state that a run's nodes, services and threads share.
 
     Args:
-      seed: of the program's randomness.
-      trace: collects rows and spans; None: nobody does.
-      begin_s: what the clock says at the beginning.
+      seed: the seed of the program.
+      trace: collects rows and spans; None: they are not collected.
+      begin_s: the time on the clock at the beginning, in seconds.
       incarnation: how many times the run was resumed.
 
     Attributes:
-      returned: whether this process is a later incarnation of its node.
-      alone: whether no replica of this run lives in another process.
+      returned: whether this operating-system process is a later incarnation of its node.
+      alone: whether no replica of the run is in another operating-system process.
       services: every service that this process can call, by name.
-      failed: futures that hold an error, whether or not anyone awaits them.
-      pool: threads for service methods that are coroutines.
-      threads: how many processes of the run have a thread here.
-      sleeping: how many nodes sleep.
-      computing: nodes that have computed something.
-      serving: services that are serving a call.
+      failed: the futures that hold an error, whether or not anyone awaits them.
+      pool: the threads for service methods that are coroutines.
+      threads: the number of the run's processes that have a thread here.
+      sleeping: the number of nodes that sleep.
+      computing: the nodes that have computed something.
+      serving: the services that are serving a call.
     """
 
     def __init__(self, seed: int, trace: Trace | None, begin_s: float, incarnation: int) -> None:
@@ -50,11 +50,11 @@ class Engine:
         self.serving: set[Any] = set()
         self._before_s, self._begin_s = begin_s, time.perf_counter()
         self._stopping = threading.Event()
-        self._waits: dict[Any, Future[Any] | None] = {}  # of every node whose coroutine runs
+        self._waits: dict[Any, Future[Any] | None] = {}  # for every node whose coroutine runs
         self._wakes = 0
 
     def now_s(self) -> float:
-        """Seconds since the run began."""
+        """Returns the seconds since the run began."""
         return time.perf_counter() - self._begin_s + self._before_s
 
     def start_clock(self, now_s: float) -> None:
@@ -62,31 +62,31 @@ class Engine:
         self._begin_s = time.perf_counter() - now_s
 
     def reset(self) -> None:
-        """Makes ready for a run."""
+        """Prepares for a run."""
         self._stopping.clear()
 
     def stop(self) -> None:
-        """Ends the run: coroutines are not resumed any more."""
+        """Ends the run: no coroutine is resumed any more."""
         self._stopping.set()
 
     def stopping(self) -> bool:
-        """Whether the run is over, or an error that nobody awaits has ended it."""
+        """Returns whether the run is over, or was ended by an error that nobody awaits."""
         return self._stopping.is_set()
 
     def over(self) -> bool:
-        """Whether the run is over for the node whose code this thread runs.
+        """Returns whether the run is over for the node whose code this thread runs.
 
-        What such a node starts is never done. So a process ends, too, that never has to wait
-        because everything it asks for is there at once.
+        Then the futures that the node gets are never done. So even a process that would never
+        have to wait, because everything it asks for is there at once, comes to an end.
         """
         return self._stopping.is_set() and current.caller is not DRIVER
 
     def waits_for_numerics(self) -> bool:
-        """Whether a computation must have ended when its future is done.
+        """Returns whether `compute` must wait until jax has computed the result.
 
-        With several nodes that compute, it must: whoever fetched parameters that still wait for
-        another node's gradient would wait for it too, and nothing would be asynchronous. A single
-        node may be one computation ahead of its arrays, as jax is, unless spans are to be timed.
+        It must if several nodes compute: otherwise, a node that fetched parameters which depend on
+        another node's unfinished gradient would wait for that gradient, and nothing would be
+        asynchronous. A single node may be one computation ahead of jax, unless spans are timed.
         """
         several = not self.alone or max(self.threads, len(self.computing)) > 1
         return several or (self.trace is not None and self.trace.max_spans > 0)
@@ -101,7 +101,10 @@ class Engine:
         """Runs a coroutine in this thread to its end, or until `stop`, and settles the future.
 
         Args:
-          is_process: it was spawned, and is not a method of a service.
+          caller: the process or the service that runs the coroutine.
+          coroutine: the coroutine.
+          future: the future of what the coroutine returns.
+          is_process: whether the coroutine is a process, rather than a method of a service.
         """
         current.caller, node = caller, caller.node
         if not node.observer:
@@ -122,11 +125,11 @@ class Engine:
             self._waits.pop(node, None)
 
     def stuck(self) -> tuple[int, dict[str, Future[Any]]] | None:
-        """Who waits for what, if everyone waits and nobody serves or sleeps.
+        """Returns who waits for what, if all processes wait and no service serves a call.
 
         Returns:
-          How many times coroutines were resumed so far, and the waits by the name of the node;
-          None if something can still happen.
+          How many times coroutines were resumed so far, and the awaited futures by the name of the
+          node; None if something can still happen.
         """
         waits = dict(self._waits)
         found = {node.name: w for node, w in waits.items() if w is not None and not w.done()}

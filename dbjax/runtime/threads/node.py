@@ -1,4 +1,4 @@
-"""A node of this machine: its clock is the wall clock, its numerics are jax's."""
+"""Nodes of the threads runtime, whose clock is the wall clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dbjax.runtime.threads.engine import Engine
 class ThreadNode:
     """A `Node` in real time."""
 
-    elsewhere = False  # in another process
+    elsewhere = False  # whether the node is in another operating-system process
 
     def __init__(self, engine: Engine, name: str, *, observer: bool = False) -> None:
         self.engine, self.name, self.observer = engine, name, observer
@@ -38,7 +38,7 @@ class ThreadNode:
         begin_s = engine.now_s()
         value = fn(*args, **kwargs)
         if engine.waits_for_numerics():
-            jax.block_until_ready(value)  # and not kept: it may be as large as the parameters
+            jax.block_until_ready(value)  # not kept here: it may be as large as the parameters
         else:
             before, self._computed = self._computed, value
             jax.block_until_ready(before)
@@ -85,10 +85,10 @@ class ThreadNode:
         return self.engine.services[name]
 
     def save_progress(self, state: Any) -> None:
-        """Does nothing: runs in real time are resumed from checkpoints of the shards only."""
+        """Does nothing, since runs in real time are resumed from the shards' states only."""
 
     def saved_progress(self) -> Any:
         return None
 
     def count_memory_traffic(self, arrays: Any) -> None:
-        """Does nothing: memory traffic takes as long as it takes."""
+        """Does nothing, since memory traffic takes real time here."""

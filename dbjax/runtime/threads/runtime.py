@@ -1,8 +1,8 @@
-"""A thread for every process, in one operating-system process, in real time.
+"""The threads runtime: a thread for every process, within one operating-system process.
 
-A service has no thread of its own: whoever calls an idle service serves the call, and then the
-calls that others have queued meanwhile, so that an uncontended call costs no hand-over. Only a
-method that is a coroutine, and so may take long, is served in a thread of a pool.
+A service has no thread of its own. The thread that calls an idle service serves the call, and then
+the calls that others have queued meanwhile, so an uncontended call needs no switch of threads. Only
+methods that are coroutines, and so may take long, are served in the threads of a pool.
 """
 
 from __future__ import annotations
@@ -30,20 +30,21 @@ class ThreadsRuntime:
     """A `Runtime` of threads (see `dbjax.runtime.interface` for the rules).
 
     Args:
-      seed: of the program's randomness.
-      trace: collects rows and spans; None: nobody does.
-      log: records the order in which services serve calls, and what nodes see of time.
-      begin_s: what the clock says at the beginning of a resumed run.
+      seed: the seed of the program.
+      trace: collects rows and spans; None: they are not collected.
+      log: records the order in which services serve calls, and what nodes see of time; None:
+        nothing is recorded.
+      begin_s: the time on the clock at the beginning; above 0 in a resumed run.
       incarnation: how many times the run was resumed.
 
     Attributes:
-      engine: what the threads share.
+      engine: the state that the threads share.
       latest_states: the latest checkpointed state of each service, by name.
     """
 
     clock: Literal["virtual", "wall"] = "wall"
     defers_arithmetic = False
-    nodes_can_fail = False  # nodes of this process die with it
+    nodes_can_fail = False  # a node fails only together with this operating-system process
 
     def __init__(
         self,
@@ -58,7 +59,7 @@ class ThreadsRuntime:
         self.latest_states: dict[str, Any] = {}
         self._process_threads: list[threading.Thread] = []
         self._observer_threads: list[threading.Thread] = []
-        self._given: list[Any] = []  # to services and processes
+        self._given: list[Any] = []  # the arguments of services and processes
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         self._given += (*args, *kwargs.values())
@@ -93,7 +94,9 @@ class ThreadsRuntime:
         return list(dict.fromkeys(names))
 
     def kill(self, name: str) -> None:
-        raise ValueError(f"kill({name!r}): nodes of this process die with it; use virtual or ray")
+        raise ValueError(
+            f"kill({name!r}): nodes of runtime='threads' cannot fail; use virtual or ray"
+        )
 
     def between_events(self, do: Callable[[], object]) -> None:
         do()
@@ -102,10 +105,10 @@ class ThreadsRuntime:
         return {}
 
     def revive(self) -> None:
-        """Does nothing: no node dies."""
+        """Does nothing, since nodes cannot fail."""
 
     def close(self) -> None:
-        """Does nothing: nothing goes on outside this process."""
+        """Does nothing, since nothing runs outside this process."""
 
     def run(self, until_s: float = math.inf) -> float:
         self.engine.reset()
@@ -119,14 +122,14 @@ class ThreadsRuntime:
         return min(end_s, until_s)
 
     def compile_ahead(self) -> None:
-        """Compiles what services and processes were given (`CompilesAhead`)."""
+        """Compiles those arguments of services and processes that can be (`CompilesAhead`)."""
         given, self._given = self._given, []
         for thing in {id(thing): thing for thing in given}.values():
             if isinstance(thing, CompilesAhead) and not self.engine.stopping():
                 thing.compile_ahead()
 
     def start(self, now_s: float = 0.0) -> None:
-        """Starts all threads, and sets the run's clock to `now_s`."""
+        """Starts all threads, and sets the clock to `now_s` seconds after the run began."""
         self.engine.start_clock(now_s)
         for thread in (*self._process_threads, *self._observer_threads):
             thread.start()
@@ -135,7 +138,7 @@ class ThreadsRuntime:
         """Stops all threads, and raises the first error that nobody awaited."""
         self.stop()
         for thread in (*self._process_threads, *self._observer_threads):
-            if thread.ident is not None:  # a process may be told to end before it began
+            if thread.ident is not None:  # the run may be stopped before its threads start
                 thread.join()
         self._process_threads, self._observer_threads = [], []
         self.engine.threads = 0
@@ -165,7 +168,7 @@ class ThreadsRuntime:
             if engine.stopping() or engine.now_s() >= until_s:
                 return None
             stuck = engine.stuck()
-            if stuck is not None and stuck == before:  # for a whole poll, not between two steps
+            if stuck is not None and stuck == before:  # unchanged for a whole POLL_S
                 return DeadlockError(describe_deadlock(engine.now_s(), stuck[1]))
             before = stuck
             self._wait_for_an_end(min(POLL_S, until_s - engine.now_s()))

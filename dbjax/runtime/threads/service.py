@@ -1,4 +1,4 @@
-"""A service of this process: whoever calls it while it is idle serves the call."""
+"""Services of the threads runtime. The thread that calls an idle service serves the call."""
 
 from __future__ import annotations
 
@@ -16,11 +16,14 @@ from dbjax.runtime.threads.engine import Engine
 
 @final
 class ThreadService:
-    """A `Handle`, and the queue of calls that its service serves one at a time.
+    """A `Handle`, with the queue of calls that its service serves one at a time.
 
     Args:
+      engine: the state that the threads share.
+      name: the name of the service.
+      service: the service.
       caller: makes the service's own calls.
-      log: records the order of its calls; None: nobody does.
+      log: records the order of its calls; None: the order is not recorded.
     """
 
     def __init__(
@@ -35,7 +38,7 @@ class ThreadService:
         return self.take(method.__name__, args, kwargs)
 
     def take(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Future[Any]:
-        """Takes a call of the caller whose code this thread runs."""
+        """Makes a call, by the name of the method, for the caller whose code this thread runs."""
         future: Future[Any] = Future((method, self.name))
         if self._engine.over():
             return future
@@ -48,10 +51,10 @@ class ThreadService:
         return ready(None)
 
     def _serve_waiting(self) -> None:
-        """Serves in order of arrival, unless another thread already does.
+        """Serves the queued calls in order of arrival, unless another thread already does.
 
-        The queue is looked at again after the turn is given back: what another thread put there in
-        between would otherwise wait for ever.
+        It checks the queue again after it has released the lock: a call that another thread has
+        queued in between would otherwise wait forever.
         """
         while self._queue and self._turn.acquire(blocking=False):
             self._engine.serving.add(self)
@@ -62,7 +65,7 @@ class ThreadService:
             self._turn.release()
 
     def _serve(self, call: _Call) -> bool:
-        """Serves a call; returns whether the turn went on to a thread of the pool."""
+        """Serves a call; returns whether a thread of the pool has taken over the lock."""
         engine = self._engine
         begin_s = engine.now_s()
         before, current.caller = current.caller, self._caller
@@ -97,7 +100,7 @@ class ThreadService:
         engine.drive(self._caller, coroutine, outcome, False)
         if engine.trace is not None:
             engine.trace.span(self.name, call.method, begin_s, engine.now_s())
-        if outcome.done():  # else the run was stopped
+        if outcome.done():  # otherwise the run was stopped
             self._reply_with(call, outcome)
         self._turn.release()
         self._serve_waiting()

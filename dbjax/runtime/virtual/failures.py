@@ -12,16 +12,16 @@ from dbjax.runtime.virtual.simulator import Simulator
 
 
 class Hosted(Protocol):
-    """What a node hosts: a process, or a service."""
+    """A process or a service, which a node hosts."""
 
     def over(self) -> bool:
-        """Whether it has ended, so that a failure of the node would not matter to it."""
+        """Returns whether it has ended, so that a failure of the node would not matter to it."""
 
     def died(self, for_good: bool) -> None:
-        """The node has failed. `for_good`: it will not come back."""
+        """Is called when the node has failed. `for_good` says that it will not come back."""
 
     def returned(self) -> None:
-        """The node is back."""
+        """Is called when the node is back."""
 
 
 @final
@@ -42,7 +42,7 @@ class FailureInjector:
         self._schedule_next_failure()
 
     def add(self, hosted: Hosted) -> None:
-        """The node hosts this, too."""
+        """Adds a process or a service that the node hosts."""
         self._hosted.append(hosted)
 
     def kill(self) -> None:
@@ -66,7 +66,11 @@ class FailureInjector:
         return self._node.draws.exponential(repair_s) if math.isfinite(repair_s) else math.inf
 
     def _die(self, death: tuple[int | None, float]) -> None:
-        """Stops the node, for ever or until `back_s`; what it sent before still arrives."""
+        """Stops the node, forever or until `back_s`; what it sent before still arrives.
+
+        Args:
+          death: the incarnation for which the failure was drawn (None: any), and `back_s`.
+        """
         incarnation, back_s = death
         expected = incarnation in (None, self._node.incarnation)
         if not self.alive or self._over() or not expected:
@@ -92,7 +96,7 @@ class FailureInjector:
 
 
 def require_failing_nodes(cluster: Cluster, names: Collection[str]) -> None:
-    """Raises ValueError where a scheduled failure names a node that does not exist."""
+    """Raises ValueError if a scheduled failure names a node that does not exist."""
     for failure in cluster.failures:
         if failure.node not in names:
             raise ValueError(

@@ -1,14 +1,15 @@
-"""What a coroutine was given, so that it can be brought again to where it stood.
+"""Journals of coroutines, from which a coroutine can be restored to the wait where it stood.
 
-Python cannot save a coroutine that waits. But what one does depends only on what it was made
-of and what it was given since: futures, in which order they were settled, times. All this is
-written down, in memory, from its beginning, or from where it last said what it knows
-(`Node.keep`). A coroutine made anew, of what it kept, and given the same again, stands where
-the old one stood: `JournaledCoroutine.fast_forward`.
+Python cannot save a coroutine that waits. But what a coroutine does depends only on the arguments
+with which it was made, and on what it was given since then: futures, the order in which they were
+settled, and times. A journal records all of this in memory, from the beginning of the coroutine or
+from the last call of `Node.save_progress`. To restore a coroutine, one makes it again from the
+saved progress, and gives it the same again; then it stands where the old one stood
+(`JournaledCoroutine.fast_forward`).
 
-Only what the coroutine itself asks for is written down. Inside such a question (a `FailoverClient`
-calls its copies) and in callbacks nothing is: those live on in the objects that a checkpoint
-holds.
+A journal records only the calls that the coroutine makes itself. It does not record the calls made
+inside those, such as the ones of a `FailoverClient` to the copies of a service, nor those made in
+callbacks: their state is in the objects that a checkpoint holds.
 """
 
 from __future__ import annotations
@@ -23,12 +24,18 @@ from dbjax.runtime.context import Caller
 from dbjax.runtime.futures import Future
 
 GIVEN, SAID, RAISED, SETTLED = "given", "said", "raised", "settled"
-Entry = tuple[Any, ...]  # one of these, and what it was
+# One of these kinds, and its value: the future that was given, the value that was said, the error
+# that was raised, or the future that was settled. A restored journal also has the outcome of the
+# latter.
+Entry = tuple[Any, ...]
 
 
 @final
 class Noted:
-    """The first to be called back when a future is settled that was given."""
+    """The callback by which a journal notes that a future was settled.
+
+    It runs before all other callbacks of the future, so that the order is recorded correctly.
+    """
 
     __slots__ = ("future", "journal")
 
@@ -43,12 +50,19 @@ class Noted:
 
 @final
 class JournaledCoroutine:
-    """A coroutine, to be driven as one.
+    """A coroutine that keeps a journal. It is driven like any coroutine, by `send` and `close`.
+
+    Args:
+      caller: the process or the service whose coroutine it is.
+      coroutine: the coroutine itself.
+      call: the call that it serves; None: it is the coroutine of a process.
+      attributes: the attributes that its service had when the call began.
 
     Attributes:
-      kept: what it said last that it knows; None: nothing yet.
-      call: that it serves, and `attributes` of its service then; None: it is a main.
-      entries: what it was given since.
+      call: see above.
+      attributes: see above.
+      kept: the progress that it saved last; None: it has saved nothing yet.
+      entries: what it was given since then, in order.
     """
 
     __slots__ = ("_caller", "_coroutine", "_left", "_noted", "_unkept", "attributes", "call",
@@ -65,11 +79,16 @@ class JournaledCoroutine:
         self.call, self.attributes = call, attributes
         self.kept: Any = None
         self.entries: list[Entry] = []
-        self._noted: dict[int, Noted] = {}  # of futures that were unsettled when given
-        self._left: deque[Entry] | None = None  # while it is brought again to where it stood
-        self._unkept = False  # it was made of what it kept, and has not said so yet
+        self._noted: dict[int, Noted] = {}  # for the futures that were not settled when given
+        self._left: deque[Entry] | None = None  # the entries still to repeat; None: it is restored
+        self._unkept = False  # it was made from saved progress, and has not saved it again yet
 
     def send(self, value: None) -> Any:
+        """Resumes the coroutine, whose calls are recorded meanwhile.
+
+        Returns:
+          The future for which it waits next.
+        """
         caller = self._caller
         before, caller.journal = caller.journal, self
         try:
@@ -78,17 +97,22 @@ class JournaledCoroutine:
             caller.journal = before
 
     def close(self) -> None:
+        """Ends the coroutine where it stands."""
         self._coroutine.close()
 
-    # Asked by the coroutine.
+    # The coroutine calls the following methods, by way of its caller's `journal`.
 
     def keep(self, state: Any) -> None:
-        """What was given before is of no interest any more."""
+        """Saves the coroutine's progress, and forgets what it was given before.
+
+        Raises:
+          ReplayError: the coroutine is being restored, and did not save progress here before.
+        """
         if self._unkept:
             self._unkept = False
             return
         if self._left is not None:
-            raise ReplayError(f"{self._caller.label} keeps something where it did not before")
+            raise ReplayError(f"{self._caller.label} saves progress where it did not before")
         self.kept, self.entries = state, []
         before, self._noted = self._noted, {}
         for future in _unsettled(state):
@@ -97,7 +121,14 @@ class JournaledCoroutine:
             noted.journal = None
 
     def given(self, ask: Callable[..., Future[Any]], *args: Any, **kwargs: Any) -> Future[Any]:
-        """The future that `ask` returns; nothing is asked where it was given before."""
+        """Calls `ask(*args, **kwargs)`, and records and returns the future that it returns.
+
+        While the coroutine is being restored, it returns the recorded future instead, or raises the
+        recorded error, and calls nothing.
+
+        Raises:
+          ReplayError: the coroutine is being restored, and did not call anything here before.
+        """
         if self._left is not None:
             future: Future[Any] = self._next(GIVEN, RAISED)
             return future
@@ -115,34 +146,42 @@ class JournaledCoroutine:
         return future
 
     def said(self, value: Any) -> Any:
-        """The value; or the one that was said before."""
+        """Records and returns a value; returns the recorded one while the coroutine is restored.
+
+        Raises:
+          ReplayError: the coroutine is being restored, and did not ask for a value here before.
+        """
         if self._left is not None:
             return self._next(SAID)
         self.entries.append((SAID, value))
         return value
 
     def settled(self, future: Future[Any]) -> None:
+        """Records that a future was settled."""
         if self._left is None:
             self.entries.append((SETTLED, future))
 
-    # For a checkpoint.
+    # Checkpoints call the following methods.
 
     def watched(self) -> Iterator[Future[Any]]:
-        """Futures whose settling is part of the journal."""
+        """Returns the futures whose settling the journal will record."""
         return (noted.future for noted in self._noted.values())
 
     def fast_forward(
         self, coroutine: Coroutine[Any, Any, Any], resume: Callable[[], object]
     ) -> None:
-        """Brings a new coroutine to where the old one stood.
+        """Brings a new coroutine to the wait where the old one stood.
 
-        The futures of the journal are unsettled, and nobody waits for them.
+        The futures that the journal says were settled must be unsettled now, and nobody may wait
+        for them; this method settles them in the recorded order.
 
         Args:
+          coroutine: the new coroutine, made with the same arguments.
           resume: runs the coroutine up to its next wait.
 
         Raises:
-          ReplayError: it asks for something else: it is not the same program.
+          ReplayError: the coroutine calls something else than before, so it is not the same
+            program.
         """
         self._coroutine, self._noted = coroutine, {}
         self._unkept = self.kept is not None
@@ -165,15 +204,20 @@ class JournaledCoroutine:
         self._noted[id(future)] = noted
 
     def _next(self, *kinds: str) -> Any:
-        """What comes next in the journal."""
+        """Takes the next entry, which must be of one of these kinds; raises it if it is an error.
+
+        Raises:
+          ReplayError: the next entry is of another kind, or there is none.
+        """
         if self._unkept:
-            raise ReplayError(f"{self._caller.label} asks for something before it keeps")
+            raise ReplayError(f"{self._caller.label} calls something before it saves progress")
         entry = self._left.popleft() if self._left else (None,)
         if entry[0] == RAISED and RAISED in kinds:
             raise entry[1]
         if entry[0] not in kinds:
             raise ReplayError(
-                f"{self._caller.label} asks for what was {kinds[0]}, the journal has {entry[0]}"
+                f"{self._caller.label} asks for a {kinds[0]!r} entry where its journal has "
+                f"{entry[0]!r}: it is not the same program"
             )
         return entry[1:] if entry[0] == SETTLED else entry[1]
 
@@ -188,7 +232,7 @@ def _settle(
 
 
 def _unsettled(state: Any) -> Iterator[Future[Any]]:
-    """Futures in containers and dataclasses."""
+    """Yields the unsettled futures in a state of containers and dataclasses."""
     if isinstance(state, Future):
         if not state.done():
             yield state

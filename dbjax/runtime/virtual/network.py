@@ -1,8 +1,8 @@
-"""The network of a virtual cluster: cards, transfers, links of their own, outages, duplicates.
+"""The network of a virtual cluster: network cards, transfers, links, outages and duplicates.
 
-A node has one network card, or several. Each card sends one transfer at a time and receives one
-at a time, in order of arrival. Between two nodes a message always takes the same two cards, so
-messages between them keep their order.
+A node has one network card or several. Each card sends one transfer at a time and receives one at
+a time, in order of arrival. Messages between two nodes always take the same two cards, so they
+keep their order.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ class NetworkCard:
 
     def __init__(self, name: str, machine: Machine) -> None:
         self.name, self.machine = name, machine
-        self.egress_free_s = 0.0  # when the sending side has sent everything it was given
-        self.ingress_free_s = -1.0  # when the receiving side has received everything that came
-        self.egress_busy_s = self.ingress_busy_s = 0.0  # in total, up to those moments
+        self.egress_free_s = 0.0  # when the sending side will have sent all it was given
+        self.ingress_free_s = -1.0  # when the receiving side will have received all that came
+        self.egress_busy_s = self.ingress_busy_s = 0.0  # the total busy time up to those moments
 
 
 Arrival = tuple[NetworkCard, float, Deliver, Any]
@@ -34,21 +34,26 @@ Arrival = tuple[NetworkCard, float, Deliver, Any]
 
 @final
 class NetworkInterface(NetworkCard):
-    """What connects a node to the network: one card, or several.
+    """The connection of a node to the network: one card or several.
 
-    A node with several cards deals them out to its peers in order of first contact.
+    A node with several cards assigns them to its peers in turn, in order of first contact.
 
     Args:
-      cards: how many the node has.
+      name: the name of the node.
+      machine: the machine on which the node runs.
+      cards: the number of its network cards.
+
+    Attributes:
+      cards: the cards, if there are several. A single card is the interface itself.
     """
 
     def __init__(self, name: str, machine: Machine, cards: int) -> None:
-        super().__init__(name, machine)  # of one card, the interface is the card
+        super().__init__(name, machine)  # a single card is the interface itself
         self.cards = [NetworkCard(name, machine) for _ in range(cards)] if cards > 1 else []
         self._card_of: dict[str, NetworkCard] = {}
 
     def card_to(self, peer: str) -> NetworkCard:
-        """The card that talks to another node."""
+        """Returns the card that communicates with another node."""
         if not self.cards:
             return self
         if peer not in self._card_of:
@@ -58,7 +63,7 @@ class NetworkInterface(NetworkCard):
 
 @final
 class Network:
-    """Carries messages between nodes. `LinkModel` takes part where there are links or outages."""
+    """Carries messages between nodes, with a `LinkModel` if the cluster has links or outages."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator, cluster = simulator, simulator.cluster
@@ -75,11 +80,16 @@ class Network:
     ) -> None:
         """Calls `deliver(message)` when the message has passed the cards of both nodes.
 
-        The sender's card is busy first; `latency_s` later the receiver's card is, as soon as it is
-        free. Both are busy for size / bandwidth of the slower card, since they work at once.
+        The sender's card starts when it is free. The receiver's card starts `latency_s` later, or
+        when it is free. The transfer streams through both, so each is busy for the size of the
+        message divided by the bandwidth of the slower card.
 
         Args:
-          size: in bytes.
+          source: the interface of the sender.
+          target: the interface of the receiver.
+          size: the size of the message, in bytes.
+          deliver: the function that receives the message.
+          message: the message.
         """
         simulator = self._simulator
         if source is target:
@@ -103,7 +113,7 @@ class Network:
         now_s, free_s = self._simulator.now_s, card.ingress_free_s
         if wire_s == 0 and free_s < now_s:
             deliver(message)
-        else:  # at equal times, too, what came before is delivered first: it is in the heap
+        else:  # even at equal times an earlier message comes first: it is in the heap already
             end_s = card.ingress_free_s = max(now_s, free_s) + wire_s
             card.ingress_busy_s += wire_s
             self._simulator.at(end_s, deliver, message)
@@ -111,7 +121,7 @@ class Network:
 
 @final
 class LinkModel:
-    """Carries messages from card to card where links differ or the network is cut for a while."""
+    """Carries messages from card to card in a cluster with links or outages."""
 
     def __init__(self, simulator: Simulator) -> None:
         self._simulator = simulator
@@ -137,7 +147,7 @@ class LinkModel:
 
 @final
 class _Route:
-    """The way from one node to another. Where messages may come twice, they are numbered."""
+    """The way from one node to another. If messages may come twice, it numbers them."""
 
     def __init__(self, cluster: Cluster, source: str, target: str) -> None:
         nodes = source, target
@@ -151,14 +161,14 @@ class _Route:
         self._sent = self._received = 0
 
     def leaves_s(self, begin_s: float) -> float:
-        """When a message leaves that the sender's card begins to send at `begin_s`."""
+        """Returns when a message leaves the sender's card, which is ready to send at `begin_s`."""
         for at_s, back_s in self._outages:
             if at_s <= begin_s < back_s:
                 begin_s = back_s
         return begin_s
 
     def number(self) -> int:
-        """The number of the next message: 1, 2, 3, ..."""
+        """Returns the number of the next message: 1, 2, 3, ..."""
         self._sent += 1
         return self._sent
 
@@ -171,15 +181,15 @@ class _Route:
 
 
 def busy_s(interfaces: Iterable[NetworkInterface], now_s: float) -> dict[str, float]:
-    """How long network cards were busy until now, in seconds, by kind of node and direction.
+    """Returns how long network cards were busy until now, in seconds.
 
-    Values are means over the cards of a kind; "busiest" is the busiest direction of any card.
-    Empty where no message has taken time.
+    Values are means over the cards of a kind of node, in one direction, such as "shard sends".
+    "busiest" is the busiest direction of any card. The dict is empty if no message has taken time.
     """
     found: dict[str, list[float]] = {}
     for interface in interfaces:
         kind = kind_label(interface.name)
-        for card in interface.cards or [interface]:  # a card is busy without a break until free
+        for card in interface.cards or [interface]:  # each is busy without a break until it is free
             sent_s = card.egress_busy_s - max(0.0, card.egress_free_s - now_s)
             received_s = card.ingress_busy_s - max(0.0, card.ingress_free_s - now_s)
             found.setdefault(f"{kind} sends", []).append(sent_s)
@@ -193,7 +203,7 @@ def busy_s(interfaces: Iterable[NetworkInterface], now_s: float) -> dict[str, fl
 
 
 def require_nodes(cluster: Cluster, names: Collection[str]) -> None:
-    """Raises ValueError where an outage or a link names a node that does not exist."""
+    """Raises ValueError if an outage or a link names a node that does not exist."""
     faults: tuple[Outage | Link, ...] = (*cluster.outages, *cluster.links)
     for fault in faults:
         for pattern in (fault.a, fault.b):

@@ -1,4 +1,4 @@
-"""A machine of the virtual cluster: its clock, its speed, its random durations."""
+"""A node of the virtual cluster, with the speed and the random durations of its machine."""
 
 from __future__ import annotations
 
@@ -24,12 +24,17 @@ class VirtualNode:
     """A `Node` of the virtual cluster.
 
     Args:
+      simulator: the simulator of the run.
       services: every service of the run, by name.
-      observer: the node is outside the cluster; its calls and its sleeping cost no model time.
+      name: the name of the node.
+      observer: whether the node is outside the cluster, so that its calls and computations take no
+        model time.
 
     Attributes:
-      interface: connects it to the network.
-      memory_traffic_bytes: what the call that is being served has read and written so far.
+      machine: the machine on which the node runs.
+      interface: its connection to the network.
+      memory_traffic_bytes: the bytes that the call being served has read and written so far,
+        besides its arguments.
     """
 
     def __init__(
@@ -52,7 +57,7 @@ class VirtualNode:
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:
-        """Draws durations and failures; seeded by the cluster, and independent of `random`."""
+        """The generator of durations and failures; its seed is the cluster's, unlike `random`'s."""
         return node_generator(self.simulator.cluster.seed or 0, f"draws of {self.name}")
 
     def now(self) -> float:
@@ -118,7 +123,7 @@ class VirtualNode:
         return None if journal is None else journal.kept
 
     def come_back(self) -> None:
-        """Starts the next incarnation, after a failure."""
+        """Starts the next incarnation of the node, after a failure."""
         self.incarnation += 1
         self.returned = True
 
@@ -137,5 +142,5 @@ class VirtualNode:
 
 
 def service_time_s(cluster: Cluster, size: float) -> float:
-    """How many seconds a service needs for a call that reads or writes `size` bytes."""
+    """Returns how many seconds a service takes for a call that reads or writes `size` bytes."""
     return cluster.service_s + size * cluster.size_scale / cluster.memory_bandwidth_bytes_per_s

@@ -1,4 +1,4 @@
-"""What runs on a virtual node: coroutines, driven from one wait to the next, through failures."""
+"""Processes on virtual nodes: coroutines that are driven from one wait to the next."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dbjax.runtime.virtual.simulator import Simulator
 
 
 class Steppable(Protocol):
-    """A coroutine, as far as it is driven."""
+    """The methods of a coroutine that driving it needs."""
 
     def send(self, value: None, /) -> Any: ...
     def close(self) -> None: ...
@@ -23,10 +23,16 @@ class Steppable(Protocol):
 
 @final
 class CoroutineDriver:
-    """Runs a coroutine of a caller from one wait to the next, and settles a future at its end.
+    """Runs a coroutine from one wait to the next, and settles a future when it ends.
+
+    Args:
+      simulator: the simulator of the run.
+      caller: the process or the service that runs the coroutine.
+      coroutine: the coroutine; it starts at once.
+      future: the future of what the coroutine returns.
 
     Attributes:
-      waiting: the future that the coroutine waits for.
+      waiting: the future for which the coroutine waits.
     """
 
     __slots__ = ("_caller", "_coroutine", "_future", "_simulator", "waiting")
@@ -59,15 +65,15 @@ class CoroutineDriver:
             self.waiting.on_done(self.resume)
 
     def journal(self) -> JournaledCoroutine | None:
-        """The journal of the coroutine, while it lives and keeps one."""
+        """Returns the journal of the coroutine; None if it has ended or keeps none."""
         return self._coroutine if isinstance(self._coroutine, JournaledCoroutine) else None
 
     def fast_forward(self, coroutine: Coroutine[Any, Any, Any]) -> None:
-        """Takes a new coroutine to where the old one stood."""
+        """Brings a new coroutine to the wait where the old one stood."""
         journal, waited = self.journal(), self.waiting
         assert journal is not None
         journal.fast_forward(coroutine, self.resume)
-        if waited is not None:  # it may wait for this future through another one now
+        if waited is not None:  # it may wait for another future now, or have registered twice
             waited.set_callback(self.resume, waited is self.waiting)
 
     def kill(self) -> None:
@@ -79,10 +85,16 @@ class CoroutineDriver:
 
 @final
 class Process:
-    """A coroutine that was spawned on a node; when the node comes back, it starts anew.
+    """A coroutine on a node. When the node comes back after a failure, it starts again.
+
+    Args:
+      simulator: the simulator of the run.
+      node: the node.
+      caller: makes the process's calls.
+      make: makes the coroutine.
 
     Attributes:
-      future: its end.
+      future: the future of what the coroutine returns.
     """
 
     def __init__(
@@ -99,31 +111,31 @@ class Process:
 
     @property
     def waiting(self) -> Future[Any] | None:
-        """What it waits for; None while its node is down."""
+        """The future for which it waits; None while its node is down."""
         return self._driver.waiting if self._driver is not None else None
 
     def start(self, _: object) -> None:
-        """Begins the coroutine."""
+        """Starts the coroutine."""
         coroutine = self.make()
         journals = self._simulator.journals
         steps = JournaledCoroutine(self.caller, coroutine) if journals else coroutine
         self._driver = CoroutineDriver(self._simulator, self.caller, steps, self.future)
 
     def journal(self) -> JournaledCoroutine | None:
-        """The journal of its coroutine, while that lives and keeps one."""
+        """Returns the journal of its coroutine; None if that has ended or keeps none."""
         return self._driver.journal() if self._driver is not None else None
 
     def fast_forward(self) -> None:
-        """Takes the coroutine of a restored run to where it stood."""
+        """Brings the coroutine of a restored run to the wait where it stood."""
         if self._driver is not None and self._driver.journal() is not None:
             self._driver.fast_forward(self.make())
 
     def over(self) -> bool:
-        """Whether it has ended."""
+        """Returns whether it has ended."""
         return self.future.done()
 
     def died(self, for_good: bool) -> None:
-        """Its node has failed."""
+        """Ends the coroutine, since its node has failed."""
         if self.over():
             return
         self.caller.incarnation += 1
@@ -134,6 +146,6 @@ class Process:
             self.future.set_error(NodeDied(f"{self.node.name} died for good"))
 
     def returned(self) -> None:
-        """Its node is back."""
+        """Starts the coroutine again, since its node is back."""
         if not self.over():
             self.start(None)

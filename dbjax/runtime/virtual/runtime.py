@@ -1,7 +1,7 @@
-"""The virtual cluster: one thread, one virtual clock, real gradients.
+"""The runtime of the virtual cluster: one thread, one virtual clock, real gradients.
 
-The same cluster, seeds and program give the same bytes. `VirtualRuntime` puts together the
-simulator, the network, and what nodes host: processes and services, and their failures.
+The same cluster, seeds and program give the same bytes. `VirtualRuntime` composes the simulator,
+the network, the nodes with their processes and services, and the failures of nodes.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class VirtualRuntime:
     """A `Runtime` in virtual time (see `dbjax.runtime.interface` for the rules).
 
     Args:
-      cluster: machines, network and failures; None: `Cluster()`.
-      seed: of the program's randomness, and of the cluster's if it has no seed of its own.
-      trace: collects rows and spans; None: nobody does.
-      log: records the order in which services serve calls, and what nodes see of time.
-      script: the log of another run, on any runtime, to be replayed: services serve in the order
-        that it says, and nodes see of time what it says, until the log ends.
-      begin_s: what the clock says at the beginning of a resumed run.
+      cluster: the machines, the network and the failures; None: `Cluster()`.
+      seed: the seed of the program, and of the cluster if it has no seed of its own.
+      trace: collects rows and spans; None: they are not collected.
+      log: records the order in which services serve calls, and what nodes see of time; None:
+        nothing is recorded.
+      script: the log of another run, on any runtime, to be replayed: services serve calls in the
+        recorded order, and nodes see the recorded times, until the log ends; None: no replay.
+      begin_s: the time on the clock at the beginning; above 0 in a resumed run.
       incarnation: how many times the run was resumed.
       journals: whether coroutines keep journals, in memory, so that the run can be resumed exactly
         where it stood (`dbjax.checkpoint`).
@@ -56,7 +57,9 @@ class VirtualRuntime:
     Attributes:
       clock: "wall" during a replay, since nothing about its time is modelled.
       defers_arithmetic: see `Runtime`.
-      simulator: the clock, and what happens when.
+      simulator: the clock and the events.
+      network: carries messages between nodes.
+      services: every service, by name.
       latest_states: the latest checkpointed state of each service, by name.
     """
 
@@ -79,7 +82,7 @@ class VirtualRuntime:
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.simulator = Simulator(cluster, seed, trace, log, begin_s, incarnation, journals)
         self.network = Network(self.simulator)
-        self._script = script  # of the run that is replayed
+        self._script = script
         self._replay_orders: list[ReplayOrder] = []
         if script is not None:
             self.clock = "wall"
@@ -127,7 +130,7 @@ class VirtualRuntime:
         self._start_observer(process)
 
     def restart(self, observer: str) -> None:
-        """Makes an observer of a restored run begin again, whatever it has done before."""
+        """Makes an observer of a restored run start again from the beginning."""
         process = next(one for one in self._observers if one.node.name == observer)
         process.died(for_good=False)
         process.future = Future(process.future.label)
@@ -143,7 +146,7 @@ class VirtualRuntime:
         return list(self._failures)
 
     def kill(self, name: str) -> None:
-        """See `Runtime`. It is back after a time drawn from its `mean_time_to_repair_s`."""
+        """See `Runtime`. The node is back after a time drawn with its `mean_time_to_repair_s`."""
         if name not in self._failures:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._failures)}")
         _ = self._kill(name)
@@ -162,7 +165,7 @@ class VirtualRuntime:
             service.revive()
 
     def close(self) -> None:
-        """Does nothing: nothing goes on outside this process."""
+        """Does nothing, since nothing runs outside this process."""
 
     def run(self, until_s: float = math.inf) -> float:
         cluster, simulator = self.simulator.cluster, self.simulator
@@ -179,18 +182,18 @@ class VirtualRuntime:
             current.caller = DRIVER
 
     def replayed(self) -> int:
-        """How many calls were served as the script says."""
+        """Returns how many calls were served in the order of the script."""
         return sum(order.served for order in self._replay_orders)
 
     def journals(self) -> Iterator[JournaledCoroutine]:
-        """The journals of all coroutines that live."""
+        """Returns the journals of all coroutines that have not ended."""
         found = (one.journal() for one in self._coroutines())
         return (journal for journal in found if journal is not None)
 
     def fast_forward(self) -> None:
-        """Takes the coroutines of a run whose objects were restored to where they stood.
+        """Brings all coroutines to the waits where they stood, in a run whose objects are restored.
 
-        They record no rows meanwhile: what they recorded then is in the trace already.
+        They record no rows meanwhile, since the trace has those rows already.
         """
         trace, self.simulator.trace = self.simulator.trace, None
         try:
@@ -200,7 +203,7 @@ class VirtualRuntime:
             self.simulator.trace, current.caller = trace, DRIVER
 
     def _coroutines(self) -> Iterator[Process | VirtualService]:
-        """Whatever may have a coroutine that waits."""
+        """Everything that may have a waiting coroutine."""
         return itertools.chain(self._processes, self._observers, self.services.values())
 
     def _node(self, name: str) -> VirtualNode:
@@ -261,7 +264,7 @@ class VirtualRuntime:
         for pattern in patterns:
             if pattern not in used:
                 _LOG.warning(
-                    "Cluster.machines: no node runs on that of %r; there are %s",
+                    "Cluster.machines: no node uses the machine of %r; the nodes are %s",
                     pattern,
                     ", ".join(sorted(self._nodes)[:6]),
                 )

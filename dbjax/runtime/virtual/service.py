@@ -1,4 +1,4 @@
-"""A service on a virtual node: its queue of calls, served one at a time."""
+"""Services on virtual nodes. A service has a queue of calls, which it serves one at a time."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class _Call:
     """A message to a service, and the future of its reply.
 
     Attributes:
-      size: of the arguments, in bytes.
-      lost: the service died with the call.
+      size: the size of the arguments, in bytes.
+      lost: whether the service's node failed before it answered the call.
     """
 
     __slots__ = (
@@ -63,13 +63,16 @@ class _Call:
 
 @final
 class VirtualService:
-    """A `Handle`, and the queue of calls that its service serves one at a time.
+    """A `Handle`, with the queue of calls that its service serves one at a time.
 
     Args:
+      simulator: the simulator of the run.
+      network: carries calls and replies.
+      node: the node of the service.
       caller: makes the service's own calls.
-      failures: those of its node.
+      failures: decides when the node fails.
       make: makes the service, at the beginning and whenever its node comes back.
-      log: records the order of its calls; None: nobody does.
+      log: records the order of its calls; None: the order is not recorded.
       order: the order in which it must serve calls; None: as they arrive.
     """
 
@@ -121,11 +124,11 @@ class VirtualService:
         return future
 
     def over(self) -> bool:
-        """A service never ends by itself."""
+        """Returns False: a service never ends by itself."""
         return False
 
     def died(self, for_good: bool) -> None:
-        """Its node has failed: callers of unanswered calls learn of it."""
+        """Fails all unanswered calls, since its node has failed."""
         self._caller.incarnation += 1
         if self._driver is not None:
             self._driver.kill()
@@ -137,7 +140,7 @@ class VirtualService:
             self._refuse(call)
 
     def returned(self) -> None:
-        """Its node is back: the service is made anew."""
+        """Makes the service again, since its node is back."""
         with calling_as(self._caller):
             self.service = self._make()
         waiting, self._waiting_for_return = self._waiting_for_return, []
@@ -148,7 +151,7 @@ class VirtualService:
                 self._send_back(call, 0, None)
 
     def revive(self) -> None:
-        """After the run: makes the service anew if its node is down."""
+        """Makes the service again after a run, if its node is down."""
         if not self._failures.alive:
             self._failures.alive = True
             self.node.come_back()
@@ -156,11 +159,11 @@ class VirtualService:
                 self.service = self._make()
 
     def journal(self) -> JournaledCoroutine | None:
-        """The journal of the coroutine that serves a call, while that lives and keeps one."""
+        """Returns the journal of the coroutine that serves a call; None if there is none."""
         return self._driver.journal() if self._driver is not None else None
 
     def fast_forward(self) -> None:
-        """Takes the coroutine that serves a call in a restored run to where it stood."""
+        """Brings the coroutine that serves a call in a restored run to the wait where it stood."""
         journal = self.journal()
         if self._driver is None or journal is None:
             return
@@ -171,9 +174,9 @@ class VirtualService:
         self._driver.fast_forward(method(*call.args, **call.kwargs))
 
     def _answer_observer(self, call: _Call) -> None:
-        """Answers at once, out of turn and outside the model: evaluation must not perturb a run."""
+        """Answers at once, out of turn and outside the model: observers must not perturb a run."""
         if not self._failures.alive:
-            call.future.set_error(NodeDied(f"{self.name} is dead"))
+            call.future.set_error(NodeDied(f"{self.name} is down"))
             return
         try:
             call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
@@ -193,7 +196,7 @@ class VirtualService:
             self._serve()
 
     def _serve(self) -> None:
-        """Serves the calls that wait, until one takes time."""
+        """Serves the waiting calls, until one takes time."""
         simulator, queue = self._simulator, self._queue
         while queue:
             call = queue.popleft()
@@ -234,7 +237,7 @@ class VirtualService:
             self._serve()
 
     def _deliver(self, call: _Call, value: Any) -> None:
-        """Replies with the value, or when a deferred reply is settled."""
+        """Replies with the value; if it is a deferred reply, when that is settled."""
         if isinstance(value, Future):
             value.on_done(lambda: self._reply_with(call, value))
         else:
@@ -288,7 +291,7 @@ class VirtualService:
             self._send_back(call, 0 if value is None else size_bytes(value), value)
 
     def _refuse(self, call: _Call) -> None:
-        """Sends what a caller sees of a broken connection."""
+        """Tells the caller that the node has failed, as a broken connection would."""
         self._send_back(call, 0, NodeDied(f"{self.name} died before it answered {call.method}"))
 
     def _send_back(self, call: _Call, size: int, reply: Any) -> None:
@@ -299,7 +302,7 @@ class VirtualService:
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
         if call.incarnation != call.caller.incarnation:
-            return  # the caller has died since
+            return  # the caller has failed since it made the call
         if isinstance(value, (NodeDied, ServiceError)):
             call.future.set_error(value)
             return
@@ -310,7 +313,7 @@ class VirtualService:
 
 
 def _shallow_copies(attributes: dict[str, Any]) -> dict[str, Any]:
-    """The attributes, with copies of containers, which the service may go on to change."""
+    """Returns the attributes, with copies of containers, which the service may change later."""
     containers = (dict, list, set, deque)
     return {
         name: copy.copy(value) if isinstance(value, containers) else value

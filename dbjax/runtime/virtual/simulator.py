@@ -1,9 +1,9 @@
-"""The discrete-event simulator: a virtual clock, and a heap of what happens when.
+"""The discrete-event simulator: a virtual clock, and heaps of future events.
 
-It knows nothing of nodes, services or networks; they schedule what they do here (`at`), and the
-runtime puts them together. There are two heaps: one holds what the modelled program does, the
-other what the program does not notice, such as observers and failures to come. When the first
-heap is empty and processes still wait, nothing can wake them any more: that is a deadlock.
+It knows nothing of nodes, services or networks, which schedule their events here (`at`). There are
+two heaps: one holds the events of the modelled program, the other those that the program does not
+notice, such as the steps of observers and future failures. If the first heap is empty while
+processes still wait, nothing can wake them any more: that is a deadlock.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.trace import Trace
 
-_EVENTS_AT_ONCE = 10_000  # of each node: with more at one moment, time stands still
-Event = tuple[float, int, Callable[[Any], object], Any]
+_EVENTS_AT_ONCE = 10_000  # for each node; with more at the same time, time stands still
+Event = tuple[float, int, Callable[[Any], object], Any]  # time, order, function, its argument
 
 
 @final
@@ -31,20 +31,20 @@ class Simulator:
     """The clock and the events of one virtual run.
 
     Args:
-      cluster: what is modelled; it has a seed.
-      seed: of the program's own randomness.
-      trace: collects rows and spans; None: nobody does.
-      log: records the order in which services serve calls; None: nobody does.
-      begin_s: what the clock says at the beginning.
+      cluster: the modelled cluster; it has a seed.
+      seed: the seed of the program's own randomness.
+      trace: collects rows and spans; None: they are not collected.
+      log: records the order in which services serve calls; None: nothing is recorded.
+      begin_s: the time on the clock at the beginning.
       incarnation: how many times the run was resumed.
-      journals: whether coroutines keep journals (see `journal`).
+      journals: whether coroutines keep journals (see `dbjax.runtime.virtual.journal`).
 
     Attributes:
-      now_s: what the clock says.
-      running: how many processes have not ended.
+      now_s: the time on the clock, in seconds.
+      running: the number of processes that have not ended.
       ends_itself: whether the processes end even if time stands still. If not, a run until a time
         that never comes is an error.
-      failed: futures that failed, and their errors, whether or not anyone awaits them.
+      failed: the futures that failed, with their errors, whether or not anyone awaits them.
     """
 
     def __init__(
@@ -66,18 +66,22 @@ class Simulator:
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
-        self._end_s = begin_s  # when the last event happened that a process took part in
+        self._end_s = begin_s  # when the last event happened while a process was running
         self._stopping = False
         self._pauses: list[Callable[[], object]] = []
-        self._halting = False  # to stop, or to pause
+        self._halting = False  # whether to stop or to pause before the next event
 
     def at(
         self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
     ) -> None:
-        """Schedules `do(argument)`. Events at the same time happen in the order of scheduling.
+        """Schedules an event. Events at the same time happen in the order of scheduling.
 
         Args:
-          unnoticed: the modelled program does not depend on it, so it keeps no run alive.
+          time_s: when it happens, in seconds on the clock.
+          do: the function to call then.
+          argument: the argument of that function.
+          unnoticed: whether the modelled program does not depend on the event, so that the run may
+            end without it.
         """
         heap = self._unnoticed if unnoticed else self._events
         heapq.heappush(heap, (time_s, next(self._order), do, argument))
@@ -92,14 +96,15 @@ class Simulator:
         self._halting = True
 
     def out_of_events(self) -> bool:
-        """Whether the modelled program can do nothing any more."""
+        """Returns whether the modelled program has no more events."""
         return not self._events
 
     def run(self, until_s: float, nodes: int) -> float:
-        """Lets events happen until there are none, `until_s` has come, or `stop` is called.
+        """Runs events until there are none, `until_s` has come, or `stop` is called.
 
         Args:
-          nodes: how many there are, to tell when time stands still.
+          until_s: when to end, in seconds on the clock; may be infinite.
+          nodes: the number of nodes, for telling whether time stands still.
 
         Returns:
           The time at which the run ended, in seconds.
@@ -123,7 +128,7 @@ class Simulator:
         """Raises the first error of a future that nobody awaits."""
         failed, self.failed = self.failed, []
         for future, error in failed:
-            # A reply of the protocol, such as NodeDied, may be on its way to a node that has died.
+            # A reply such as NodeDied may still be on its way to a node that has failed since.
             moot = not future.done() and isinstance(error.__cause__, DbjaxError)
             if not future.awaited and not moot:
                 raise error
@@ -141,7 +146,7 @@ class Simulator:
                 )
 
     def _some_events(self, count: int, until_s: float) -> bool:
-        """Lets at most `count` events happen; returns whether there is nothing left to do."""
+        """Runs at most `count` events; returns whether nothing is left to do."""
         events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
         end_s = self._end_s
         for _ in range(count):
@@ -167,7 +172,7 @@ def rare_garbage_collection() -> Iterator[None]:
     """Makes Python search for cyclic garbage rarely while the block runs.
 
     The futures of thousands of replicas are many objects with few cycles. With Python's default
-    thresholds, half the time of a run of 10,000 replicas went into the search.
+    thresholds, the search took half the time of a run of 10,000 replicas.
     """
     before = gc.get_threshold()
     gc.set_threshold(100_000, 50, 1_000)
