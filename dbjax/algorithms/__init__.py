@@ -1,1 +1,1 @@
-"""One module per method: its Config, service classes, client, and `program`."""
+"""The training methods, one module each: a Config, service classes, a client, and `program`."""

@@ -1,7 +1,7 @@
-"""Downpour SGD.
+"""Downpour SGD: asynchronous stochastic gradient descent with a parameter server.
 
 Dean et al. 2012, "Large Scale Distributed Deep Networks", section 4.1 and Algorithm 1.1.
-Departures are listed in docs/algorithm.md.
+docs/algorithm.md lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -37,16 +37,26 @@ from dbjax.program import (
 
 @dataclasses.dataclass(frozen=True)
 class Config(AsynchronousConfig):
-    """Downpour SGD; see `AsynchronousConfig` for the other fields.
+    """Configures Downpour SGD.
+
+    Paper: section 4.1.
 
     Attributes:
-      rule: the server rule: every shard applies it to the accumulated gradients it receives.
-      local_rule: the rule of a replica's own steps between fetches; None: the same as `rule`.
-      n_fetch: mini-batches between two fetches of parameters.
-      n_push: mini-batches between two pushes of accumulated gradients.
-      overlap: computation goes on while a fetch is under way, instead of waiting for it.
-      warm_start_s: for how many seconds replica 0 trains alone.
-      warm_start_updates: how many updates replica 0 makes alone.
+      rule: the server rule, an optax rule that every shard applies to the accumulated gradients it
+        receives.
+      replicas: the number of model replicas, each on its own part of the training data.
+      shards: the number of shards of the parameter server.
+      shard_backups: the number of backups of every shard, 0 or 1, on machines of their own.
+      steps: the number of mini-batches of each replica; None: until the run's time is over.
+      local_rule: the optax rule of a replica's own steps between fetches; None: the same as `rule`.
+      n_fetch: the number of mini-batches between two fetches of parameters.
+      n_push: the number of mini-batches between two pushes of accumulated gradients.
+      overlap: whether a replica keeps computing while a fetch is in flight.
+      warm_start_s: the time for which replica 0 trains alone, in seconds.
+      warm_start_updates: the number of updates that replica 0 makes alone.
+
+    Raises:
+      ValueError: a value is out of its range, or replica 0 takes too few steps for the warm start.
     """
 
     local_rule: optax.GradientTransformation | None = None
@@ -61,7 +71,7 @@ class Config(AsynchronousConfig):
         name = method_name(self)
         if math.isinf(self.warm_start_s):
             raise ValueError(
-                f"{name}.warm_start_s=inf must be finite: the others would never begin"
+                f"{name}.warm_start_s=inf must be finite: the other replicas would never begin"
             )
         if self.steps is not None and self.steps < self.warm_start_updates * self.n_push:
             raise ValueError(
@@ -73,7 +83,7 @@ class Config(AsynchronousConfig):
 async def client(
     node: Node, server: ShardServer, gradient_fn: GradientFn, batches: Stream, config: Config
 ) -> None:
-    """Algorithm 1.1, DOWNPOURSGDCLIENT: one model replica."""
+    """Runs one model replica (Algorithm 1.1, DOWNPOURSGDCLIENT)."""
     replica = await ReplicaSession.join(node, server, session_options(config, batches))
     for step in replica.steps(config.steps):
         if step % config.n_fetch == 0:
@@ -93,7 +103,13 @@ async def client(
 def session_options(
     config: Config, batches: Stream, push_bytes: Callable[[Slice], int] = slice_nbytes
 ) -> SessionOptions:
-    """How a replica talks to the parameter server; see `SessionOptions`."""
+    """Returns how a replica communicates with the parameter server.
+
+    Args:
+      config: the configuration of the method.
+      batches: the replica's mini-batches.
+      push_bytes: see `SessionOptions`.
+    """
     return SessionOptions(
         batches.batch_size,
         config.n_fetch,
@@ -112,7 +128,16 @@ async def late_client(
     batches: Stream,
     config: Config,
 ) -> None:
-    """Any replica but the first: waits until the warm start is over (section 4.1)."""
+    """Runs any replica but the first: waits until the warm start is over (section 4.1).
+
+    Args:
+      node: the node that the replica runs on.
+      client: the client to run afterwards.
+      server: the parameter server.
+      gradient_fn: the replica's gradient function.
+      batches: the replica's mini-batches.
+      config: the configuration of the method.
+    """
     if node.saved_progress() is None:
         if node.now() < config.warm_start_s:
             await node.sleep(config.warm_start_s - node.now())
@@ -122,11 +147,18 @@ async def late_client(
 
 
 def predicted_staleness_updates(config: Config) -> float | None:
-    """The mean staleness of a push of M equally fast replicas that wait for their fetches.
+    """Returns the mean staleness of a push, for M equally fast replicas that wait for fetches.
 
-    When each fetch comes right after a push, every other replica pushes once in between: M - 1
-    (proof 6). With n_push = 1 and fewer fetches, the k-th push after a fetch finds k - 1 more
-    updates of each of the M replicas: M (n_fetch - 1) / 2 more on average.
+    If every fetch comes right after a push, every other replica pushes once in between: the
+    staleness is M - 1 (proof 6). With n_push = 1 and less frequent fetches, the k-th push after a
+    fetch comes after k - 1 more updates of each of the M replicas: M (n_fetch - 1) / 2 more on
+    average.
+
+    Args:
+      config: the configuration of the method.
+
+    Returns:
+      The mean staleness, in updates of a shard; None where this law does not apply.
     """
     if config.overlap or config.n_push not in (1, config.n_fetch):
         return None
@@ -144,19 +176,28 @@ def program(
     shard: Callable[..., Shard] = Shard,
     shard_args: Sequence[Any] = (),
 ) -> Program:
-    """Places shards and replicas on a runtime.
+    """Places Downpour SGD's shards and replicas on a runtime.
 
-    A method that differs from Downpour SGD in its client or its shards, and whose Config is a
-    subclass of `Config`, calls this with its own.
+    A method that differs from Downpour SGD only in its client or its shards, and whose Config is a
+    subclass of `Config`, calls this function with its own client or shard.
 
     Args:
-      runtime: where they are placed.
-      task: what is trained.
-      config: the method's.
-      restore: see `ParameterServer.serve`.
-      client: what each replica runs.
+      runtime: the runtime that they are placed on.
+      task: the training task.
+      config: the configuration of the method.
+      restore: a function from the partition to the states with which the shards begin; None: they
+        begin with the initial parameters.
+      client: the coroutine function that each replica runs.
       shard: the class of the shards.
-      shard_args: what its constructor takes beside the node, its slice and the server rule.
+      shard_args: further arguments of its constructor, after the node, the slice and the server
+        rule.
+
+    Returns:
+      The program, ready to run.
+
+    Raises:
+      ValueError: the rule cannot run on the shards, or the data has too few examples for the
+        replicas.
     """
     return asynchronous(
         runtime,

@@ -1,4 +1,4 @@
-"""Elastic averaging SGD, asynchronous: replicas explore on their own, tied to a common center.
+"""Asynchronous elastic averaging SGD: replicas explore on their own, tied to a common center.
 
 Zhang, Choromanska & LeCun 2015, "Deep learning with Elastic Averaging SGD", Algorithm 1.
 """
@@ -14,7 +14,7 @@ from dbjax import program as p
 
 @dataclasses.dataclass(frozen=True)
 class Config(p.AsynchronousConfig):
-    """Every `period` own steps by `rule`, a replica and the center approach: alpha = beta / M."""
+    """Every `period` steps by `rule`, replica and center move by beta / replicas of their gap."""
 
     beta: float = p.bounded(0.9, above=0, at_most=1)
     period: int = p.bounded(4, at_least=1)
@@ -22,13 +22,13 @@ class Config(p.AsynchronousConfig):
 
 @jax.jit
 def approach(params: p.Slices, center: p.Slices, alpha: float) -> tuple[p.Slices, p.Slices]:
-    """The replica's new parameters, and what the center gains: alpha (x - center)."""
+    """Returns the replica's new parameters, and the center's update alpha (x - center)."""
     gain = jax.tree.map(lambda x, c: alpha * (x - c), params, center)
     return jax.tree.map(lambda x, g: x - g, params, gain), gain
 
 
 async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config: Config) -> None:
-    """Algorithm 1, by a worker, which meets the center once more at its end."""
+    """Runs one replica (Algorithm 1, the worker), which meets the center once more at its end."""
     options = p.SessionOptions(batches.batch_size, None, config.period, local_rule=config.rule)
     replica = await p.ReplicaSession.join(node, server, options)
 
@@ -52,6 +52,6 @@ async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config:
 def program(
     runtime: p.Runtime, task: p.Task, config: Config, restore: p.Restore | None = None
 ) -> p.Program:
-    """Places shards that hold the center, and add to it what replicas push."""
+    """Places replicas, and shards that hold the center and add the replicas' updates to it."""
     rule, period = optax.scale(1.0), config.period
     return p.asynchronous(runtime, task, config, client, restore, rule=rule, steps_per_push=period)

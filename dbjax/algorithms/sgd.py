@@ -1,8 +1,9 @@
 """Mini-batch SGD: the single-replica baseline, and synchronous data parallelism.
 
-With one replica the parameters live on the replica's own machine, and nothing travels:
-the "SGD [1]" of Dean et al. 2012, Figure 4. With more, each step averages the gradients
-of all replicas at the same parameters, and takes as long as the slowest of them.
+With one replica, the parameters are on the replica's own machine and nothing is sent over the
+network: this is the "SGD [1]" of Dean et al. 2012, Figure 4. With several replicas, each step
+averages the gradients of all replicas at the same parameters, and takes as long as the slowest
+replica.
 """
 
 from __future__ import annotations
@@ -25,14 +26,18 @@ from dbjax.task import Task
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Mini-batch SGD, or any other optax rule.
+    """Configures synchronous mini-batch SGD, or any other optax rule.
 
     Attributes:
-      rule: applied to the mean of the replicas' gradients.
-      replicas: that compute a gradient for every step, each on its own part of the data.
-      shards: of the parameters; 1 when there is one replica.
-      shard_backups: copies of every shard on machines of their own, 0 or 1.
-      steps: updates in total; None: until the run's time is over.
+      rule: the optax rule that is applied to the mean of the replicas' gradients.
+      replicas: the number of replicas; each computes a gradient for every step, on its own part of
+        the training data.
+      shards: the number of shards of the parameters; must be 1 if there is one replica.
+      shard_backups: the number of backups of every shard, 0 or 1, on machines of their own.
+      steps: the total number of updates; None: until the run's time is over.
+
+    Raises:
+      ValueError: a value is out of its range.
     """
 
     rule: optax.GradientTransformation = optax.sgd(0.05)
@@ -46,7 +51,7 @@ class Config:
         require_config(self)
         if self.replicas == 1 and self.shards != 1:
             raise ValueError(
-                f"sgd.shards={self.shards}: a single replica keeps its parameters; use 1"
+                f"sgd.shards={self.shards}: a single replica keeps the parameters itself; use 1"
             )
         require_backups("sgd", self.shard_backups)
         if self.steps is not None and self.steps < 1:
@@ -61,7 +66,16 @@ async def client(
     config: Config,
     nodes_can_fail: bool,
 ) -> None:
-    """One replica: all of them take step k at the same parameters."""
+    """Runs one replica; all replicas take step k at the same parameters.
+
+    Args:
+      node: the node that the replica runs on.
+      server: the parameter server.
+      gradient_fn: the replica's gradient function.
+      batches: the replica's mini-batches.
+      config: the configuration of the method.
+      nodes_can_fail: whether nodes may fail.
+    """
     replica = await SynchronousSession.join(node, server, config.steps)
     while replica.go_on(config.steps):
         step, params = replica.step, replica.params.slices
@@ -74,13 +88,21 @@ async def client(
 def program(
     runtime: Runtime, task: Task, config: Config, restore: Restore | None = None
 ) -> Program:
-    """Places shards and replicas; a single replica and its parameters share a machine.
+    """Places shards and replicas on a runtime; a single replica shares the shard's machine.
 
     Args:
-      runtime: where they are placed.
-      task: what is trained.
-      config: how.
-      restore: see `ParameterServer.serve`.
+      runtime: the runtime that they are placed on.
+      task: the training task.
+      config: the configuration of the method.
+      restore: a function from the partition to the states with which the shards begin; None: they
+        begin with the initial parameters.
+
+    Returns:
+      The program, ready to run.
+
+    Raises:
+      ValueError: the rule cannot run on the shards, or the data has too few examples for the
+        replicas.
     """
     streams = [task.batches(r, config.replicas) for r in range(config.replicas)]
     server = ParameterServer.serve(
@@ -108,5 +130,5 @@ def program(
 
 
 def _acknowledged_pushes(rows: Sequence[Row]) -> dict[str, int]:
-    """How many steps were acknowledged: a step is one push, in the name of the first replica."""
+    """Counts the acknowledged steps: each is one push, attributed to the first replica."""
     return {replica_name(0): 1 + max((row["step"] for row in rows if "step" in row), default=-1)}

@@ -1,4 +1,4 @@
-"""Stale-synchronous parallel: no replica is more than `bound` pushes ahead of another.
+"""Stale synchronous parallel: no replica is more than `bound` pushes ahead of another.
 
 Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server".
 """
@@ -13,18 +13,18 @@ from dbjax.program import Future, Program, Push, Restore, Runtime, Shard, Task, 
 
 @dataclasses.dataclass(frozen=True)
 class Config(downpour.Config):
-    """Downpour SGD, with `bound`: how many pushes a replica may be ahead of the slowest."""
+    """Downpour SGD, with `bound`: the number of pushes a replica may be ahead of the slowest."""
 
     bound: int = bounded(2, at_least=0)
 
 
 class BoundedShard(Shard):
-    """Answers a fetch when its replica is at most `bound` pushes ahead of those heard of so far."""
+    """Delays a fetch until its replica is at most `bound` pushes ahead of all replicas so far."""
 
     def __init__(self, *args: Any, bound: int) -> None:
         super().__init__(*args)
         self._bound, self._known = bound, set[str]()
-        self._held: list[tuple[str, Future[Any]]] = []  # fetches that wait
+        self._held: list[tuple[str, Future[Any]]] = []  # the fetches that wait
 
     def fetch(self, replica: str) -> Any:
         reply: Future[Any] = Future(f"replicas behind {replica}")
@@ -49,6 +49,6 @@ class BoundedShard(Shard):
 def program(
     runtime: Runtime, task: Task, config: Config, restore: Restore | None = None
 ) -> Program:
-    """Places Downpour SGD with bounded shards."""
+    """Places Downpour SGD with shards of class `BoundedShard`."""
     shard = functools.partial(BoundedShard, bound=config.bound)
     return downpour.program(runtime, task, config, restore, shard=shard)

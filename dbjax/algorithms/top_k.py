@@ -1,4 +1,4 @@
-"""Top-k compression with error feedback: a push has only the largest entries of each gradient.
+"""Top-k compression with error feedback: a push holds only the largest entries of a gradient.
 
 Stich, Cordonnier & Jaggi 2018, "Sparsified SGD with Memory", Algorithm 1, made asynchronous.
 """
@@ -16,14 +16,14 @@ from dbjax.program import Program, ReplicaSession, Runtime, Slice, Slices, Task,
 
 @dataclasses.dataclass(frozen=True)
 class Config(downpour.Config):
-    """Downpour SGD, with `share`: how much of each leaf of a shard's slice is pushed."""
+    """Downpour SGD, with `share`: the fraction of each piece of a shard's slice that is pushed."""
 
     share: float = bounded(0.25, above=0, at_most=1)
 
 
 @functools.partial(jax.jit, static_argnames="share")
 def compressed(gradient: Slices, error: Slices | None, share: float) -> tuple[Slices, Slices]:
-    """The largest entries of gradient + error, and what is left of it for later."""
+    """Returns the largest entries of gradient + error, and the remainder as the new error."""
     total = gradient if error is None else jax.tree.map(jnp.add, gradient, error)
 
     def largest(leaf: jax.Array) -> jax.Array:
@@ -35,7 +35,7 @@ def compressed(gradient: Slices, error: Slices | None, share: float) -> tuple[Sl
 
 
 async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config: Config) -> None:
-    """Downpour's client, whose `memory` is the error of the compression."""
+    """Runs Downpour's client with compression; the session's `memory` is the error."""
 
     def push_bytes(slice_: Slice) -> int:  # a number and its place for each entry, or all numbers
         share = 8 * config.n_push * config.share

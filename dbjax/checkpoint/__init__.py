@@ -1,4 +1,4 @@
-"""What of a run outlives it: the shards' state on disk, and how another run takes it up."""
+"""Checkpoints: saves the state of a run on disk, and resumes another run from it."""
 
 from dbjax.checkpoint.exact import ExactResume as ExactResume
 from dbjax.checkpoint.exact import ExactState as ExactState

@@ -1,6 +1,6 @@
-"""A digest of every file of a directory, so that whatever changes in one is found out.
+"""Writes and checks digests of the files in a directory, so that every change is detected.
 
-The file `digests` holds them as `sha256sum` writes them, and a digest of its own lines.
+The file `digests` holds them in the format of `sha256sum`, followed by a digest of its own lines.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NAME = "digests"
-# Orbax writes these once more after the rest; what they say is not needed to read a checkpoint.
+# Orbax rewrites these after all other files; they are not needed to read a checkpoint.
 _LATER = ("_CHECKPOINT_METADATA", "commit_success.txt")
 _OWN = "# sha256 of the lines above: "
 
 
 class Damaged(ValueError):
-    """A file is not as it was written; the text names it."""
+    """A file has changed since it was written, or is missing; the message names it."""
 
 
 def write_digests(directory: Path) -> None:
-    """Of all files that are there now."""
+    """Writes the digests of all files that are in the directory now."""
     lines = "".join(
         f"{_sha256(path)}  {path.relative_to(directory)}\n" for path in _files(directory)
     )
@@ -28,13 +28,17 @@ def write_digests(directory: Path) -> None:
 
 
 def require_whole(directory: Path) -> None:
-    """Raises Damaged where a file is gone, or is not as it was when the digests were written."""
+    """Checks that all files are as they were when the digests were written.
+
+    Raises:
+      Damaged: a file is missing or has changed.
+    """
     for name, digest in _read(directory / NAME):
         path = directory / name
         if not path.is_file():
             raise Damaged(f"{path} is missing")
         if _sha256(path) != digest:
-            raise Damaged(f"{path} is not as it was written")
+            raise Damaged(f"{path} has changed since it was written")
 
 
 def _files(directory: Path) -> list[Path]:
@@ -48,12 +52,12 @@ def _sha256(path: Path) -> str:
 
 
 def _read(path: Path) -> Iterator[tuple[str, str]]:
-    """The names of the files, and their digests."""
+    """Yields the name and the digest of each file."""
     if not path.is_file():
         raise Damaged(f"{path} is missing")
     lines, _, own = path.read_bytes().rpartition(_OWN.encode())
     if own != hashlib.sha256(lines).hexdigest().encode() + b"\n":
-        raise Damaged(f"{path} is not as it was written")
+        raise Damaged(f"{path} has changed since it was written")
     for line in lines.decode().splitlines():
         digest, _, name = line.partition("  ")
         yield name, digest

@@ -1,8 +1,8 @@
-"""Values as JSON and a list of arrays, and back. Nothing is unpickled, no code is run.
+"""Encodes values as JSON and a list of arrays, and decodes them without running any code.
 
-Numbers, names, containers, nodes of pytrees, and instances of dataclasses and named tuples whose
-modules are imported already. An instance is made without its `__init__`, of its fields; a node of
-a pytree as jax makes it.
+Nothing is unpickled. A value may consist of numbers, strings, containers, nodes of pytrees, and
+instances of dataclasses and named tuples whose modules are imported already. An instance of a
+dataclass is made from its fields without calling `__init__`; a node of a pytree is made by jax.
 """
 
 from __future__ import annotations
@@ -23,16 +23,24 @@ from dbjax.checkpoint.trees import Structures, make_node, node_of
 
 
 class Unknown(ValueError):
-    """No module that is imported has it."""
+    """A file names a class that no imported module has, or a format that is not known."""
 
 
 def class_name(kind: Any) -> str:
-    """Of a class, as `class_named` takes it."""
+    """Returns the name of a class in the form that `class_named` takes."""
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
 def lookup(module: str, path: str) -> Any:
-    """What a module has under that path, or None."""
+    """Looks up an object in a module that is already imported.
+
+    Args:
+      module: the name of the module.
+      path: the dotted path of the object in the module.
+
+    Returns:
+      The object; None: the module is not imported or does not have it.
+    """
     found: Any = sys.modules.get(module)
     for part in path.split("."):
         found = getattr(found, part, None)
@@ -40,27 +48,27 @@ def lookup(module: str, path: str) -> Any:
 
 
 def class_named(name: str) -> type[Any]:
-    """The class of that name.
+    """Returns the class of a name that `class_name` made.
 
     Raises:
-      Unknown: there is none.
+      Unknown: no imported module has such a class.
     """
     module, _, path = name.partition(":")
     found = lookup(module, path)
     if not isinstance(found, type):
-        raise Unknown(f"{name!r} is no class that is known here")
+        raise Unknown(f"{name!r} is not a class that is known here")
     return found
 
 
 def named_tuple_class(name: str) -> type[Any]:
-    """The named tuple of that name.
+    """Returns the named tuple class of a name that `class_name` made.
 
     Raises:
-      ValueError: it is none.
+      ValueError: it is not a named tuple.
     """
     found = class_named(name)
     if not issubclass(found, tuple) or getattr(found, "_make", None) is None:
-        raise ValueError(f"{name!r} is no named tuple")
+        raise ValueError(f"{name!r} is not a named tuple")
     return found
 
 
@@ -70,20 +78,24 @@ _CONTAINERS: dict[str, type[Any]] = {"tuple": tuple, "list": list, "set": set}
 
 @final
 class ArrayTable:
-    """The arrays of what is encoded, each object once.
+    """The arrays of an encoded value; an array that occurs several times is stored once.
+
+    Args:
+      structures: the nodes of the pytrees of the program whose values are encoded.
 
     Attributes:
-      values: all of them, in order.
-      structures: of the program whose values are encoded.
+      values: all arrays, in order.
+      structures: the argument.
     """
 
     def __init__(self, structures: Structures | None = None) -> None:
         self.values: list[Array] = []
         self.structures = structures or Structures()
-        self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
+        # The arrays are kept alive, so that no id is used again.
+        self._places: dict[int, tuple[int, Any]] = {}
 
     def place(self, value: Any) -> int:
-        """The place of an array; it is appended if it is new."""
+        """Returns the index of an array, which is appended if it is new."""
         if id(value) not in self._places:
             self._places[id(value)] = len(self.values), value
             self.values.append(np.asarray(value))
@@ -91,10 +103,14 @@ class ArrayTable:
 
 
 def encode(value: Any, arrays: ArrayTable) -> Any:
-    """JSON for a value; its arrays are added to `arrays`.
+    """Encodes a value as JSON.
+
+    Args:
+      value: the value.
+      arrays: the table that the arrays of the value are added to.
 
     Raises:
-      TypeError: something is of a kind that cannot be encoded; names it.
+      TypeError: a part of the value has a type that cannot be encoded; the message names it.
     """
     return _Encoder(arrays).of(value)
 
@@ -112,7 +128,7 @@ class _Encoder:
         if isinstance(value, (np.ndarray, jax.Array, np.generic)):
             if is_key(value):
                 return encoded_key(value, self._arrays)
-            if value.ndim == 0 and value.dtype.kind in "fiub":  # losses: too small for a file
+            if value.ndim == 0 and value.dtype.kind in "fiub":  # such as a loss: too small to file
                 return encoded_scalar(value)
             kind = "jax" if isinstance(value, jax.Array) else "numpy"
             return [kind, self._arrays.place(value)]
@@ -139,7 +155,7 @@ class _Encoder:
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
     def _aux(self, kind: type[Any], aux: Any) -> Any:
-        """Auxiliary data of a node, or the number under which the program knows them."""
+        """Encodes a node's auxiliary data, or else its number in the program's structures."""
         try:
             return self.of(aux)
         except TypeError:
@@ -151,7 +167,13 @@ class _Encoder:
 
 @dataclasses.dataclass(frozen=True)
 class UnresolvedNode:
-    """A node of a pytree whose auxiliary data only its program knows: see `resolve_nodes`."""
+    """A node of a pytree whose auxiliary data only the program has: see `resolve_nodes`.
+
+    Attributes:
+      name: the name of the node's class.
+      number: its number in the program's structures.
+      children: its decoded children.
+    """
 
     name: str
     number: int
@@ -159,7 +181,11 @@ class UnresolvedNode:
 
 
 def resolve_nodes(value: Any, structures: Structures) -> Any:
-    """A decoded value, with the nodes that only the program that reads can make.
+    """Replaces every `UnresolvedNode` in a decoded value by the program's node.
+
+    Args:
+      value: the decoded value.
+      structures: the nodes of the pytrees of the program that reads.
 
     Raises:
       ValueError: the program has no such node.
@@ -186,10 +212,17 @@ def resolve_nodes(value: Any, structures: Structures) -> Any:
 
 
 def decode(encoded: Any, arrays: Sequence[Array]) -> Any:
-    """The value that was encoded; what its program has to complete is left `UnresolvedNode`.
+    """Decodes a value.
+
+    Args:
+      encoded: the JSON that `encode` returned.
+      arrays: the arrays of the table that `encode` filled.
+
+    Returns:
+      The value. Nodes that only the program can make are left as `UnresolvedNode`.
 
     Raises:
-      ValueError: it is not what `encode` makes.
+      ValueError: `encoded` is not what `encode` returns.
     """
     try:
         return _Decoder(arrays).of(encoded)
@@ -246,50 +279,60 @@ class _Decoder:
     def _instance(self, name: str, *fields: list[Any]) -> Any:
         kind = class_named(name)
         if not dataclasses.is_dataclass(kind):
-            raise ValueError(f"{name!r} is no dataclass")
-        make_node: Any = object.__new__(kind)
+            raise ValueError(f"{name!r} is not a dataclass")
+        instance: Any = object.__new__(kind)
         for field, value in fields:
-            object.__setattr__(make_node, field, self.of(value))
-        return make_node
+            object.__setattr__(instance, field, self.of(value))
+        return instance
 
 
 def bytes_of(array: Array) -> memoryview:
-    """The bytes of an array of any dtype; NumPy gives no buffer of some, such as bfloat16."""
+    """Returns the bytes of an array; some dtypes, such as bfloat16, have no buffer in NumPy."""
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def storable(array: Array) -> Array:
-    """The array; viewed as bytes if it is of float8_e4m3, which Orbax cannot store."""
+    """Returns the array, viewed as bytes if its dtype is float8_e4m3, which Orbax cannot store."""
     return array.view(np.uint8) if array.dtype == jnp.float8_e4m3 else array
 
 
 def is_key(value: Any) -> bool:
-    """Whether an array holds random keys of jax, which NumPy does not know."""
+    """Returns whether an array holds random keys of jax, which NumPy does not support."""
     return bool(jnp.issubdtype(value.dtype, jax.dtypes.prng_key))
 
 
 def encoded_key(value: Any, arrays: ArrayTable) -> list[Any]:
-    """JSON for an array of random keys."""
+    """Encodes an array of random keys as JSON; its data is added to `arrays`."""
     return ["key", str(jax.random.key_impl(value)), arrays.place(jax.random.key_data(value))]
 
 
 def decoded_key(implementation: str, place: int, arrays: Sequence[Array]) -> jax.Array:
-    """The array of random keys that was encoded."""
-    made_again: jax.Array = jax.random.wrap_key_data(
-        jnp.asarray(arrays[place]), impl=implementation
-    )
-    return made_again
+    """Decodes an array of random keys.
+
+    Args:
+      implementation: the name of the keys' implementation.
+      place: the index of the keys' data in `arrays`.
+      arrays: the arrays of the encoded value.
+    """
+    keys: jax.Array = jax.random.wrap_key_data(jnp.asarray(arrays[place]), impl=implementation)
+    return keys
 
 
 def encoded_scalar(value: Any) -> list[Any]:
-    """JSON for an array of no dimensions, in its bytes."""
+    """Encodes a zero-dimensional array as JSON, with its bytes in hexadecimal."""
     kind = "jax" if isinstance(value, jax.Array) else "numpy"
     kind = "weak" if kind == "jax" and value.weak_type else kind
     return ["scalar", kind, str(value.dtype), np.asarray(value).tobytes().hex()]
 
 
 def scalar(kind: str, dtype: str, digits: str) -> Any:
-    """The array of no dimensions that was encoded."""
+    """Decodes a zero-dimensional array.
+
+    Args:
+      kind: "numpy", "jax", or "weak" for a jax array of weak type.
+      dtype: the name of the dtype.
+      digits: the bytes in hexadecimal.
+    """
     value = np.frombuffer(bytes.fromhex(digits), np.dtype(dtype)).reshape(())
     if kind == "weak":
         return jnp.asarray(value.item())

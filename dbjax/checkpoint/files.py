@@ -1,4 +1,4 @@
-"""Checkpoints in a directory: written in the background by Orbax, whole or not at all."""
+"""Checkpoints on disk: Orbax writes them in the background, completely or not at all."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from dbjax.checkpoint.state import CheckpointState, StoredCheckpoint
 from dbjax.errors import one_line
 
 _FORMAT = 3
-_OVERHEAD_BYTES = 200_000  # what Orbax writes beside the arrays, or less
+_OVERHEAD_BYTES = 200_000  # the maximum size of what Orbax writes in addition to the arrays
 _LOG = logging.getLogger("dbjax")
 
 
 @final
 class Checkpoints:
-    """The latest checkpoints of one run. To be used in a `with` statement.
+    """The latest checkpoints of one run, in a directory. Use it in a `with` statement.
 
     Args:
-      directory: of nothing else; made if it does not exist.
-      keep: how many; older ones are deleted when a new one is whole.
-      anew: what lies there is of another run: deleted when this one begins, or saves.
+      directory: the directory, which must hold nothing else; it is created if it does not exist.
+      keep: the number of checkpoints to keep; older ones are deleted when a new one is complete.
+      anew: whether to delete the checkpoints of an earlier run when this run begins or saves.
 
     Raises:
       ValueError: `keep` is below 1, or the directory cannot be used.
@@ -44,13 +44,14 @@ class Checkpoints:
         if keep < 1:
             raise ValueError(f"keep={keep} must be at least 1")
         if not str(directory):
-            raise ValueError("directory='' is no folder for checkpoints; name one")
+            raise ValueError("directory='' is empty: name a directory for checkpoints")
         self._directory, self._ocp = Path(directory).absolute(), ocp
-        self._full, self._anew = False, anew  # the disk was, the last time
-        self._writing = 0  # the number of the one that was begun last
+        self._full, self._anew = False, anew  # `_full`: whether the disk was full the last time
+        self._writing = 0  # the number of the latest checkpoint
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            # cleaned in a thread, which fails loudly where the process soon ends: only if need be
+            # Orbax cleans up in a thread, which fails loudly if the process ends soon, so ask for
+            # it only if there is something to clean up.
             left = any("tmp" in path.name for path in self._directory.iterdir())
             options = ocp.CheckpointManagerOptions(
                 max_to_keep=keep,
@@ -68,19 +69,20 @@ class Checkpoints:
         self._guarded(self._manager.close)
 
     def begin(self) -> None:
-        """The run has begun: what lies here of another goes."""
+        """Marks the beginning of the run: with `anew`, deletes an earlier run's checkpoints."""
         if self._anew:
             self._anew = False
             for step in self._manager.all_steps():
                 self._manager.delete(step)
 
     def save(self, content: CheckpointState, arrays: ArrayTable | None = None) -> None:
-        """Begins to write; what is encoded is no longer looked at when this returns.
+        """Starts writing a checkpoint in the background; its content may change afterwards.
 
-        Where it cannot be written, a warning says so, and the one before stays.
+        If the checkpoint cannot be written, a warning is logged, and the previous one is kept.
 
         Args:
-          arrays: those of `content.exact`.
+          content: the content of the checkpoint.
+          arrays: the table that holds the arrays of `content.exact`.
         """
         self.begin()
         self._guarded(lambda: self._save(content, arrays or ArrayTable()))
@@ -101,12 +103,12 @@ class Checkpoints:
             about=args.JsonSave(about),
         )
         if self._has_room(sum(array.nbytes for array in arrays.values)):
-            self.wait()  # `_seal` is to find the one that is written
+            self.wait()  # so that `_seal` finds only the checkpoint being written
             self._writing = 1 + max(self._steps(), default=0)
             self._manager.save(self._writing, args=parts)
 
     def _seal(self) -> None:
-        """Called when all files of a checkpoint are written, before it gets its final name."""
+        """Writes the digests when a checkpoint's files are written, before it is renamed."""
         for directory in self._directory.glob(f"{self._writing}.*"):
             write_digests(directory)
 
@@ -115,38 +117,43 @@ class Checkpoints:
         needed = size + _OVERHEAD_BYTES
         if free < needed and not self._full:
             _LOG.warning(
-                "no room for a checkpoint in %s: it takes %d kB of %d kB; the one before stays",
+                "no room for a checkpoint in %s: it needs %d kB, %d kB are free; the previous "
+                "checkpoint is kept",
                 self._directory, needed // 1000, free // 1000,
             )  # fmt: skip
         self._full = free < needed
         return not self._full
 
     def any(self) -> bool:
-        """Whether there are any, readable or not."""
+        """Returns whether there are any checkpoints, readable or not."""
         return bool(self._steps())
 
     def _steps(self) -> list[int]:
-        """Their numbers, the newest first."""
+        """Returns the numbers of the checkpoints, the newest first."""
         found = [path for path in self._directory.iterdir() if path.is_dir()]
         return sorted((int(p.name) for p in found if p.name.isdecimal()), reverse=True)
 
     def wait(self) -> None:
-        """Until what was begun is on disk."""
+        """Waits until all checkpoints are on disk."""
         self._guarded(self._manager.wait_until_finished)
 
     def latest(self) -> CheckpointState | None:
-        """The content of the newest that is whole, or None; warns of those that are not.
+        """Reads the newest complete checkpoint, and warns of newer ones that cannot be read.
+
+        Returns:
+          The content of the checkpoint; None: there is none.
 
         Raises:
-          ValueError: none can be read, and of one it is not known that it is damaged: it is of
-            another version of dbjax, there is no permission, no memory.
+          ValueError: no checkpoint can be read, and at least one of them may not be damaged: it may
+            have been written by another version of dbjax, or there may be no permission or too
+            little memory to read it.
         """
         return self._newest(self._steps())
 
     def _newest(self, steps: Sequence[int]) -> CheckpointState | None:
-        """The first that can be read."""
+        """Reads the first of these checkpoints that can be read."""
         failed: list[str] = []
-        strange: Exception | None = None  # the first of which that is not known
+        strange: Exception | None = None  # the first error other than known damage
         content = None
         for number, step in enumerate(steps):
             path = self._directory / str(step)
@@ -155,7 +162,7 @@ class Checkpoints:
             except Exception as error:
                 said = one_line(error, kind=False)
                 if isinstance(error, Damaged):
-                    failed.append(f"checkpoint {path} is damaged and left out: {said}")
+                    failed.append(f"checkpoint {path} is damaged and skipped: {said}")
                     continue
                 failed.append(f"cannot read checkpoint {path}: {type(error).__name__}: {said}")
                 strange = strange or ValueError(failed[-1]).with_traceback(error.__traceback__)
@@ -166,7 +173,7 @@ class Checkpoints:
         if content is None and strange is not None:
             raise strange
         stored = content.stored if content is not None else None
-        instead = f"{stored.path} is used instead" if stored else "there is no other"
+        instead = f"{stored.path} is used instead" if stored else "there is no other checkpoint"
         for said in failed:
             _LOG.warning("%s; %s", said, instead)
         return content
@@ -179,7 +186,7 @@ class Checkpoints:
             raise Unknown(f"its format is {about['format']!r}, here it is {_FORMAT}")
         kinds = about["arrays"]
         shaped = [np.zeros(shape, jnp.dtype(name)) for name, shape, _ in kinds]
-        # Orbax takes no arrays without numbers.
+        # Orbax cannot save empty arrays.
         like = {str(i): storable(array) for i, array in enumerate(shaped) if array.size}
         as_numpy = {name: self._ocp.RestoreArgs(restore_type=np.ndarray) for name in like}
         whole = args.Composite(arrays=args.PyTreeRestore(like, restore_args=as_numpy))
@@ -188,10 +195,10 @@ class Checkpoints:
             np.asarray(found.get(str(i), empty)).view(empty.dtype) for i, empty in enumerate(shaped)
         ]
         if any(zlib.crc32(bytes_of(a)) != kind[2] for a, kind in zip(arrays, kinds, strict=True)):
-            raise Damaged("an array is not what was to be written")
+            raise Damaged("an array differs from the one that was to be written")
         content, exact = decode(about["content"], arrays), about["exact"]
         if not isinstance(content, CheckpointState):
-            raise ValueError("it is no checkpoint of a run")
+            raise ValueError("it is not a checkpoint of a run")
         if exact is not None:
             content = dataclasses.replace(content, exact=ExactState(exact[0], exact[1], arrays))
         return content
@@ -201,6 +208,6 @@ class Checkpoints:
             write()
         except Exception as error:
             _LOG.warning(
-                "a checkpoint in %s could not be written, the one before stays: %s",
+                "a checkpoint in %s could not be written, the previous one is kept: %s",
                 self._directory, one_line(error, kind=False),
             )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Taking checkpoints of a run: every so often, and at its end."""
+"""Takes checkpoints of a run, at intervals and at its end."""
 
 from __future__ import annotations
 
@@ -23,11 +23,14 @@ _LOG = logging.getLogger("dbjax")
 
 @dataclasses.dataclass(frozen=True)
 class Every:
-    """How often; whichever comes first.
+    """The interval between two checkpoints; the limit that is reached first counts.
 
     Attributes:
-      seconds: on the run's clock; None: not by time.
-      updates: of the shard that is behind; None: not by their number.
+      seconds: the interval in seconds on the run's clock; None: no limit.
+      updates: the interval in updates of the slowest shard; None: no limit.
+
+    Raises:
+      ValueError: a value is not positive.
     """
 
     seconds: float | None = None
@@ -43,15 +46,20 @@ class Every:
 
 @final
 class CheckpointManager:
-    """Checkpoints of one run.
+    """Takes the checkpoints of one run.
 
     Args:
-      described: see `checkpoint.described`.
-      replicas: of the run.
-      checkpoints: where they go; None: they stay in memory, for shards that die.
+      program: the program of the run.
+      runtime: the runtime that the program is placed on.
+      described: the signature of the run, see `run_signature`.
+      replicas: the number of replicas of the run.
+      incarnation: how many times the run was resumed before, not counting exact resumptions.
+      checkpoints: where the checkpoints are written; None: they stay in memory, for shards that
+        fail and come back.
+      trace: the trace of the run.
 
     Attributes:
-      exactly: also where a virtual run stands, to the last bit; None: only what shards know.
+      exactly: saves the exact state of a virtual run, too; None: only the shards' state is saved.
     """
 
     def __init__(
@@ -70,7 +78,12 @@ class CheckpointManager:
         self.exactly: ExactResume | None = None
 
     async def run(self, node: Node, every: Every) -> None:
-        """Takes them while the run goes on; the cluster does not notice."""
+        """Takes checkpoints while the run continues; this costs no time of the cluster.
+
+        Args:
+          node: the node of the observer that takes the checkpoints.
+          every: the interval between two checkpoints.
+        """
         seconds = math.inf if every.seconds is None else every.seconds
         taken_s, updates = node.saved_progress() or (node.now(), await self._updates())
         while True:
@@ -91,12 +104,15 @@ class CheckpointManager:
                 self._runtime.between_events(functools.partial(self._save, content))
 
     def save_final(self, time_s: float, look: Callable[[], object]) -> None:
-        """One more, now that the run is over, and all of them on disk.
+        """Takes the last checkpoint after the end of the run, and waits until all are on disk.
 
-        Where what is dead is brought back, so that it can be asked, the run itself stays as it is.
+        Nodes that are down are revived, so that they can be asked for their state; the exact state
+        of the run is taken before that.
 
         Args:
-          look: says what went wrong, so that the checkpoint knows that it was said.
+          time_s: the time at which the run ended, in seconds on its clock.
+          look: reports what went wrong in the run, so that the checkpoint records that it was
+            reported.
         """
         arrays = self._arrays()
         exact = None if self._checkpoints is None else self._exact(arrays)
@@ -126,7 +142,7 @@ class CheckpointManager:
         return rows_to_keep(self._trace.rows, self._program.recent_losses)
 
     def _save(self, content: CheckpointState) -> None:
-        """Between two events of a virtual run."""
+        """Saves a checkpoint with the exact state, between two events of a virtual run."""
         assert self._checkpoints is not None
         arrays = self._arrays()
         exact = self._exact(arrays)
@@ -138,7 +154,7 @@ class CheckpointManager:
         try:
             return self.exactly.take(arrays)
         except TypeError as error:
-            _LOG.warning("this run cannot be taken up exactly, only its shards: %s", error)
+            _LOG.warning("this run cannot be resumed exactly, only from its shards: %s", error)
             self.exactly = None
             return None
 
@@ -147,10 +163,11 @@ class CheckpointManager:
         return min(report.version for report in reports)
 
     async def _wait(self, node: Node, due_s: float, updates: int) -> None:
-        """Until then, or until there are that many; looks the more often the nearer it is.
+        """Waits until `due_s`, or until every shard has applied `updates` updates.
 
-        Next after half the time that the rest should take, which is half an update's at least:
-        otherwise the looks would come ever faster before the last update, without end.
+        It polls more often as the number of updates approaches the limit: each time it waits for
+        half the expected remaining time. This is at least half the time of an update; otherwise
+        the polls before the last update would become ever more frequent, without end.
         """
         begin_s, before, step_s = node.now(), await self._updates(), 1e-3
         now = before

@@ -1,4 +1,4 @@
-"""Parameters alone, for whoever wants nothing else of a run."""
+"""Saves and loads parameters alone, without the rest of a run's state."""
 
 from __future__ import annotations
 
@@ -16,21 +16,27 @@ from dbjax.checkpoint.encoding import storable
 from dbjax.errors import one_line
 from dbjax.types import Params
 
-_OVERHEAD_BYTES = 50_000  # what Orbax writes beside the arrays
+_OVERHEAD_BYTES = 50_000  # the size of what Orbax writes in addition to the arrays
 
 
 def save_params(path: str | Path, params: Params) -> None:
-    """Writes a directory: an Orbax checkpoint of the leaves by their paths, and digests of it.
+    """Saves parameters in a directory: an Orbax checkpoint of the leaves, and digests of its files.
+
+    An existing directory is replaced only when the new one is complete.
+
+    Args:
+      path: the directory.
+      params: the parameters, a pytree of arrays.
 
     Raises:
-      OSError: it cannot be written; names the directory.
+      OSError: the directory cannot be written; the message names it.
     """
     import orbax.checkpoint as ocp
 
     path = Path(path)
     part, leaves = path.absolute().with_name(f".{path.name}"), _not_empty(_leaves(params))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)  # else Orbax waits for it for minutes
+        path.parent.mkdir(parents=True, exist_ok=True)  # otherwise Orbax waits for it for minutes
         _require_room(path.parent, sum(leaf.nbytes for leaf in leaves.values()))
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(part, jax.tree.map(storable, leaves), force=True)
@@ -47,24 +53,33 @@ def save_params(path: str | Path, params: Params) -> None:
 
 
 def _require_room(directory: Path, size: int) -> None:
-    """Raises OSError on a full disk: Orbax would say it in pages, from its threads."""
+    """Raises OSError if the disk is full: Orbax would log pages of errors from its threads."""
     with tempfile.TemporaryFile(dir=directory) as file:
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size + _OVERHEAD_BYTES)
 
 
 def load_params(path: str | Path, like: Params) -> Params:
-    """Reads what `save_params` wrote, into the structure of `like`.
+    """Loads parameters that `save_params` wrote.
+
+    Args:
+      path: the directory.
+      like: a pytree of arrays with the structure, shapes and dtypes of the parameters.
+
+    Returns:
+      The parameters, a pytree of NumPy arrays with the structure of `like`.
 
     Raises:
-      ValueError: it is not there, is damaged, or is of parameters with other names, shapes or
-        types than those of `like`; names the file, or the first difference.
+      ValueError: the directory does not exist or is damaged, or the parameters have other names,
+        shapes or dtypes than `like`; the message names the file, or the first difference.
     """
     import orbax.checkpoint as ocp
 
     path = Path(path)
     if not path.is_dir():
-        raise ValueError(f"{str(path)!r} is no directory of parameters: a run leaves one, params")
+        raise ValueError(
+            f"{str(path)!r} is not a directory of parameters: give the directory `params` of a run"
+        )
     require_whole(path)
     leaves = _leaves(like)
     wanted = jax.tree.map(storable, _not_empty(leaves))
@@ -84,12 +99,12 @@ def _leaves(params: Params) -> dict[str, Any]:
 
 
 def _not_empty(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Orbax takes no arrays without numbers, nor nothing at all."""
+    """Drops empty arrays, which Orbax cannot save; it cannot save an empty dict, either."""
     return {name: leaf for name, leaf in leaves.items() if leaf.size} or {"nothing": np.zeros(1)}
 
 
 def _require_same(path: Path, have: dict[str, Any], want: dict[str, Any]) -> None:
-    """Orbax itself casts, cuts and pads in silence."""
+    """Raises ValueError if shapes or dtypes differ: Orbax silently casts, truncates and pads."""
     for name in {**want, **have}:
         there, here = (
             f"{leaf.dtype}{list(leaf.shape)}" if (leaf := leaves.get(name)) is not None else "none"

@@ -1,4 +1,4 @@
-"""What a checkpoint says, and whether it fits the run that takes it up."""
+"""The content of a checkpoint, and whether it fits the run that resumes from it."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from dbjax.types import Params
 
 @dataclasses.dataclass(frozen=True)
 class StoredCheckpoint:
-    """Where a checkpoint lies.
+    """The place of a checkpoint on disk.
 
     Attributes:
-      path: its directory.
-      earlier: reads the one before it; None: there is none that can be read.
+      path: the directory of the checkpoint.
+      earlier: reads the checkpoint before it; returns None if there is none that can be read.
     """
 
     path: Path
@@ -37,11 +37,11 @@ class StoredCheckpoint:
 
 @dataclasses.dataclass(frozen=True)
 class RunSignature:
-    """What a checkpoint must have in common with the run that takes it up.
+    """What a checkpoint must have in common with the run that resumes from it.
 
     Attributes:
-      about: names and what must be the same under them.
-      structures: of the run's pytrees.
+      about: properties that must be equal, by their names.
+      structures: the nodes of the run's pytrees.
     """
 
     about: dict[str, str]
@@ -49,23 +49,23 @@ class RunSignature:
 
 
 class CannotRestore(ValueError):
-    """A checkpoint was read, and a run of its kind cannot be brought to where it says."""
+    """A checkpoint of the right kind of run was read, but its state cannot be restored."""
 
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointState:
-    """A checkpoint.
+    """The content of a checkpoint.
 
     Attributes:
-      about: what must be the same in the run that takes it up, see `run_signature`.
-      replicas: there were.
-      pieces: which shard holds what.
-      shards: their states, in order.
-      incarnation: how often the run was taken up before, but for exactly.
-      time_s: on the run's clock.
-      rows: of the trace, those that later numbers need.
-      exact: of a virtual run: where it stood, to the last bit; None: not known.
-      stored: where it lies; None: in memory.
+      about: properties that must be equal in the run that resumes from it, see `run_signature`.
+      replicas: the number of replicas.
+      pieces: the pieces of the parameters that each shard holds.
+      shards: the state of each shard, in order.
+      incarnation: how many times the run was resumed before, not counting exact resumptions.
+      time_s: the time of the checkpoint, in seconds on the run's clock.
+      rows: the rows of the trace that later statistics need.
+      exact: the exact state of a virtual run, to the last bit; None: it was not saved.
+      stored: the place of the checkpoint on disk; None: it is only in memory.
     """
 
     about: dict[str, str]
@@ -79,11 +79,20 @@ class CheckpointState:
     stored: StoredCheckpoint | None = dataclasses.field(default=None, compare=False)
 
     def states(self, expected: RunSignature, replicas: int, partition: Partition) -> list[Any]:
-        """The shards' states for a run of that many shards and replicas.
+        """Returns the states of the shards, resharded for the run that resumes.
+
+        Args:
+          expected: the signature of the run that resumes.
+          replicas: its number of replicas.
+          partition: the partition of its parameters.
+
+        Returns:
+          The state of each shard under `partition`.
 
         Raises:
-          ValueError: it is of another model, algorithm or rule; names the first difference.
-          NotRestored: it is of the same, and its shards' states are none all the same.
+          ValueError: the checkpoint belongs to another model, algorithm or rule; the message names
+            the first difference.
+          CannotRestore: the signatures are equal, but the shards' states cannot be restored.
         """
         self._require_of(expected)
         try:
@@ -99,12 +108,23 @@ class CheckpointState:
             if have != want:
                 raise ValueError(
                     f"the checkpoint is of another run: {name} is {have}, here it is {want}; "
-                    "resume with the same, or begin anew in another workdir"
+                    "resume with the same setting, or start a new run in another workdir"
                 )
 
 
 def run_signature(params: Params, config: Any) -> RunSignature:
-    """The method, its rule's state, and every parameter's type and shape."""
+    """Returns the signature of a run.
+
+    It holds the algorithm, its batch method, the structure and transforms of its rules, and the
+    structure, dtypes and shapes of the parameters.
+
+    Args:
+      params: the parameters, a pytree of arrays or of their shapes and dtypes.
+      config: the configuration of the algorithm.
+
+    Raises:
+      ValueError: a rule cannot run on these parameters.
+    """
     rules = _rules(config)
     states = _rule_states(params, rules)
     found = {"algorithm": type(config).__module__}
@@ -118,7 +138,7 @@ def run_signature(params: Params, config: Any) -> RunSignature:
 
 
 def _rules(config: Any) -> dict[str, optax.GradientTransformation]:
-    """Those in a method's config, by the names of their fields."""
+    """Returns the optax rules in a method's config, by the names of their fields."""
     fields = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     return {
         name: rule
@@ -128,7 +148,7 @@ def _rules(config: Any) -> dict[str, optax.GradientTransformation]:
 
 
 def _rule_states(params: Params, rules: dict[str, optax.GradientTransformation]) -> dict[str, Any]:
-    """What the rules would begin with: shapes and types.
+    """Returns the shapes and dtypes of the rules' initial states, by the rules' names.
 
     Raises:
       ValueError: a rule cannot run on these parameters.
@@ -139,7 +159,7 @@ def _rule_states(params: Params, rules: dict[str, optax.GradientTransformation])
 
 
 def _described(name: str, tree: Any) -> dict[str, str]:
-    """The class of every node, the type and shape of every leaf, by paths below `name`."""
+    """Returns the class of every node, and the dtype and shape of every leaf, by their paths."""
     found, inner = {}, [((), tree)]
     while inner:
         path, value = inner.pop(0)
@@ -160,10 +180,15 @@ def _children(path: tuple[Any, ...], value: Any) -> list[tuple[tuple[Any, ...], 
 
 
 def rows_to_keep(rows: Sequence[Row], recent_losses: int) -> tuple[Row, ...]:
-    """Rows that later numbers need: all, but for replicas' losses before the latest ones.
+    """Returns the rows of a trace that later statistics need.
 
-    The last one of each replica tells how many of its pushes were acknowledged; the first of all
-    what losses are held against.
+    These are all rows except old losses of replicas. The last loss of each replica is kept because
+    it shows how many of its pushes were acknowledged, and the first loss of all because later
+    losses are compared with it.
+
+    Args:
+      rows: the rows of the trace.
+      recent_losses: the number of latest losses to keep.
     """
     losses = [i for i, row in enumerate(rows) if "loss" in row and _is_replica(row)]
     last = {rows[i]["node"]: i for i in losses}

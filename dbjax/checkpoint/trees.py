@@ -1,8 +1,8 @@
-"""Nodes of pytrees whatever their class: what jax knows of a node, and a node made of it again.
+"""Flattens and rebuilds nodes of pytrees of any registered class.
 
 jax splits a node into its children and auxiliary data, such as the keys of a `FrozenDict` or the
-static fields of a dataclass. What of those data cannot be written down, such as a function, is
-taken from the program that reads: its own pytrees have the same nodes.
+static fields of a dataclass. Auxiliary data that cannot be saved, such as a function, is taken from
+the program that reads the checkpoint: its own pytrees have the same nodes.
 """
 
 from __future__ import annotations
@@ -17,31 +17,38 @@ _LEAF = jax.tree.structure(0)
 
 
 def node_of(value: Any) -> tuple[Any, list[Any]] | None:
-    """A node's auxiliary data and its children; None: jax takes the value for a leaf."""
+    """Returns a node's auxiliary data and its children; None: jax treats the value as a leaf."""
     found: Any = default_registry.flatten_one_level(value)
     return None if found is None else (found[1], list(found[0]))
 
 
 def make_node(kind: type[Any], aux: Any, children: Sequence[Any]) -> Any:
-    """The node of that class, from what `node_of` gave.
+    """Rebuilds a node from what `node_of` returned.
+
+    Args:
+      kind: the class of the node.
+      aux: its auxiliary data.
+      children: its children.
 
     Raises:
-      ValueError: jax knows no such nodes, or they have other children.
+      ValueError: the class is not registered with jax, or such a node has other children.
     """
     try:
         leaves = [_LEAF] * len(children)
         structure = PyTreeDef.from_node_data_and_children(default_registry, (kind, aux), leaves)
         return structure.unflatten(children)
     except (RuntimeError, TypeError) as error:
-        raise ValueError(f"{kind.__qualname__} is no pytree of {len(children)} children") from error
+        raise ValueError(
+            f"{kind.__qualname__} is not a pytree node with {len(children)} children"
+        ) from error
 
 
 @final
 class Structures:
-    """The nodes of a program's own pytrees, by number. The same program numbers them alike.
+    """Numbers the nodes of a program's own pytrees; equal programs give them equal numbers.
 
     Args:
-      trees: such as the parameters; only their structure counts.
+      *trees: the pytrees, such as the parameters; only their structure is used.
     """
 
     def __init__(self, *trees: Any) -> None:
@@ -52,14 +59,23 @@ class Structures:
                     self._aux.append(data)
 
     def number(self, kind: type[Any], aux: Any) -> int | None:
-        """Of the node with these auxiliary data; None: the program has no such node."""
+        """Returns the number of a node; None: the program has no such node.
+
+        Args:
+          kind: the class of the node.
+          aux: its auxiliary data.
+        """
         return self._aux.index((kind, aux)) if (kind, aux) in self._aux else None
 
     def aux(self, kind: type[Any], number: int) -> Any:
-        """The auxiliary data of the node of that number.
+        """Returns the auxiliary data of a node.
+
+        Args:
+          kind: the class of the node.
+          number: its number.
 
         Raises:
-          ValueError: it is of another class, or there are fewer.
+          ValueError: there is no node of this number, or it is of another class.
         """
         found, aux = self._aux[number] if number < len(self._aux) else (None, None)
         if found is not kind:

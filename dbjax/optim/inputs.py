@@ -287,10 +287,10 @@ def _leaves(tree: Any, kinds: tuple[type, ...]) -> Iterator[tuple[Any, Any]]:
 
 
 def initial(params: Any) -> Any:
-    """The parameters, made now if they are a function.
+    """Returns the initial parameters, calling `params` if it is a function.
 
     Raises:
-      TypeError: something of them is no parameter.
+      TypeError: a leaf is known not to be a parameter.
     """
     made = params() if is_function(params) else params
     require_parameters(made)
@@ -298,5 +298,5 @@ def initial(params: Any) -> Any:
 
 
 def is_function(params: Any) -> bool:
-    """Whether it makes parameters. (A pytree may be callable too.)"""
+    """Returns whether `params` makes parameters; a callable pytree is not such a function."""
     return callable(params) and jax.tree_util.all_leaves([params])

@@ -1,4 +1,4 @@
-"""Gradients that a replica has computed and not yet pushed: the paper's accruedgradients."""
+"""The gradients that a replica has computed but not yet pushed: the paper's accruedgradients."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dbjax.types import Slice, Slices
 
 @dataclasses.dataclass(frozen=True)
 class AccumulatedGradient:
-    """The sum of gradients since the last push; empty at first.
+    """The sum of a replica's gradients since its last push; empty at first.
 
     Paper: Algorithm 1.1, "accruedgradients".
 
     Attributes:
       gradient: the sum, a slice for each shard; None stands for zero.
-      versions: of each shard's slice, when the oldest of the gradients was computed.
-      examples: how many examples the gradients saw.
+      versions: for each shard, the version of its slice at which the oldest gradient was computed.
+      examples: the number of examples that the gradients were computed from.
     """
 
     gradient: Slices | None = None
@@ -30,12 +30,12 @@ class AccumulatedGradient:
     def plus(
         self, gradient: Slices, versions: tuple[int, ...], examples: int
     ) -> AccumulatedGradient:
-        """The sum with one more gradient.
+        """Returns the sum with one more gradient; this object stays as it is.
 
         Args:
-          gradient: the mean over a mini-batch, a slice for each shard.
-          versions: of the parameters that it was computed at.
-          examples: in the mini-batch.
+          gradient: the mean gradient over a mini-batch, a slice for each shard.
+          versions: the versions of the parameters at which it was computed, one for each shard.
+          examples: the number of examples in the mini-batch.
         """
         if self.gradient is None:
             return AccumulatedGradient(gradient, versions, examples)
@@ -48,21 +48,21 @@ class AccumulatedGradient:
         sequence: int,
         size_bytes: Callable[[Slice], int] = slice_nbytes,
     ) -> Iterator[Push]:
-        """One push for each shard. Each is made when it is asked for, once.
+        """Yields one push for each shard, created lazily.
 
-        The iterator lets go of what it has handed out: where nobody else holds the gradient, the
-        memory of each slice is free again when its shard has applied it.
+        The iterator keeps no reference to a push that it has yielded. If nothing else refers to
+        the gradient, the memory of each slice is freed as soon as its shard has applied it.
 
         Args:
           replica: the name of the node that pushes.
-          sequence: the number of the push among the replica's: 0, 1, 2, ...
-          size_bytes: how many bytes a slice of the gradient takes on its way.
+          sequence: the number of this push among the replica's pushes: 0, 1, 2, ...
+          size_bytes: a function from a slice of the gradient to its size on the wire, in bytes.
 
         Raises:
-          ValueError: nothing was accumulated.
+          ValueError: no gradient has been accumulated.
         """
         if self.gradient is None:
-            raise ValueError("nothing is accrued: push after the first gradient")
+            raise ValueError("no gradient has been accumulated: push after the first gradient")
         left = list(zip(self.versions, self.gradient, strict=True))[::-1]
         return _pushes(left, replica, sequence, self.examples, size_bytes)
 

@@ -1,4 +1,7 @@
-"""The parameter server as its clients see it: shards on many nodes, addressed as one (section 4.1)."""
+"""The parameter server as its clients see it: shards on many nodes, addressed as one.
+
+Paper: section 4.1.
+"""
 
 from __future__ import annotations
 
@@ -27,28 +30,39 @@ from dbjax.types import Batch, LossFn, Params, Slices
 S = TypeVar("S")
 T = TypeVar("T")
 M = TypeVar("M")
-Restore = Callable[[Partition], Sequence[Any]]  # to the states of shards that have this partition
+Restore = Callable[[Partition], Sequence[Any]]  # partition of a new run -> a state for each shard
 P = ParamSpec("P")
 
 
 @dataclasses.dataclass(frozen=True)
 class Fetched:
-    """Parameters as served: one slice, with its own version, from each shard."""
+    """Parameters as the shards served them: a slice with its own version from each shard.
+
+    Attributes:
+      slices: the parameters, a slice for each shard.
+      versions: for each shard, the number of updates that it had applied to its slice.
+    """
 
     slices: Slices
     versions: tuple[int, ...]
 
     def skew_updates(self) -> int:
-        """How many updates the shards are apart."""
+        """Returns the difference between the newest and the oldest slice, in updates."""
         return max(self.versions) - min(self.versions)
 
 
 @final
 class ParameterServer(Generic[S]):
-    """Services of class S, each holding one slice (of `nbytes`), addressed as one.
+    """Addresses the shards, services of class S that hold one slice each, as one server.
 
     Args:
-      like: shapes and types of the slices.
+      shards: handles of the shards.
+      partition: the partition of the parameters into slices.
+      like: the shapes and dtypes of the slices.
+      gradients: the gradient functions of model-parallel replicas; None: no model parallelism.
+
+    Attributes:
+      nbytes: the size of each slice, in bytes.
     """
 
     def __init__(
@@ -60,7 +74,7 @@ class ParameterServer(Generic[S]):
     ) -> None:
         self.shards, self.partition, self.like = tuple(shards), partition, like
         self.nbytes = tuple(map(slice_nbytes, like))
-        self.gradients = gradients  # of replicas that are cut over devices
+        self.gradients = gradients
 
     @classmethod
     def serve(
@@ -77,29 +91,45 @@ class ParameterServer(Generic[S]):
         rule: optax.GradientTransformation | None = None,
         restore: Restore | None = None,
     ) -> ParameterServer[S]:
-        """Places `make(node, slice, *args)` on nodes shard/0, shard/1, ...
+        """Places shards, `make(node, slice, *args)`, on nodes shard/0, shard/1, ...
 
-        Where machines may die, calls wait for a shard to be there again, as the last checkpoint
-        knew it; with a backup, on a node shard/0/backup, nothing is lost (`server.copy`).
+        Where nodes can fail, a call waits until the shard has come back with the state of the
+        latest checkpoint. With a backup, on a node shard/0/backup, no update is lost
+        (`parameter_server.replication`).
 
         Args:
-          backups: of every shard, 0 or 1.
-          params: initial values, or a function that makes them: then only the shards keep them.
-          cut: how each replica is cut over devices; slices follow it. None: it is not.
-          rule: of shards that apply gradients: `make(node, slice, server_rule, *args)`.
+          runtime: the runtime that the shards are placed on.
+          make: the class of the shards, or a function that makes one.
+          params: the initial parameters, or a function that returns them; with a function, only
+            the shards keep them in memory.
+          shards: the number of shards.
+          *args: further arguments of `make`.
+          name: the prefix of the nodes' names.
+          backups: the number of backups of every shard, 0 or 1.
+          sharding: how each replica is sharded over devices, which the slices then follow; None:
+            no model parallelism.
+          rule: the optax rule of shards that apply gradients; they are then made by
+            `make(node, slice, server_rule, *args)`.
+          restore: a function from the partition to the states with which the shards begin; None:
+            they begin with `params`.
+
+        Returns:
+          The parameter server.
 
         Raises:
-          ValueError: the rule cannot run on these slices (`optim.require_elementwise`).
+          TypeError: a leaf of the parameters is not an array of floats.
+          ValueError: there are too many shards for the parameters, or the rule cannot run on their
+            slices (`optim.require_elementwise`).
         """
         params = initial(params)
         partition = partition_params(params, shards, Layout(sharding, params) if sharding else None)
         slices = compiled_split(partition)(params)
-        if sharding:  # as what devices push is: rules are compiled for such arrays
+        if sharding:  # devices push arrays of this kind, for which rules are to be compiled
             slices = jax.tree.map(lambda piece: jax.device_put(piece, piece.sharding), slices)
         gradients = PartitionedGradientFns(sharding, params, partition) if sharding else None
         if rule is not None:
             args = (server_rule(rule, server_trees(rule, partition, slices)), *args)
-        del params  # of leaves that are cut the slices are copies
+        del params  # frees memory: the slices of a partitioned leaf are copies
         if restore is not None:
             states = enumerate(restore(partition))
             runtime.latest_states = {f"{name}/{i}": state for i, state in states}
@@ -112,30 +142,69 @@ class ParameterServer(Generic[S]):
     def broadcast(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs
     ) -> Future[list[T]]:
-        """Calls every shard with the same arguments; lists their replies."""
+        """Calls a method of every shard with the same arguments.
+
+        Args:
+          method: the method of the shards' class.
+          *args: its positional arguments.
+          **kwargs: its keyword arguments.
+
+        Returns:
+          A future of the list of the shards' replies.
+        """
         return all_of([s.call(method, *args, **kwargs) for s in self.shards], list)
 
     def fetch(
         self, method: Callable[Concatenate[S, P], Snapshot], /, *args: P.args, **kwargs: P.kwargs
     ) -> Future[Fetched]:
-        """Calls every shard for its slice."""
+        """Fetches every shard's slice.
+
+        Args:
+          method: the method of the shards' class that returns a `Snapshot`.
+          *args: its positional arguments.
+          **kwargs: its keyword arguments.
+
+        Returns:
+          A future of the slices and their versions.
+        """
         return all_of([s.call(method, *args, **kwargs) for s in self.shards], _fetched)
 
     def push(self, method: Callable[[S, M], T], messages: Iterable[M]) -> Future[list[T]]:
-        """Sends each shard its own message; lists their replies."""
+        """Sends each shard its own message.
+
+        Args:
+          method: the method of the shards' class that takes the message.
+          messages: one message for each shard, in order.
+
+        Returns:
+          A future of the list of the shards' replies.
+        """
         return all_of(self._scatter(method, messages), list)
 
     def push_and_fetch(
         self, method: Callable[[S, M], Future[Snapshot]], messages: Iterable[M]
     ) -> Future[Fetched]:
-        """Sends each shard its own message; the replies are the new slices."""
+        """Sends each shard its own message, and receives its new slice in reply.
+
+        Args:
+          method: the method of the shards' class that takes the message and returns a `Snapshot`.
+          messages: one message for each shard, in order.
+
+        Returns:
+          A future of the slices and their versions.
+        """
         return all_of(self._scatter(method, messages), _fetched)
 
     def gradients_of(self, loss: LossFn, batch: Batch, replicas: int) -> list[GradientFn]:
-        """For each replica the gradient of its mini-batches, all of which are like `batch`.
+        """Returns the gradient function of each replica.
 
-        Replicas that are cut over devices run on their own ones, and the loss is the cut's. Those
-        on the same devices have the same one.
+        With model parallelism, each replica runs on its own devices, and computes the loss of the
+        `ModelSharding`; replicas that share devices also share a gradient function.
+
+        Args:
+          loss: (params, batch) -> the loss, a scalar.
+          batch: a mini-batch; all mini-batches have its shapes and dtypes.
+          replicas: the number of replicas.
         """
         devices = [self.gradients.of(r) if self.gradients else None for r in range(replicas)]
         made = {
@@ -145,7 +214,13 @@ class ParameterServer(Generic[S]):
         return [made[on] for on in devices]
 
     def replica_devices(self) -> dict[str, int] | None:
-        """How many devices a replica is cut over, and what each fetches from how many shards."""
+        """Returns the number of devices of a replica, and each device's share of the traffic.
+
+        Returns:
+          `count`: the number of devices; `shards_each`: the largest number of shards that a device
+          communicates with; `fetched_bytes_each`: the most bytes that a device fetches. None
+          without model parallelism.
+        """
         return self.gradients.report() if self.gradients else None
 
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:

@@ -1,4 +1,4 @@
-"""The client of a service that may fail: it repeats a call at the other copy, or waits."""
+"""A client of a service that may fail: it retries a call at the other copy, or waits."""
 
 from __future__ import annotations
 
@@ -21,21 +21,30 @@ from dbjax.runtime.node_names import backup_name
 
 
 def require_backups(method: str, backups: int) -> None:
-    """Raises ValueError if an algorithm is given a number of backups other than 0 or 1."""
+    """Checks the number of backups that an algorithm is configured with.
+
+    Args:
+      method: the name of the algorithm, for the error message.
+      backups: the number of backups of every shard.
+
+    Raises:
+      ValueError: `backups` is neither 0 nor 1.
+    """
     if backups not in (0, 1):
         raise ValueError(f"{method}.shard_backups={backups} must be 0 or 1")
 
 
 @final
 class FailoverClient:
-    """A `Handle` of a service that outlives its machine.
+    """A `Handle` of a service that survives the failure of its machine.
 
-    When a machine fails before it answers a call, the call is repeated: at the other copy if there
-    is one, otherwise when the machine is back.
+    When a machine fails before it answers a call, the client repeats the call: at the other copy if
+    there is one, otherwise when the machine is back.
 
     Args:
-      name: of the service.
-      copies: handles of its two `ReplicatedService`s; or of the service itself, if that is all.
+      name: the name of the service.
+      copies: handles of the service's two `ReplicatedService`s, or a single handle of the service
+        itself if it is not replicated.
     """
 
     def __init__(self, name: str, copies: Sequence[Handle[Any]]) -> None:
@@ -92,7 +101,18 @@ class FailoverClient:
 def serve_replicated(
     runtime: Runtime, name: str, backups: int, make: Callable[..., Any], *args: Any
 ) -> Handle[Any]:
-    """Places `make(node, *args)` on a node of that name, and a second copy if `backups` is 1."""
+    """Places a service on a node, and a backup of it on another node if there is one.
+
+    Args:
+      runtime: the runtime that the service is placed on.
+      name: the name of the service and of its node; the backup's node is `name`/backup.
+      backups: the number of backups, 0 or 1.
+      make: (node, *args) -> the service.
+      *args: further arguments of `make`.
+
+    Returns:
+      A handle of the service, which retries calls if nodes can fail or there is a backup.
+    """
     if not backups:
         only = runtime.serve_restorable(name, name, make_service, make, *args)
         return FailoverClient(name, [only]) if runtime.nodes_can_fail else only
@@ -106,10 +126,10 @@ def serve_replicated(
 
 @final
 class _Request:
-    """A call, until it is answered.
+    """A call that has not been answered.
 
     Attributes:
-      tried: how many times it has failed.
+      tried: how many times the call has failed.
     """
 
     __slots__ = ("args", "caller", "future", "kwargs", "method", "tried")
@@ -127,5 +147,5 @@ class _Request:
 
 
 def _is_unavailable(error: BaseException) -> bool:
-    """Whether the copy was down, or was not the one that may answer."""
+    """Returns whether an error means that the copy was down, or was not the primary."""
     return isinstance(error, NodeDied) or isinstance(error.__cause__, NodeDied)

@@ -1,4 +1,4 @@
-"""The gradient of a replica's mini-batches, of parameters that are cut across shards."""
+"""The gradient function of a replica, on parameters that are partitioned across shards."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from dbjax.types import Batch, LossFn, Params, Slices, loss_of
 
 @final
 class GradientFn:
-    """(slices, batch) -> (loss, slices of its gradient), compiled once for equal partitions.
+    """Computes (slices, batch) -> (loss, slices of its gradient).
 
-    Cut leaves are joined, and their gradients cut, inside the compiled program: what travels are
-    the shards' own arrays.
+    It is compiled once for equal partitions. The compiled program joins the pieces of a leaf and
+    splits its gradient, so that only the shards' own arrays are sent.
 
     Args:
-      slices: their shapes and types, and those of a batch.
-      on_devices: of a replica that is cut over devices; None: it is not.
+      loss: (params, batch) -> the loss, a scalar.
+      partition: the partition of the parameters into slices.
+      slices: slices with the shapes and dtypes of the parameters.
+      batch: a batch with the shapes and dtypes of all batches.
+      on_devices: the gradient function of a model-parallel replica; None: no model parallelism.
     """
 
     def __init__(
@@ -40,7 +43,7 @@ class GradientFn:
         self._compute = on_devices or _compiled(loss, partition)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is compiled anew."""
+        """Pickles the arguments; another process compiles the function again."""
         return GradientFn, self._made_of
 
     def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
@@ -48,11 +51,11 @@ class GradientFn:
         return found
 
     def lower(self, slices: Slices, batch: Batch) -> jax.stages.Lowered:
-        """The program of `__call__`."""
+        """Lowers the program of `__call__` for these shapes and dtypes."""
         return self._compute.lower(slices, batch)
 
     def compile_ahead(self) -> None:
-        """For such slices and batches."""
+        """Compiles the program for the shapes and dtypes that the constructor was given."""
         _, _, slices, batch, on_devices = self._made_of
         if on_devices:
             on_devices.compile_ahead(slices, batch)
@@ -72,26 +75,38 @@ def _compiled(loss: LossFn, partition: Partition) -> jax.stages.Wrapped:
     return value_and_grad
 
 
-Blocks = dict[str, jax.Array]  # a device's part of every parameter, padded; by the parameter's path
-Pieces = dict[str, jax.Array]  # by the piece's name
+Blocks = dict[str, jax.Array]  # path of a parameter -> a device's padded part of it
+Pieces = dict[str, jax.Array]  # name of a piece -> its values
 
 
 class HeldPiece(NamedTuple):
-    """A piece that a device holds."""
+    """A piece of the partition that a device holds.
+
+    Attributes:
+      shard: the index of the shard that serves the piece.
+      name: the name of the piece.
+      leaf: the path of the parameter that the piece is part of.
+      region: the piece's region of that parameter.
+    """
 
     shard: int
     name: str
-    leaf: str  # the path of its parameter
+    leaf: str
     region: Region
 
 
 @final
 class PartitionedGradientFn:
-    """(slices, batch) -> (loss, slices of its gradient), on the devices of one replica.
+    """Computes (slices, batch) -> (loss, slices of its gradient) on one replica's devices.
 
     Args:
-      params: of the whole network; only shapes and types are looked at.
-      devices: as many as the cut has.
+      sharding: how the replica is sharded over its devices.
+      params: the parameters of the whole network; only their shapes and dtypes are used.
+      partition: the partition of the parameters into slices.
+      devices: the devices, at least as many as the sharding has.
+
+    Attributes:
+      held: the pieces that each device holds.
     """
 
     def __init__(
@@ -104,7 +119,7 @@ class PartitionedGradientFn:
         layout = Layout(sharding, params)
         self.held = pieces_held(partition, layout)
         dtypes = {path_name(p): leaf.dtype for p, leaf in jax.tree.leaves_with_path(self._abstract)}
-        self._place = [  # on the device, also where it holds nothing but padding
+        self._place = [  # runs on the device even if that holds nothing but padding
             jax.jit(
                 functools.partial(_blocks_of, pieces, layout, dtypes),
                 out_shardings=SingleDeviceSharding(device),
@@ -121,7 +136,7 @@ class PartitionedGradientFn:
         self._turn = threading.Lock()  # replicas that share devices take turns on them
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process: on the devices that are there."""
+        """Pickles the arguments but the devices; another process uses its own devices."""
         return _on_devices_here, (self.sharding, self._params, self.partition)
 
     def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
@@ -134,7 +149,7 @@ class PartitionedGradientFn:
         return jax.device_put(loss.addressable_data(0), home), self.pushed(gradient, home)
 
     def compile_ahead(self, slices: Slices, batch: Batch) -> None:
-        """The program of all devices, and what each does before and after it."""
+        """Compiles the devices' joint program, and each device's programs before and after it."""
         self.lower(slices, batch).compile()
         parts = zip(self.held, self._place, self._take, self._devices, strict=True)
         for pieces, place, take, device in parts:
@@ -153,7 +168,7 @@ class PartitionedGradientFn:
             take.lower(blocks).compile()
 
     def fetched(self, slices: Slices) -> Params:
-        """The padded parameters on the mesh: to each device its own pieces are sent."""
+        """Sends each device its own pieces, and returns the padded parameters on the mesh."""
         blocks = [
             place(jax.device_put({p.name: slices[p.shard][p.name] for p in pieces}, device))
             for pieces, place, device in zip(self.held, self._place, self._devices, strict=True)
@@ -166,7 +181,15 @@ class PartitionedGradientFn:
         return jax.tree_util.tree_map_with_path(array, self._abstract)
 
     def pushed(self, gradient: Params, home: Any) -> Slices:
-        """The gradient's pieces, where the shards are: from each device those it owns."""
+        """Takes from each device the pieces of the gradient that it owns.
+
+        Args:
+          gradient: the padded gradient on the mesh.
+          home: the sharding of the shards' arrays, which the result has.
+
+        Returns:
+          The gradient, a slice for each shard.
+        """
         leaves = jax.tree_util.tree_leaves_with_path(gradient)
         blocks: dict[Any, Blocks] = {device: {} for device in self._devices}
         for path, leaf in leaves:
@@ -178,11 +201,11 @@ class PartitionedGradientFn:
         return tuple({p.name: found[p.name] for p in pieces} for pieces in self.partition.shards)
 
     def lower(self, slices: Slices, batch: Batch) -> jax.stages.Lowered:
-        """The program of all devices, for batches of this shape; nothing is allocated.
+        """Lowers the devices' joint program for batches of these shapes; no memory is allocated.
 
-        Compiled at most once, whoever asks for it.
+        It is lowered at most once for each batch shape.
         """
-        del slices  # their shapes are known
+        del slices  # the constructor knows their shapes
         leaves, structure = jax.tree.flatten(batch)
         key = (structure, *((x.shape, jax.dtypes.canonicalize_dtype(x.dtype)) for x in leaves))
         if key not in self._lowered:
@@ -193,7 +216,7 @@ class PartitionedGradientFn:
 
 
 def shapes_of(params: Params) -> Params:
-    """Shapes and types, without the values."""
+    """Returns a pytree of the parameters' shapes and dtypes, without their values."""
     return jax.tree.map(lambda p: jax.ShapeDtypeStruct(p.shape, p.dtype), params)
 
 
@@ -204,7 +227,12 @@ def _on_devices_here(
 
 
 def pieces_held(partition: Partition, layout: Layout) -> list[tuple[HeldPiece, ...]]:
-    """For each device the pieces that make up its blocks."""
+    """Returns, for each device, the pieces that make up its blocks.
+
+    Args:
+      partition: the partition of the parameters into slices.
+      layout: the regions of the parameters that each device holds.
+    """
     names = list(layout.shapes)
     pieces = [
         (HeldPiece(shard, piece.name, names[piece.leaf], region), piece.device)
@@ -229,7 +257,7 @@ def pieces_held(partition: Partition, layout: Layout) -> list[tuple[HeldPiece, .
 def _blocks_of(
     held: tuple[HeldPiece, ...], layout: Layout, dtypes: dict[str, Any], pieces: Pieces
 ) -> Blocks:
-    """A device's blocks, with their padding, of the pieces it holds."""
+    """Joins the pieces that a device holds to its padded blocks."""
     found: dict[str, list[tuple[Region, Any]]] = {name: [] for name in layout.shapes}
     for piece in held:
         found[piece.leaf].append((piece.region, pieces[piece.name]))
@@ -249,7 +277,7 @@ def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...], dtype: Any)
 
 
 def _pieces_of(held: tuple[HeldPiece, ...], layout: Layout, device: int, blocks: Blocks) -> Pieces:
-    """The pieces that a device owns, of its blocks of the gradient."""
+    """Splits a device's blocks of the gradient into the pieces that it owns."""
     found = {}
     for piece in held:
         if layout.owns(piece.leaf, device):
@@ -266,35 +294,54 @@ def _within(inner: Region, outer: Region) -> bool:
 
 @final
 class PartitionedGradientFns:
-    """The gradient functions of replicas that are cut over devices, compiled once for each set."""
+    """The gradient functions of model-parallel replicas, compiled once for each set of devices.
+
+    Args:
+      sharding: how each replica is sharded over its devices.
+      params: the parameters of the whole network; only their shapes and dtypes are used.
+      partition: the partition of the parameters into slices.
+    """
 
     def __init__(self, sharding: ModelSharding, params: Params, partition: Partition) -> None:
-        self._cut, self._params, self._cuts = sharding, shapes_of(params), partition
+        self._sharding, self._params, self._partition = sharding, shapes_of(params), partition
         self._made: dict[int, PartitionedGradientFn] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process each is made anew, on the devices that are there."""
-        return PartitionedGradientFns, (self._cut, self._params, self._cuts)
+        """Pickles the arguments; another process makes the functions for its own devices."""
+        return PartitionedGradientFns, (self._sharding, self._params, self._partition)
 
     def report(self) -> dict[str, int]:
-        """What each device of a replica holds, and talks to: the most, over devices."""
-        holds = pieces_held(self._cuts, Layout(self._cut, self._params))
+        """Returns the number of devices of a replica, and the maximum of their traffic.
+
+        Returns:
+          `count`: the number of devices; `shards_each`: the largest number of shards that a device
+          communicates with; `fetched_bytes_each`: the most bytes that a device fetches.
+        """
+        holds = pieces_held(self._partition, Layout(self._sharding, self._params))
         sizes = {
             path_name(path): leaf.dtype.itemsize
             for path, leaf in jax.tree_util.tree_leaves_with_path(self._params)
         }
         fetched = [sum(numbers_in(p.region) * sizes[p.leaf] for p in pieces) for pieces in holds]
         return {
-            "count": self._cut.devices,
+            "count": self._sharding.devices,
             "shards_each": max(len({p.shard for p in pieces}) for pieces in holds),
             "fetched_bytes_each": max(fetched),
         }
 
     def of(self, replica: int) -> PartitionedGradientFn:
-        """On devices of its own; where there are too few, replicas share them in turn."""
-        devices, size = jax.local_devices(), self._cut.devices
+        """Returns the gradient function of a replica, on its own devices.
+
+        If there are too few devices, several replicas share a set of devices and take turns.
+
+        Args:
+          replica: the index of the replica.
+        """
+        devices, size = jax.local_devices(), self._sharding.devices
         group = replica % max(1, len(devices) // size)
         if group not in self._made:
             mine = devices[group * size : (group + 1) * size]
-            self._made[group] = PartitionedGradientFn(self._cut, self._params, self._cuts, mine)
+            self._made[group] = PartitionedGradientFn(
+                self._sharding, self._params, self._partition, mine
+            )
         return self._made[group]

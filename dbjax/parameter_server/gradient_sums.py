@@ -1,8 +1,8 @@
-"""Gradients summed over portions of the data, at one set of parameters.
+"""Sums of gradients over portions of the data, at one set of parameters.
 
-A sum over portions does not depend on how they are grouped, but for rounding. So whoever
-models time (`dbjax.runtime.virtual`) may put the arithmetic off, and do it for all replicas
-in a few large programs once somebody looks at the sum: `DeferredSum`.
+Except for rounding, a sum over portions does not depend on how they are grouped. A runtime that
+models time (`dbjax.runtime.virtual`) may therefore defer the arithmetic, and compute the gradients
+of all replicas in a few large programs when the sum is needed: `DeferredSum`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,30 @@ from dbjax.types import Batch, LossFn, Slice, Slices, loss_of
 
 
 class ShardSum(NamedTuple):
-    """What one shard gets of a sum: the loss, scalar, and its slice of the gradient."""
+    """One shard's part of a sum.
+
+    Attributes:
+      loss: the summed loss, a scalar; the same for all shards.
+      gradient: the shard's slice of the summed gradient.
+    """
 
     loss: jax.Array
     gradient: Slice
 
 
 class GradientSum(NamedTuple):
-    """Loss and gradient summed over portions, each portion weighted as it was asked for."""
+    """The loss and its gradient, as weighted sums over portions.
+
+    Attributes:
+      loss: the summed loss, a scalar.
+      gradient: the summed gradient, a slice for each shard.
+    """
 
     loss: jax.Array
     gradient: Slices
 
     def piece(self, shard: int) -> ShardSum:
+        """Returns one shard's part of the sum."""
         return ShardSum(self.loss, self.gradient[shard])
 
 
@@ -41,7 +52,14 @@ Numerics = Callable[[Slices, tuple[int, ...], int], GradientSum]
 
 @final
 class DeferredSum:
-    """A `GradientSum` that is computed when it is looked at, together with those it was added to."""
+    """A `GradientSum` that is computed only when needed, together with the sums added to it.
+
+    Args:
+      numerics: computes the sum: (slices, portions, total) -> `GradientSum`.
+      params: the parameters, a slice for each shard.
+      portions: the portions to sum over.
+      total: the number of examples in the batch; each example has the weight 1 / total.
+    """
 
     __slots__ = ("numerics", "params", "portions", "total")
 
@@ -51,21 +69,30 @@ class DeferredSum:
         self.numerics, self.params, self.portions, self.total = numerics, params, portions, total
 
     def piece(self, shard: int) -> DeferredShardSum:
+        """Returns one shard's part of the sum."""
         return DeferredShardSum(self, shard)
 
 
 class DeferredShardSum(NamedTuple):
-    """What one shard will get of a deferred sum."""
+    """One shard's part of a deferred sum.
+
+    Attributes:
+      sum: the deferred sum.
+      shard: the index of the shard.
+    """
 
     sum: DeferredSum
     shard: int
 
 
 def add_sums(sums: Sequence[GradientSum | DeferredSum]) -> GradientSum | DeferredSum:
-    """The sum of sums, in order.
+    """Adds sums in order.
+
+    Args:
+      sums: at least one sum; all are deferred, or none is.
 
     Raises:
-      RuntimeError: they are deferred, and at different parameters.
+      RuntimeError: the sums are deferred, and at different parameters.
     """
     first = sums[0]
     if not isinstance(first, DeferredSum):
@@ -85,33 +112,35 @@ def _same(a: Slices, b: Slices) -> bool:
 
 
 def _equal(a: Slices, b: Slices) -> bool:
-    """Of two copies of a shard, that have made the same arrays each for itself."""
+    """Compares values: the two copies of a shard compute equal arrays, each for itself."""
     pairs = zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
     return all(x is y or np.array_equal(x, y) for x, y in pairs)
 
 
 @jax.jit
 def add(a: Any, b: Any) -> Any:
+    """Adds two pytrees of arrays, leaf by leaf."""
     return jax.tree.map(lambda x, y: x + y, a, b)
 
 
 @jax.jit
 def add_all(first: Any, *others: Any) -> Any:
-    """In order, in one pass over memory."""
+    """Adds pytrees of arrays in order, leaf by leaf, in one pass over memory."""
     return jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), first, *others)
 
 
 @final
 class GradientSums:
-    """The numerics of `DeferredSum` and of replicas: (slices, portions, total) -> `GradientSum`.
+    """Computes (slices, portions, total) -> `GradientSum`, for replicas and for `DeferredSum`.
 
     Args:
-      loss: (params, batch) -> mean over the batch.
-      gather: portions -> their examples, one after another.
-      size_of: portions -> how many examples.
-      together: portions that are computed in one program at most, where they are put off.
-      like: shapes and types of the slices, to compile ahead.
-      on_devices: the gradient of a replica that is cut over devices; None: it is not.
+      loss: (params, batch) -> the mean loss over the batch, a scalar.
+      partition: the partition of the parameters into slices.
+      gather: portions -> a batch of their examples, in order.
+      size_of: portions -> the number of their examples.
+      together: the maximum number of portions in one program, for deferred sums.
+      like: slices with the shapes and dtypes of the parameters, for compiling ahead.
+      on_devices: the gradient function of a model-parallel replica; None: no model parallelism.
     """
 
     def __init__(
@@ -132,29 +161,43 @@ class GradientSums:
         self._partition, self._like = partition, like
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is compiled anew."""
+        """Pickles the arguments; another process compiles the programs again."""
         return GradientSums, self._made_of
 
     def compile_ahead(self) -> None:
-        """What replicas compute of a whole portion."""
+        """Compiles the program for one full portion."""
         self.lower(self._like, (0,), 1).compile()
 
     def __call__(self, slices: Slices, portions: tuple[int, ...], total: int) -> GradientSum:
-        """Each example counts 1 / total."""
+        """Computes the sum over portions; each example has the weight 1 / total.
+
+        Args:
+          slices: the parameters, a slice for each shard.
+          portions: the portions to sum over.
+          total: the number of examples in the batch.
+        """
         weight = self._size_of(portions) / total
         found: GradientSum = self._of_slices(slices, self._gather(portions), weight)
         return found
 
     def work(self, slices: Slices, portions: tuple[int, ...], total: int) -> int:
-        """What its costs depend on."""
+        """Returns the number of examples, on which the duration of `__call__` depends."""
         return self._size_of(portions)
 
     def lower(self, slices: Slices, portions: tuple[int, ...], total: int) -> jax.stages.Lowered:
-        """The program of `__call__`."""
+        """Lowers the program of `__call__`."""
         return self._of_slices.lower(slices, self._gather(portions), 1.0)
 
     def all_at_once(self, slices: Slices, portions: tuple[int, ...], total: int) -> GradientSum:
-        """In order of the portions, as many at once as may be; all shards ask for the same."""
+        """Computes a deferred sum in the order of the portions, as many at once as allowed.
+
+        The latest results are kept, because every shard asks for the same sum.
+
+        Args:
+          slices: the parameters, a slice for each shard.
+          portions: the portions to sum over.
+          total: the number of examples in the batch; each example has the weight 1 / total.
+        """
         portions = tuple(sorted(portions))
         for params, known, found in self._latest:
             if known == portions and _same(params, slices):
@@ -172,7 +215,11 @@ class GradientSums:
 
 @final
 class DeferredGradientSums:
-    """As the `GradientSums` it is made of, put off."""
+    """Returns a `DeferredSum` where `GradientSums` computes the sum at once.
+
+    Args:
+      sums: computes the sums when they are needed.
+    """
 
     def __init__(self, sums: GradientSums) -> None:
         self._sums, self.work, self.lower = sums, sums.work, sums.lower
@@ -183,7 +230,7 @@ class DeferredGradientSums:
 
 @final
 class _Weighted:
-    """As `_compiled`, of a replica that is cut over devices."""
+    """Does the same as `_compiled`, for a model-parallel replica."""
 
     def __init__(self, gradient_fn: PartitionedGradientFn) -> None:
         self._gradient_fn = gradient_fn
@@ -193,7 +240,7 @@ class _Weighted:
         return weighted
 
     def lower(self, slices: Slices, batch: Batch, weight: float) -> jax.stages.Lowered:
-        """The program of the devices; the product with the weight is left out."""
+        """Lowers the devices' joint program, which leaves out the product with the weight."""
         return self._gradient_fn.lower(slices, batch)
 
 
@@ -204,7 +251,10 @@ def _times(mean: GradientSum, weight: float) -> Any:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(loss: LossFn, partition: Partition | None) -> jax.stages.Wrapped:
-    """(parameters, batch, weight) -> the sum; both cut as the partition is, if there is one."""
+    """Compiles (parameters, batch, weight) -> weighted sum.
+
+    With a partition, the parameters and the gradient are slices; without, they are whole.
+    """
 
     @jax.jit
     def compute(params: Any, batch: Batch, weight: float) -> GradientSum:
@@ -218,7 +268,7 @@ def _compiled(loss: LossFn, partition: Partition | None) -> jax.stages.Wrapped:
 
 
 def _chunks(portions: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
-    """Chunks of `most`, then of halves, quarters, ...: few sizes, so that little is compiled."""
+    """Returns chunks of `most` portions, then of half, a quarter, ...: few sizes to compile for."""
     chunks, begin, size = [], 0, most
     while begin < len(portions):
         if size <= len(portions) - begin:
@@ -230,20 +280,26 @@ def _chunks(portions: tuple[int, ...], most: int) -> list[tuple[int, ...]]:
 
 
 class SumAccumulator(Protocol):
-    """Adds up the pieces of one shard."""
+    """Accumulates the pieces of a sum on one shard."""
 
-    def add(self, place: int, piece: Any) -> None: ...
+    def add(self, place: int, piece: Any) -> None:
+        """Adds a piece.
+
+        Args:
+          place: the index of the piece's first portion in its part of the sample.
+          piece: a `ShardSum` or a `DeferredShardSum`.
+        """
 
     def total(self) -> ShardSum:
-        """Of all pieces that were added."""
+        """Returns the sum of all pieces that were added."""
 
     def copy(self) -> SumAccumulator:
-        """With what was added so far; the original may go on."""
+        """Returns a copy, which does not change when the original does."""
 
 
 @final
 class UnorderedSum:
-    """Adds pieces as they come."""
+    """Adds pieces in the order of their arrival."""
 
     _TOGETHER = 8
 
@@ -272,7 +328,7 @@ class UnorderedSum:
 
 @final
 class OrderedSum:
-    """Adds pieces in the order of their places 0, 1, 2, ...; keeps what comes early."""
+    """Adds pieces in the order of their places 0, 1, 2, ..., and holds early pieces back."""
 
     def __init__(self) -> None:
         self._early: dict[int, ShardSum] = {}

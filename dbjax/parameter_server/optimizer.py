@@ -1,4 +1,4 @@
-"""Optax rules on shards: how a rule sees a slice, and the compiled update of a shard."""
+"""Applies optax rules on shards: the pytrees that a rule sees, and the compiled update."""
 
 from __future__ import annotations
 
@@ -18,24 +18,30 @@ from dbjax.types import Params, Slice, Slices
 
 @dataclasses.dataclass(frozen=True)
 class RuleTrees:
-    """How a rule sees slices.
+    """Converts slices to the pytrees that an optax rule sees, and back.
 
     Attributes:
-      cuts: which shard holds what.
-      whole: leaves are put together again, as a rule needs that looks at several elements. That
-        copies them, so other rules see every slice by itself (`Partition.trees_of`).
+      partition: the partition of the parameters into slices.
+      whole: whether leaves are joined again, for a rule that is not elementwise. Joining copies
+        the leaves, so elementwise rules see every slice by itself (`Partition.trees_of`).
     """
 
     partition: Partition
     whole: bool
 
     def of(self, slices: Slices) -> list[Params]:
+        """Returns the pytrees of the slices: one if `whole`, else at least one for each slice."""
         if self.whole:
             return [self.partition.join(slices)]
         return [tree for slice_ in slices for tree in self.partition.trees_of(slice_)]
 
     def slices(self, trees: Sequence[Params], like: Slices) -> Slices:
-        """The inverse of `of`; `like` has the names of the slices' pieces."""
+        """Inverts `of`.
+
+        Args:
+          trees: the pytrees that the rule saw.
+          like: slices whose pieces have the same names.
+        """
         if self.whole:
             return self.partition.split(trees[0])
         left = list(trees)
@@ -47,7 +53,7 @@ class RuleTrees:
         return tuple(found)
 
     def init(self, rule: optax.GradientTransformation, slices: Slices) -> tuple[Any, ...]:
-        """The rule's states, one for each tree."""
+        """Returns the rule's initial states, one for each tree."""
         return tuple(rule.init(tree) for tree in self.of(slices))
 
     def update(
@@ -57,7 +63,17 @@ class RuleTrees:
         states: tuple[Any, ...],
         gradient: Slices,
     ) -> tuple[Slices, tuple[Any, ...]]:
-        """The slices and the rule's states after one update."""
+        """Applies the rule once.
+
+        Args:
+          rule: the optax rule.
+          slices: the parameters.
+          states: the rule's states, one for each tree.
+          gradient: the gradient, in slices like the parameters.
+
+        Returns:
+          The new slices, and the rule's new states.
+        """
         trees = self.of(slices)
         parts = zip(self.of(gradient), states, trees, strict=True)
         updates, after = zip(*(rule.update(*part) for part in parts), strict=True)
@@ -68,10 +84,12 @@ class RuleTrees:
 def trees_for(
     rule: optax.GradientTransformation, partition: Partition, slices: Slices
 ) -> RuleTrees:
-    """Slice by slice if the rule does the same there as on the whole, else put together.
+    """Returns trees of single slices if the rule is elementwise, otherwise the joined tree.
 
     Args:
-      slices: of all shards; only shapes and types are looked at.
+      rule: the optax rule.
+      partition: the partition of the parameters into slices.
+      slices: the slices of all shards; only their shapes and dtypes are used.
     """
     params = jax.eval_shape(partition.join, slices)
     return RuleTrees(
@@ -82,10 +100,16 @@ def trees_for(
 def server_trees(
     rule: optax.GradientTransformation, partition: Partition, slices: Slices
 ) -> RuleTrees:
-    """As `trees_for`, for shards that run independently of each other.
+    """Does the same as `trees_for`, for shards that run independently of each other.
+
+    Args:
+      rule: the optax rule.
+      partition: the partition of the parameters into slices.
+      slices: the slices of all shards; only their shapes and dtypes are used.
 
     Raises:
-      ValueError: the rule cannot run on a shard, or there are several and it is not elementwise.
+      ValueError: the rule cannot run on a shard, or it is not elementwise and there are several
+        shards.
     """
     params = jax.eval_shape(partition.join, slices)
     if len(slices) > 1:
@@ -97,11 +121,11 @@ def server_trees(
 
 
 class ServerState(NamedTuple):
-    """What a shard keeps beside its slice.
+    """The state of a server rule on one shard.
 
     Attributes:
-      rule: states of the server rule, one for each tree that it sees (`RuleTrees`).
-      refused: int32 [2]: pushes refused, and their examples.
+      rule: the states of the optax rule, one for each tree that it sees (`RuleTrees`).
+      refused: the number of refused pushes, and of their examples; int32 [2].
     """
 
     rule: tuple[Any, ...]
@@ -110,15 +134,15 @@ class ServerState(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class ServerRule:
-    """A rule as shards apply it, compiled once for all of them.
+    """An optax rule as shards apply it, compiled once for all of them.
 
     Attributes:
-      rule: as it was given.
-      trees: the pytrees that it sees; None: the slices themselves.
+      rule: the optax rule.
+      trees: the pytrees that the rule sees; None: the slices themselves.
       init: slice -> state.
-      apply: (slice, state, gradient, examples) -> (slice, state). A gradient that is not
-        finite changes nothing but the count of what was refused. Nothing is donated:
-        snapshots refer to the old values.
+      apply: (slice, state, gradient, examples) -> (slice, state). A gradient with a value that is
+        not finite is refused: it changes only the count of refused pushes. No argument is donated,
+        because snapshots refer to the old values.
     """
 
     rule: optax.GradientTransformation
@@ -127,15 +151,20 @@ class ServerRule:
     apply: jax.stages.Wrapped
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """In another process it is compiled anew."""
+        """Pickles what the rule is made of; another process compiles it again."""
         return server_rule, (self.rule, self.trees)
 
 
 @functools.lru_cache(maxsize=16)
 def server_rule(rule: optax.GradientTransformation, trees: RuleTrees | None = None) -> ServerRule:
-    """Compiles a rule for shards."""
+    """Compiles an optax rule for shards; equal arguments share one compiled rule.
 
-    # Unused values say where: a state lies where its slice does, from the first push on.
+    Args:
+      rule: the optax rule.
+      trees: the pytrees that the rule sees; None: the slices themselves.
+    """
+
+    # Unused arguments determine the placement: a state is on its slice's device from the beginning.
     @functools.partial(jax.jit, keep_unused=True)
     def init(params: Slice) -> ServerState:
         states = trees.init(rule, (params,)) if trees else (rule.init(params),)
@@ -164,19 +193,22 @@ def server_rule(rule: optax.GradientTransformation, trees: RuleTrees | None = No
 
 
 def _zero_if_finite(values: jax.Array) -> jax.Array:
-    """0 if all values are finite, else NaN: a product with zeros runs as fast as memory does."""
+    """Returns 0 if all values are finite, else NaN.
+
+    It is a product with zeros, which is as fast as reading the memory.
+    """
     if values.ndim == 0:
         return (0 * values).astype(jnp.float32)
     zeros = jnp.zeros(values.shape[-1], values.dtype)
     found = jnp.sum(jnp.matmul(values, zeros, precision=jax.lax.Precision.HIGHEST))
-    return found.astype(jnp.float32)  # of leaves of all types there is one sum
+    return found.astype(jnp.float32)  # leaves of all dtypes are added up
 
 
 @functools.lru_cache(maxsize=16)  # all replicas share one compiled step
 def _compiled_local(
     rule: optax.GradientTransformation, partition: Partition
 ) -> tuple[Callable[[Slices], Any], Callable[..., tuple[Slices, Any]]]:
-    """The rule's `init` and its step."""
+    """Compiles the rule's `init` and its step."""
 
     @jax.jit
     def init(slices: Slices) -> Any:
@@ -191,12 +223,16 @@ def _compiled_local(
 
 @final
 class LocalOptimizer:
-    """Applies an optax rule to fetched parameters, with a state of the replica's own.
+    """Applies an optax rule to a replica's own parameters between fetches.
 
     A replica has all of the parameters, so its rule need not be elementwise.
 
+    Args:
+      rule: the optax rule.
+      partition: the partition of the parameters into slices.
+
     Attributes:
-      state: of the rule; None before the first step.
+      state: the rule's state; None before the first step.
     """
 
     def __init__(self, rule: optax.GradientTransformation, partition: Partition) -> None:
@@ -204,7 +240,12 @@ class LocalOptimizer:
         self.state: Any = None
 
     def step(self, slices: Slices, gradient: Slices) -> Slices:
-        """The parameters after one local step."""
+        """Returns the parameters after one local step, and updates the rule's state.
+
+        Args:
+          slices: the parameters, a slice for each shard.
+          gradient: the gradient, a slice for each shard.
+        """
         if self.state is None:
             self.state = self._init(slices)
         slices, self.state = self._apply(slices, self.state, gradient)

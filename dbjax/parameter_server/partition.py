@@ -1,4 +1,4 @@
-"""Cutting a pytree of parameters into slices, one for each shard, balanced by bytes."""
+"""Partitions a pytree of parameters into slices, one for each shard, balanced by bytes."""
 
 from __future__ import annotations
 
@@ -18,24 +18,28 @@ from dbjax.model_parallel.sharding import Layout, Region, path_name
 from dbjax.optim.elementwise import AbsentLeaf
 from dbjax.types import Params, Slice, Slices
 
-Block = tuple[Region, Any]  # where it lies in an array, and its values
+Block = tuple[Region, Any]  # a region of an array, and the values there
 
 
 def whole(shape: tuple[int, ...]) -> Region:
-    """The region that is all of an array."""
+    """Returns the region that covers an array of this shape."""
     return tuple((0, n) for n in shape)
 
 
 def numbers_in(region: Region | None) -> int:
-    """How many numbers a region has."""
+    """Returns the number of elements of a region; 1 for None, the region of a scalar."""
     return math.prod(stop - start for start, stop in region or ())
 
 
 def joined(blocks: Sequence[Block]) -> Any:
-    """Blocks of one array put together, wherever they came from.
+    """Joins blocks of one array, in whatever order they are given.
+
+    Args:
+      blocks: the blocks; together they cover a rectangular region, and each part of it once.
 
     Raises:
-      ValueError: no straight cut separates them; blocks of a grid, cut further, never do that.
+      ValueError: the blocks cannot be separated by straight cuts. This cannot happen to the blocks
+        of a grid, nor if these are divided further.
     """
     if len(blocks) == 1:
         return blocks[0][1]
@@ -47,7 +51,7 @@ def joined(blocks: Sequence[Block]) -> Any:
 
 
 def _separated(blocks: Sequence[Block], axis: int) -> list[list[Block]]:
-    """Groups that follow each other along an axis, as many as there are."""
+    """Separates blocks into as many groups as possible that follow each other along an axis."""
     groups: list[list[Block]] = []
     end = -1
     for block in sorted(blocks, key=lambda b: b[0][axis]):
@@ -61,10 +65,13 @@ def _separated(blocks: Sequence[Block], axis: int) -> list[list[Block]]:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-    """A block of one leaf; `region` None: the whole leaf.
+    """A block of one leaf of the parameters.
 
     Attributes:
-      device: of a replica cut over several, the one that holds it; 0 of a replica that is not.
+      name: the path of the leaf, followed by the region as one would index it, if any.
+      leaf: the index of the leaf.
+      region: the block's region of the leaf; None: the whole leaf.
+      device: the index of the device that owns the block; 0 without model parallelism.
     """
 
     name: str
@@ -73,6 +80,7 @@ class Piece:
     device: int = 0
 
     def of(self, leaf: Any) -> Any:
+        """Returns the piece's values, given its leaf."""
         if self.region is None:
             return leaf
         begins, ends = zip(*self.region, strict=True)
@@ -81,12 +89,14 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Partition:
-    """Which shard holds what. `split` and `join` are pure and may be traced by jit.
+    """Assigns every part of the parameters to a shard.
+
+    `split` and `join` are pure functions that may be traced by jit.
 
     Attributes:
-      treedef: structure of the parameters.
-      shards: for each shard its pieces; together they are every leaf once, in order.
-      absent: what stands for each leaf where a shard does not hold it.
+      treedef: the structure of the parameters.
+      shards: the pieces of each shard; together they cover every leaf once, in order.
+      absent: for each leaf, the node that replaces it in the trees of shards that do not hold it.
     """
 
     treedef: jax.tree_util.PyTreeDef
@@ -94,12 +104,23 @@ class Partition:
     absent: tuple[AbsentLeaf, ...]
 
     def split(self, tree: Params) -> Slices:
-        """The slice of each shard; leaves that are not cut are passed on, not copied."""
+        """Splits a pytree into the shards' slices.
+
+        Args:
+          tree: a pytree with the structure of the parameters.
+
+        Returns:
+          A slice for each shard. A leaf that a single shard holds is passed on without a copy.
+        """
         leaves = self.treedef.flatten_up_to(tree)
         return tuple({p.name: p.of(leaves[p.leaf]) for p in pieces} for pieces in self.shards)
 
     def join(self, slices: Sequence[Slice]) -> Params:
-        """The inverse of `split`."""
+        """Inverts `split`: joins the shards' slices to a pytree.
+
+        Args:
+          slices: a slice for each shard.
+        """
         found: dict[int, list[Block]] = {}
         for pieces, slice_ in zip(self.shards, slices, strict=True):
             for piece in pieces:
@@ -109,12 +130,11 @@ class Partition:
         return self.treedef.unflatten([joined(found[leaf]) for leaf in sorted(found)])
 
     def trees_of(self, slice_: Slice) -> tuple[Params, ...]:
-        """A slice as pytrees with the structure and the paths of the parameters.
+        """Returns a slice as pytrees with the structure and the paths of the parameters.
 
-        Leaves that the shard does not hold are `AbsentLeaf`, an `optax.MaskedNode`, which is how
-        optax leaves leaves out. A leaf keeps its path when it is cut. A shard may hold several
-        blocks of one leaf, where replicas are partitioned over devices; it then has one tree for
-        each.
+        A leaf that the shard does not hold is an `AbsentLeaf`, which is an `optax.MaskedNode`:
+        optax skips such nodes. A piece has the path of its leaf. With model parallelism, a shard
+        may hold several blocks of one leaf; there is then one tree for each of them.
         """
         trees: list[list[Any]] = [list(self.absent) for _ in range(self.tree_count(slice_))]
         for name, values in slice_.items():
@@ -123,17 +143,22 @@ class Partition:
         return tuple(map(self.treedef.unflatten, trees))
 
     def slice_from(self, trees: Sequence[Params], like: Slice) -> Slice:
-        """The inverse of `trees_of`; `like` has the names of the slice's pieces."""
+        """Inverts `trees_of`.
+
+        Args:
+          trees: the trees of a slice.
+          like: a slice whose pieces have the same names.
+        """
         leaves = [self.treedef.flatten_up_to(tree) for tree in trees]
         places = {name: self._places[name] for name in like}
         return {name: leaves[number][leaf] for name, (number, leaf) in places.items()}
 
     def tree_count(self, slice_: Slice) -> int:
-        """How many trees a slice has."""
+        """Returns the number of trees of a slice."""
         return 1 + max(self._places[name][0] for name in slice_)
 
     def held(self, shard: int) -> list[dict[int, Piece]]:
-        """The trees of a shard's slice, as the pieces that they hold by leaf."""
+        """Returns the pieces in each tree of a shard's slice, by the index of their leaf."""
         trees: list[dict[int, Piece]] = []
         for piece in self.shards[shard]:
             number, leaf = self._places[piece.name]
@@ -143,7 +168,7 @@ class Partition:
 
     @functools.cached_property
     def _places(self) -> dict[str, tuple[int, int]]:
-        """For each piece's name the number of its tree, in `trees_of`, and its leaf."""
+        """Maps each piece's name to the index of its tree in `trees_of`, and to its leaf."""
         places = {}
         for pieces in self.shards:
             held = collections.Counter[int]()
@@ -154,18 +179,27 @@ class Partition:
 
 
 def partition_params(params: Params, shards: int, layout: Layout | None = None) -> Partition:
-    """Cuts `params` into `shards` slices of equal size, to within one row of a leaf.
+    """Partitions parameters into slices of equal size in bytes, to within one row of a leaf.
 
-    Leaves keep their order. One that crosses a border is cut along its first axis that
-    is at least `shards` long, else along its longest.
+    Leaves keep their order. A leaf that crosses the border between two slices is split along its
+    first axis that has at least `shards` elements; if there is none, along its longest axis.
 
-    With a `layout` all that is device 0's comes first, then device 1's, and so on, and no
-    piece belongs to two. Where shards and devices have a common divisor, each group of shards
-    has a group of devices to itself: of 4 devices each talks only to its own 2 of 8 shards, or
-    shares one of 2 (section 4.1). Slices are then equal within a group.
+    With a `layout`, the blocks of device 0 come first, then those of device 1, and so on; no piece
+    belongs to two devices. If the numbers of shards and devices have a common divisor, each group
+    of shards serves its own group of devices: each of 4 devices communicates only with its own 2 of
+    8 shards, or shares one of 2 shards with another device. Slices are then equal within a group.
+
+    Paper: section 4.1, on reducing communication between shards and machines.
+
+    Args:
+      params: the parameters, a pytree of arrays or of their shapes and dtypes.
+      shards: the number of slices, at least 1.
+      layout: the regions of the parameters that each device of a replica holds; None: no model
+        parallelism.
 
     Raises:
-      ValueError: there are fewer rows than shards, or a leaf is no array.
+      ValueError: there are more shards than rows, a leaf is not an array, or two leaves or pieces
+        have the same name.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     if shards < 1:
@@ -201,7 +235,7 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
 
 
 def _require_other_names(shards: Sequence[Sequence[Piece]]) -> None:
-    """Raises ValueError if a leaf's own name is that of a part of another leaf."""
+    """Raises ValueError if a leaf has the same name as a part of another leaf."""
     pieces = [piece for of_shard in shards for piece in of_shard]
     name, count = collections.Counter(piece.name for piece in pieces).most_common(1)[0]
     if count > 1:
@@ -211,29 +245,29 @@ def _require_other_names(shards: Sequence[Sequence[Piece]]) -> None:
 
 
 def is_absent(value: Any) -> bool:
-    """Whether a node stands for a leaf that a shard does not hold (`Partition.trees_of`)."""
+    """Returns whether a node replaces a leaf that a shard does not hold (`Partition.trees_of`)."""
     return isinstance(value, optax.MaskedNode)
 
 
 def slice_nbytes(slice_: Slice) -> int:
-    """How many bytes a slice holds."""
+    """Returns the size of a slice, in bytes."""
     return sum(value.size * value.dtype.itemsize for value in slice_.values())
 
 
 @functools.lru_cache(maxsize=32)
 def compiled_split(partition: Partition) -> Callable[[Params], Slices]:
-    """`Partition.split`, compiled once for equal partitions."""
+    """Returns `Partition.split`, compiled once for equal partitions."""
     return jax.jit(partition.split)
 
 
 @functools.lru_cache(maxsize=32)
 def compiled_join(partition: Partition) -> Callable[[Sequence[Slice]], Params]:
-    """`Partition.join`, compiled once for equal partitions."""
+    """Returns `Partition.join`, compiled once for equal partitions."""
     return jax.jit(partition.join)
 
 
 def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[Piece]:
-    """What each device holds of each leaf, device by device; what several hold, once."""
+    """Lists the blocks of each device, device by device; a replicated block appears once."""
     if layout is None:
         return [Piece(name, i, whole(shape)) for i, (name, shape) in enumerate(shapes.items())]
     return [
@@ -247,11 +281,13 @@ def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[P
 
 
 def _borders(sizes: list[int], devices: list[int], count: int, shards: int) -> list[float]:
-    """Where each shard begins and the last one ends, in bytes from the first block's beginning.
+    """Returns where each shard begins and the last one ends, in bytes from the first block's start.
 
     Args:
-      sizes: of the blocks, in bytes.
-      devices: of `count`, whose each block is.
+      sizes: the size of each block, in bytes.
+      devices: the index of the device that owns each block.
+      count: the number of devices.
+      shards: the number of shards.
     """
     groups = math.gcd(shards, count)
     of_group = [0] * groups
@@ -272,7 +308,11 @@ def _borders(sizes: list[int], devices: list[int], count: int, shards: int) -> l
 
 
 def _split(block: Piece, begin: int, size: int, borders: list[float]) -> list[tuple[int, Piece]]:
-    """(shard, piece) for each shard that the bytes begin .. begin + size fall into."""
+    """Splits a block that occupies the bytes from `begin` to `begin + size` at the borders.
+
+    Returns:
+      A pair (shard, piece) for each shard that the block extends into.
+    """
     shards, region = len(borders) - 1, block.region or ()
     lengths = [stop - start for start, stop in region]
     long_axes = [axis for axis, length in enumerate(lengths) if length >= shards]
@@ -282,7 +322,7 @@ def _split(block: Piece, begin: int, size: int, borders: list[float]) -> list[tu
     rows = lengths[axis] if lengths else 1
     ends = [0, *(_row(b, begin, size, rows) for b in borders[1:-1]), rows]
     partition = [(i, a, b) for i, (a, b) in enumerate(itertools.pairwise(ends)) if a < b]
-    if len(partition) <= 1:  # whole, and an empty leaf belongs to someone too
+    if len(partition) <= 1:  # not split; an empty leaf needs a shard, too
         last = next(i for i in range(shards) if borders[i + 1] >= begin)
         return [(partition[0][0] if partition else last, block)]
     first = region[axis][0]
@@ -293,7 +333,7 @@ def _split(block: Piece, begin: int, size: int, borders: list[float]) -> list[tu
 
 
 def _row(border: float, begin: int, size: int, rows: int) -> int:
-    """The row nearest to a border, given in bytes from the first leaf's beginning."""
+    """Returns the row nearest to a border, which is in bytes from the first block's start."""
     return min(rows, max(0, round((border - begin) / size * rows))) if size else 0
 
 
@@ -302,7 +342,7 @@ def _with(region: Region, axis: int, interval: tuple[int, int]) -> Region:
 
 
 def _named(piece: Piece, shape: tuple[int, ...]) -> Piece:
-    """With a name that says which part of its leaf it is, as one would index it."""
+    """Adds the region to a piece's name, written as one would index the leaf."""
     if piece.region == whole(shape):
         return dataclasses.replace(piece, region=None)
     parts = [

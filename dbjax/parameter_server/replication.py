@@ -1,14 +1,14 @@
-"""Two copies of a service on two machines: a primary, and a backup behind it.
+"""Replicates a service on two machines: a primary and a backup.
 
 After van Renesse & Schneider 2004, "Chain Replication for Supporting High Throughput and
-Availability", with a chain of two. The primary serves every call and forwards it to the backup; it
-replies when both have served it. So both copies have whatever was acknowledged. When the primary
-fails, the backup becomes the primary, and callers of the failed one call again. Services recognise
-a repeated call (a push by its sequence number). A machine that comes back is recovering: it is
-given the state of the other copy, and is the backup from then on.
+Availability", with a chain of two. The primary serves every call, forwards it to the backup, and
+replies when both have served it. Both copies therefore have everything that was acknowledged. When
+the primary fails, the backup becomes the primary, and callers of the failed primary call again.
+Services recognise a repeated call (a push by its sequence number). A machine that comes back is
+recovering: it receives the state of the other copy, and is the backup from then on.
 
-Differs from the paper: all reads go to the primary, which answers them only when the backup has
-everything that they show.
+Differs from the paper: all reads go to the primary, which answers a read only when the backup has
+all the updates that the reply shows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ def make_service(node: Node, restored: Any, make: Make, *args: Any) -> Any:
     """Makes a service, and restores its state.
 
     Args:
-      node: where it runs.
-      restored: its checkpointed state; None: it begins anew.
+      node: the node that the service runs on.
+      restored: the service's checkpointed state; None: it starts from its initial state.
       make: (node, *args) -> the service, which has `state` and `restore`.
+      *args: further arguments of `make`.
     """
     service = make(node, *args)
     if restored is not None or node.incarnation:
@@ -42,13 +43,14 @@ class ReplicatedService:
     """One of two copies of a service.
 
     Args:
-      node: where this copy runs.
+      node: the node that this copy runs on.
       restored: the checkpointed state of the service; None: there is none.
       make: (node, *args) -> the service, which has `state` and `restore`, and recognises a
         repeated call.
-      name: of the service.
-      place: 0 for the copy that is the primary at first, 1 for the other.
-      peer: the node of the other copy.
+      name: the name of the service.
+      place: 0 for the copy that is the primary at first, 1 for the other copy.
+      peer: the name of the other copy's node.
+      *args: further arguments of `make`.
     """
 
     def __init__(
@@ -58,24 +60,29 @@ class ReplicatedService:
         self._caller = current.caller
         self._service = make_service(node, restored, make, *args)
         self._role: Literal["primary", "backup", "recovering"] = "backup" if place else "primary"
-        self._in_sync = True  # whether the other copy has been given all that this one has
+        self._in_sync = True  # whether the other copy has been sent everything that this one has
         self._installs = 0
         self._last_forwarded: Future[None] = ready(None)
         self._held_replies: list[Callable[[], object]] | None = None  # while a call is served
-        # In real time, replies are settled by other threads; none of them may see half a call.
+        # In real time, other threads settle replies; none of them may see a half-served call.
         self._turn = threading.RLock()
         self._awaiting_peer = False
         self._watching: Future[None] | None = None
-        if node.returned:  # only what a checkpoint holds is left
+        if node.returned:  # after a failure, only the checkpointed state is left
             self._role, self._in_sync = "recovering", False
             _ = self._tell(ReplicatedService.peer_recovering, self._place, then=self._ask_for_state)
 
     # Called by clients of the service.
 
     def serve(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Serves a call; the reply is deferred until the backup has served it, too.
+        """Serves a call from a client; the reply is deferred until the backup has served it, too.
 
-        It fails with NodeDied if this copy is not the primary (any more, or yet).
+        The reply fails with NodeDied if this copy is not, or is no longer, the primary.
+
+        Args:
+          method: the name of the service's method.
+          args: the positional arguments of the call.
+          kwargs: the keyword arguments of the call.
         """
         held: list[Callable[[], object]] = []
         with self._turn:
@@ -95,29 +102,34 @@ class ReplicatedService:
     def observe(
         self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any], even_recovering: bool
     ) -> Any:
-        """The reply of this copy to an observer, which changes nothing.
+        """Serves a call from an observer on this copy alone, since it changes nothing.
 
         Args:
-          method: of the service.
-          args: of the call.
-          kwargs: of the call.
-          even_recovering: no copy knows more than this one.
+          method: the name of the service's method.
+          args: the positional arguments of the call.
+          kwargs: the keyword arguments of the call.
+          even_recovering: whether to answer even while this copy is recovering, because no other
+            copy knows more.
 
         Raises:
-          NodeDied: this copy is recovering.
+          NodeDied: this copy is recovering, and `even_recovering` is False.
         """
         if self._role == "recovering" and not even_recovering:
             raise NodeDied(f"this copy of {self._name} is recovering")
         return getattr(self._service, method)(*args, **kwargs)
 
     def whole(self) -> bool:
-        """Whether this copy has everything, and so has the other one, as far as it knows."""
+        """Returns whether both copies have the full state, as far as this copy knows."""
         return self._role == "backup" or (self._role == "primary" and self._in_sync)
 
     # Called by the other copy.
 
     def follow(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Serves what the primary has served. Nobody waits here for a deferred reply."""
+        """Serves a call that the primary has served; a deferred reply is dropped.
+
+        Raises:
+          NodeDied: this copy is not the backup.
+        """
         with self._turn:
             if self._role != "backup":
                 raise NodeDied(f"this copy of {self._name} is {self._role}, not backup")
@@ -125,21 +137,28 @@ class ReplicatedService:
             getattr(self._service, method)(*args, **kwargs)
 
     def install(self, state: Any) -> None:
-        """Takes all that the primary knows; what the primary forwards next comes after it."""
+        """Replaces this copy's state by the primary's, and makes this copy the backup.
+
+        The calls that the primary forwards afterwards arrive afterwards, too.
+        """
         with self._turn:
             self._service.restore(state)
             self._role = "backup"
             self._watch()
 
     def peer_recovering(self, place: int) -> bool:
-        """Learns that the other copy, of that place, has lost its state.
+        """Records that the other copy has lost its state.
 
-        Of two copies that recover, the one with the lower place becomes the primary once the other
-        has told it. It does not do so at once: the other may have failed meanwhile, and have been
-        given a state as a new incarnation.
+        If both copies are recovering, the one with the lower place becomes the primary, but only
+        once the other copy has answered its own call of this method. It does not become the primary
+        right away, because the other copy may meanwhile have failed, come back as a new
+        incarnation, and received a state.
+
+        Args:
+          place: the place of the other copy.
 
         Returns:
-          Whether the other copy will be given a state.
+          Whether the other copy will be sent a state.
         """
         with self._turn:
             if self._role == "recovering":
@@ -150,17 +169,17 @@ class ReplicatedService:
             return True
 
     def present(self) -> None:
-        """Answers after everything that this copy was told before; so the caller knows it lives."""
+        """Does nothing; the answer shows that this copy is up and has handled all earlier calls."""
 
     def watch(self) -> Future[None]:
-        """Is never answered: it fails when this node dies."""
+        """Returns a future that is never settled: the caller's wait fails when this node fails."""
         return Future(f"the death of {self._node.name}")
 
     def _refused(self) -> Future[Any]:
-        """Fails with NodeDied once this copy knows everything that the other had to tell.
+        """Returns a future that fails with NodeDied once the other copy has answered, or failed.
 
-        If it failed at once, the caller would come again at once, for as long as it takes this
-        copy to learn of the other's failure.
+        If it failed at once, the caller would call again at once, and keep doing so until this
+        copy learns that the other one has failed.
         """
         self._watch()
         refused: Future[Any] = Future(f"the primary of {self._name}")
@@ -178,7 +197,10 @@ class ReplicatedService:
         self._await_peer()
 
     def _ask_for_state(self, answer: Future[bool]) -> None:
-        """Back after a failure: if no copy has the state, this one goes on from the checkpoint."""
+        """Handles the other copy's answer to `peer_recovering`, after this copy has come back.
+
+        If neither copy has the full state, this one continues from the checkpoint as the primary.
+        """
         if answer.error() is not None:
             self._become_primary()
             self._await_peer()
@@ -192,7 +214,7 @@ class ReplicatedService:
         self._role, self._in_sync = "primary", False
 
     def _forward(self, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Has the other copy serve the call, too."""
+        """Sends a call on to the other copy, which serves it, too."""
         self._watch()
         installs = self._installs
         self._last_forwarded = self._tell(
@@ -204,9 +226,10 @@ class ReplicatedService:
         )
 
     def _when_both_have_it(self, reply: Any) -> Future[Any]:
-        """The reply, once the other copy knows what it shows, or has failed.
+        """Delays a reply until the other copy has all the updates that it shows, or has failed.
 
-        A deferred reply may be settled by a later call: then it waits until that is forwarded.
+        A later call may settle a deferred reply; the reply then waits until that call has been
+        forwarded.
         """
         outcome: Future[Any] = reply if isinstance(reply, Future) else ready(reply)
         both: Future[Any] = Future(outcome.label)
@@ -223,14 +246,14 @@ class ReplicatedService:
 
     def _once_forwarded(self, settle: Callable[[], object]) -> None:
         with self._turn:
-            if self._held_replies is not None:  # by a call that was not forwarded yet
+            if self._held_replies is not None:  # a call that is not forwarded yet settled it
                 self._held_replies.append(settle)
                 return
             forwarded = self._last_forwarded
         forwarded.on_done(settle)
 
     def _forwarded(self, answer: Future[None], installs: int) -> None:
-        """The other copy has answered; if it failed, it must be given the whole state again."""
+        """Handles the other copy's answer; if it failed, it must be sent the full state again."""
         if answer.error() is not None and installs == self._installs:
             self._in_sync = False
             self._await_peer()
@@ -243,7 +266,7 @@ class ReplicatedService:
             up.on_done(self._install)
 
     def _install(self) -> None:
-        """Gives the other copy all that this one knows."""
+        """Sends the other copy the full state of this one."""
         with self._turn:
             self._awaiting_peer = False
             self._in_sync, self._installs = True, self._installs + 1
@@ -258,7 +281,7 @@ class ReplicatedService:
     def _tell(
         self, method: Callable[..., Any], *args: Any, then: Callable[[Future[Any]], None]
     ) -> Future[Any]:
-        """Calls the other copy; `then` is given its answer."""
+        """Calls the other copy; `then` receives its answer."""
         with calling_as(self._caller):
             answer = self._node.service(self._peer).call(method, *args)
         answer.on_done(lambda: self._answered(answer, then))

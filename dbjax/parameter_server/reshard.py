@@ -1,4 +1,4 @@
-"""The state of shards, cut anew for another number of them, or of replicas."""
+"""Reshards the shards' state for another number of shards, or of replicas."""
 
 from __future__ import annotations
 
@@ -31,7 +31,12 @@ from dbjax.types import Slice
 
 @dataclasses.dataclass(frozen=True)
 class Resharding:
-    """From slices as they were to slices as they shall be."""
+    """Converts slices of one partition to slices of another.
+
+    Attributes:
+      old: the partition of the given slices.
+      new: the partition of the returned slices.
+    """
 
     old: Partition
     new: Partition
@@ -41,21 +46,33 @@ class Resharding:
 
 
 def reshard(states: Sequence[Any], old: Partition, new: Partition) -> list[Any]:
-    """States of shards under `old`, for those of `new`.
+    """Converts the states of shards from one partition to another.
 
-    A push that some shards had and others not counts as made: it was never acknowledged.
-    What is not of one slice, such as counts of updates, is that of the shard that was ahead.
+    A push that only some of the shards had applied counts as applied, since it was never
+    acknowledged. Values that do not belong to a slice, such as the number of updates, are taken
+    from the shard that was ahead.
+
+    Args:
+      states: the state of each shard under `old`.
+      old: the partition of the states.
+      new: the partition to convert to.
+
+    Returns:
+      The state of each shard under `new`.
+
+    Raises:
+      ValueError: the state of the server rule does not have the structure of the parameters.
     """
     if old.shards == new.shards:
         return list(states)
-    return _recut(list(states), Resharding(old, new), len(new.shards))
+    return _resharded(list(states), Resharding(old, new), len(new.shards))
 
 
 @functools.singledispatch
 def _of_kind(first: Any, states: list[Any], resharding: Resharding, shards: int) -> list[Any]:
-    """For another kind of state: its fields that hold the states of shards, one by one."""
+    """Reshards any other kind of state: those of its fields that hold the states of shards."""
     found = {
-        field.name: _recut([getattr(s, field.name) for s in states], resharding, shards)
+        field.name: _resharded([getattr(s, field.name) for s in states], resharding, shards)
         for field in dataclasses.fields(first)
         if isinstance(getattr(first, field.name), (ShardState, VectorState))
     }
@@ -65,7 +82,7 @@ def _of_kind(first: Any, states: list[Any], resharding: Resharding, shards: int)
     ]
 
 
-def _recut(states: list[Any], resharding: Resharding, shards: int) -> list[Any]:
+def _resharded(states: list[Any], resharding: Resharding, shards: int) -> list[Any]:
     return _of_kind(states[0], states, resharding, shards)
 
 
@@ -119,22 +136,25 @@ def _of_vectors(
 def _rules(
     rules: Sequence[tuple[Any, ...]], params: Sequence[Slice], resharding: Resharding
 ) -> list[tuple[Any, ...]]:
-    """States of the server rule, for each new shard one for each of its trees.
+    """Returns the states of the server rule for each new shard, one for each of its trees.
 
-    What a state has of each element of a leaf is cut as the leaf is. Anything else, such as a
-    count, is given to all; a shard leaves out what its rule does not keep (`Shard.restore`).
+    A value with one element for each element of a leaf is partitioned as the leaf is. Any other
+    value, such as a count, goes to all shards; a shard drops the values that its rule does not keep
+    (`Shard.restore`).
 
     Raises:
-      ValueError: the state is not built like the parameters.
+      ValueError: the state does not have the structure of the parameters.
     """
     whole = jax.eval_shape(resharding.old.join, params)
     leaves = [(path, leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(whole)]
     flat = [_flat(state) for of_shard in rules for state in of_shard]
     paths, structure = [path for path, _ in flat[0][0]], flat[0][1]
     if any(other != structure for _, other in flat):
-        raise ValueError("the server rule's state cannot be resharded: use the shards of before")
+        raise ValueError(
+            "the server rule's state cannot be resharded: use the same number of shards as before"
+        )
     old = [tree for shard in range(len(rules)) for tree in resharding.old.held(shard)]
-    if len(old) != len(flat):  # a single shard whose rule saw whole leaves, and still does
+    if len(old) != len(flat):  # the rule of a single shard sees whole leaves, now as before
         return list(rules)
     columns = [
         _column(leaves, path, list(zip(old, values, strict=True)))
@@ -153,7 +173,7 @@ def _flat(state: Any) -> tuple[list[tuple[Any, Any]], Any]:
     return found
 
 
-HeldPieces = dict[int, Piece]  # of a tree of a shard: leaf -> the piece of it that is there
+HeldPieces = dict[int, Piece]  # leaf -> the piece of it that a tree of a shard holds
 
 
 def _column(
@@ -161,7 +181,13 @@ def _column(
     path: Any,
     values: Sequence[tuple[HeldPieces, Any]],
 ) -> Callable[[HeldPieces], Any]:
-    """One value of a rule's states, for a tree that holds other pieces."""
+    """Returns a function from a new tree's pieces to one value of the rule's state.
+
+    Args:
+      leaves: the path and the shape of each leaf of the parameters.
+      path: the path of the value in the rule's state.
+      values: for each old tree, the pieces that it holds, and the value.
+    """
     kept = [(tree, value) for tree, value in values if not is_absent(value)]
     if not kept:
         return lambda tree: optax.MaskedNode()
@@ -180,7 +206,7 @@ def _column(
 
 
 def _leaf_of(leaves: Sequence[tuple[Any, tuple[int, ...]]], path: Any) -> int | None:
-    """The leaf of the parameters whose path is the end of this one, the longest."""
+    """Returns the leaf of the parameters whose path is the longest that ends this path."""
     found = [
         (len(end), i) for i, (end, _) in enumerate(leaves) if path[len(path) - len(end) :] == end
     ]
@@ -188,13 +214,13 @@ def _leaf_of(leaves: Sequence[tuple[Any, tuple[int, ...]]], path: Any) -> int | 
 
 
 def _is_like(value: Any, tree: HeldPieces, leaf: int, shape: tuple[int, ...]) -> bool:
-    """Whether a value has an element for each of the piece of that leaf."""
+    """Returns whether a value has one element for each element of the tree's piece of the leaf."""
     region = tree[leaf].region or full(shape) if leaf in tree else ()
     return bool(region) and value.shape == tuple(stop - start for start, stop in region)
 
 
 def _total(counts: list[ShardCounts], ahead: ShardCounts) -> ShardCounts:
-    """Of the shards together: what each counts of its own is added up."""
+    """Returns the counts of all shards: what each shard counts for itself is added up."""
     summed = {
         name: sum(getattr(c, name) for c in counts)
         for name in ("repeated", "lost", "bytes_fetched", "bytes_pushed")
@@ -203,17 +229,26 @@ def _total(counts: list[ShardCounts], ahead: ShardCounts) -> ShardCounts:
 
 
 def redistribute_pushes(states: Sequence[Any], old: int, new: int) -> list[Any]:
-    """For another number of replicas: together they go on where the others were together.
+    """Distributes the number of pushes over another number of replicas.
 
-    Only of asynchronous ones: others take their steps together, or are told what to do.
+    The new replicas together continue where the old ones together stopped. This applies only to
+    asynchronous replicas; others take their steps together, or are told what to compute.
+
+    Args:
+      states: the state of each shard.
+      old: the number of replicas so far.
+      new: the new number of replicas.
+
+    Returns:
+      The new state of each shard.
     """
     return [
-        _dealt(state, new) if old != new and isinstance(state, ShardState) else state
+        _with_pushes_of(state, new) if old != new and isinstance(state, ShardState) else state
         for state in states
     ]
 
 
-def _dealt(state: ShardState, replicas: int) -> ShardState:
+def _with_pushes_of(state: ShardState, replicas: int) -> ShardState:
     pushes = sum(sequence + 1 for sequence in state.sequences.values())
     each = -(-pushes // replicas)
     return dataclasses.replace(

@@ -1,4 +1,7 @@
-"""A replica's session with the parameter server: what happens between two of its gradients."""
+"""A replica's session with the parameter server: fetches, local steps, and pushes.
+
+Paper: section 4.1, Algorithm 1.1.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +22,16 @@ from dbjax.types import Slice, Slices
 
 @dataclasses.dataclass(frozen=True)
 class SessionOptions:
-    """How often a replica talks to the parameter server, and what it does in between.
+    """How often a replica communicates with the parameter server, and what it does in between.
 
     Attributes:
-      batch_size: examples in a mini-batch.
-      n_fetch: mini-batches between two fetches; None: the method fetches by itself.
-      n_push: mini-batches between two pushes.
-      overlap: computation goes on while a fetch is under way.
-      local_rule: the rule of local steps between fetches; None: there are no local steps.
-      push_bytes: how many bytes a slice of the gradient takes on its way to the shard.
+      batch_size: the number of examples in a mini-batch.
+      n_fetch: the number of mini-batches between two fetches; None: the method decides when to
+        fetch.
+      n_push: the number of mini-batches between two pushes.
+      overlap: whether computation continues while a fetch is in flight.
+      local_rule: the optax rule of local steps between fetches; None: there are no local steps.
+      push_bytes: a function from a slice of the gradient to its size on the wire, in bytes.
     """
 
     batch_size: int
@@ -39,7 +43,7 @@ class SessionOptions:
 
 
 class _Progress(NamedTuple):
-    """All that a session knows at the beginning of a step."""
+    """The complete state of a session at the beginning of a step."""
 
     step: int
     pushes: int
@@ -53,18 +57,18 @@ class _Progress(NamedTuple):
 
 @final
 class ReplicaSession:
-    """What a replica keeps and does around its gradients, so that a client reads like the paper.
+    """Manages the state of a replica between its gradients, so that a client reads like the paper.
 
-    It fetches parameters in the background, takes local steps, accumulates gradients, numbers the
-    pushes, and keeps at most one push in flight. A replica whose node comes back after a failure
-    goes on from the last push that every shard has. A replica of a run that is resumed exactly
-    goes on where it stood.
+    The session fetches parameters in the background, takes local steps, accumulates gradients,
+    numbers the pushes, and keeps at most one push in flight. When the replica's node comes back
+    after a failure, the session continues after the last push that every shard has applied. When a
+    run is resumed exactly, the session continues from the step at which the run stopped.
 
     Attributes:
-      memory: whatever a method wants to remember from step to step, such as the error of a
-        compression; None at first, and after a failure. Assign new values, never change one.
-      params: the newest parameters that have arrived, after local steps; None: none yet, or the
-        next fetch replaces them.
+      memory: a value that a method keeps from step to step, such as the error of a compression;
+        None at first, and after a failure. Assign a new value instead of mutating the old one.
+      params: the newest parameters that have arrived, with local steps applied; None if none have
+        arrived, or if the next fetch will replace them.
     """
 
     def __init__(
@@ -90,7 +94,16 @@ class ReplicaSession:
     async def join(
         cls, node: Node, server: ParameterServer[Shard], options: SessionOptions
     ) -> ReplicaSession:
-        """Begins a session; or continues one, after a failure or in a resumed run."""
+        """Begins a session, or continues one after a failure or in a resumed run.
+
+        Args:
+          node: the node that the replica runs on.
+          server: the parameter server.
+          options: how the session communicates.
+
+        Returns:
+          A session at the first step that is left to take.
+        """
         progress = node.saved_progress()
         if progress is None:
             pushes = min(await server.broadcast(Shard.pushed, node.name)) if node.incarnation else 0
@@ -100,7 +113,10 @@ class ReplicaSession:
 
     @property
     def slices(self) -> Slices:
-        """The replica's own parameters; a method may assign others of the same shapes."""
+        """The replica's own parameters, a slice for each shard.
+
+        A method may assign new values of the same shapes.
+        """
         assert self.params is not None
         return self.params.slices
 
@@ -110,20 +126,28 @@ class ReplicaSession:
         self.params = dataclasses.replace(self.params, slices=slices)
 
     def steps(self, limit: int | None) -> Iterator[int]:
-        """The numbers of the steps that are left, up to `limit` if there is one."""
+        """Iterates over the remaining steps, and saves the replica's progress before each.
+
+        Args:
+          limit: the total number of steps; None: the iterator never ends.
+
+        Yields:
+          The number of each step; a new session begins at 0.
+        """
         while limit is None or self._step < limit:
             self._node.save_progress(self._progress())
             yield self._step
             self._step += 1
 
     def start_fetch(self) -> None:
-        """Asks for newer parameters. If a fetch is under way, the next one begins after it."""
+        """Requests newer parameters. If a fetch is in flight, the next one begins after it."""
         self._fetch_due = True
 
     async def parameters(self) -> Slices:
-        """The newest parameters that have arrived.
+        """Returns the newest parameters that have arrived, a slice for each shard.
 
-        Waits for the first ones, and for a fetch that was asked for if there is no overlap.
+        It waits for the first parameters. Without `overlap` it also waits for the fetch that
+        `start_fetch` requested.
         """
         if self._fetching is not None and await self._node.is_done(self._fetching):
             self.params, self._fetching = self._fetching.result(), None
@@ -136,7 +160,7 @@ class ReplicaSession:
         return self.params.slices
 
     async def fetch(self) -> Fetched:
-        """What the shards hold now. The replica's own parameters stay as they are."""
+        """Fetches the shards' current parameters, and leaves the replica's own unchanged."""
         return await self._server.fetch(Shard.fetch, self._node.name)
 
     def accumulate(
@@ -145,9 +169,9 @@ class ReplicaSession:
         """Adds a gradient to the next push.
 
         Args:
-          gradient: a slice for each shard.
-          at: the parameters that it was computed at; None: the replica's own.
-          examples: that it saw; None: a mini-batch.
+          gradient: the gradient, a slice for each shard.
+          at: the parameters at which it was computed; None: the replica's own.
+          examples: the number of examples it was computed from; None: one mini-batch.
         """
         computed_at = at or self.params
         assert computed_at is not None
@@ -155,17 +179,29 @@ class ReplicaSession:
         self._accumulated = self._accumulated.plus(gradient, computed_at.versions, seen)
 
     def step_locally(self, gradient: Slices) -> None:
-        """Moves the replica's own parameters, unless the next fetch will replace them anyway."""
+        """Applies the local rule to the replica's own parameters.
+
+        It does nothing if the next fetch will replace the parameters anyway.
+
+        Args:
+          gradient: the gradient, a slice for each shard.
+        """
         n_fetch = self._options.n_fetch
         next_fetches = n_fetch is not None and (self._step + 1) % n_fetch == 0
         if next_fetches and not self._options.overlap:
-            self.params = None  # nobody needs the old slices: their memory is free now
+            self.params = None  # the old slices are no longer needed: this frees their memory
         elif self._optimizer is not None and self.params is not None:
             slices = self._optimizer.step(self.params.slices, gradient)
             self.params = dataclasses.replace(self.params, slices=slices)
 
     async def start_push(self) -> None:
-        """Begins to push what was accumulated, once the previous push is acknowledged."""
+        """Waits until the previous push is acknowledged, then starts the next one.
+
+        The push carries the accumulated gradient, which is empty afterwards.
+
+        Raises:
+          ValueError: no gradient has been accumulated since the last push.
+        """
         await self._pushing
         options = self._options
         messages = self._accumulated.messages(self._node.name, self._pushes, options.push_bytes)
@@ -174,7 +210,7 @@ class ReplicaSession:
         self._pushes += 1
 
     async def flush(self) -> None:
-        """Pushes what is left, and waits until every push is acknowledged."""
+        """Pushes what is left of the accumulated gradient, and waits for all acknowledgements."""
         await self._pushing
         if self._accumulated.gradient is not None:
             await self.start_push()

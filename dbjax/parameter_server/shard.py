@@ -1,4 +1,7 @@
-"""One shard of the parameter server: a slice, a server rule, versions (section 4.1)."""
+"""One shard of the parameter server: a slice of the parameters and a server rule.
+
+Paper: section 4.1.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,13 @@ from dbjax.types import Slice
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A slice as it was after `version` pushes. References, never copied, never changed."""
+    """A shard's slice at one moment; its arrays are shared by reference and never change.
+
+    Attributes:
+      version: the number of pushes that had been applied.
+      params: the slice.
+      nbytes: its size, in bytes.
+    """
 
     version: int
     params: Slice
@@ -25,15 +34,16 @@ class Snapshot:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Push:
-    """A replica's accrued gradient for one shard.
+    """A replica's accumulated gradient for one shard.
 
     Attributes:
-      replica: who pushes.
-      sequence: number of the push among that replica's: 0, 1, 2, ... A repeated one is not
-        applied again.
-      version: of the parameters that the oldest of the accrued gradients was computed at.
-      examples: how many the gradients saw.
-      gradient: the sum of the accrued gradients, each a mean over its mini-batch.
+      replica: the name of the node that pushes.
+      sequence: the number of the push among that replica's pushes: 0, 1, 2, ... A repeated push is
+        not applied again.
+      version: the version of the parameters at which the oldest of the gradients was computed.
+      examples: the number of examples that the gradients were computed from.
+      gradient: the sum of the gradients, each a mean over its mini-batch.
+      nbytes: the size of the gradient on the wire, in bytes.
     """
 
     replica: str
@@ -46,12 +56,22 @@ class Push:
 
 @dataclasses.dataclass
 class ShardCounts:
-    """What a shard has done so far; bytes as they would travel, one way."""
+    """What a shard has done so far.
+
+    Attributes:
+      applied: the number of pushes that were applied.
+      refused: the number of pushes with a value that is not finite.
+      repeated: the number of pushes that had been applied already.
+      lost: the number of pushes that only an earlier incarnation of the shard had applied.
+      examples: the number of examples that the applied gradients were computed from.
+      bytes_fetched: the size of all slices sent to replicas, in bytes on the wire.
+      bytes_pushed: the size of all gradients received, in bytes on the wire.
+    """
 
     applied: int = 0
-    refused: int = 0  # pushes with a value that is not finite
-    repeated: int = 0  # pushes that had been applied already
-    lost: int = 0  # pushes that an earlier life of the shard had applied
+    refused: int = 0
+    repeated: int = 0
+    lost: int = 0
     examples: int = 0
     bytes_fetched: int = 0
     bytes_pushed: int = 0
@@ -59,7 +79,14 @@ class ShardCounts:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Report:
-    """A shard's books at one moment; `pushed`: how many pushes of each replica it has had."""
+    """A shard's statistics at one moment.
+
+    Attributes:
+      version: the version of its slice, in updates.
+      counts: what the shard has done so far.
+      staleness: the staleness of the pushes that it has applied.
+      pushed: the number of pushes that it has received, by the name of the replica.
+    """
 
     version: int
     counts: ShardCounts
@@ -69,7 +96,15 @@ class Report:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ShardState:
-    """All that a shard knows, for its checkpoint or for another copy of it."""
+    """The complete state of a shard, for a checkpoint or for a backup.
+
+    Attributes:
+      snapshot: the slice and its version.
+      rule: the state of the server rule.
+      sequences: the sequence number of each replica's last push, by the name of the replica.
+      counts: what the shard has done so far.
+      staleness: the staleness of the pushes that it has applied.
+    """
 
     snapshot: Snapshot
     rule: ServerState
@@ -84,24 +119,24 @@ class Shard:
     Paper: section 4.1. The shards run independently of each other, so at a given moment they need
     not have applied the same updates, nor in the same order.
 
-    This is an extension point. A subclass may take more arguments after these three, and may wrap
-    `fetch` and `push`: do something before or after `super().fetch(replica)`, or return a `Future`
-    of its result to reply later. What it keeps beside the shard's own state it must be able to
-    tell from that state, or add in `state` and `restore`.
+    This class is an extension point. A subclass may take more arguments after these three, and may
+    wrap `fetch` and `push`: do something before or after `super().fetch(replica)`, or return a
+    `Future` of its result to reply later. If it keeps state of its own, it must either be able to
+    derive that state from the shard's, or extend `state` and `restore`.
 
     Args:
-      node: where it runs.
-      params: its slice.
-      rule: the server rule, compiled.
+      node: the node that the shard runs on.
+      params: its slice of the initial parameters.
+      rule: the compiled server rule.
 
     Attributes:
-      staleness: of the pushes that it has applied.
+      staleness: the staleness of the pushes that the shard has applied.
     """
 
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
         self._node, self._rule = node, rule
         self._state = rule.init(params)
-        rule.apply.lower(params, self._state, params, 1).compile()  # before anybody pushes
+        rule.apply.lower(params, self._state, params, 1).compile()  # before the first push arrives
         self._nbytes = slice_nbytes(params)
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}
@@ -110,17 +145,21 @@ class Shard:
         self.staleness = StalenessAccounting()
 
     def fetch(self, replica: str) -> Snapshot:
-        """GETPARAMETERS: the current slice, by reference."""
+        """Returns the current slice, by reference (GETPARAMETERS).
+
+        Args:
+          replica: the name of the node that fetches.
+        """
         self._counts.bytes_fetched += self._nbytes
         self.staleness.fetched(replica, self._snapshot.version)
         return self._snapshot
 
     def peek(self) -> Snapshot:
-        """The current slice, for an observer: leaves no trace."""
+        """Returns the current slice to an observer, without counting it as a fetch."""
         return self._snapshot
 
     def report(self) -> Report:
-        """What the shard has done, for an observer. Waits for updates under way."""
+        """Returns what the shard has done, for an observer; waits for the update in progress."""
         refused, their_examples = map(int, self._state.refused)
         counts = dataclasses.replace(
             self._counts,
@@ -132,26 +171,34 @@ class Shard:
         return Report(self._snapshot.version, counts, self.staleness.copy(), pushed)
 
     def pushed(self, replica: str) -> int:
-        """How many pushes of a replica it has had: where one goes on that comes back."""
+        """Returns the number of pushes that the shard has received from a replica.
+
+        A replica that comes back after a failure continues from there.
+
+        Args:
+          replica: the name of the node that pushes.
+        """
         return self._sequences.get(replica, -1) + 1
 
     def state(self) -> ShardState:
-        """All that it knows; it may go on meanwhile."""
+        """Returns the complete state, which does not change when the shard does."""
         counts, staleness = dataclasses.replace(self._counts), self.staleness.copy()
         return ShardState(self._snapshot, self._state, dict(self._sequences), counts, staleness)
 
     def checkpoint(self) -> ShardState:
-        """What of it outlives the run: all."""
+        """Returns the state to save in a checkpoint: the complete state."""
         return self.state()
 
     def restore(self, state: ShardState, *, checkpoint: bool = False) -> None:
-        """Knows what a state says, and nothing else.
+        """Replaces the shard's complete state.
 
         Args:
-          checkpoint: the state is of an earlier time: replicas may know versions that are lost.
+          state: the new state.
+          checkpoint: whether the state is from a checkpoint, so that replicas may hold parameters
+            of later versions, which are lost.
 
         Raises:
-          ValueError: the state is of another server rule.
+          ValueError: the state belongs to another server rule.
         """
         rule_states = _kept(self._state.rule, state.rule.rule)
         self._snapshot, self._state = state.snapshot, state.rule._replace(rule=rule_states)
@@ -161,16 +208,22 @@ class Shard:
         self._wake()
 
     def push(self, push: Push) -> int:
-        """APPLYGRADIENT: applies an accrued gradient; returns the version after it.
+        """Applies an accumulated gradient to the slice (APPLYGRADIENT).
 
-        A push whose sequence number was served before is not applied again. One with a
-        value that is not finite is refused: it makes a version that differs in nothing.
-        Both are counted, and so are pushes between the last and this one, which a shard that
-        was restored from a checkpoint does not have. Returns while the update is under way, as
-        jax does.
+        A push whose sequence number was served before is not applied again. A push with a value
+        that is not finite is refused: it increments the version, but leaves the slice unchanged.
+        Both are counted. So are lost pushes, whose sequence numbers lie between the last push and
+        this one: a shard that was restored from a checkpoint does not have them. The update is
+        dispatched asynchronously, as in jax.
+
+        Args:
+          push: the replica's gradient.
+
+        Returns:
+          The version of the slice after the update.
 
         Raises:
-          ValueError: a piece is missing, or has another shape or dtype than the parameters.
+          ValueError: a piece is missing, or its shape or dtype differs from the parameters'.
         """
         due = self.pushed(push.replica)
         if push.sequence < due:
@@ -193,8 +246,11 @@ class Shard:
     def reached(self, version: int) -> Future[None]:
         """Answers once the shard has applied `version` updates (a deferred reply).
 
-        Those that it has lost count. One that goes on from a checkpoint does not know how many
-        they are, nor whether there will be any more: it answers at once.
+        Lost updates count, too. A shard that came back with a checkpointed state answers at once:
+        it does not know how many updates it has lost, nor whether there will be any more.
+
+        Args:
+          version: the number of updates to wait for.
         """
         if self._has_reached(version):
             return ready(None)
@@ -215,15 +271,15 @@ class Shard:
 
 
 def _kept(own: tuple[Any, ...], given: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The states of a rule that are given, without what this shard's rule does not keep.
+    """Returns the given states of a rule, without the values that this shard's rule does not keep.
 
-    After resharding a state may have values for leaves that the shard does not hold.
+    After resharding, a state may have values for leaves that the shard does not hold.
     """
     structures: list[Any] = [jax.tree.structure(tree, is_leaf=is_absent) for tree in (own, given)]
     if structures[0] != structures[1]:
         raise ValueError(
-            "the state of the server rule is that of another rule, or of another cut over devices: "
-            "resume with those of the run"
+            "the state of the server rule belongs to another rule, or to another sharding over "
+            "devices: resume with the rule and the sharding of the run"
         )
     leaves, values = (jax.tree.leaves(tree, is_leaf=is_absent) for tree in (own, given))
     pairs = zip(leaves, values, strict=True)

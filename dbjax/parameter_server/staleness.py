@@ -1,19 +1,22 @@
-"""Bookkeeping of staleness on one shard, and an identity that the books satisfy.
+"""Accounts for the staleness of pushes on one shard, and checks it by an identity.
 
-Staleness of a push: updates that the shard applied between serving the parameters that
-the gradient was computed at, and applying it. Between a replica's consecutive pushes,
-T - (its last push) updates are applied; each falls either before the replica's next
-fetch (`offset`) or after it (staleness). Summed over replicas, after T applications:
+The staleness of a push is the number of updates that the shard applied between serving the
+parameters at which the gradient was computed, and applying the gradient. An update that falls
+between two consecutive pushes of a replica comes either before the replica's fetch (it counts
+towards the `offset`) or after it (it counts towards the staleness). The age of a replica is the
+number of updates since its last push. Summed over replicas, after T updates:
 
     staleness + offsets + ages in flight = sum over replicas (T - joined) - T
 
-which is (M - 1) T when all M joined at the start. With every fetch served right behind
-the push before it, the offsets are 0 (proof 6).
+where `joined` is the version at the replica's first fetch. The right side is (M - 1) T when all M
+replicas joined at the start. If every fetch is served right after the replica's previous push, the
+offsets are 0 (proof 6).
 
-What the identity shows is that every update was booked once: a push that is applied and not
-booked, or booked twice, breaks it. It does not show that a push names the right version: the
-version that the gradient was computed at cancels between a push's staleness and its offset. Of
-that version the books know only that the replica fetched it (`StalenessAccounting.applied`).
+The identity shows that every update was recorded exactly once: a push that is applied but not
+recorded, or recorded twice, violates it. It does not show that a push names the right version,
+because the version at which the gradient was computed cancels between the push's staleness and its
+offset. The accounting only checks that the replica has fetched that version
+(`StalenessAccounting.applied`).
 """
 
 from __future__ import annotations
@@ -36,12 +39,12 @@ class StalenessAccounting:
     """Staleness of the pushes applied by one shard, in server updates.
 
     Attributes:
-      histogram: staleness -> how many pushes.
-      version: after the latest of them.
-      began: the version at which these books begin.
-      earlier: the histogram of shards that were cut otherwise, before.
-      restored: whether an earlier life may have served versions.
-      orphans: pushes whose gradient was of a version that is no more.
+      histogram: the number of pushes, by their staleness.
+      version: the version of the slice after the latest push.
+      began: the version at which this accounting begins.
+      earlier: the histogram from before the parameters were resharded.
+      restored: whether an earlier incarnation of the shard may have served versions.
+      orphans: the number of pushes whose gradient was computed at a version that was lost.
     """
 
     histogram: collections.Counter[int] = dataclasses.field(default_factory=collections.Counter)
@@ -54,19 +57,25 @@ class StalenessAccounting:
     _replicas: dict[str, _Replica] = dataclasses.field(default_factory=dict)
 
     def fetched(self, replica: str, version: int) -> None:
+        """Records that a replica was served the parameters of a version."""
         known = self._replicas.get(replica)
         if known is None:
             known = self._replicas[replica] = _Replica(version, version, collections.deque())
         known.served.append(version)
 
     def applied(self, replica: str, computed_at: int, version: int) -> None:
-        """A push computed at version `computed_at` is applied to `version`.
+        """Records that a push is applied.
 
-        Where the shard was restored, the gradient may be of a version that is no more: such an
-        orphan has no staleness, and counts as if it had been computed at this version.
+        If the shard was restored, the gradient may have been computed at a version that was lost.
+        The push is then an orphan: it counts as if it had been computed at the current version.
+
+        Args:
+          replica: the name of the node that pushed.
+          computed_at: the version at which its gradient was computed.
+          version: the version to which the push is applied.
 
         Raises:
-          RuntimeError: the replica never fetched that version (the store is broken).
+          RuntimeError: the replica never fetched that version, so the parameter server is broken.
         """
         if self.restored and not self._served(replica, computed_at):
             self.orphans += 1
@@ -87,15 +96,18 @@ class StalenessAccounting:
         return known is not None and version in known.served
 
     def copy(self) -> StalenessAccounting:
-        """The books as they stand; the original may go on."""
+        """Returns a copy, which does not change when the original does."""
         return copy.deepcopy(self)
 
     def pushers(self) -> int:
-        """How many replicas have pushed at least once."""
+        """Returns the number of replicas that have pushed at least once."""
         return sum(known.pushed for known in self._replicas.values())
 
     def balance(self) -> tuple[int, int]:
-        """Both sides of the identity above; they are equal if every update was booked once."""
+        """Returns both sides of the module's identity.
+
+        They are equal if every update was recorded exactly once.
+        """
         total = self.version
         staleness = sum(delay * times for delay, times in self.histogram.items())
         ages = sum(total - known.last for known in self._replicas.values())

@@ -1,6 +1,6 @@
-"""Synchronous SGD's shard, and a replica's session with such shards.
+"""The shard of synchronous SGD, and a replica's session with such shards.
 
-The shard answers the pushes of a step together, once it has all of them.
+A shard answers the pushes of a step together, once it has received all of them.
 """
 
 from __future__ import annotations
@@ -26,21 +26,25 @@ def _mean(gradients: list[Slice]) -> Slice:
 
 
 class Behind(DbjaxError):
-    """A replica pushes for a step that is over, because a restored shard told it too late."""
+    """A replica pushed for a step that is already over, which can happen after a shard is restored.
+
+    Args:
+      step: the step at which the other replicas wait.
+    """
 
     def __init__(self, step: int) -> None:
-        super().__init__(f"others wait at step {step}")
+        super().__init__(f"the other replicas wait at step {step}")
         self.step = step
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepState:
-    """All that a synchronous shard knows.
+    """The complete state of a synchronous shard.
 
     Attributes:
       shard: the state of the shard that applies the mean gradients.
-      steps: how many steps all replicas have taken.
-      arrived: pushes for the next step.
+      steps: the number of steps that all replicas have taken.
+      arrived: the pushes that have arrived for the next step.
     """
 
     shard: ShardState
@@ -50,54 +54,64 @@ class StepState:
 
 @final
 class SynchronousShard:
-    """A shard that answers the pushes of a step together, once it has all of them.
+    """A shard that answers the pushes of a step together, once it has received all of them.
+
+    It applies the mean of the replicas' gradients once per step, summed in a fixed order.
 
     Args:
-      node: where it runs.
-      params: its slice.
+      node: the node that it runs on.
+      params: its slice of the initial parameters.
       rule: the server rule.
-      replicas: how many pushes make a step.
+      replicas: the number of pushes that make up a step.
     """
 
     def __init__(self, node: Node, params: Slice, rule: ServerRule, replicas: int) -> None:
         self._shard = Shard(node, params, rule)
         if replicas > 1:
-            _mean.lower([params] * replicas).compile()  # before anybody pushes
+            _mean.lower([params] * replicas).compile()  # before the first push arrives
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
         self._steps = 0
         self._node = node
-        self._lost_steps = False  # it was restored, and no step was taken since
+        self._lost_steps = False  # whether it was restored, and no step has been taken since
         self._done: dict[str, Future[None]] = {}
 
     def fetch(self, replica: str) -> Snapshot:
-        """GETPARAMETERS: the current slice, by reference."""
+        """Returns the current slice, by reference (GETPARAMETERS)."""
         return self._shard.fetch(replica)
 
     def peek(self) -> Snapshot:
-        """The current slice, for an observer: it leaves no trace."""
+        """Returns the current slice to an observer, without counting it as a fetch."""
         return self._shard.peek()
 
     def report(self) -> Report:
-        """What the shard has done, for an observer."""
+        """Returns what the shard has done so far, for an observer."""
         return self._shard.report()
 
     def taken(self) -> tuple[int, bool]:
-        """How many steps all replicas have taken, and whether the shard has lost some of them."""
+        """Returns the number of completed steps, and whether the shard has lost some of them."""
         return self._steps, self._lost_steps
 
     def state(self) -> StepState:
-        """All that it knows, including what has arrived for the next step."""
+        """Returns the complete state, including the pushes that have arrived for the next step."""
         return StepState(
             self._shard.state(), self._steps, tuple(p for p, _ in self._arrived.values())
         )
 
     def checkpoint(self) -> StepState:
-        """What outlives the run: what has arrived for the next step is computed again."""
+        """Returns the state to save in a checkpoint.
+
+        It leaves out the pushes for the next step: replicas compute them again.
+        """
         return StepState(self._shard.state(), self._steps, ())
 
     def restore(self, state: StepState, *, checkpoint: bool = False) -> None:
-        """Forgets everything but a state; whoever waits for a reply calls again."""
+        """Replaces everything the shard knows by a state; callers that wait for a reply call again.
+
+        Args:
+          state: the new state.
+          checkpoint: whether the state is from a checkpoint, and may therefore lack recent steps.
+        """
         self._shard.restore(state.shard, checkpoint=checkpoint)
         self._steps, self._lost_steps = state.steps, checkpoint and self._node.returned
         self._arrived = {push.replica: (push, Future()) for push in state.arrived}
@@ -105,11 +119,15 @@ class SynchronousShard:
     def step(self, push: Push) -> Future[Snapshot]:
         """Replies to all replicas with the parameters after applying the mean gradient.
 
-        A replica that came back after a failure and repeats a step is answered at once. Of two
-        gradients of a replica for one step, the first counts.
+        The reply is deferred until all replicas have pushed for the step. A replica that came back
+        after a failure and repeats a step is answered at once. If a replica sends two gradients
+        for one step, the first counts.
+
+        Args:
+          push: a replica's gradient; its sequence number is the number of the step.
 
         Raises:
-          Behind: others wait for a later step.
+          Behind: the other replicas wait at a later step.
         """
         if self._done:  # all steps were taken, and this shard has lost some
             return ready(self._shard.fetch(push.replica))
@@ -118,7 +136,7 @@ class SynchronousShard:
             raise Behind(latest)
         if push.sequence < self._steps:
             return ready(self._shard.fetch(push.replica))
-        if push.sequence > latest:  # the shard was restored: nobody can wait for an earlier step
+        if push.sequence > latest:  # the shard was restored: an earlier step cannot be completed
             self._leave_behind(push.sequence)
         reply: Future[Snapshot] = Future("the other replicas' gradients")
         known = self._arrived.get(push.replica, (push, reply))
@@ -128,10 +146,11 @@ class SynchronousShard:
         return reply
 
     def done(self, replica: str) -> Future[None]:
-        """Learns that a replica has taken all its steps; answers when all replicas have.
+        """Records that a replica has taken all its steps; answers when all replicas have.
 
         Until then the replica repeats its call to a shard that was restored, so that the shard
-        knows. A restored shard answers at once: others may have had their answers, and be gone.
+        learns of it again. A restored shard answers at once, because other replicas may have had
+        their answers already and have ended.
         """
         self._done[replica] = Future("the other replicas' end")
         arrived, self._arrived = self._arrived, {}
@@ -144,13 +163,13 @@ class SynchronousShard:
         return self._done[replica]
 
     def _leave_behind(self, step: int) -> None:
-        """Sends replicas that wait for an earlier step on to this one."""
+        """Tells the replicas that wait for an earlier step to continue at this one."""
         arrived, self._arrived = self._arrived, {}
         for _, reply in arrived.values():
             reply.set_error(Behind(step))
 
     def _finish_step(self) -> None:
-        arrived, self._arrived = sorted(self._arrived.items()), {}  # a fixed order of summation
+        arrived, self._arrived = sorted(self._arrived.items()), {}  # sum in a fixed order
         pushes = [push for _, (push, _) in arrived]
         self._steps, self._lost_steps = pushes[0].sequence + 1, False
         gradient = pushes[0].gradient
@@ -170,7 +189,7 @@ class SynchronousShard:
 
 @final
 class SynchronousSession:
-    """A replica's session with synchronous shards: where it stands, also after failures.
+    """A replica's session with synchronous shards; it keeps the replica's step across failures.
 
     Attributes:
       step: the number of the next step: 0, 1, 2, ...
@@ -187,12 +206,12 @@ class SynchronousSession:
     async def join(
         cls, node: Node, server: ParameterServer[SynchronousShard], limit: int | None
     ) -> SynchronousSession:
-        """Begins a session; or continues one, after a failure or in a resumed run.
+        """Begins a session, or continues one after a failure or in a resumed run.
 
         Args:
-          node: the replica's.
-          server: the shards.
-          limit: how many steps there are; None: any number.
+          node: the node that the replica runs on.
+          server: the parameter server.
+          limit: the total number of steps; None: no limit.
         """
         if (progress := node.saved_progress()) is not None:
             step, params = progress
@@ -202,7 +221,11 @@ class SynchronousSession:
         return cls(node, server, step, params)
 
     def go_on(self, limit: int | None) -> bool:
-        """Whether a step is left; saves the replica's progress if there is."""
+        """Returns whether a step is left, and if so saves the replica's progress.
+
+        Args:
+          limit: the total number of steps; None: no limit.
+        """
         if limit is not None and self.step >= limit:
             return False
         self._node.save_progress((self.step, self.params))
@@ -211,9 +234,13 @@ class SynchronousSession:
     async def push(self, gradient: Slices, examples: int) -> bool:
         """Pushes the gradient of a step, and waits for the parameters after the step.
 
+        Args:
+          gradient: the mean gradient over a mini-batch, a slice for each shard.
+          examples: the number of examples in the mini-batch.
+
         Returns:
-          Whether the step was taken; if not, other replicas are at a later step, and so is this
-          one now.
+          Whether the step was taken. If not, the other replicas are at a later step, and this
+          session has moved to that step.
         """
         push = AccumulatedGradient().plus(gradient, self.params.versions, examples)
         messages = push.messages(self._node.name, self.step)
@@ -232,7 +259,8 @@ class SynchronousSession:
         """Tells the shards that the replica has taken all its steps.
 
         Args:
-          nodes_can_fail: waits until all shards know, since a restored one has to be told again.
+          nodes_can_fail: whether nodes may fail; if so, this waits until all shards have answered,
+            because a restored shard has to be told again.
         """
         leaving = self._server.broadcast(SynchronousShard.done, self._node.name)
         if nodes_can_fail:
@@ -240,9 +268,10 @@ class SynchronousSession:
 
 
 async def _next_step(server: ParameterServer[SynchronousShard], limit: int | None) -> int:
-    """The step at which a replica that comes back goes on, from what the shards know of it.
+    """Returns the step at which a replica that comes back continues.
 
-    When all steps were taken, and a shard has lost some of them, nobody is there to repeat them.
+    If all steps were taken and a shard has lost some of them, the replica does not repeat them: the
+    other replicas may have ended, and a step needs all of them.
     """
     taken = await server.broadcast(SynchronousShard.taken)
     known = [steps for steps, lost in taken if not lost]

@@ -1,7 +1,7 @@
-"""The shards' vectors as a coordinator sees them: commands out, scalars back (section 4.2).
+"""The coordinator's client of the vector shards: it sends commands and receives scalars.
 
-The coordinator "has no direct access to the model parameters": there is nothing here that could
-return a vector.
+Paper: section 4.2. The coordinator has "no direct access to the model parameters": no method of
+this client returns a vector.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ _NUMBER_BYTES = 8
 
 @dataclasses.dataclass
 class Traffic:
-    """What a coordinator exchanged with the shards, over all of them."""
+    """The messages between a coordinator and the shards, summed over the shards.
+
+    Attributes:
+      round_trips: the number of commands; one that goes to all shards counts once.
+      bytes_sent: the size of the commands, in bytes.
+      bytes_received: the size of the replies, in bytes.
+    """
 
     round_trips: int = 0
     bytes_sent: int = 0
@@ -30,11 +36,16 @@ class Traffic:
 
 @final
 class VectorClient:
-    """The shards as a coordinator sees them, in one of its lives.
+    """Commands the vector shards for one incarnation of the coordinator.
+
+    Args:
+      server: the shards.
+      command: the number of the last command that may have been used before.
 
     Attributes:
-      command: number of the last command, of its lives before too; none is ever used again.
-      traffic: so far.
+      command: the number of the last command; no number is ever used again, not even by a later
+        incarnation of the coordinator.
+      traffic: the messages exchanged so far.
     """
 
     def __init__(self, server: ParameterServer[VectorShard], command: int = 0) -> None:
@@ -42,7 +53,14 @@ class VectorClient:
         self.traffic = Traffic()
 
     def perform(self, *commands: Command) -> Future[list[float]]:
-        """Every shard performs the commands; each reply is the sum of the shards'."""
+        """Has every shard perform the commands.
+
+        Args:
+          *commands: the commands, in order.
+
+        Returns:
+          A future of the replies of the `Dots` commands, each summed over the shards.
+        """
         return self._counted(
             self._server.broadcast(VectorShard.perform, self._next(), commands),
             commands,
@@ -50,26 +68,49 @@ class VectorClient:
         )
 
     def begin(self, evaluation: int, commands: tuple[Command, ...]) -> Future[None]:
+        """Begins an evaluation of the loss and its gradient at "params".
+
+        Args:
+          evaluation: the number of the evaluation.
+          commands: commands that every shard performs first.
+        """
         beginning = self._server.broadcast(VectorShard.begin, self._next(), evaluation, commands)
         return self._counted(beginning, (evaluation, commands), lambda _: None)
 
     def close(self, evaluation: int, scales: dict[str, float]) -> Future[list[float]]:
-        """The losses of the parts; every shard has them, one is asked."""
+        """Ends an evaluation: the accumulated gradients become vectors.
+
+        Args:
+          evaluation: the number of the evaluation.
+          scales: for each part of the sample, the factor that turns its sum into its mean.
+
+        Returns:
+          A future of the parts' losses, in their order, as one of the shards has them; all shards
+          have the same.
+        """
         closing = self._server.broadcast(VectorShard.close, self._next(), evaluation, scales)
         return self._counted(closing, (evaluation, scales), lambda losses: losses[0])
 
     def finish(self, iteration: int, examples: int, memo: Any) -> Future[None]:
-        """An iteration is done; `examples` were looked at so far, the memo goes to `resume`."""
+        """Marks the end of an iteration, to which the shards can go back.
+
+        Args:
+          iteration: the number of the iteration.
+          examples: the number of examples processed so far.
+          memo: the coordinator's own state, which `resume` returns.
+        """
         finishing = self._server.broadcast(
             VectorShard.finish, self._next(), iteration, examples, memo
         )
         return self._counted(finishing, (iteration, examples, memo), lambda _: None)
 
     async def resume(self) -> Any:
-        """What the coordinator knew at the end of its last finished iteration, or None.
+        """Rewinds all shards to the end of the last iteration that each of them knows.
 
-        All shards go back to the end of the last iteration that each of them knows. Where one of
-        them is restored meanwhile, to an earlier one.
+        If a shard is restored meanwhile, the rewind is repeated; it may then go further back.
+
+        Returns:
+          The coordinator's state at the end of that iteration; None at the beginning of a run.
         """
         while True:
             try:
@@ -87,7 +128,6 @@ class VectorClient:
         return await self._counted(rewinding, (last,), lambda memos: memos[0])
 
     def _next(self) -> int:
-        """The number of the next command."""
         self.command += 1
         return self.command
 

@@ -1,6 +1,6 @@
-"""Vectors that live cut across the shards, and the commands that move them (section 4.2).
+"""Shards of named vectors, which perform a coordinator's commands.
 
-`commanding` has the coordinator's side.
+Paper: section 4.2, Algorithm 1.2. `vector_client` is the coordinator's side.
 """
 
 from __future__ import annotations
@@ -26,19 +26,22 @@ P = ParamSpec("P")
 
 GRADIENT = "gradient"
 BEGINNING = -1  # the iteration before the first
-_LOST = -2  # number of the last command, where it is not known any more
-PARTS = ("before", "only", "after")  # of a sample: shared with the one before, ..., the next
+_LOST = -2  # stands for the number of the last command when it is not known
+# The parts of a sample: shared with the previous sample, with none, and with the next.
+PARTS = ("before", "only", "after")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Contribution:
-    """Summed gradients of some portions, for one shard.
+    """The sum of the gradients of some portions, for one shard.
 
     Attributes:
-      evaluation: the parameters' version.
-      part: of the sample, see `PARTS`.
-      portions: whose gradients these are; a shard counts each portion once.
-      place: of the first of them in the part, for sums in a fixed order.
+      evaluation: the number of the evaluation, which identifies the parameters.
+      part: the part of the sample that the portions belong to, see `PARTS`.
+      portions: the portions; a shard counts each of them once.
+      place: the index of the first portion in its part, for sums in a fixed order.
+      piece: the shard's part of the sum.
+      nbytes: the size of the piece on the wire, in bytes.
     """
 
     evaluation: int
@@ -50,7 +53,13 @@ class Contribution:
 
 
 class Finished(NamedTuple):
-    """What a coordinator can be restarted from: its own few numbers, and the vectors."""
+    """The state after an iteration, from which a coordinator can be restarted.
+
+    Attributes:
+      iteration: the number of the iteration.
+      memo: the coordinator's own state.
+      vectors: the shard's slice of each vector, by the vector's name.
+    """
 
     iteration: int
     memo: Any
@@ -59,7 +68,18 @@ class Finished(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class VectorState:
-    """All that a `VectorShard` knows."""
+    """The complete state of a `VectorShard`.
+
+    Attributes:
+      vectors: the slice of each vector, by the vector's name.
+      evaluation: the number of the current evaluation.
+      sums: the gradients accumulated for each part of the sample.
+      counted: the portions that the sums include.
+      finished: the ends of iterations to which the shard can go back, oldest first.
+      counts: what the shard has done so far.
+      command: the number of the last command.
+      reply: the reply to the last command.
+    """
 
     vectors: dict[str, Slice]
     evaluation: int
@@ -74,10 +94,10 @@ class VectorState:
 def _in_order(
     method: Callable[Concatenate[VectorShard, P], T],
 ) -> Callable[Concatenate[VectorShard, int, P], T]:
-    """The coordinator's commands have numbers: each is performed once, and none left out.
+    """Makes a method take a command's number first, so that each command is performed once.
 
-    Raises:
-      StateLost: the shard does not know what came before, since it was restored.
+    The method raises StateLost if commands before this one are missing, because the shard was
+    restored.
     """
 
     @functools.wraps(method)
@@ -90,7 +110,15 @@ def _in_order(
 
 @final
 class VectorShard:
-    """PARAMETERSERVER of Algorithm 1.2: its slice of every vector; PERFORMOPERATION."""
+    """Holds one slice of every vector, and performs the coordinator's commands on it.
+
+    Paper: PARAMETERSERVER of Algorithm 1.2.
+
+    Args:
+      node: the node that the shard runs on.
+      params: its slice of the initial parameters.
+      make_sum: makes an empty sum of gradients.
+    """
 
     def __init__(self, node: Node, params: Slice, make_sum: Callable[[], SumAccumulator]) -> None:
         self._node, self._make_sum = node, make_sum
@@ -106,37 +134,71 @@ class VectorShard:
         self._reply: Any = None
 
     def numbered(self, number: int, command: Callable[[], T]) -> T:
-        """Performs a command of that number, or replies what it replied before."""
+        """Performs a command, unless it is a repetition of the last one.
+
+        Args:
+          number: the number of the command.
+          command: performs the command, and returns its reply.
+
+        Returns:
+          The reply; a repeated command gets the same reply again.
+
+        Raises:
+          StateLost: commands before this one are missing, because the shard was restored.
+        """
         if number != self._command:
             if number != self._command + 1:
                 raise StateLost(
-                    f"command {number} of {self._node.name}, which knows {self._command}"
+                    f"command {number} does not follow the last one that {self._node.name} knows, "
+                    f"{self._command}"
                 )
             self._reply = command()
             self._command = number
         reply: T = self._reply
         return reply
 
-    # For the coordinator: commands in, scalars out.
+    # Called by the coordinator: it sends commands and receives scalars.
 
     @_in_order
     def perform(self, commands: tuple[Command, ...]) -> list[float]:
-        """PERFORMOPERATION: results stay here, the replies of `Dots` go back."""
+        """Performs commands on the vectors (PERFORMOPERATION).
+
+        The resulting vectors stay on the shard.
+
+        Args:
+          commands: the commands, in order.
+
+        Returns:
+          The shard's share of each reply of the `Dots` commands.
+        """
         return self._perform(commands)
 
     @_in_order
     def begin(self, evaluation: int, commands: tuple[Command, ...]) -> None:
-        """Accrued gradients <- 0, for a new evaluation at "params" after these commands."""
+        """Begins an evaluation at "params": performs the commands, and zeroes accruedgradients.
+
+        Args:
+          evaluation: the number of the evaluation.
+          commands: the commands to perform first, in order.
+        """
         self._perform(commands)
         self._evaluation = evaluation
         self._sums, self._counted = {}, set()
 
     @_in_order
     def close(self, evaluation: int, scales: dict[str, float]) -> list[float]:
-        """Accrued gradients become vectors; the summed losses of the parts go back.
+        """Ends an evaluation: the accumulated gradients become vectors.
 
-        "gradient" is the sum over all parts; where there are several, each part's own is a
-        vector too, times its scale. What comes later for this evaluation is not counted.
+        "gradient" is the sum over all parts. If there are several parts, each part's own sum, times
+        its scale, also becomes a vector. Gradients that arrive later for this evaluation are not
+        counted.
+
+        Args:
+          evaluation: the number of the evaluation.
+          scales: for each part of the sample, the factor that turns its sum into its mean.
+
+        Returns:
+          The summed loss of each part, in the order of `PARTS`.
         """
         sums = {part: self._sums[part].total() for part in PARTS if part in self._sums}
         self._sums = {}
@@ -150,34 +212,46 @@ class VectorShard:
 
     @_in_order
     def finish(self, iteration: int, examples: int, memo: Any) -> None:
-        """Keeps the vectors as they are (by reference), and the coordinator's numbers."""
+        """Keeps the current vectors (by reference) and the coordinator's state.
+
+        Args:
+          iteration: the number of the iteration that has ended.
+          examples: the number of examples processed so far.
+          memo: the coordinator's own state.
+        """
         self._counts.applied, self._counts.examples = iteration, examples
         finished = Finished(iteration, memo, dict(self._vectors))
-        known = [f for f in self._finished if f.iteration < iteration]  # after a rewind: anew
+        # After a rewind, iterations are repeated and replace the earlier ones.
+        known = [f for f in self._finished if f.iteration < iteration]
         asked = {BEGINNING, *self._checkpointed}
         kept = [f for f in known if f.iteration in asked or f is known[-1]]
         self._finished = (*kept, finished)
 
     def standing(self) -> tuple[list[int], int]:
-        """Iterations that it can go back to, and the number of the last command.
+        """Returns the iterations that the shard can go back to, and the last command's number.
 
-        They are the last two, those of the latest checkpoints, and the beginning.
+        These iterations are the last two, those of the latest checkpoints, and the beginning.
         """
         return [finished.iteration for finished in self._finished], self._command
 
     def rewind(self, iteration: int, command: int) -> Any:
-        """Back to the end of that iteration; what the coordinator knew then.
+        """Goes back to the end of an iteration.
 
         Args:
-          command: number of the coordinator's last command; the next one has the next.
+          iteration: the number of the iteration.
+          command: the number of the coordinator's last command; its next command has the next
+            number.
+
+        Returns:
+          The coordinator's own state at the end of the iteration.
 
         Raises:
-          StateLost: the shard was restored, and does not know that iteration (any more).
+          StateLost: the shard was restored, and does not know that iteration.
         """
         kept = tuple(f for f in self._finished if f.iteration <= iteration)
         found = kept[-1]
         if found.iteration != iteration:
-            raise StateLost(f"the end of iteration {iteration}, by {self._node.name}")
+            raise StateLost(f"{self._node.name} does not know the end of iteration {iteration}")
         self._finished = kept
         self._vectors, self._command = dict(found.vectors), command
         self._evaluation, self._sums, self._counted = -1, {}, set()
@@ -188,18 +262,28 @@ class VectorShard:
         self._node.count_memory_traffic([self._vectors[name] for name in _moved(commands)])
         return replies
 
-    # For the replicas.
+    # Called by the replicas.
 
     def fetch(self, replica: str) -> Snapshot:
-        """GETPARAMETERSFROMPARAMSERVER; the version is the evaluation's number."""
+        """Returns the slice of "params" (GETPARAMETERSFROMPARAMSERVER).
+
+        Its version is the number of the current evaluation.
+
+        Args:
+          replica: the name of the node that fetches.
+        """
         self._counts.bytes_fetched += self._nbytes
         return Snapshot(self._evaluation, self._vectors["params"], self._nbytes)
 
     def accrue(self, contribution: Contribution) -> None:
-        """Accrued gradients += gradient; each portion once, whoever sends it how often.
+        """Adds gradients to accruedgradients, counting each portion once.
 
-        Copies of a portion are equal, so which of them counts makes no difference. Late
-        ones, of an evaluation that is over, are left out.
+        Several replicas may send the gradient of the same portion. These gradients are equal, so
+        it makes no difference which of them counts. Gradients of an earlier evaluation are
+        ignored.
+
+        Raises:
+          RuntimeError: some of the portions were counted before, but not all of them.
         """
         self._counts.bytes_pushed += contribution.nbytes
         if contribution.evaluation != self._evaluation:
@@ -214,22 +298,23 @@ class VectorShard:
         make_sum = self._sums.setdefault(contribution.part, self._make_sum())
         make_sum.add(contribution.place, contribution.piece)
 
-    # For an observer: leave no trace.
+    # Called by observers: these methods change nothing.
 
     def peek(self) -> Snapshot:
-        """The parameters at the end of the last iteration, not those on trial."""
+        """Returns the parameters at the end of the last iteration, not those being tried."""
         last = self._finished[-1]
         return Snapshot(max(0, last.iteration), last.vectors["params"], self._nbytes)
 
     def report(self) -> Report:
+        """Returns what the shard has done so far; its version is the number of iterations."""
         return Report(
             self.peek().version, dataclasses.replace(self._counts), StalenessAccounting(), {}
         )
 
-    # For a checkpoint, and for another copy.
+    # Called for checkpoints and for the backup.
 
     def state(self) -> VectorState:
-        """All that it knows; it may go on meanwhile."""
+        """Returns the complete state, which does not change when the shard does."""
         return VectorState(
             dict(self._vectors),
             self._evaluation,
@@ -242,9 +327,10 @@ class VectorShard:
         )
 
     def checkpoint(self) -> VectorState:
-        """What of it outlives the run: the ends of its latest iterations.
+        """Returns the state to save in a checkpoint: the ends of the latest iterations.
 
-        It keeps them, so that all shards can go back to where one of them is restored to.
+        The shard also keeps these iterations in memory, so that it can go back to them when
+        another shard is restored from the checkpoint.
         """
         latest = self._finished[-2:]
         self._checkpointed = (*self._checkpointed[-2:], *(f.iteration for f in latest))
@@ -252,10 +338,12 @@ class VectorShard:
         return dataclasses.replace(state, vectors=latest[-1].vectors)
 
     def restore(self, state: VectorState, *, checkpoint: bool = False) -> None:
-        """Knows what a state says, and nothing else.
+        """Replaces the shard's complete state.
 
         Args:
-          checkpoint: the state is of an earlier time: the coordinator has to go back too.
+          state: the new state.
+          checkpoint: whether the state is from a checkpoint, so that the coordinator has to go
+            back, too.
         """
         self._vectors, self._evaluation = dict(state.vectors), state.evaluation
         self._sums = {part: one.copy() for part, one in state.sums.items()}
@@ -270,7 +358,7 @@ class VectorShard:
 
 @jax.jit
 def _scaled(sums: list[Slice], scales: list[float]) -> dict[int, Slice]:
-    """The whole sum, then each part's own mean."""
+    """Returns the sum over all parts (key 0), then each part's own mean."""
     whole = jax.tree.map(lambda *leaves: sum(leaves[1:], leaves[0]), *sums)
 
     def scaled(one: Slice, scale: float) -> Slice:
@@ -280,11 +368,11 @@ def _scaled(sums: list[Slice], scales: list[float]) -> dict[int, Slice]:
 
 
 def _moved(commands: Sequence[Command]) -> list[str]:
-    """Every vector that a list of commands reads or writes, each time."""
+    """Lists every vector that the commands read or write, once for each access."""
     names: list[str] = []
     for command in commands:
         if isinstance(command, Combine) and len(command.terms) == 1 and command.terms[0][0] == 1.0:
-            continue  # another name
+            continue  # only gives the vector another name
         if isinstance(command, Combine):
             names += [command.out, *(name for _, name in command.terms)]
         elif isinstance(command, Multiply):

@@ -159,7 +159,7 @@ def test_bad_settings_are_refused():
         ({"sample": 0.0}, "sample=0.0"),
         ({"overlap": 0.7}, "overlap=0.7"),
         ({"steps": 0}, "steps=0"),
-        ({"stops": Stops(iterations=9)}, "say steps instead"),
+        ({"stops": Stops(iterations=9)}, "set steps instead"),
     ):
         with pytest.raises(ValueError, match=text):
             sandblaster.Config(**kwargs)

@@ -217,7 +217,7 @@ def test_a_sending_that_a_shard_does_not_know_is_done_again():
 
 def test_a_shard_that_lost_the_evaluation_ends_it():
     case = Case(2, 1)
-    with pytest.raises(StateLost, match="evaluation 7: a shard does not know it"):
+    with pytest.raises(StateLost, match="a restored shard does not know evaluation 7"):
         case.replicas[0].answer(None)
 
 

@@ -240,7 +240,7 @@ def test_a_run_that_cannot_be_held_says_so_and_keeps_what_the_shards_know(monkey
 
     monkeypatch.setattr("dbjax.runtime.virtual.VirtualRuntime.run", strange)
     run(config, monkeypatch, stop=50, checkpoints=kept, **given)
-    assert "cannot be taken up exactly" in caplog.text
+    assert "cannot be resumed exactly" in caplog.text
     assert kept.latest.exact is None
 
 

@@ -81,7 +81,7 @@ def test_a_damaged_one_is_left_out_with_a_warning(filled, way, caplog):
     damaged(filled, way)
     with caplog.at_level(logging.WARNING, "dbjax"):
         assert latest(filled).time_s == 3.0
-    assert "damaged and left out" in caplog.text
+    assert "damaged and skipped" in caplog.text
 
 
 def test_other_values_in_the_same_files_are_found_out(filled, caplog):
@@ -90,7 +90,7 @@ def test_other_values_in_the_same_files_are_found_out(filled, caplog):
             file.unlink()
     shutil.copytree(filled / "3" / "arrays", filled / "4" / "arrays", dirs_exist_ok=True)
     assert latest(filled).time_s == 3.0
-    assert "damaged and left out" in caplog.text
+    assert "damaged and skipped" in caplog.text
 
 
 def test_a_half_written_one_is_none(filled):
@@ -104,7 +104,7 @@ def test_with_none_that_is_whole_there_is_none(filled, caplog):
             if file.is_file():
                 file.write_bytes(b"")
     assert latest(filled) is None
-    assert caplog.text.count("damaged and left out") == 2
+    assert caplog.text.count("damaged and skipped") == 2
 
 
 def test_one_of_another_version_is_refused(filled, monkeypatch):
@@ -134,7 +134,7 @@ def test_one_that_is_not_damaged_is_not_left_out(filled, error):
 def test_one_of_a_class_that_is_not_known_here_is_not_left_out(filled, monkeypatch):
     monkeypatch.delattr("dbjax.checkpoint.state.CheckpointState")
     with pytest.raises(
-        ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.state:CheckpointState' is no"
+        ValueError, match=r"/4: Unknown: 'dbjax.checkpoint.state:CheckpointState' is not"
     ):
         latest(filled)
 

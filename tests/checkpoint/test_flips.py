@@ -68,8 +68,8 @@ def test_a_flipped_bit_changes_no_result(interrupted, tmp_path, caplog):
         assert found == digest
         if said:
             assert said == [
-                f"checkpoint {path / '4'} is damaged and left out: {damaged} is not as it was "
-                f"written; {path / '3'} is used instead"
+                f"checkpoint {path / '4'} is damaged and skipped: {damaged} has changed since it "
+                f"was written; {path / '3'} is used instead"
             ]
         else:
             assert file.name in ("_CHECKPOINT_METADATA", "commit_success.txt")
@@ -79,15 +79,15 @@ def ways(path):
     """What else may happen to the newest checkpoint, and what is said then."""
     newest, about = path / "4", path / "4" / "about" / "metadata"
     return {
-        "cut": (lambda: about.write_bytes(about.read_bytes()[:-1]), f"{about} is not as it was"),
-        "empty file": (lambda: about.write_bytes(b""), f"{about} is not as it was"),
+        "cut": (lambda: about.write_bytes(about.read_bytes()[:-1]), f"{about} has changed since"),
+        "empty file": (lambda: about.write_bytes(b""), f"{about} has changed since"),
         "deleted file": (about.unlink, f"{about} is missing"),
         "deleted folder": (lambda: shutil.rmtree(newest / "arrays"), "is missing"),
         "no digests": ((newest / "digests").unlink, f"{newest / 'digests'} is missing"),
         "empty directory": (lambda: (path / "7").mkdir(), f"{path / '7' / 'digests'} is missing"),
         "other values": (
             lambda: shutil.copytree(path / "3" / "arrays", newest / "arrays", dirs_exist_ok=True),
-            "is not as it was written"),
+            "has changed since it was written"),
         "extra files": (lambda: [(p / "extra").write_text("x") for p in (path, newest)], None),
     }  # fmt: skip
 
@@ -170,7 +170,7 @@ def test_200_flips_over_the_checkpoints_of_a_command(tmp_path, caplog, capsys):
         assert run.main([*given, *longer, f"--workdir={workdir}"]) == 0
         said = [r.getMessage() for r in caplog.records if "damaged" in r.getMessage()]
         assert left(workdir) == expected
-        assert all(f"{damaged} is not as it was written" in line for line in said)
+        assert all(f"{damaged} has changed since it was written" in line for line in said)
         assert all("is used instead" in line for line in said)
         outcomes["said so" if said else "same bytes"] += 1
         shutil.rmtree(workdir)

@@ -42,7 +42,7 @@ def test_other_parameters_are_refused_in_one_line(saved, like, said):
 
 
 def test_a_damaged_file_is_named(saved, tmp_path):
-    with pytest.raises(ValueError, match="is no directory of parameters"):
+    with pytest.raises(ValueError, match="is not a directory of parameters"):
         load_params(tmp_path / "none", LIKE)
     for path in sorted(p for p in saved.rglob("*") if p.is_file()):
         whole = path.read_bytes()

@@ -73,7 +73,9 @@ def test_another_run_is_refused_in_one_line(name, runtime, left):
     with pytest.raises(ValueError, match=f"^the checkpoint is of another run: {said}") as refused:
         dbjax.run(task, config, runtime=runtime, cluster=cluster, resume=left[which])
     assert "\n" not in str(refused.value)
-    assert str(refused.value).endswith("resume with the same, or begin anew in another workdir")
+    assert str(refused.value).endswith(
+        "resume with the same setting, or start a new run in another workdir"
+    )
 
 
 def test_another_rate_is_none_of_that(left):

@@ -144,7 +144,8 @@ def test_fields_by_their_former_names_are_refused_with_the_new_one(tmp_path):
     own = tmp_path / "own.py"
     own.write_text(
         "from experiments.defaults import defaults\n\n\n"
-        "def get_config():\n    config = defaults()\n    config.cut.devices = 2\n    return config\n"
+        "def get_config():\n    config = defaults()\n    config.cut.devices = 2\n"
+        "    return config\n"
     )
     with pytest.raises(ValueError, match="line 6: the config's field 'cut' was renamed: use 'sha"):
         parse([f"--config={own}"])

@@ -52,7 +52,8 @@ FOUND = [  # steps of synchronous SGD whose end a shard has lost, when some repl
     Case(3567, "sgd", 2, 3, steps=4, deaths=5, links=2, restless=True, jitter=True),
     # answers that showed what only the head had
     Case(1801, "sgd", 3, 1, 1, deaths=3, outages=2, duplicates=True),
-    Case(3884, "sgd", 4, 2, 1, 12, deaths=8, outages=4, duplicates=True, restless=True, jitter=True),
+    Case(3884, "sgd", 4, 2, 1, 12, deaths=8, outages=4, duplicates=True, restless=True,
+         jitter=True),
 ]  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Sandblaster (section 4.2, Algorithm 1.2): see `method`."""
+"""Sandblaster: distributed batch optimisation (section 4.2, Algorithm 1.2)."""
 
 from dbjax.algorithms.sandblaster.coordinator import Config as Config
 from dbjax.algorithms.sandblaster.coordinator import coordinator as coordinator

@@ -1,4 +1,4 @@
-"""Which portions a batch is made of: all of them, or a fresh part each iteration."""
+"""The portions that make up each batch: all of them, or a new sample in each iteration."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import final
 
 from dbjax.parameter_server.vector_shard import PARTS
 
-Parts = dict[str, tuple[int, ...]]
+Parts = dict[str, tuple[int, ...]]  # a name of `PARTS` -> the portions of that part
 
 
 @final
 @dataclasses.dataclass(frozen=True)
 class Batches:
-    """Samples of `size` portions of `count`; two that follow each other share `overlap`.
+    """Chooses the portions of each sample; consecutive samples overlap.
 
-    Berahas, Nocedal & Takac 2016, "A Multi-Batch L-BFGS Method for Machine Learning":
-    differences of gradients are taken over the examples that two samples share, so that
-    curvature pairs are of one function. A sample goes on where the one before ended, but
-    for the overlap, around and around.
+    Berahas, Nocedal & Takac 2016, "A Multi-Batch L-BFGS Method for Machine Learning": differences
+    of gradients are taken over the examples that two samples share, so that both gradients of a
+    curvature pair belong to the same function. Samples go through the portions cyclically: each
+    one begins at the overlap with the previous one.
+
+    Attributes:
+      count: the number of portions of the data.
+      size: the number of portions of a sample.
+      overlap: the number of portions that two consecutive samples share.
     """
 
     count: int
@@ -27,25 +32,34 @@ class Batches:
 
     @property
     def whole(self) -> bool:
-        """Whether every sample is all the data."""
+        """Whether every sample consists of all the data."""
         return self.size == self.count
 
     def parts(self, sample: int) -> Parts:
-        """The portions of a sample, by what they are shared with."""
+        """Returns the portions of a sample, by the part of the sample that they belong to.
+
+        Args:
+          sample: the number of the sample, from 0.
+        """
         if self.whole:
             return {"only": tuple(range(self.count))}
         begin = sample * (self.size - self.overlap)
         portions = [(begin + i) % self.count for i in range(self.size)]
-        cut, end = self.overlap, self.size - self.overlap
-        found = (portions[:cut], portions[cut:end], portions[end:])
+        first, last = self.overlap, self.size - self.overlap
+        found = (portions[:first], portions[first:last], portions[last:])
         return {part: tuple(p) for part, p in zip(PARTS, found, strict=True) if p}
 
 
 def make_batches(count: int, share: float, overlap: float) -> Batches:
-    """Samples of a share of `count` portions, of which a part `overlap` is shared.
+    """Returns the samples of a run.
+
+    Args:
+      count: the number of portions of the data.
+      share: the fraction of the portions in a sample; 1: all of them.
+      overlap: the fraction of a sample that it shares with the next sample.
 
     Raises:
-      ValueError: there are too few portions for that.
+      ValueError: there are too few portions for such samples.
     """
     if share == 1.0:
         return Batches(count, count, 0)
@@ -53,8 +67,8 @@ def make_batches(count: int, share: float, overlap: float) -> Batches:
     shared = round(overlap * size)
     if shared < 1 or 2 * shared > size or size >= count:
         raise ValueError(
-            f"sandblaster.sample={share} of {count} portions with overlap={overlap} are {size} "
-            f"and {shared} portions: needs at least 1 shared, at most half; smaller portions "
-            "(batch_size) make more of them"
+            f"sandblaster.sample={share} of {count} portions is {size} portions, of which "
+            f"overlap={overlap} is {shared}: the sample must be smaller than the data, and its "
+            "overlap at least 1 and at most half; reduce batch_size to get more, smaller portions"
         )
     return Batches(count, size, shared)

@@ -1,7 +1,7 @@
-"""Sandblaster: batch methods whose coordinator commands the shards.
+"""Sandblaster: batch methods whose coordinator sends commands to the shards.
 
 Dean et al. 2012, "Large Scale Distributed Deep Networks", section 4.2 and Algorithm 1.2.
-Departures are listed in docs/algorithm.md.
+docs/algorithm.md lists the differences from the paper.
 """
 
 from __future__ import annotations
@@ -33,29 +33,37 @@ from dbjax.runtime.interface import Handle, Node, Runtime
 from dbjax.runtime.node_names import replica_name
 from dbjax.task import Task
 
-_TOGETHER = 4096  # examples in one program, where arithmetic may be put off
+_TOGETHER = 4096  # the number of examples in one program, if arithmetic may be deferred
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Sandblaster. A portion is `Task.batch_size` examples.
+    """Configures Sandblaster; a portion of the data is `Task.batch_size` examples.
+
+    Paper: section 4.2.
 
     Attributes:
-      method: of `dbjax.optim`: `Lbfgs()`, `ConjugateGradients()`, `GradientDescent()`.
-      stops: when it has converged; its `iterations` stay None, see `steps`.
-      replicas: model replicas.
-      shards: of the parameter server.
-      shard_backups: copies of every shard on machines of their own, 0 or 1.
-      steps: iterations at most; None: until another stop or the end of the run's time,
-        which must then be given.
-      send_every: portions after which a replica sends its gradients; a death costs those.
-      prefetch: portions that wait at a replica while it works on another.
-      backup_after: once no portion is left, one that takes longer than this many times
-        the median gets a backup copy; 0: whoever is idle copies at once; infinite: never.
-      order: "free": gradients are added as they come, fastest; "fixed": in the order of
-        the portions, so that every cluster and every runtime give the same bytes.
-      sample: share of the data in a batch; 1: all of it in every iteration.
-      overlap: share of a sample that it has in common with the next.
+      method: the batch method, from `dbjax.optim`: `Lbfgs()`, `ConjugateGradients()`, or
+        `GradientDescent()`.
+      stops: the stopping criteria of the method; leave their `iterations` None and set `steps`.
+      replicas: the number of model replicas.
+      shards: the number of shards of the parameter server.
+      shard_backups: the number of backups of every shard, 0 or 1, on machines of their own.
+      steps: the maximum number of iterations; None: until another criterion holds, or until the
+        run's time is over, which must then be given.
+      send_every: the number of portions after which a replica sends its gradients; a replica that
+        fails loses the gradients that it has not sent.
+      prefetch: the number of portions that wait at a replica while it works on another.
+      backup_after: when no portion is left to begin, a portion that takes longer than this many
+        times the median gets a backup copy on an idle replica; 0: at once; infinite: never.
+      order: "free" adds gradients in the order of their arrival, which is fastest; "fixed" adds
+        them in the order of the portions, so that every cluster and every runtime compute the same
+        bytes.
+      sample: the fraction of the data in a batch, in (0, 1]; 1: all data in every iteration.
+      overlap: the fraction of a batch that it shares with the next batch, in (0, 0.5].
+
+    Raises:
+      ValueError: a value is out of its range, or `stops.iterations` is set.
     """
 
     method: Method = Lbfgs()
@@ -82,7 +90,7 @@ class Config:
             raise ValueError(f"sandblaster.steps={self.steps} must be at least 1, or None")
         if self.stops.iterations is not None:
             raise ValueError(
-                f"sandblaster.stops.iterations={self.stops.iterations}: say steps instead"
+                f"sandblaster.stops.iterations={self.stops.iterations}: set steps instead"
             )
 
 
@@ -94,7 +102,19 @@ async def coordinator(
     size_of: Callable[[Iterable[int]], int],
     config: Config,
 ) -> str:
-    """Algorithm 1.2, SANDBLASTERLBFGS; returns why it stopped."""
+    """Runs the coordinator (Algorithm 1.2, SANDBLASTERLBFGS).
+
+    Args:
+      node: the node that the coordinator runs on.
+      server: the shards.
+      replicas: handles of the replicas.
+      batches: the portions that make up each batch.
+      size_of: portions -> the number of their examples.
+      config: the configuration of the method.
+
+    Returns:
+      The reason why it stopped.
+    """
     counts, vectors = CoordinatorCounts(), VectorClient(server, node.incarnation << 32)
     scheduler = Scheduler(
         node, replicas, counts, prefetch=config.prefetch, backup_after=config.backup_after
@@ -114,13 +134,18 @@ def program(
     """Places shards, replicas and the coordinator on a runtime.
 
     Args:
-      runtime: where they are placed.
-      task: what is trained.
-      config: how.
-      restore: see `ParameterServer.serve`.
+      runtime: the runtime that they are placed on.
+      task: the training task.
+      config: the configuration of the method.
+      restore: a function from the partition to the states with which the shards begin; None: they
+        begin with the initial parameters.
+
+    Returns:
+      The program, ready to run.
 
     Raises:
-      ValueError: the loss is a sum over the examples of a batch.
+      ValueError: the loss is a sum over the examples of a batch, or there are too few portions for
+        `config.sample` and `config.overlap`.
     """
     mean = require_mean_loss(task)
     fixed = config.order == "fixed"
@@ -136,7 +161,7 @@ def program(
     )
     data = task.portions
     deferred = runtime.defers_arithmetic and not fixed and task.sharding is None
-    if deferred and config.sample < 1:  # what is computed together is never the same again
+    if deferred and config.sample < 1:  # the same portions are never computed together again
         data = dataclasses.replace(data, held_bytes=0)
     read_ahead = _nothing if deferred else data.read_ahead
     gradients = _gradients(task, server, data, config.replicas, deferred, mean)
@@ -159,14 +184,16 @@ def _gradients(
     deferred: bool,
     mean: bool,
 ) -> list[Any]:
-    """What each replica computes portions with: all the same, or each on devices of its own.
+    """Returns the function with which each replica computes the gradients of portions.
+
+    All replicas have the same function, except that model-parallel replicas have their own devices.
 
     Args:
-      task: what is trained.
+      task: the training task.
       server: the shards.
       data: all portions.
-      replicas: how many there are.
-      deferred: whether arithmetic is put off until somebody looks at its result.
+      replicas: the number of replicas.
+      deferred: whether arithmetic is deferred until its result is needed.
       mean: whether the loss of several portions is the mean of their losses.
     """
     together = max(1, _TOGETHER // task.batch_size) if mean else 1
@@ -185,14 +212,20 @@ def _gradients(
 
 
 def _nothing(portions: tuple[int, ...]) -> None:
-    """Does nothing: nobody waits for data where arithmetic is put off."""
+    """Does nothing: if arithmetic is deferred, no replica waits for data."""
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What the rows of the coordinator add to the summary of a run.
+    """Summarises the rows that the coordinator recorded, for the summary of a run.
 
-    The round trips and bytes are those with the shards; what the coordinator tells replicas is a
-    few numbers a call.
+    Round trips and bytes count only the messages between the coordinator and the shards: its calls
+    to replicas carry just a few numbers each.
+
+    Args:
+      rows: all rows of the run's trace.
+
+    Returns:
+      The entries to add to the summary.
     """
     recorded = (r for r in reversed(rows) if r["node"] == "coordinator" and "step" in r)
     state = State(0, 0, math.nan, math.nan, math.nan)

@@ -1,9 +1,10 @@
-"""How a loss depends on how many examples it is given: found out before a run, by trying.
+"""Tests before a run whether a loss is a mean or a sum over the examples of a batch.
 
-Sandblaster adds up portions, each weighed by its size, and where time is only modelled it computes
-many of them at once. Both are right of a mean over examples. Of a sum they are wrong, and differ
-between runtimes. Of a loss that looks at several examples together, as batch normalisation and
-contrastive losses do, only the second is wrong: it is computed portion by portion.
+Sandblaster adds up the losses of portions, each weighted by its size. Where time is modelled, it
+also computes many portions at once. Both are correct if the loss is a mean over examples. If it is
+a sum, both give wrong results, which also differ between runtimes. If the loss of an example
+depends on other examples, as with batch normalisation and contrastive losses, only the second is
+wrong; such a loss is computed portion by portion.
 """
 
 from __future__ import annotations
@@ -22,19 +23,25 @@ from dbjax.task import Task
 from dbjax.types import Batch, LossFn, Params
 
 Reduction = Literal["mean", "sum", "other"]
-_EXAMPLES = 16  # tried at most, in one block
-_BLOCKS = 5
-_SHIFT = 0.1  # of the parameters, in shares of their own size
+_EXAMPLES = 16  # the maximum number of examples in a block
+_BLOCKS = 5  # the maximum number of blocks
+_SHIFT = 0.1  # the shift of the parameters, relative to the root mean square of each leaf
 
 
 def require_mean_loss(task: Task) -> bool:
-    """Returns whether the loss of several portions is the mean of theirs, weighed by their sizes.
+    """Checks that the loss of a task is not a sum over the examples of a batch.
 
-    Where there is only one portion nothing is tried: it is taken as it is. Nor is a loss that takes
-    a key, of which each portion has its own.
+    The loss is not evaluated if there is only one portion, which is used as it is, or if the loss
+    takes a random key, since each portion has its own key.
+
+    Args:
+      task: the training task.
+
+    Returns:
+      Whether the loss of several portions is the mean of their losses, weighted by their sizes.
 
     Raises:
-      ValueError: the loss is a sum over the examples of a batch, perhaps with something beside it.
+      ValueError: the loss is a sum over the examples of a batch, perhaps plus a penalty.
     """
     if task.takes_key:
         return False
@@ -43,19 +50,19 @@ def require_mean_loss(task: Task) -> bool:
     reduction = _reduction(task)
     if reduction == "sum":
         raise ValueError(
-            "Task.loss is a sum over the examples of a batch: more examples, more loss; portions "
-            "of unequal size would count wrongly. Make it a mean: jnp.mean in place of jnp.sum, or "
-            "divide by the number of examples in the batch"
+            "Task.loss is a sum over the examples of a batch: it grows with the number of "
+            "examples, so portions of unequal size would count wrongly. Make it a mean: use "
+            "jnp.mean in place of jnp.sum, or divide by the number of examples in the batch"
         )
     return reduction == "mean"
 
 
 def _reduction(task: Task) -> Reduction:
-    """Tried on blocks a, b, ... of examples, all of one size.
+    """Classifies the loss f by evaluating it on blocks a, b, ... of examples, all of one size.
 
-    Of a sum or a mean, also with a penalty, f(ab) = (f(aa) + f(bb)) / 2. Only of a mean f(aa) =
-    f(a). f is the loss, and for the first of these its derivative along some direction too: where
-    all examples have nearly the same loss, their gradients differ.
+    For a sum or a mean, also with a penalty, f(ab) = (f(aa) + f(bb)) / 2. Only for a mean
+    f(aa) = f(a). The first equation is also tested for the derivative of f along some direction:
+    if all examples have nearly the same loss, their gradients still differ.
     """
     size = min(task.batch_size, len(task.examples) // 2, _EXAMPLES)
     order, count = (
@@ -73,10 +80,10 @@ def _reduction(task: Task) -> Reduction:
             for batches in (twice, mixed)
         )
         of_once = float(value(params, once, shift))
-    except Exception:  # a loss for batches of one size only
+    except Exception:  # the loss works only for batches of one size
         return "other"
     if not np.isfinite([*np.ravel(of_twice), *np.ravel(of_mixed), of_once]).all():
-        return "other"  # nothing can be told
+        return "other"  # the test is inconclusive
     for found, pair in zip(of_mixed, itertools.pairwise(of_twice), strict=True):
         apart, (loss, _, norm) = np.abs(2 * found - sum(pair)), np.abs(pair).sum(0)
         if not (apart[0] <= tolerance * loss and apart[1] <= tolerance * norm):
@@ -89,10 +96,11 @@ def _batch(task: Task, *blocks: Any) -> Batch:
 
 
 def _tolerance(task: Task) -> float:
-    """Half of the digits: rounding takes some, and what is no mean is off in the first ones.
+    """Returns a relative tolerance of half the digits of the parameters' coarsest dtype.
 
-    Sums of `n` numbers in another order differ by about sqrt(n) units in the last place, more where
-    they cancel; what two examples do to each other changes a loss by a share of itself.
+    Rounding affects the last digits, whereas a loss that is not a mean differs in the first ones.
+    Sums of n numbers in another order differ by about sqrt(n) units in the last place, or more if
+    the numbers cancel. An interaction between examples changes the loss by a fraction of itself.
     """
     steps = [float(jnp.finfo(leaf.dtype).eps) for leaf in jax.tree.leaves(task.shapes)]
     return math.sqrt(max(steps))
@@ -100,15 +108,19 @@ def _tolerance(task: Task) -> float:
 
 @functools.lru_cache(maxsize=16)
 def _compiled(loss: LossFn) -> tuple[jax.stages.Wrapped, jax.stages.Wrapped]:
-    """(params, batch, shift) -> the loss; and, [3], with its derivative and its gradient's norm.
+    """Compiles the loss at shifted parameters, without and with derivatives.
 
-    At shifted parameters: at the initial ones much may vanish, such as all that is multiplied with
-    a layer that is zero at first.
+    At the initial parameters much may vanish, such as everything that is multiplied by a layer that
+    is initialised to zero.
+
+    Returns:
+      Two functions of (params, batch, shift). The first returns the loss. The second returns an
+      array [3] of the loss, its derivative along a direction, and the norm of its gradient.
     """
 
     def direction(leaf: jax.Array, turn: float) -> jax.Array:
         numbers = jax.lax.iota(jnp.float32, leaf.size).reshape(leaf.shape)
-        return jnp.sin(turn * (numbers + 1))  # any will do, if nothing in the loss is like it
+        return jnp.sin(turn * (numbers + 1))  # an arbitrary direction that no loss resembles
 
     def shifted(leaf: jax.Array, shift: jax.Array) -> jax.Array:
         size = jnp.sqrt(jnp.mean(jnp.square(leaf.astype(jnp.float32))))

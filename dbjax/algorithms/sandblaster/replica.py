@@ -1,4 +1,4 @@
-"""A model replica of Sandblaster: computes portions, sends sums of gradients."""
+"""A model replica of Sandblaster: computes the gradients of portions, and sends their sums."""
 
 from __future__ import annotations
 
@@ -16,11 +16,18 @@ PortionGradient = Callable[[Slices, tuple[int, ...], int], GradientSum | Deferre
 
 @final
 class Replica:
-    """REPLICA of Algorithm 1.2. What it knows dies with it, and is computed again.
+    """Computes the gradients of portions when the coordinator asks for them.
+
+    Its state is lost when its node fails; the gradients are then computed again.
+
+    Paper: REPLICA of Algorithm 1.2.
 
     Args:
-      gradient: (parameters, portions, examples in the batch) -> their share of its sum.
-      read_ahead: is told which portion probably comes next.
+      node: the node that the replica runs on.
+      server: the shards.
+      gradient: (parameters, portions, examples in the batch) -> the portions' share of the batch's
+        loss and gradient.
+      read_ahead: is called with the portion that probably comes next.
     """
 
     def __init__(
@@ -37,15 +44,21 @@ class Replica:
         self._computed: dict[int, GradientSum | DeferredSum] = {}
 
     async def process_portion(self, evaluation: int, total: int, portion: int) -> bool | None:
-        """PROCESSPORTION: keeps the gradient until it is told to send it.
+        """Computes the gradient of a portion, and keeps it until it is to be sent (PROCESSPORTION).
 
-        Returns whether it did; not if the evaluation is over; None if a shard does not know it,
-        since it was restored.
+        Args:
+          evaluation: the number of the evaluation.
+          total: the number of examples in the batch.
+          portion: the portion.
+
+        Returns:
+          True if the gradient was computed, False if the evaluation is over, None if a shard was
+          restored and does not know the evaluation.
         """
         ready = await self._has_parameters(evaluation)
         if not ready:
             return ready
-        if portion in self._computed:  # it was given away, and came back
+        if portion in self._computed:  # it was given to another replica, and came back
             return True
         computing = self._node.compute(self._gradient, self._params, (portion,), total)
         self._read_ahead((portion + 1,))
@@ -55,9 +68,19 @@ class Replica:
     def send_gradients(
         self, evaluation: int, part: str, place: int, portions: tuple[int, ...]
     ) -> Future[bool]:
-        """SENDGRADIENTS: to all shards; answers when they have it, and works on meanwhile.
+        """Sends the sum of some portions' gradients to all shards (SENDGRADIENTS).
 
-        The answer is False where it does not know these gradients (any more).
+        The replica can compute other portions before the shards have answered.
+
+        Args:
+          evaluation: the number of the evaluation.
+          part: the part of the sample that the portions belong to.
+          place: the index of the first portion in its part.
+          portions: the portions.
+
+        Returns:
+          A future that is True when all shards have the sum, or False at once if the replica does
+          not have these gradients.
         """
         if evaluation != self._evaluation or not self._computed.keys() >= set(portions):
             return ready(False)
@@ -74,7 +97,19 @@ class Replica:
     async def redo(
         self, evaluation: int, total: int, part: str, place: int, portions: tuple[int, ...]
     ) -> bool | None:
-        """Computes and sends what another replica began to send, or may never send."""
+        """Computes and sends gradients that another replica began to send, or may never send.
+
+        Args:
+          evaluation: the number of the evaluation.
+          total: the number of examples in the batch.
+          part: the part of the sample that the portions belong to.
+          place: the index of the first portion in its part.
+          portions: the portions.
+
+        Returns:
+          True if the shards have the sum, False if the evaluation is over, None if a shard was
+          restored and does not know the evaluation.
+        """
         for portion in portions:
             known = portion in self._computed and evaluation == self._evaluation
             if not known and await self.process_portion(evaluation, total, portion) is None:
@@ -82,7 +117,12 @@ class Replica:
         return await self.send_gradients(evaluation, part, place, portions)
 
     async def _has_parameters(self, evaluation: int) -> bool | None:
-        """Fetches them once an evaluation; False if that evaluation is over, None if it is lost."""
+        """Fetches the parameters once per evaluation.
+
+        Returns:
+          True if they are there, False if the evaluation is over, None if a shard was restored and
+          does not know the evaluation.
+        """
         if evaluation > self._evaluation:
             fetched = await self._server.fetch(VectorShard.fetch, self._node.name)
             if set(fetched.versions) != {evaluation}:

@@ -1,4 +1,7 @@
-"""The model replicas, what each is busy with, and backup copies of what takes too long."""
+"""Schedules portions on the model replicas, with backup copies of those that take too long.
+
+Paper: section 4.2, on load balancing.
+"""
 
 from __future__ import annotations
 
@@ -16,40 +19,65 @@ from dbjax.runtime.interface import Arrivals, Future, Handle, Node
 
 @dataclasses.dataclass
 class CoordinatorCounts:
-    """What happened so far; times on the coordinator's clock."""
+    """Counters of a run.
+
+    Attributes:
+      evaluations: the number of evaluations of the loss and its gradient.
+      examples: the number of examples in all these evaluations.
+      evaluating_s: the time spent in evaluations, in seconds on the coordinator's clock.
+      commanding_s: the time spent in commands to the shards, in seconds on the same clock.
+      portions: the number of portions computed; copies do not count.
+      calls: the number of calls to replicas.
+      backups_started: the number of backup copies that were started.
+      backups_won: the number of backup copies that finished first.
+      replicas_lost: the number of failures of replicas.
+      rewinds: the number of returns to an earlier iteration, after a shard was restored.
+    """
 
     evaluations: int = 0
     examples: int = 0
     evaluating_s: float = 0.0
     commanding_s: float = 0.0
     portions: int = 0
-    calls: int = 0  # to replicas
+    calls: int = 0
     backups_started: int = 0
     backups_won: int = 0
     replicas_lost: int = 0
-    rewinds: int = 0  # to an earlier iteration, since a shard was restored
+    rewinds: int = 0
 
 
 @dataclasses.dataclass
 class _Worker:
-    """A replica as the coordinator knows it."""
+    """What the coordinator knows about a replica.
+
+    Attributes:
+      handle: the replica's handle.
+      incarnation: the number of its failures so far.
+      up: whether its node is up.
+      load: the number of calls to compute portions that it has not answered.
+      current: the evaluation of its latest answer.
+      sending: the groups of portions whose gradients it is sending, in order.
+    """
 
     handle: Handle[Replica]
     incarnation: int = 0
     up: bool = True
-    load: int = 0  # portions that it was given and has not answered
-    current: int = -1  # the evaluation of its latest answer
+    load: int = 0
+    current: int = -1
     sending: dict[tuple[int, ...], None] = dataclasses.field(default_factory=dict)
 
 
 @final
 class Scheduler:
-    """Has the portions of one evaluation after the other computed by whoever is free.
+    """Distributes the portions of each evaluation to the replicas that are free.
 
     Args:
-      prefetch: portions that wait at a replica while it works on another.
-      backup_after: a portion that takes longer than this many times the median gets a
-        backup copy, once nothing else is left to do; infinite: never.
+      node: the node that the coordinator runs on.
+      replicas: handles of the replicas.
+      counts: the counters of the run, which this object updates.
+      prefetch: the number of portions that wait at a replica while it works on another.
+      backup_after: when no portion is left to begin, a portion that takes longer than this many
+        times the median gets a backup copy; infinite: never.
     """
 
     def __init__(
@@ -70,18 +98,24 @@ class Scheduler:
         self._idle: dict[int, None] = {}
         self._stragglers = StragglerDetector(backup_after)
         self._alarm: tuple[float, Future[None]] | None = None
-        self._open: dict[Job, None] = {}  # whose answers are not taken; answered ones, in order:
-        self._answers: dict[Job, None] = {}
+        self._open: dict[Job, None] = {}  # the jobs whose answers have not been taken
+        self._answers: dict[Job, None] = {}  # those that have been answered, in order
 
     @property
     def size(self) -> int:
+        """The number of replicas."""
         return len(self._workers)
 
     async def process(self, batch: WorkQueue, evaluation: int, total: int) -> None:
-        """The inner loop of Algorithm 1.2; ends when the shards have every portion once.
+        """Runs the inner loop of Algorithm 1.2 until the shards have every portion once.
 
         Args:
-          total: examples in the batch.
+          batch: the portions of the evaluation.
+          evaluation: the number of the evaluation.
+          total: the number of examples in the batch.
+
+        Raises:
+          StateLost: a shard was restored, and does not know the evaluation.
         """
         self._batch, self._evaluation, self._total = batch, evaluation, total
         self._stragglers.begin()
@@ -97,13 +131,13 @@ class Scheduler:
                 self._answered(job)
 
     def state_dict(self) -> Any:
-        """What it knows between two evaluations; not changed afterwards."""
+        """Returns the state between two evaluations, which does not change afterwards."""
         workers = [(w.incarnation, w.up, w.load, w.current) for w in self._workers]
         jobs = (*self._answers, *(job for job in self._open if job not in self._answers))
         return workers, jobs, self._alarm, self._stragglers.state_dict()
 
     def load_state_dict(self, state: Any) -> None:
-        """Knows what another one knew."""
+        """Restores what `state_dict` returned."""
         workers, jobs, self._alarm, usual = state
         for worker, known in zip(self._workers, workers, strict=True):
             worker.incarnation, worker.up, worker.load, worker.current = known
@@ -117,7 +151,7 @@ class Scheduler:
         self._arrivals.add(job, job.answer)
 
     def _feed(self, replica: int) -> None:
-        """Gives a replica what it has time for (modelReplicaAvailable)."""
+        """Gives a replica as much work as it has time for (modelReplicaAvailable)."""
         worker, batch = self._workers[replica], self._batch
         while worker.up and self._has_time(worker):
             again = batch.take_again()
@@ -141,7 +175,10 @@ class Scheduler:
         return prompt and self._batch.left() > len(self._workers)
 
     def _send(self, replica: int, *, everything: bool) -> None:
-        """Lets a replica send what it should (modelReplicaWorkDone and timeToSendGradients)."""
+        """Has a replica send the gradients that are due.
+
+        Paper: Algorithm 1.2, modelReplicaWorkDone and timeToSendGradients.
+        """
         for portions in self._batch.send(replica, everything=everything):
             self._start("send", replica, portions)
 
@@ -191,13 +228,13 @@ class Scheduler:
             worker.load -= 1
         if job.evaluation == self._evaluation:
             if good is None and job.kind in ("process", "redo"):
-                raise StateLost(f"evaluation {self._evaluation}: a shard does not know it")
+                raise StateLost(f"a restored shard does not know evaluation {self._evaluation}")
             worker.current = self._evaluation
             self._count(job, good)
         self._feed(job.replica)
 
     def _count(self, job: Job, good: bool) -> None:
-        """Takes an answer into the books of this evaluation; the first copy wins."""
+        """Records an answer of this evaluation; the first copy of a portion counts."""
         batch, replica = self._batch, job.replica
         self._stragglers.answered(job, self._node.now())
         if job.kind == "process":
@@ -216,7 +253,7 @@ class Scheduler:
         self._counts.backups_won += won and job.backup
 
     def _died(self, job: Job) -> None:
-        """Everything that a replica had not sent is to do again."""
+        """Handles the failure of a replica: everything that it had not sent is computed again."""
         worker = self._workers[job.replica]
         if job.incarnation != worker.incarnation:
             return
@@ -234,7 +271,7 @@ class Scheduler:
             self._feed(replica)
 
     async def _next_answer(self) -> Job | None:
-        """The next answer of any replica, or None when it is time for a backup copy."""
+        """Waits for the next answer of any replica; None: a backup copy is due first."""
         if self._arriving is None:
             self._arriving = self._arrivals.next()
         due = None if await self._node.is_done(self._arriving) else self._due()
@@ -246,31 +283,35 @@ class Scheduler:
         job = await self._arriving
         self._arriving = None
         del self._open[job], self._answers[job]
-        self._stragglers.retry()  # whoever answered may have time
+        self._stragglers.retry()  # the replica that answered may have time for a copy
         return job
 
     def _alarm_at(self, due_s: float) -> Future[None]:
-        """A sleep until then or earlier; one that is under way is used again."""
+        """Returns a sleep until `due_s` or earlier; a sleep in progress is used again."""
         if self._alarm is None or self._alarm[0] > due_s:
             self._alarm = due_s, self._node.sleep(max(0.0, due_s - self._node.now()))
         return self._alarm[1]
 
     def _due(self) -> tuple[float, Job] | None:
-        """When which job should get a backup copy, if there is anyone who has time for it."""
+        """Returns the next job to get a backup copy, and when; None: there is none.
+
+        There is none while portions are left to begin, or while no replica is idle.
+        """
         if not self._idle or self._batch.left() or math.isinf(self._backup_after):
             return None
         return self._stragglers.next(self._closed)
 
     def _closed(self, job: Job) -> bool:
+        """Returns whether a job needs no copy, because its portions are computed or delivered."""
         if job.kind == "process":
             return self._batch.is_computed(job.portions[0])
         return self._batch.is_delivered(job.portions)
 
     def _back_up(self) -> None:
-        """Copies of what takes too long, for replicas that have nothing to do.
+        """Gives idle replicas copies of the jobs that are overdue.
 
-        What the slow one has computed and not sent is copied too: it would be sent only after
-        what it is at.
+        They also get copies of the portions that the slow replica has computed but not sent,
+        because it would send them only after its current portion.
         """
         while (due := self._due()) is not None and due[0] <= self._node.now():
             _, job = due
@@ -285,7 +326,7 @@ class Scheduler:
         self._feed_idle()
 
     def _helper(self, job: Job) -> int | None:
-        """An idle replica that is not at this already."""
+        """Returns an idle replica that is not working on this job already, or None."""
         for replica in self._idle:
             if job.kind != "process" and job.portions not in self._workers[replica].sending:
                 return replica

@@ -1,4 +1,4 @@
-"""The coordinator's view of the shards and replicas: vectors that it commands, and evaluations."""
+"""The coordinator's view of shards and replicas: vectors to command, and a loss to evaluate."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from dbjax.runtime.trace import Row
 
 @final
 class ShardedSpace:
-    """A `Space` (see `dbjax.optim.space`) on shards and replicas.
+    """Implements `dbjax.optim.space.Space` on shards and replicas.
 
-    It also makes iterations transactions: the coordinator's own few numbers lie with the shards,
-    beside the vectors, so that a coordinator that is started again, or a shard that is restored,
-    goes on from the last iteration that all shards know.
+    It also makes iterations transactional. The shards store the coordinator's own state with their
+    vectors. When the coordinator is restarted or a shard is restored, the method therefore
+    continues after the last iteration that all shards know.
 
     Args:
-      node: the coordinator's.
-      vectors: the shards.
-      scheduler: the replicas.
-      counts: what has happened so far.
-      batches: which portions make up the batch of each evaluation.
-      size_of: portions -> how many examples are in them.
-      send_every: how many portions' gradients a replica sends together.
+      node: the node that the coordinator runs on.
+      vectors: the client of the shards.
+      scheduler: has the replicas compute portions.
+      counts: the counters of the run, which this object updates.
+      batches: the portions that make up each batch.
+      size_of: portions -> the number of their examples.
+      send_every: the number of portions whose gradients a replica sends together.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ShardedSpace:
         self._counts = counts
         self._node, self._vectors, self._scheduler = node, vectors, scheduler
         self._batches, self._size_of, self._send_every = batches, size_of, send_every
-        self._evaluation = node.incarnation << 32  # no number is ever used again
+        self._evaluation = node.incarnation << 32  # no incarnation reuses a number
         self._planned: dict[int, list[int]] = {}
 
     @property
@@ -86,10 +86,14 @@ class ShardedSpace:
         return Losses(loss, means.get("before", loss), means.get("after", loss))
 
     async def join(self, stops: Stops) -> State | None:
-        """Where the coordinator goes on; None: at the beginning.
+        """Restores the coordinator's state, if this is a restart or a resumed run.
 
         Args:
-          stops: of this run, which may be given more iterations than the one that it resumes.
+          stops: the stopping criteria of this run, which may allow more iterations than those of
+            the run that it resumes.
+
+        Returns:
+          The state in which the method continues; None: it begins.
         """
         progress = self._node.saved_progress()
         if progress is not None:  # the run is resumed exactly where it stood
@@ -109,16 +113,16 @@ class ShardedSpace:
         return state
 
     async def transaction(self, method: Method, stops: Stops, state: State | None) -> State | None:
-        """One iteration of a method, in full or not at all.
+        """Performs one iteration of a method, completely or not at all.
 
         Args:
           method: the batch method.
-          stops: when to stop.
-          state: where the method stands; None: at its beginning.
+          stops: the stopping criteria.
+          state: the state of the method; None: it begins.
 
         Returns:
           The state after the iteration. If a shard was restored meanwhile, it is the state after
-          the last iteration that all shards know, or None.
+          the last iteration that all shards know; None: the method begins again.
         """
         self._save_progress(state)
         iteration = method.start(self) if state is None else method.iterate(self, state)
@@ -151,7 +155,11 @@ class ShardedSpace:
         self._node.record(**iteration_row(state, self._counts, self._vectors.traffic))
 
     def _plan(self, parts: dict[str, tuple[int, ...]]) -> dict[int, list[int]]:
-        """What each replica did last time; at first an equal share of consecutive portions."""
+        """Returns the portions planned for each replica.
+
+        These are the portions that it computed last time (data affinity); at first each replica
+        gets an equal share of consecutive portions.
+        """
         if self._planned:
             return self._planned
         portions = [portion for some in parts.values() for portion in some]
@@ -162,7 +170,13 @@ class ShardedSpace:
 
 
 def iteration_row(state: State, counts: CoordinatorCounts, traffic: Traffic) -> Row:
-    """What the coordinator records after each iteration."""
+    """Returns the row that the coordinator records after each iteration.
+
+    Args:
+      state: the state of the method after the iteration.
+      counts: the counters of the run so far.
+      traffic: the messages exchanged with the shards so far.
+    """
     return {
         "step": state.iteration,
         "loss": state.loss,

@@ -1,4 +1,4 @@
-"""Which calls to replicas take too long, and should get a backup copy."""
+"""Detects the calls to replicas that take too long and should get a backup copy."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from typing import Any, Literal, final
 
 from dbjax.runtime.interface import Future
 
-_LATEST = 99  # durations that the usual one is the median of
+_LATEST = 99  # the usual duration is the median of this many
 
 
 @dataclasses.dataclass(eq=False, slots=True)
 class Job:
-    """A call to a replica that has not been answered.
+    """A call to a replica whose answer has not been taken.
 
     Attributes:
-      life: of the replica; it is another one after each death.
-      portions: that it works on, or sends.
-      place: 1 for a portion that is begun at once, 2 for one that waits for another, ...
+      kind: "process" computes a portion, "send" sends gradients, "redo" does both for another
+        replica, and "return" waits until the replica's node comes back.
+      replica: the index of the replica.
+      incarnation: the incarnation of the replica, which changes with each failure.
+      evaluation: the number of the evaluation that the call belongs to.
+      portions: the portions that the replica computes or sends.
+      begin_s: the time of the call, in seconds on the coordinator's clock.
+      place: 1 for a portion that the replica begins at once, 2 for one that waits for another, ...
+      backup: whether the call is a backup copy.
+      answer: the future of the answer.
     """
 
     kind: Literal["process", "send", "redo", "return"]
@@ -36,14 +43,14 @@ class Job:
 
 @final
 class StragglerDetector:
-    """Open jobs of one evaluation, and when each of them is overdue.
+    """Tracks the open jobs of one evaluation, and when each of them is overdue.
 
-    Portions are held against the median of the latest, which one slow replica does not
-    change; sendings against the longest of this evaluation, since they queue for the same
-    shards.
+    The duration of computing a portion is compared with the median of the latest durations, which
+    one slow replica does not change. The duration of sending is compared with the longest of this
+    evaluation, since replicas queue for the same shards.
 
     Args:
-      after: how many times as long is too long; 0: at once; infinite: never.
+      after: a job is overdue after this many times the usual duration; 0: at once; infinite: never.
     """
 
     def __init__(self, after: float) -> None:
@@ -56,26 +63,32 @@ class StragglerDetector:
         self._unhelped: list[Job] = []
 
     def begin(self) -> None:
-        """A new evaluation: whatever is still open is nobody's concern any more."""
+        """Begins a new evaluation: forgets the jobs that are still open."""
         self._longest_sending_s = 0.0
         self._unhelped.clear()
         for queue in self._queues:
             queue.clear()
 
     def state_dict(self) -> tuple[tuple[float, ...], int, float]:
-        """What it has learned of portions."""
+        """Returns what the detector has learned about the duration of portions."""
         return tuple(self._latest), self._count, self._usual_s
 
     def load_state_dict(self, usual: tuple[tuple[float, ...], int, float]) -> None:
-        """What another one had."""
+        """Restores what `state_dict` returned."""
         latest, self._count, self._usual_s = usual
         self._latest.extend(latest)
 
     def add(self, job: Job) -> None:
+        """Adds an open job."""
         self._queues[job.kind != "process"].append(job)
 
     def answered(self, job: Job, now_s: float) -> None:
-        """Learns how long such jobs take."""
+        """Learns how long a job took.
+
+        Args:
+          job: the job, which has been answered.
+          now_s: the time, in seconds on the coordinator's clock.
+        """
         took_s = now_s - job.begin_s
         if job.kind == "send":
             self._longest_sending_s = max(self._longest_sending_s, took_s)
@@ -86,7 +99,11 @@ class StragglerDetector:
                 self._usual_s = statistics.median(self._latest)
 
     def next(self, closed: Callable[[Job], bool]) -> tuple[float, Job] | None:
-        """The job that is overdue first, and when; those that are closed are forgotten."""
+        """Returns the job that is overdue first, and when; None: there is no such job.
+
+        Args:
+          closed: whether a job needs no copy any more; such jobs are dropped.
+        """
         found: tuple[float, Job] | None = None
         for queue, usual_s in zip(
             self._queues, (self._usual_s, self._longest_sending_s), strict=True
@@ -101,15 +118,16 @@ class StragglerDetector:
         return found
 
     def take(self, job: Job) -> None:
-        """It gets a copy."""
+        """Removes a job, because it gets a copy."""
         self._queues[job.kind != "process"].remove(job)
 
     def postpone(self, job: Job) -> None:
-        """Nobody can help now; `retry` brings it back."""
+        """Removes a job until `retry`, because no replica can copy it now."""
         self.take(job)
         self._unhelped.append(job)
 
     def retry(self) -> None:
+        """Brings the postponed jobs back."""
         for job in reversed(self._unhelped):
             self._queues[job.kind != "process"].appendleft(job)
         self._unhelped.clear()

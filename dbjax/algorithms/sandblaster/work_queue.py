@@ -1,4 +1,4 @@
-"""Who does which portion of one evaluation: pure bookkeeping, no clock, no calls."""
+"""Keeps track of the portions of one evaluation, without a clock and without calls."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from dbjax.algorithms.sandblaster.batches import Parts
 
 @final
 class WorkQueue:
-    """The portions of one evaluation, each of them counted once.
+    """Assigns the portions of one evaluation to replicas, and counts each of them once.
 
-    A portion is to do, then with one or more replicas, then computed (the first copy
-    wins), then part of a sending, then delivered. Portions that a replica computed and
-    did not begin to send are lost with it. A sending that began keeps its portions, so that
-    shards which already have it know it again.
+    A portion is first in a queue, then held by one or more replicas, then computed (the first copy
+    counts), then part of a group whose gradients are sent together, then delivered. Portions that a
+    replica computed but did not begin to send are lost when it fails. A group that a replica began
+    to send keeps its portions, so that shards that already have the group recognise it.
 
     Args:
-      parts: the portions, see `Batches`.
-      planned: replica -> the portions it should have (data affinity), where it has time.
-      send_every: computed portions that a replica sends together.
+      parts: the portions, by the part of the sample that they belong to, see `Batches`.
+      planned: for each replica, the portions it should compute if it has time (data affinity).
+      send_every: the number of computed portions in a group.
     """
 
     def __init__(self, parts: Parts, planned: Mapping[int, Sequence[int]], send_every: int) -> None:
@@ -30,27 +30,33 @@ class WorkQueue:
         self._place = {p: i for some in parts.values() for i, p in enumerate(some)}
         self._send_every = send_every
         self._todo = {replica: deque(portions) for replica, portions in planned.items()}
-        self._left = len(self._part)  # to do
+        self._left = len(self._part)  # the number of portions in the queues
         self._longest = [(-len(queue), replica) for replica, queue in self._todo.items() if queue]
         heapq.heapify(self._longest)
-        self._holders: dict[int, set[int]] = {}  # portion -> replicas that are at a copy of it
-        self._winner: dict[int, int] = {}  # portion -> whose copy counts
+        self._holders: dict[int, set[int]] = {}  # portion -> replicas that compute a copy of it
+        self._winner: dict[int, int] = {}  # portion -> the replica whose copy counts
         self._unsent: dict[int, dict[str, list[int]]] = {}  # replica -> part -> portions
-        self._spare: deque[int] = deque()  # computed by replicas that got stuck, and not sent
+        self._spare: deque[int] = deque()  # portions computed by slow replicas, and not sent
         self._spared: set[int] = set()
-        self._again: deque[tuple[int, ...]] = deque()  # sendings whose sender died
+        self._again: deque[tuple[int, ...]] = deque()  # groups to send again
         self._delivered: set[int] = set()
 
     def done(self) -> bool:
-        """Whether the shards have everything."""
+        """Returns whether the shards have all portions."""
         return len(self._delivered) == len(self._part)
 
     def left(self) -> int:
-        """Portions that nobody has begun."""
+        """Returns the number of portions that no replica has begun."""
         return self._left
 
     def take(self, replica: int) -> int | None:
-        """The next portion for a replica: one of its own, else of whoever has most left."""
+        """Assigns the next portion to a replica.
+
+        It is one of the replica's own, or else one of the replica that has the most left.
+
+        Returns:
+          The portion; None: no portion is left.
+        """
         own = self._todo.setdefault(replica, deque())
         portion = own.popleft() if own else self._steal()
         if portion is not None:
@@ -59,18 +65,27 @@ class WorkQueue:
         return portion
 
     def take_again(self) -> tuple[int, ...] | None:
-        """A sending that a dead replica began, for another one to do."""
+        """Returns a group that another replica began to send but did not deliver, or None."""
         return self._again.popleft() if self._again else None
 
     def copy(self, replica: int, portion: int) -> bool:
-        """Takes a backup copy, if that makes sense for this replica."""
+        """Assigns a backup copy of a portion to a replica, if that is useful.
+
+        Returns:
+          Whether it did: not if the portion is computed, or the replica already works on it.
+        """
         if portion in self._winner or replica in self._holders[portion]:
             return False
         self._holders[portion].add(replica)
         return True
 
     def computed(self, replica: int, portion: int) -> bool:
-        """Whether this copy is the first."""
+        """Records that a replica has computed a portion.
+
+        Returns:
+          Whether this copy counts: the first one does, or one that replaces a copy that a slow
+          replica has not sent.
+        """
         self._holders[portion].discard(replica)
         if portion in self._winner:
             if portion not in self._spared or not self._is_unsent(portion):
@@ -82,13 +97,18 @@ class WorkQueue:
         return True
 
     def not_computed(self, replica: int, portion: int) -> None:
-        """A copy came to nothing: somebody has to make another."""
+        """Records that a replica did not compute a portion; if no one else does, it is requeued."""
         self._holders[portion].discard(replica)
         if portion not in self._winner and not self._holders[portion]:
             self._give_back(replica, portion)
 
     def send(self, replica: int, *, everything: bool) -> list[tuple[int, ...]]:
-        """What a replica should send now: whenever it has enough, and at the end the rest."""
+        """Returns the groups of portions that a replica should send now.
+
+        Args:
+          replica: the replica.
+          everything: whether to include a last group of fewer than `send_every` portions.
+        """
         due: list[tuple[int, ...]] = []
         size = self._send_every
         for portions in self._unsent.get(replica, {}).values():
@@ -98,28 +118,37 @@ class WorkQueue:
         return due
 
     def is_computed(self, portion: int) -> bool:
+        """Returns whether a replica has computed the portion."""
         return portion in self._winner
 
     def part_of(self, portions: tuple[int, ...]) -> tuple[str, int]:
-        """The part of the sample that a sending belongs to, and its place there."""
+        """Returns the part of the sample that a group belongs to, and its place in that part."""
         return self._part[portions[0]], self._place[portions[0]]
 
     def undelivered(self, portions: tuple[int, ...]) -> None:
-        """A sending did not come off: somebody has to do it again."""
+        """Records that a group was not delivered; `take_again` returns it."""
         self._again.append(portions)
 
     def delivered(self, portions: tuple[int, ...]) -> bool:
-        """All shards have a sending; whether that is news."""
+        """Records that all shards have a group; returns whether this was not known yet."""
         if portions[0] in self._delivered:
             return False
         self._delivered.update(portions)
         return True
 
     def is_delivered(self, portions: tuple[int, ...]) -> bool:
+        """Returns whether all shards have a group."""
         return portions[0] in self._delivered
 
     def lost(self, replica: int, sendings: Sequence[tuple[int, ...]]) -> None:
-        """A replica died, and with it what it had not sent and what it was sending."""
+        """Records that a replica has failed.
+
+        What it was computing, and what it had computed but not begun to send, is queued again.
+
+        Args:
+          replica: the replica.
+          sendings: the groups that it was sending, which others have to send again.
+        """
         gone = self._forget_unsent(replica)
         for portion, holders in self._holders.items():
             if replica in holders:
@@ -132,12 +161,12 @@ class WorkQueue:
         self._again += [portions for portions in sendings if not self.is_delivered(portions)]
 
     def spare(self, replica: int) -> None:
-        """A replica got stuck: others may compute what it had computed and not sent."""
+        """Lets other replicas compute what a slow replica has computed but not sent."""
         for portions in self._unsent.get(replica, {}).values():
             self._spare += portions
 
     def take_spare(self, replica: int) -> int | None:
-        """Such a portion, if its replica still has not sent it."""
+        """Assigns a portion released by `spare`, if its replica still has not sent it."""
         while self._spare:
             portion = self._spare.popleft()
             others = self._winner.get(portion) != replica and not self._holders[portion]
@@ -158,7 +187,7 @@ class WorkQueue:
         return gone
 
     def doers(self) -> dict[int, list[int]]:
-        """Replica -> the portions it did: the plan for next time."""
+        """Returns, for each replica, the portions it computed: the plan for the next evaluation."""
         done: dict[int, list[int]] = {}
         for portion in sorted(self._winner):
             done.setdefault(self._winner[portion], []).append(portion)
@@ -171,7 +200,10 @@ class WorkQueue:
         heapq.heappush(self._longest, (-len(queue), replica))
 
     def _steal(self) -> int | None:
-        """From the end of the longest queue; lengths in the heap may be old, and too long."""
+        """Takes a portion from the end of the longest queue.
+
+        The lengths in the heap may be outdated, and then are too long.
+        """
         while self._longest:
             length, replica = heapq.heappop(self._longest)
             queue = self._todo[replica]

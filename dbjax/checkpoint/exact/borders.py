@@ -1,4 +1,4 @@
-"""What belongs to the state of a virtual run, and what does not."""
+"""Decides what belongs to the state of a virtual run, and what does not."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from dbjax.runtime.trace import Trace
 
 ATOMS = (type(None), bool, int, float, str)
 ARRAYS = (np.ndarray, jax.Array)
-# Made anew, and not found by a name: they change.
+# Instances of these change during a run, so they have no names: they are saved and made again.
 ANEW = (itertools.count, np.random.Generator, type(threading.Lock()), type(threading.RLock()))
-# Who listens to a run. Attributes that hold such things stay as the new run has them.
+# Classes that only observe a run. Attributes that hold their instances keep the new run's.
 LISTENERS = (
     Trace,
     EventLog,
@@ -31,14 +31,14 @@ LISTENERS = (
     LiveObservations,
     ReplayedObservations,
 )
-# Made while the program is built, and as much the same thing in the next process as a node is.
+# Instances that exist before the run have a name, as nodes do, although they have no `__dict__`.
 SLOTTED = (Future, Caller)
-# Attributes that differ in a resumed run.
+# Attributes that a resumed run must not take from the checkpoint, by the name of their class.
 _OWN = {
     "dbjax.runtime.virtual.runtime:VirtualRuntime": {"clock", "_script", "_replay_orders"},
     "dbjax.runtime.virtual.simulator:Simulator": {"journals", "_pauses", "_stopping", "_halting"},
 }
-# Whose instances hold nothing but what can be found again: data, compiled programs, files.
+# Modules whose instances hold only what the new run has, too: data, compiled programs, files.
 _STATELESS = (
     "dbjax.checkpoint",
     "dbjax.data",
@@ -47,12 +47,12 @@ _STATELESS = (
     "dbjax.costs",
     "dbjax.parameter_server.gradient_fn",
 )
-# Attributes that hold nothing that has a name: see `Names`.
+# Attributes that `Names` does not follow, because they hold only objects without a name.
 MOVING = {"_events", "_unnoticed", "failed", "latest_states", "_callbacks"}
 
 
 def attributes(value: Any) -> dict[str, Any]:
-    """Of an instance, but for what only listens to the run."""
+    """Returns the attributes of an instance that belong to the state of a run, by their names."""
     kind = type(value)
     slots = [s for c in kind.__mro__ for s in _slots(c) if s not in ("__weakref__", "__dict__")]
     found = {name: getattr(value, name) for name in slots} | getattr(value, "__dict__", {})
@@ -66,13 +66,13 @@ def _slots(kind: type[Any]) -> tuple[str, ...]:
 
 
 def has_state(value: Any) -> bool:
-    """Whether it may change while the program runs, so that its attributes are to be saved."""
+    """Returns whether a value may change during a run, so that its attributes must be saved."""
     module = type(value).__module__
     fixed = is_value(value) or isinstance(value, LISTENERS) or module.startswith(_STATELESS)
     return is_ours(module) and not fixed
 
 
 def is_value(value: Any) -> bool:
-    """Whether it never changes: a frozen dataclass."""
+    """Returns whether a value never changes, because it is a frozen dataclass."""
     params = getattr(value, "__dataclass_params__", None)
     return params is not None and bool(params.frozen)

@@ -1,4 +1,4 @@
-"""Functions by where they stand in the source of a module that is imported already."""
+"""Identifies functions by their place in the source of a module that is already imported."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from typing import Any
 from dbjax.checkpoint.encoding import lookup
 from dbjax.checkpoint.exact.ours import require_ours
 
-Place = tuple[str, str, int, int]  # module, qualified name, first line, which of those there
+# The module, the qualified name, the first line, and the index among such functions.
+Place = tuple[str, str, int, int]
 
 
 def is_of_module(function: types.FunctionType) -> bool:
-    """Whether its module has it under its name."""
+    """Returns whether a function can be found in its module by its qualified name."""
     return lookup(function.__module__, function.__qualname__) is function
 
 
 def of_module(module: str, name: str) -> Any:
-    """The function of that name.
+    """Returns a function of a module by its qualified name.
 
     Raises:
-      ValueError: there is none.
+      ValueError: the module has no such function, or a checkpoint may not name the module.
     """
     require_ours(module)
     found = lookup(module, name)
@@ -34,10 +35,10 @@ def of_module(module: str, name: str) -> Any:
 
 
 def place_of(function: types.FunctionType) -> Place:
-    """Of a closure or a lambda.
+    """Returns the place of a closure or a lambda in the source of its module.
 
     Raises:
-      TypeError: its module's source does not show it.
+      TypeError: the source does not contain it.
     """
     code, module = function.__code__, function.__module__
     there = _codes(module).get((code.co_qualname, code.co_firstlineno), [])
@@ -47,26 +48,26 @@ def place_of(function: types.FunctionType) -> Place:
 
 
 def made_of(place: Place) -> types.FunctionType:
-    """The function at that place, over empty cells.
+    """Makes the function at a place, with empty cells for its free variables.
 
     Raises:
-      ValueError: there is none.
+      ValueError: there is no function at that place, or a checkpoint may not name the module.
     """
     module, name, line, which = place
     require_ours(module)
     there = _codes(module).get((name, line), [])
     if not 0 <= which < len(there):
-        raise ValueError(f"{module} has no function {name!r} in line {line}")
+        raise ValueError(f"{module} has no function {name!r} on line {line}")
     code = there[which]
     cells = tuple(types.CellType() for _ in code.co_freevars)
-    make_node = types.FunctionType(code, vars(sys.modules[module]), None, None, cells)
-    make_node.__qualname__ = name
-    return make_node
+    function = types.FunctionType(code, vars(sys.modules[module]), None, None, cells)
+    function.__qualname__ = name
+    return function
 
 
 @functools.cache
 def _codes(module: str) -> dict[tuple[str, int], list[types.CodeType]]:
-    """All functions of a module, compiled from its source and not run."""
+    """Returns all functions of a module, compiled from its source without running it."""
     path = getattr(sys.modules[module], "__file__", None)
     source = Path(path).read_bytes() if path is not None and Path(path).exists() else b""
     code = compile(source, path or module, "exec", dont_inherit=True)

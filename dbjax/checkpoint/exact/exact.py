@@ -1,4 +1,4 @@
-"""Taking the state of a virtual run, and going on from it."""
+"""Takes the exact state of a virtual run, and resumes a run from it."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ _PACKAGES = ("jax", "jaxlib", "numpy", "optax")
 
 @dataclasses.dataclass(frozen=True)
 class ExactState:
-    """The state of a virtual run between two events.
+    """The exact state of a virtual run between two events.
 
     Attributes:
-      program: a digest of the program that it is of.
-      nodes: see `freeze`.
-      arrays: that they refer to.
+      program: a digest of the program and of the software that it depends on.
+      nodes: the table of objects, see `freeze`.
+      arrays: the arrays that the table refers to.
     """
 
     program: str
@@ -40,12 +40,12 @@ class ExactState:
 
 @final
 class ExactResume:
-    """The state of a virtual run, to be taken and to be gone on from.
+    """Takes the exact state of a virtual run, or resumes the run from such a state.
 
     Args:
-      runtime: with its program in place, before it runs; it keeps journals.
-      config: of the algorithm, whose code is trusted.
-      structures: of the program's pytrees.
+      runtime: the runtime, which must keep journals; its program is placed but does not run yet.
+      config: the config of the algorithm; checkpoints may name code of its package.
+      structures: the nodes of the program's pytrees.
     """
 
     def __init__(self, runtime: VirtualRuntime, config: Any, structures: Structures) -> None:
@@ -54,25 +54,31 @@ class ExactResume:
         self._program = f"{self._names.digest} {_software()}"
 
     def take(self, arrays: ArrayTable) -> ExactState:
-        """Between two events; only looks, so that the run does not notice.
+        """Takes the state between two events, without changing the run.
+
+        Args:
+          arrays: the table that the state's arrays are added to.
 
         Raises:
-          TypeError: something is of a kind that a checkpoint cannot hold; names it.
+          TypeError: an object has a type that a checkpoint cannot hold; the message names it.
         """
-        blank = itertools.chain(*(journal.watched() for journal in self._runtime.journals()))
-        nodes = Freezer(self._names, arrays, blank).table(self._runtime)
+        unsettled = itertools.chain(*(journal.watched() for journal in self._runtime.journals()))
+        nodes = Freezer(self._names, arrays, unsettled).table(self._runtime)
         return ExactState(self._program, nodes, arrays.values)
 
     def fits(self, state: ExactState) -> bool:
-        """Whether it is of the same program, data's shapes, cluster, versions."""
+        """Returns whether a state has the same program, data shapes, cluster and versions."""
         return state.program == self._program
 
     def resume(self, state: ExactState) -> None:
-        """From now on the runtime is where it was then.
+        """Restores a state, so that the runtime continues from there.
+
+        Args:
+          state: the state, for which `fits` must be true.
 
         Raises:
-          ValueError: it is no such state.
-          ReplayError: it is of another program.
+          ValueError: it is not the state of a run.
+          ReplayError: it is the state of another program.
         """
         thaw(state.nodes, state.arrays, self._names, self._structures)
         self._runtime.fast_forward()
@@ -80,7 +86,7 @@ class ExactResume:
 
 @functools.cache
 def _software() -> str:
-    """A digest of what results depend on beside the program."""
+    """Returns a digest of the software that results depend on: Python, packages, and dbjax."""
     digest = hashlib.sha256(platform.python_version().encode())
     for name in _PACKAGES:
         digest.update(importlib.metadata.version(name).encode())

@@ -1,8 +1,9 @@
-"""The state of a virtual run between two events, as JSON and arrays.
+"""Saves the state of a virtual run between two events as JSON and arrays.
 
-A graph of objects: what is shared stays shared, what goes in circles may. Each object is a node
-of a table and refers to others by their number; tuples, numbers and names stand where they are
-used. What the program was built of stands there by its name (`Names`), with its attributes now.
+The state is a graph of objects, which may share objects and contain cycles. Each object is a node
+of a table and refers to other objects by their index in it; tuples, numbers and strings are stored
+inline. An object that existed before the run began is stored by its name (`Names`), together with
+its current attributes.
 """
 
 from __future__ import annotations
@@ -41,23 +42,26 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()))
 
 @final
 class Freezer:
-    """Makes the table.
+    """Makes the table of objects.
 
     Args:
-      blank: futures that are settled again by the journals of coroutines.
+      names: the names of the objects that existed before the run began.
+      arrays: the table that the arrays of the state are added to.
+      blank: futures to save as unsettled, because the journals of coroutines settle them again.
     """
 
     def __init__(self, names: Names, arrays: ArrayTable, blank: Iterable[Future[Any]]) -> None:
         self._names, self._arrays = names, arrays
         self._blank = {id(future): future for future in blank}
-        self._places: dict[int, tuple[int, Any]] = {}  # kept, so that no id comes again
+        # The objects are kept alive, so that no id is used again.
+        self._places: dict[int, tuple[int, Any]] = {}
         self._waiting: collections.deque[Any] = collections.deque()
 
     def table(self, root: Any) -> list[Any]:
-        """The root is node 0.
+        """Returns the table of all objects that can be reached from a root, which is node 0.
 
         Raises:
-          TypeError: something is of a kind that cannot be held; names it.
+          TypeError: an object has a type that a checkpoint cannot hold; the message names it.
         """
         for value in (root, *self._names.with_state()):
             self._of(value)
@@ -136,7 +140,7 @@ class Freezer:
         raise TypeError(f"a checkpoint cannot hold a {kind.__module__}.{kind.__qualname__}")
 
     def _built(self, name: str, value: Any) -> list[Any]:
-        """What was there before the run began; that which may change as it is now."""
+        """Encodes an object that existed before the run; if it may change, with its attributes."""
         if not has_state(value):
             return ["built", name]
         if isinstance(value, Future):
@@ -150,7 +154,7 @@ class Freezer:
         found = attributes(value)
         waiting = [call for call in found["_callbacks"] if not isinstance(call, Noted)]
         found["_callbacks"] = waiting
-        if id(value) in self._blank:  # whoever waits for it will wait again
+        if id(value) in self._blank:  # the coroutines that wait for it will wait again
             found |= {"_settled": False, "_value": None, "_error": None, "_children": ()}
             found["_callbacks"] = []
         return ["of", class_name(Future), *self._attributes(found)]
@@ -164,7 +168,7 @@ class Freezer:
 
 
 def _journal(journal: JournaledCoroutine) -> dict[str, Any]:
-    """Its attributes; every settled future with what it was settled with."""
+    """Returns a journal's attributes; its settled futures come with their values."""
     found = attributes(journal)
     found["entries"] = [
         (kind, what, what._value, what._error, tuple(what._children)) if kind == SETTLED

@@ -1,9 +1,9 @@
-"""Names for what a program was built of.
+"""Names the objects that a program is built of.
 
-A run that is taken up builds its program again, by the same code. So what was there before the
-run began, compiled functions, data, nodes, handles, needs not be in the file: a name is
-enough, the way that leads to it from the runtime. On the way everything is looked at that the
-results depend on, and a digest of it says whether it is the same program.
+A run that is resumed builds its program again with the same code. Objects that exist before the
+run begins, such as compiled functions, data, nodes and handles, therefore need not be saved: each
+has a name, which is the path that leads to it from the runtime. Following these paths also
+visits everything that the results depend on; a digest of it shows whether two programs are equal.
 """
 
 from __future__ import annotations
@@ -36,22 +36,25 @@ _SEQUENCES = (list, tuple, deque)
 
 @final
 class Names:
-    """Of what can be reached from the runtime before it runs.
+    """The names of all objects that can be reached from a runtime before it runs.
 
-    What a service knows has no names: it is made anew when the service is.
+    The state of a service has no names, because it is created again with the service.
+
+    Args:
+      runtime: the runtime, with its program placed.
 
     Attributes:
-      digest: of the program: its structure, its code, and all plain values that are given to it.
+      digest: a digest of the program: its structure, its code, and all plain values given to it.
     """
 
     def __init__(self, runtime: Any) -> None:
         self._named: dict[int, tuple[str, Callable[[], Any]]] = {}
         self._found: dict[str, Callable[[], Any]] = {}
         self._lines = hashlib.sha256()
-        self._seen: dict[int, Any] = {}  # kept, so that no id comes again
+        self._seen: dict[int, Any] = {}  # keeps the objects alive, so that no id is used again
         self._values: dict[Any, Any] = {}
         outer, inner = deque([("runtime", runtime)]), deque[tuple[str, Any]]()
-        while outer or inner:  # what services share with others has a name
+        while outer or inner:  # services come last: what they share with others has a name
             within = not outer
             for path, value, deeper in self._look(*(outer or inner).popleft(), within):
                 (inner if deeper else outer).append((path, value))
@@ -60,20 +63,20 @@ class Names:
         self.digest = self._lines.hexdigest()
 
     def with_state(self) -> Iterator[Any]:
-        """Everything that has a name and may change."""
+        """Yields every object that has a name and may change."""
         found = (get() for get in self._found.values())
         return (value for value in found if value is not None and has_state(value))
 
     def of(self, value: Any) -> str | None:
-        """Its name, if it has one."""
+        """Returns the name of an object, or None."""
         name, get = self._named.get(id(value), ("", _nothing))
         return name if get() is value else None
 
     def get(self, name: str) -> Any:
-        """What has the name.
+        """Returns the object of a name.
 
         Raises:
-          ValueError: nothing has it.
+          ValueError: no object of this program has the name.
         """
         found = self._found.get(name, _nothing)()
         if found is None:
@@ -81,7 +84,13 @@ class Names:
         return found
 
     def _look(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
-        """Notes a value; yields what it refers to."""
+        """Visits a value; yields the path and value of what it refers to, and whether it is inner.
+
+        Args:
+          path: the path that leads to the value.
+          value: the value.
+          inner: whether the value belongs to a service's state.
+        """
         if isinstance(value, (*ATOMS, np.generic)):
             self._note(path, "" if inner else repr(value))
             return
@@ -99,12 +108,15 @@ class Names:
             yield f"{path}{step}", part, deeper
 
     def _first(self, value: Any) -> Any:
-        """Of equal values: a compiled program keeps those of the first run of a process."""
+        """Returns the first of all equal values.
+
+        A compiled program keeps the values of the first run in a process.
+        """
         if not is_value(value):
             return value
         try:
             return self._values.setdefault(value, value)
-        except TypeError:  # it holds something that has no hash
+        except TypeError:  # it holds something that cannot be hashed
             return value
 
     def _parts(self, path: str, value: Any, inner: bool) -> Iterator[tuple[str, Any, bool]]:
@@ -177,13 +189,13 @@ def _nothing() -> None:
 
 
 def _digest(code: types.CodeType) -> str:
-    """Of what a function does: its instructions, and the names and constants in them."""
+    """Returns a digest of what a function does: its instructions, names and constants."""
     said = repr((code.co_code, code.co_names, list(map(_constant, code.co_consts))))
     return hashlib.sha256(said.encode()).hexdigest()
 
 
 def _constant(one: Any) -> str:
-    """The same in every process: the order of a set is not."""
+    """Returns a text of a constant that is the same in every process; a set's order is not."""
     if isinstance(one, types.CodeType):
         return _digest(one)
     if isinstance(one, (frozenset, tuple)):

@@ -1,7 +1,7 @@
-"""The state of a virtual run, taken from a checkpoint into a program that was built anew.
+"""Restores the state of a virtual run from a checkpoint into a newly built program.
 
-No code comes from the file, and nothing is imported for it: functions and classes are those of
-modules that are imported already, of dbjax and of the algorithm's package.
+No code comes from the file, and nothing is imported for it: all functions and classes are those of
+dbjax and of the algorithm's package, in modules that are already imported.
 """
 
 from __future__ import annotations
@@ -39,13 +39,19 @@ def thaw(
     names: Names,
     structures: Structures | None = None,
 ) -> Any:
-    """Puts the state into what `names` names; returns node 0.
+    """Restores the state of a run into the objects of a new program.
 
     Args:
-      structures: of the program that reads.
+      nodes: the table of objects that `Freezer.table` made.
+      arrays: the arrays that the table refers to.
+      names: the names of the new program's objects.
+      structures: the nodes of the new program's pytrees.
+
+    Returns:
+      The root of the state, node 0.
 
     Raises:
-      ValueError: it is no such table, or of another program.
+      ValueError: it is not such a table, or it belongs to another program.
     """
     try:
         return _Thawing(nodes, arrays, names, structures or Structures()).root()
@@ -55,7 +61,7 @@ def thaw(
 
 @final
 class _Thawing:
-    """First every object is made, empty, then each is filled: they may go in circles."""
+    """Makes every object empty first and then fills them, because the graph may have cycles."""
 
     def __init__(
         self, nodes: Sequence[Any], arrays: Sequence[Array], names: Names, structures: Structures
@@ -66,7 +72,7 @@ class _Thawing:
         self._made = [self._empty(kind, rest) for kind, *rest in nodes]
 
     def root(self) -> Any:
-        hashed = ("dict", "counter", "set")  # their keys have to be what they are
+        hashed = ("dict", "counter", "set")  # filled last, when their keys can be hashed
         for filled_last in (False, True):
             for made, (kind, *rest) in zip(self._made, self._nodes, strict=True):
                 if (kind in hashed) == filled_last:
@@ -152,7 +158,7 @@ class _Thawing:
                 return scalar(*rest)
             case "number":
                 return scalar("numpy", *rest)[()]
-        raise ValueError(f"{kind!r} is no kind of value")
+        raise ValueError(f"{kind!r} is not a kind of value")
 
     def _device_array(self, place: int) -> jax.Array:
         if place not in self._on_device:
@@ -161,7 +167,7 @@ class _Thawing:
 
 
 def _method(owner: Any, name: str) -> Any:
-    """Of an instance of ours."""
+    """Returns a method of an instance of dbjax or of an algorithm's package."""
     ours.require_ours(type(owner).__module__)
     function = getattr(type(owner), name)
     if not isinstance(function, types.FunctionType):
@@ -171,9 +177,9 @@ def _method(owner: Any, name: str) -> Any:
 
 def _generator(state: dict[str, Any]) -> np.random.Generator:
     if state["bit_generator"] != "PCG64":
-        raise ValueError(f"{state['bit_generator']!r} is no generator that dbjax makes")
+        raise ValueError(f"{state['bit_generator']!r} is not a generator that dbjax uses")
     bits = np.random.PCG64()
-    setattr(bits, "state", state)  # noqa: B010 - a plain dict, as it was read from there
+    setattr(bits, "state", state)  # noqa: B010 - a plain dict, as `state` returned it
     return np.random.Generator(bits)
 
 
