@@ -65,7 +65,7 @@ class Trials:
             while waiting and self._pool.free:
                 number = waiting.pop(0)
                 self._pool.give(number, self._plan.job(self._plan.asked(number, ()).params))
-            for number, said in self._pool.said(1.0):
+            for number, said in self._pool.messages(1.0):
                 if isinstance(said, Outcome):
                     if said.error:
                         raise RuntimeError(f"trial {number}: {said.error}")

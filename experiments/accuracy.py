@@ -54,5 +54,6 @@ def guessing(label: str, runs: Sequence[Run]) -> list[str]:
         known, accuracy = run.summary.get("most_frequent_class"), run.rows[-1]["test_accuracy"]
         guess = MostFrequent(**known) if known else None
         if guess is not None and guess.explains(accuracy):
-            found.append(f"{label} of seed {run.config['seed']} has {accuracy:.1%}, {guess.said}")
+            seed = run.config["seed"]
+            found.append(f"{label} of seed {seed} has {accuracy:.1%}, {guess.message}")
     return found

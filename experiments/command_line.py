@@ -87,11 +87,11 @@ def parse(
         name = flag.removeprefix("--")
         is_field = name.startswith("config.") and config != "none"
         if not flag.startswith("--") or not equals:
-            said = _nearest(name, "VALUE", own, _fields(arguments, config))
-            raise ValueError(f"{argument!r} is not of the form --name=value{said}")
+            message = _nearest(name, "VALUE", own, _fields(arguments, config))
+            raise ValueError(f"{argument!r} is not of the form --name=value{message}")
         if name not in own and not is_field:
-            said = _nearest(name, value, own, _fields(arguments, config))
-            raise ValueError(f"no flag --{name}{said}")
+            message = _nearest(name, value, own, _fields(arguments, config))
+            raise ValueError(f"no flag --{name}{message}")
         if not value.strip():
             raise ValueError(f"--{name}= is empty: give it a value, or leave it out")
         given[name] = value

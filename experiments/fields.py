@@ -168,8 +168,8 @@ def _field(place: ml_collections.ConfigDict, name: str, path: str) -> Any:
         if (now := renamed(path)) is not None:
             raise ValueError(f"config field {path!r} was renamed: use {now!r}")
         meant = near(path, known(place)) if path == name else []
-        said = f"; nearest: {meant[0]!r}" if meant else nearest(name, place)
-        raise ValueError(f"config has no field {path!r}{said}")
+        message = f"; nearest: {meant[0]!r}" if meant else nearest(name, place)
+        raise ValueError(f"config has no field {path!r}{message}")
     return place[name]
 
 

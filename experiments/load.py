@@ -119,12 +119,14 @@ def _called(
         return function(*arguments, **by_name)
     except Exception as error:
         line = _line(error, name)
-        said = str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        message = (
+            str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        )
         asked = str(error).strip("'\"")
         if isinstance(error, AttributeError) and (now := renamed(asked)) is not None:
-            said = f"the config's field {asked!r} was renamed: use {now!r}"
+            message = f"the config's field {asked!r} was renamed: use {now!r}"
         place = name if line is None else f"{name}, line {line}"
-        raise ValueError(f"{place}: {said}") from error
+        raise ValueError(f"{place}: {message}") from error
 
 
 def _line(error: Exception, name: str) -> int | None:

@@ -71,7 +71,7 @@ def checkpoints_of(workdir: str | Path, config: ml_collections.ConfigDict) -> It
     if not keep:
         yield ResumePoint(directory, None, None)
         return
-    with Checkpoints(directory, keep=keep, anew=not resumes) as checkpoints:
+    with Checkpoints(directory, keep=keep, overwrite=not resumes) as checkpoints:
         content = checkpoints.latest() if resumes else None
         if resumes and content is None and checkpoints.any():
             raise ValueError(

@@ -94,16 +94,16 @@ def _run(
             while waiting and pool.free:
                 number = next(iter(waiting))
                 pool.give(number, Job(configs[waiting.pop(number)], _METRIC, 1, 1, prunes=False))
-            for number, said in pool.said(_POLL_S):
+            for number, message in pool.messages(_POLL_S):
                 name = left[number]
-                if isinstance(said, Outcome):
-                    if said.error:
-                        errors.append(f"{name}: {said.error}")
+                if isinstance(message, Outcome):
+                    if message.error:
+                        errors.append(f"{name}: {message.error}")
                     else:
-                        said.leave(workdir / name)
+                        message.leave(workdir / name)
                     del shares[number]
                 else:
-                    shares[number] = said[0] / configs[name].evaluations
+                    shares[number] = message[0] / configs[name].evaluations
                 tell(len(configs) - len(shares), name, sum(shares.values()))
     if shares:
         raise KeyboardInterrupt(interrupted.by)

@@ -79,8 +79,8 @@ def test_a_run_its_checkpoint_and_its_replay(name, dtype, tmp_path):
     again = dbjax.run(task, config, resume=found, **given)
     assert again.summary["params_sha256"] == whole.summary["params_sha256"] is not None
     require_same(whole.params, again.params)
-    anew = dbjax.run(task, config, resume=dataclasses.replace(found, exact=None), **given)
-    assert anew.summary["updates"] == whole.summary["updates"]
+    overwrite = dbjax.run(task, config, resume=dataclasses.replace(found, exact=None), **given)
+    assert overwrite.summary["updates"] == whole.summary["updates"]
 
     lines = []
     threads = dbjax.run(task, config, runtime="threads", log=dbjax.EventLog(lines.append))

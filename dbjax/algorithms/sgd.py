@@ -77,7 +77,7 @@ async def client(
       nodes_can_fail: whether nodes may fail.
     """
     replica = await SynchronousSession.join(node, server, config.steps)
-    while replica.go_on(config.steps):
+    while replica.has_next_step(config.steps):
         step, params = replica.step, replica.params.slices
         loss, gradient = await node.compute(gradient_fn, params, batches.at(step))
         if await replica.push(gradient, batches.batch_size):

@@ -38,7 +38,7 @@ class Checkpoints:
       ValueError: `keep` is below 1, or the directory cannot be used.
     """
 
-    def __init__(self, directory: str | Path, *, keep: int = 3, anew: bool = False) -> None:
+    def __init__(self, directory: str | Path, *, keep: int = 3, overwrite: bool = False) -> None:
         import orbax.checkpoint as ocp
 
         if keep < 1:
@@ -46,7 +46,10 @@ class Checkpoints:
         if not str(directory):
             raise ValueError("directory='' is empty: name a directory for checkpoints")
         self._directory, self._ocp = Path(directory).absolute(), ocp
-        self._full, self._anew = False, anew  # `_full`: whether the disk was full the last time
+        self._full, self._overwrite = (
+            False,
+            overwrite,
+        )  # `_full`: whether the disk was full the last time
         self._writing = 0  # the number of the latest checkpoint
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -69,9 +72,9 @@ class Checkpoints:
         self._guarded(self._manager.close)
 
     def begin(self) -> None:
-        """Marks the beginning of the run: with `anew`, deletes an earlier run's checkpoints."""
-        if self._anew:
-            self._anew = False
+        """Marks the beginning of the run: `overwrite` deletes an earlier run's checkpoints now."""
+        if self._overwrite:
+            self._overwrite = False
             for step in self._manager.all_steps():
                 self._manager.delete(step)
 
@@ -160,11 +163,11 @@ class Checkpoints:
             try:
                 content = self._read(step)
             except Exception as error:
-                said = one_line(error, kind=False)
+                message = one_line(error, kind=False)
                 if isinstance(error, Damaged):
-                    failed.append(f"checkpoint {path} is damaged and skipped: {said}")
+                    failed.append(f"checkpoint {path} is damaged and skipped: {message}")
                     continue
-                failed.append(f"cannot read checkpoint {path}: {type(error).__name__}: {said}")
+                failed.append(f"cannot read checkpoint {path}: {type(error).__name__}: {message}")
                 strange = strange or ValueError(failed[-1]).with_traceback(error.__traceback__)
             else:
                 earlier = functools.partial(self._newest, steps[number + 1 :])
@@ -174,8 +177,8 @@ class Checkpoints:
             raise strange
         stored = content.stored if content is not None else None
         instead = f"{stored.path} is used instead" if stored else "there is no other checkpoint"
-        for said in failed:
-            _LOG.warning("%s; %s", said, instead)
+        for message in failed:
+            _LOG.warning("%s; %s", message, instead)
         return content
 
     def _read(self, step: int) -> CheckpointState:

@@ -46,10 +46,10 @@ def save_params(path: str | Path, params: Params) -> None:
     except Exception as error:
         for left in part.parent.glob(f"{part.name}*"):
             shutil.rmtree(left, ignore_errors=True)
-        said = f"the parameters cannot be written ({one_line(error)})"
+        message = f"the parameters cannot be written ({one_line(error)})"
         if isinstance(error, OSError) and error.errno is not None:
-            raise OSError(error.errno, said, str(path)) from error
-        raise OSError(f"{said}: {str(path)!r}") from error
+            raise OSError(error.errno, message, str(path)) from error
+        raise OSError(f"{message}: {str(path)!r}") from error
 
 
 def _require_room(directory: Path, size: int) -> None:

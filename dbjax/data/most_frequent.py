@@ -76,7 +76,7 @@ class MostFrequent:
         return self.share + min(_DEVIATIONS * deviation, (1 - self.share) / 2)
 
     @property
-    def said(self) -> str:
+    def message(self) -> str:
         """The baseline as a clause to append to an accuracy in a message."""
         return f"and {self.share:.1%} of {self.examples:,} examples are of the most frequent class"
 

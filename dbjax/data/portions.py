@@ -14,7 +14,7 @@ import numpy as np
 
 from dbjax.arguments import require_at_least, require_fields
 from dbjax.data.examples import Examples
-from dbjax.data.stream import dealt
+from dbjax.data.stream import shuffled_order
 from dbjax.types import Batch, Keyed
 
 _MOST_COMING = 64  # prefetched batches that have not been requested yet
@@ -103,7 +103,7 @@ class Portions:
 
     def _read(self, portions: tuple[int, ...]) -> Batch:
         size = self.portion_size
-        order = dealt(len(self.examples), self.seed)
+        order = shuffled_order(len(self.examples), self.seed)
         chosen = [order[portion * size : (portion + 1) * size] for portion in portions]
         batch = self.examples.gather(np.concatenate(chosen))
         if self.keyed:

@@ -64,7 +64,7 @@ class Stream:
     @functools.cached_property
     def part(self) -> Indices:
         """The indices of this replica's examples, int64 [examples of the part]."""
-        return dealt(len(self.examples), self.seed)[self.replica :: self.replicas]
+        return shuffled_order(len(self.examples), self.seed)[self.replica :: self.replicas]
 
     def at(self, step: int) -> Batch:
         """Returns the mini-batch of the given step; steps count from 0."""
@@ -102,7 +102,7 @@ class Stream:
 
 
 @functools.lru_cache(maxsize=4)
-def dealt(examples: int, seed: int) -> Indices:
+def shuffled_order(examples: int, seed: int) -> Indices:
     """The random order, drawn from `seed`, in which example indices are dealt to the replicas."""
     order = np.random.default_rng([seed, 0]).permutation(examples)
     order.flags.writeable = False

@@ -272,4 +272,4 @@ def _guessing(finished: FinishedRun) -> Iterator[str]:
     guess = finished.task.most_frequent
     accuracy = finished.summary.get(guess.metric, math.nan) if guess is not None else math.nan
     if guess is not None and guess.explains(accuracy):
-        yield f"no better than a guess: {guess.metric} is {accuracy:.1%}, {guess.said}"
+        yield f"no better than a guess: {guess.metric} is {accuracy:.1%}, {guess.message}"

@@ -220,7 +220,7 @@ class SynchronousSession:
             params = await server.fetch(SynchronousShard.fetch, node.name)
         return cls(node, server, step, params)
 
-    def go_on(self, limit: int | None) -> bool:
+    def has_next_step(self, limit: int | None) -> bool:
         """Returns whether a step is left, and if so saves the replica's progress.
 
         Args:

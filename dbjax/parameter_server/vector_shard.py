@@ -275,7 +275,7 @@ class VectorShard:
         self._counts.bytes_fetched += self._nbytes
         return Snapshot(self._evaluation, self._vectors["params"], self._nbytes)
 
-    def accrue(self, contribution: Contribution) -> None:
+    def accumulate(self, contribution: Contribution) -> None:
         """Adds gradients to accruedgradients, counting each portion once.
 
         Several replicas may send the gradient of the same portion. These gradients are equal, so

@@ -74,7 +74,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
     """
     cluster = calibrated(by_machines(found, SPEECH), GOOGLE_2012)
     table = rows(found, {"google_2012": cluster, "h100_2023": H100_2023})
-    said = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
+    message = claims(found, cluster, under_other_assumptions(found, GOOGLE_2012))
     write_json(workdir / "cluster.json", _fields(cluster))
     titles = {
         "google_2012": "cluster of 2012, fitted to the speech curve",
@@ -90,7 +90,7 @@ def write(found: Sequence[Point], batch_size: int, workdir: Path) -> None:
         workdir,
         rows=table,
         picture=figure(table, titles, caption),
-        claims=said,
+        claims=message,
         measured="predicted from compiled programs",
         notes=_notes(cluster, batch_size),
     )

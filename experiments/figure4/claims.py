@@ -70,7 +70,7 @@ def claims(runs: Runs) -> list[Claim]:
     end_s = max(run.end_s for run in runs["sgd"])
     known = [one for one in SOONER if one.quick in runs and one.slow in runs]
     nothing = {key: guessing(labels[key], mine) for key, mine in runs.items()}
-    said = [
+    message = [
         supported(
             _sooner(one, labels, found, end_s),
             [*nothing["sgd"], *nothing[one.quick], *nothing[one.slow]],
@@ -78,10 +78,12 @@ def claims(runs: Runs) -> list[Claim]:
         for one in known
     ]
     if _FASTEST in runs:
-        said.append(supported(_fastest(labels, found), [*itertools.chain(*nothing.values())]))
+        message.append(supported(_fastest(labels, found), [*itertools.chain(*nothing.values())]))
     if "downpour" in runs and "downpour_adagrad" in runs:
-        said.append(supported(_rates(runs), [*nothing["downpour"], *nothing["downpour_adagrad"]]))
-    return said
+        message.append(
+            supported(_rates(runs), [*nothing["downpour"], *nothing["downpour_adagrad"]])
+        )
+    return message
 
 
 def _sooner(

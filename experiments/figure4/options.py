@@ -100,7 +100,7 @@ def tuning(size: str, methods: Sequence[str]) -> str:
         ways.setdefault(_tuning(size, method), []).append(method)
     if len(ways) == 1:
         return f"each method {next(iter(ways))}"
-    return "; ".join(f"{', '.join(some)}: {said}" for said, some in ways.items())
+    return "; ".join(f"{', '.join(some)}: {message}" for message, some in ways.items())
 
 
 def _tuning(size: str, method: str) -> str:
@@ -108,8 +108,8 @@ def _tuning(size: str, method: str) -> str:
     if at is None:
         return "not tuned"
     trials = winners()[at][method]["trials"]
-    said = f"tuned by {trials} trials for final hold-out accuracy"
-    return said if at == size else f"{said}, at size {at}"
+    message = f"tuned by {trials} trials for final hold-out accuracy"
+    return message if at == size else f"{message}, at size {at}"
 
 
 def options(arguments: list[str], figure: str, *more: str) -> Options:

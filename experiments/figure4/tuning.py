@@ -55,11 +55,13 @@ def tune(size: str, methods: Sequence[str], workdir: Path, jobs: int) -> str | N
             raise ValueError(f"{key}: no trial was completed; see {workdir / key}")
         best = flat(found.best.to_dict())
         fields = {name: best[name] for name in space.space}
-        _keep(size, key, {"fields": fields, "test_accuracy": found.value, "trials": space.count})
+        _save_winner(
+            size, key, {"fields": fields, "test_accuracy": found.value, "trials": space.count}
+        )
     return None
 
 
-def _keep(size: str, key: str, winner: dict[str, Any]) -> None:
+def _save_winner(size: str, key: str, winner: dict[str, Any]) -> None:
     sizes = winners()
     sizes.setdefault(size, {})[key] = winner
     write_json(TUNED, sizes)

@@ -34,7 +34,7 @@ def claims(points: Sequence[Point], deadline_s: float) -> list[Claim]:
 
 
 def _guessing(points: Sequence[Point]) -> list[str]:
-    return [said for point in points for said in point.guessing]
+    return [message for point in points for message in point.guessing]
 
 
 def within(points: Sequence[Point], machines: int, seed: int) -> Point | None:
@@ -68,10 +68,10 @@ def _best(points: Sequence[Point]) -> Claim:
     winners = {budget: _winners(points, budget) for budget in budgets}
     seeds = zip(*winners.values(), strict=True)
     shares = [sum(w is not None and w.curve == BEST for w in one) / len(one) for one in seeds]
-    said = "; ".join(f"{budget:,} machines: {_named(winners[budget])}" for budget in budgets)
+    message = "; ".join(f"{budget:,} machines: {_named(winners[budget])}" for budget in budgets)
     return Claim(
         "Downpour + Adagrad is the best trade-off for any fixed budget",
-        f"the fastest with at most {said}",
+        f"the fastest with at most {message}",
         verdict(shares),
     )
 

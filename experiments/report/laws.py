@@ -33,7 +33,7 @@ class Law:
       mean: the predicted mean, or None if it is unknown as well.
     """
 
-    said: str
+    message: str
     shares: Mapping[int, float] | None = None
     mean: float | None = None
 
@@ -108,18 +108,18 @@ def _network_is_free(cluster: Cluster, machines: Sequence[Machine]) -> bool:
 def _known(method: downpour.Config, cluster: Cluster, run: Run, mean: float) -> Law:
     count, machine = method.replicas, cluster.machine
     if not cluster.machines and not _varies(machine):
-        said = (
+        message = (
             f"Predicted staleness: always M - 1 = {count - 1} after the first round, since "
             "replicas take turns."
         )
-        return Law(said, {count - 1: 1.0}, mean)
+        return Law(message, {count - 1: 1.0}, mean)
     memoryless = machine.law == "exponential" and not machine.straggle_probability
     if memoryless and method.n_push == 1 and not cluster.machines:
-        said = (
+        message = (
             f"Predicted: the geometric distribution P(k) = (1/M)(1 - 1/M)^k for M = {count} "
             "replicas with exponential computation times."
         )
-        return Law(said, geometric(count), mean)
+        return Law(message, geometric(count), mean)
     machines = [cluster.machine_of(replica_name(r)) for r in range(count)]
     assert isinstance(cluster.compute_s, float)
     horizon = run.end_s / cluster.compute_s

@@ -121,7 +121,7 @@ def staleness(run: Run) -> dict[str, Any]:
     return {
         "bars": [dataclasses.asdict(bar) for bar in bars],
         "mean": sum(k * n for k, n in histogram.items()) / total if total else None,
-        "said": law.said,
+        "said": law.message,
         "note": note,
         "predicted": law.shares is not None,
     }
@@ -144,23 +144,25 @@ def _busy_said(run: Run) -> str:
     if not len(run.spans) and not any("cards_busy_s" in row for row in run.rows):
         return "Unknown: utilisation is computed from spans, and this run has none."
     begin_s, end_s = utilisation.extent(run)
-    said = f"Computed from spans between {begin_s:.4g} and {end_s:.4g} s"
-    said += f", in {utilisation.BINS} equal intervals" if len(run.spans) else ""
+    message = f"Computed from spans between {begin_s:.4g} and {end_s:.4g} s"
+    message += f", in {utilisation.BINS} equal intervals" if len(run.spans) else ""
     if run.spans.dropped:
-        said += f"; {run.spans.dropped:,} later spans were dropped"
+        message += f"; {run.spans.dropped:,} later spans were dropped"
     if run.clock == "wall":
-        return f"{said}. Real network cards are not measured."
+        return f"{message}. Real network cards are not measured."
     if not any("cards_busy_s" in row for row in run.rows):
-        return f"{said}. Network cards take no time in this cluster model, so they are never busy."
-    return f"{said}. Network cards are sampled at each evaluation; the table lists all kinds."
+        return (
+            f"{message}. Network cards take no time in this cluster model, so they are never busy."
+        )
+    return f"{message}. Network cards are sampled at each evaluation; the table lists all kinds."
 
 
 def moved(run: Run) -> list[tuple[str, int]]:
     """Returns the bytes moved over the whole run, as (kind, bytes)."""
     last: Row = (run.rows[-1] if run.rows else {}) | run.summary
     found = [
-        (said, int(last[name]))
-        for name, said in (("bytes_fetched", "fetched"), ("bytes_pushed", "pushed"))
+        (message, int(last[name]))
+        for name, message in (("bytes_fetched", "fetched"), ("bytes_pushed", "pushed"))
         if name in last
     ]
     if "coordinator" in last:
@@ -178,13 +180,13 @@ def configuration(runs: Sequence[Run]) -> dict[str, Any]:
     names = sorted(set().union(*configs))
     shown = {name: [_value(config, name) for config in configs] for name in names}
     differ = [[name, *values] for name, values in shown.items() if len(set(values)) > 1]
-    said = (
+    message = (
         "Fields in which the runs differ." if several else "Fields that differ from their defaults."
     )
     if several and not differ:
-        said = "The runs have the same configuration."
+        message = "The runs have the same configuration."
     return {
-        "said": said,
+        "said": message,
         "differ": {
             "head": ["field", *([r.label for r in runs] if several else ["default", "this run"])],
             "rows": differ,
@@ -208,28 +210,30 @@ def origin(runs: Sequence[Run]) -> list[list[str]]:
 
 def _timeline(run: Run, blocks: int) -> dict[str, Any]:
     found = timeline(with_deaths(run), blocks)
-    said = f"{found['spans']:,} spans, none left out."
+    message = f"{found['spans']:,} spans, none left out."
     if found["dropped"]:
-        said = (
+        message = (
             f"{found['spans']:,} spans; {found['dropped']:,} later ones were dropped "
             "(raise --config.max_spans to keep more)."
         )
     if found["drawn"] < found["spans"]:
-        said += (
+        message += (
             f" Drawn as {found['drawn']:,} blocks: spans of a lane that are at most "
             f"{found['joined_below_s']:.2g} s apart are merged."
         )
-    return found | {"said": said, "end_s": run.end_s}
+    return found | {"said": message, "end_s": run.end_s}
 
 
 def _deaths_said(run: Run) -> str:
     found = kills(run.events)
     back = sorted(k.back_after_s for k in found if math.isfinite(k.back_after_s))
-    said = f"{count(len(found), 'failure')}, {count(len(back), 'return')}"
+    message = f"{count(len(found), 'failure')}, {count(len(back), 'return')}"
     if back:
-        said += f"; half of the returns took at most {back[len(back) // 2]:.3g} s"
-    said += ". A computation that a failure ended early is drawn, and counted, at full length"
-    return said + (f". The first {_DEATHS} failures are listed." if len(found) > _DEATHS else ".")
+        message += f"; half of the returns took at most {back[len(back) // 2]:.3g} s"
+    message += ". A computation that a failure ended early is drawn, and counted, at full length"
+    return message + (
+        f". The first {_DEATHS} failures are listed." if len(found) > _DEATHS else "."
+    )
 
 
 def _short(value: Any) -> Any:

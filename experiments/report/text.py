@@ -58,14 +58,14 @@ def numbers(run: Run) -> list[tuple[str, str]]:
     if run.end_s and "updates" in last:
         rate = f"{last['updates'] / run.end_s:,.4g}"
         found.append(("updates per second of the run's clock", rate))
-    for name, said, form in (
+    for name, message, form in (
         ("test_accuracy", "hold-out accuracy", ".2%"),
         ("train_accuracy", "training set accuracy", ".2%"),
         ("test_loss", "hold-out loss", ".4g"),
         ("train_loss", "training loss", ".4g"),
     ):
         if last.get(name) is not None:
-            found.append((said, format(last[name], form)))
+            found.append((message, format(last[name], form)))
     if run.summary.get("staleness_histogram"):
         stale = run.summary["staleness_updates"]
         found.append(("mean staleness (updates)", f"{stale['mean']:.4g}"))

@@ -51,11 +51,11 @@ class Driver:
                 self._begin()
             if not self._running:
                 return
-            for number, said in self._pool.said(_POLL_S):
-                if isinstance(said, Outcome):
-                    self._end(number, said)
+            for number, message in self._pool.messages(_POLL_S):
+                if isinstance(message, Outcome):
+                    self._end(number, message)
                 else:
-                    self._look(number, *said)
+                    self._look(number, *message)
 
     def _may_begin(self, count: int) -> bool:
         """Whether a trial is left to begin, and all trials that it depends on have ended."""

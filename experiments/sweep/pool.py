@@ -44,12 +44,12 @@ class Process:
     def __init__(self, log: Path) -> None:
         self.connection, theirs = multiprocessing.Pipe()
         command = [sys.executable, "-m", "experiments.sweep.worker", str(theirs.fileno())]
-        with log.open("ab") as said:
+        with log.open("ab") as text:
             self._process = subprocess.Popen(
                 command,
                 stdin=subprocess.PIPE,  # the kernel closes it however this process ends
-                stdout=said,
-                stderr=said,
+                stdout=text,
+                stderr=text,
                 pass_fds=(theirs.fileno(),),
                 env=os.environ | ONE_THREAD | {"PYTHONPATH": os.pathsep.join(sys.path)},
                 start_new_session=True,  # Ctrl-C must reach the driver only
@@ -97,10 +97,10 @@ class Pool:
         """Starts trial `number` on an idle or a new worker."""
         worker = self._idle.pop() if self._idle else self._start()
         self._busy[worker.connection] = worker, number
-        with contextlib.suppress(OSError):  # the worker failed; `said` reports that
+        with contextlib.suppress(OSError):  # the worker failed; `text` reports that
             worker.connection.send(job)
 
-    def said(self, timeout_s: float) -> list[tuple[int, Message]]:
+    def messages(self, timeout_s: float) -> list[tuple[int, Message]]:
         """Waits for messages from the workers.
 
         Returns:

@@ -80,7 +80,7 @@ def sweep(
     require_place(workdir, "a sweep")
     workdir = prepare(workdir)
     with lock_directory(workdir):
-        plan = _taken_up(plan, workdir)
+        plan = _resumed(plan, workdir)
         study = _opened(plan, workdir)
         of_sql = SQLAlchemyError, optuna.exceptions.StorageInternalError
         with _naming(workdir / STUDY, *of_sql), on_interrupt() as interrupted:
@@ -105,7 +105,7 @@ def _of_trials(config: ml_collections.ConfigDict, on: str) -> ml_collections.Con
     return config
 
 
-def _taken_up(plan: Plan, workdir: Path) -> Plan:
+def _resumed(plan: Plan, workdir: Path) -> Plan:
     """Resumes the plan that is stored in the workdir, or stores a new one there.
 
     Returns:
@@ -158,9 +158,9 @@ def _require_sound(path: Path) -> None:
         if not path.read_bytes().startswith(b"SQLite format 3\0"):  # SQLite accepts an empty file
             raise sqlite3.DatabaseError("file is not a database")
         with contextlib.closing(sqlite3.connect(path)) as database:
-            (said,) = database.execute("PRAGMA integrity_check(1)").fetchone()
-            if said != "ok":
-                raise sqlite3.DatabaseError(said)
+            (message,) = database.execute("PRAGMA integrity_check(1)").fetchone()
+            if message != "ok":
+                raise sqlite3.DatabaseError(message)
 
 
 @contextlib.contextmanager

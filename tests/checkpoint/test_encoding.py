@@ -60,12 +60,12 @@ class Holder:
 add_package_of(__name__)
 
 
-def again(value, structures=None, blank=()):
+def again(value, structures=None, unsettled=()):
     """Exact checkpoints: from one program into the same one, built anew."""
     arrays, one, other = ArrayTable(structures), Holder(), Holder()
     names = Names(one)
     one.held = value
-    nodes = Freezer(names, arrays, blank).table(one)
+    nodes = Freezer(names, arrays, unsettled).table(one)
     nodes = json.loads(json.dumps(nodes, allow_nan=False))
     return thaw(nodes, arrays.values, Names(other), structures).held
 
@@ -221,7 +221,7 @@ def test_blank_futures_are_settled_by_somebody_else():
     future = Future("a")
     future.set_result(3)
     assert again(future).result() == 3
-    assert not again(future, blank=[future]).done()
+    assert not again(future, unsettled=[future]).done()
 
 
 def test_errors_generators_and_counts_come_back():

@@ -254,7 +254,7 @@ def handed(monkeypatch, tmp_path):
 
 
 class FakeCheckpoints(contextlib.nullcontext):
-    def __init__(self, directory, keep, anew):
+    def __init__(self, directory, keep, overwrite):
         super().__init__(self)
         self.keep = keep
 

@@ -181,7 +181,7 @@ def test_a_run_whose_steps_take_no_time_has_a_page(law, tmp_path):
     cluster.machine.sigma = 0.3 if law == "lognormal" else 0.0
     path = leave(tmp_path / "run", histogram={0: 3}, cluster=cluster.to_dict())
     found = report.laws.law(report.read.read(path, "run"))
-    assert "computations take no time" in found.said
+    assert "computations take no time" in found.message
     assert report_command.main([str(path)]) == 0
 
 

@@ -110,7 +110,7 @@ def test_the_law_is_that_of_the_configuration(tmp_path):
     assert exponential.shares[2] == pytest.approx((1 / 4) * (3 / 4) ** 2)
     assert sum(exponential.shares.values()) == pytest.approx(1.0, abs=1e-5)
     varying = laws.law(read_one(tmp_path / "drawn", **config(law="lognormal", sigma=0.3)))
-    assert "No closed form" in varying.said
+    assert "No closed form" in varying.message
     assert sum(varying.shares.values()) == pytest.approx(1.0)
 
 
@@ -129,7 +129,7 @@ def test_the_law_is_that_of_the_configuration(tmp_path):
 def test_where_no_law_is_known_it_says_why(changes, why, tmp_path):
     law = laws.law(read_one(tmp_path, **changes))
     assert law.shares is None
-    assert why in law.said
+    assert why in law.message
 
 
 def test_drawn_law_is_geometric_for_exponential_times():

@@ -360,10 +360,10 @@ def test_a_signal_to_all_processes_cuts_no_trial_short(tmp_path):
     config.evaluations = 50
     with pool:
         pool.give(0, Job(config, "test_accuracy", 1, 1, prunes=False))
-        said = pool.said(60)
+        said = pool.messages(60)
         ((worker, _),) = pool._busy.values()
         worker._process.send_signal(signal.SIGTERM)
         while not isinstance(said[0][1], Outcome):
-            said = pool.said(60)
+            said = pool.messages(60)
     assert said[0][1].error == ""
     assert json.loads(said[0][1].files["summary.json"])["interrupted"] is None

@@ -32,13 +32,13 @@ def gradient(one, name="gradient"):
 def test_gradients_are_summed_and_each_portion_counts_once():
     one = shard()
     one.begin(1, 5, ())
-    one.accrue(contribution(5, 1.0, 0, 1))
-    one.accrue(contribution(5, 1.0, 0, 1))  # a copy
-    one.accrue(contribution(5, 2.0, 2))
-    one.accrue(contribution(4, 8.0, 3))  # of an evaluation that is over
-    one.accrue(contribution(6, 8.0, 3))  # of one that is not here yet
+    one.accumulate(contribution(5, 1.0, 0, 1))
+    one.accumulate(contribution(5, 1.0, 0, 1))  # a copy
+    one.accumulate(contribution(5, 2.0, 2))
+    one.accumulate(contribution(4, 8.0, 3))  # of an evaluation that is over
+    one.accumulate(contribution(6, 8.0, 3))  # of one that is not here yet
     with pytest.raises(RuntimeError, match=r"portions \[1\] were counted with others"):
-        one.accrue(contribution(5, 1.0, 1, 3))
+        one.accumulate(contribution(5, 1.0, 1, 3))
     assert one.close(2, 5, {"only": 1.0}) == [3.0]
     assert gradient(one) == [3.0, 3.0]
     counts = one.report().counts
@@ -49,7 +49,7 @@ def test_parts_of_a_sample_have_gradients_of_their_own():
     one = shard()
     one.begin(1, 5, ())
     for part, value in (("after", 4.0), ("before", 1.0), ("only", 2.0)):
-        one.accrue(contribution(5, value, int(value), part=part))
+        one.accumulate(contribution(5, value, int(value), part=part))
     losses = one.close(2, 5, {"before": 10.0, "only": 2.0, "after": 0.5})
     assert losses == [1.0, 2.0, 4.0]
     assert gradient(one) == [7.0, 7.0]  # the sum, unscaled
@@ -68,7 +68,7 @@ def test_sums_in_a_fixed_order_wait_for_what_comes_late():
         one = shard(accruing)
         one.begin(1, 5, ())
         for place in order:
-            one.accrue(contribution(5, values[place], place, place=place))
+            one.accumulate(contribution(5, values[place], place, place=place))
         assert one.close(2, 5, {"only": 1.0}) == [expected]
     waiting = OrderedSum()
     waiting.add(1, ShardSum(jnp.float32(1), {}))
@@ -108,10 +108,10 @@ def test_an_observer_sees_the_end_of_an_iteration_and_no_trial():
 def test_a_copy_is_given_all_and_goes_on_alike():
     one, other = shard(), shard()
     one.begin(1, 5, ())
-    one.accrue(contribution(5, 1.0, 0))
+    one.accumulate(contribution(5, 1.0, 0))
     other.restore(one.state())
-    one.accrue(contribution(5, 9.0, 7))  # the state does not change with it
-    other.accrue(contribution(5, 1.0, 0))
-    other.accrue(contribution(5, 2.0, 1))
+    one.accumulate(contribution(5, 9.0, 7))  # the state does not change with it
+    other.accumulate(contribution(5, 1.0, 0))
+    other.accumulate(contribution(5, 2.0, 1))
     assert other.close(2, 5, {"only": 1.0}) == [3.0]
     assert one.close(2, 5, {"only": 1.0}) == [10.0]

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from dbjax.data.stream import dealt
+from dbjax.data.stream import shuffled_order
 from dbjax.task import Task
 from dbjax.types import Batch, LossFn, Params
 
@@ -66,7 +66,7 @@ def _reduction(task: Task) -> Reduction:
     """
     size = min(task.batch_size, len(task.examples) // 2, _EXAMPLES)
     order, count = (
-        dealt(len(task.examples), task.portions.seed),
+        shuffled_order(len(task.examples), task.portions.seed),
         min(_BLOCKS, len(task.examples) // size),
     )
     blocks = [order[i * size : (i + 1) * size] for i in range(count)]

@@ -86,7 +86,7 @@ class Replica:
             return ready(False)
         total = add_sums([self._computed.pop(portion) for portion in portions])
         sending = self._server.push(
-            VectorShard.accrue,
+            VectorShard.accumulate,
             [
                 Contribution(evaluation, part, portions, place, total.piece(i), nbytes)
                 for i, nbytes in enumerate(self._server.nbytes)

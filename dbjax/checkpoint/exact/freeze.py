@@ -50,9 +50,9 @@ class Freezer:
       blank: futures to save as unsettled, because the journals of coroutines settle them again.
     """
 
-    def __init__(self, names: Names, arrays: ArrayTable, blank: Iterable[Future[Any]]) -> None:
+    def __init__(self, names: Names, arrays: ArrayTable, unsettled: Iterable[Future[Any]]) -> None:
         self._names, self._arrays = names, arrays
-        self._blank = {id(future): future for future in blank}
+        self._unsettled = {id(future): future for future in unsettled}
         # The objects are kept alive, so that no id is used again.
         self._places: dict[int, tuple[int, Any]] = {}
         self._waiting: collections.deque[Any] = collections.deque()
@@ -154,7 +154,7 @@ class Freezer:
         found = attributes(value)
         waiting = [call for call in found["_callbacks"] if not isinstance(call, Noted)]
         found["_callbacks"] = waiting
-        if id(value) in self._blank:  # the coroutines that wait for it will wait again
+        if id(value) in self._unsettled:  # the coroutines that wait for it will wait again
             found |= {"_settled": False, "_value": None, "_error": None, "_children": ()}
             found["_callbacks"] = []
         return ["of", class_name(Future), *self._attributes(found)]

@@ -190,8 +190,8 @@ def _nothing() -> None:
 
 def _digest(code: types.CodeType) -> str:
     """Returns a digest of what a function does: its instructions, names and constants."""
-    said = repr((code.co_code, code.co_names, list(map(_constant, code.co_consts))))
-    return hashlib.sha256(said.encode()).hexdigest()
+    message = repr((code.co_code, code.co_names, list(map(_constant, code.co_consts))))
+    return hashlib.sha256(message.encode()).hexdigest()
 
 
 def _constant(one: Any) -> str:

@@ -60,7 +60,7 @@ class Settings(NamedTuple):
     seed: int
     max_spans: int
     logs: bool
-    alone: bool
+    single_replica: bool
     jax: dict[str, Any]
 
 
@@ -82,7 +82,10 @@ class Process:
         self._log = log
         self._threads = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
         self._engine = self._threads.engine
-        self._engine.services, self._engine.alone = Anywhere(here_are), settings.alone
+        self._engine.services, self._engine.single_replica = (
+            Anywhere(here_are),
+            settings.single_replica,
+        )
         me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
         host = settings.driver[0]
         if host != LOOPBACK:

@@ -40,7 +40,7 @@ class Engine:
     def __init__(self, seed: int, trace: Trace | None, begin_s: float, incarnation: int) -> None:
         self.seed, self.trace, self.incarnation = seed, trace, incarnation
         self.returned = False
-        self.alone = True
+        self.single_replica = True
         self.services: dict[str, Any] = {}
         self.failed: list[Future[Any]] = []
         self.pool = concurrent.futures.ThreadPoolExecutor(thread_name_prefix="service")
@@ -88,7 +88,7 @@ class Engine:
         another node's unfinished gradient would wait for that gradient, and nothing would be
         asynchronous. A single node may be one computation ahead of jax, unless spans are timed.
         """
-        several = not self.alone or max(self.threads, len(self.computing)) > 1
+        several = not self.single_replica or max(self.threads, len(self.computing)) > 1
         return several or (self.trace is not None and self.trace.max_spans > 0)
 
     def drive(
