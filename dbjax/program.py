@@ -192,7 +192,7 @@ def asynchronous(
       restore: the states to begin with, see `ParameterServer.serve`; None: the initial ones.
       rule: the server rule, which every shard applies to the pushes it receives; None:
         `config.rule`.
-      shard: the class of the shards, `Shard` or a subclass.
+      shard: makes a shard: `Shard`, a subclass, or a function of the same arguments.
       shard_args: further arguments of that class, after the node, the slice and the server rule.
       late_client: the coroutine function that every replica but the first runs instead, so that
         it may start later: `late_client(node, client, *arguments of the client)`; None: all

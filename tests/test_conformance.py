@@ -1,4 +1,4 @@
-"""Every method of dbjax.algorithms, on every runtime."""
+"""Every method of dbjax.algorithms, in virtual time and in threads."""
 
 import dataclasses
 import importlib

@@ -188,7 +188,7 @@ def program(
       restore: a function from the partition to the states with which the shards begin; None: they
         begin with the initial parameters.
       client: the coroutine function that each replica runs.
-      shard: the class of the shards.
+      shard: makes a shard: `Shard`, a subclass, or a function of the same arguments.
       shard_args: further arguments of its constructor, after the node, the slice and the server
         rule.
 

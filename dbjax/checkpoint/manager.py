@@ -27,7 +27,7 @@ class Every:
 
     Attributes:
       seconds: the interval in seconds on the run's clock; None: no limit.
-      updates: the interval in updates of the slowest shard; None: no limit.
+      updates: the interval in versions of the slowest shard; None: no limit.
 
     Raises:
       ValueError: a value is not positive.

@@ -16,7 +16,7 @@ from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.optim.inputs import initial
 from dbjax.parameter_server.failover_client import serve_replicated
 from dbjax.parameter_server.gradient_fn import GradientFn, PartitionedGradientFns, shapes_of
-from dbjax.parameter_server.optimizer import server_rule, server_trees
+from dbjax.parameter_server.optimizer import checked_trees, server_rule
 from dbjax.parameter_server.partition import (
     Partition,
     compiled_split,
@@ -40,7 +40,7 @@ class Fetched:
 
     Attributes:
       slices: the parameters, a slice for each shard.
-      versions: for each shard, the number of updates that it had applied to its slice.
+      versions: for each shard, the version of its slice (see `Snapshot`).
     """
 
     slices: Slices
@@ -128,7 +128,7 @@ class ParameterServer(Generic[S]):
             slices = jax.tree.map(lambda piece: jax.device_put(piece, piece.sharding), slices)
         gradients = PartitionedGradientFns(sharding, params, partition) if sharding else None
         if rule is not None:
-            args = (server_rule(rule, server_trees(rule, partition, slices)), *args)
+            args = (server_rule(rule, checked_trees(rule, partition, slices)), *args)
         del params  # frees memory: the slices of a partitioned leaf are copies
         if restore is not None:
             states = enumerate(restore(partition))

@@ -97,10 +97,12 @@ def trees_for(
     )
 
 
-def server_trees(
+def checked_trees(
     rule: optax.GradientTransformation, partition: Partition, slices: Slices
 ) -> RuleTrees:
-    """Does the same as `trees_for`, for shards that run independently of each other.
+    """Checks that a rule can run on these shards, and returns the pytrees that it sees there.
+
+    With several shards the rule must be elementwise, since they know nothing of each other.
 
     Args:
       rule: the optax rule.

@@ -46,7 +46,7 @@ class ReplicatedService:
       node: the node that this copy runs on.
       restored: the checkpointed state of the service; None: there is none.
       make: (node, *args) -> the service, which has `state` and `restore`, and recognises a
-        repeated call.
+        repeated call; its methods are not coroutines.
       name: the name of the service.
       place: 0 for the copy that is the primary at first, 1 for the other copy.
       peer: the name of the other copy's node.

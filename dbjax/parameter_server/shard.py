@@ -22,7 +22,8 @@ class Snapshot:
     """A shard's slice at one moment; its arrays are shared by reference and never change.
 
     Attributes:
-      version: the number of pushes that had been applied.
+      version: the number of pushes that the shard had taken, refused ones included; of a
+        `VectorShard`, the number of the evaluation or of the iteration.
       params: the slice.
       nbytes: its size, in bytes.
     """
@@ -59,7 +60,7 @@ class ShardCounts:
     """What a shard has done so far.
 
     Attributes:
-      applied: the number of pushes that were applied.
+      applied: the number of pushes that were applied, without refused ones; set by `report`.
       refused: the number of pushes with a value that is not finite.
       repeated: the number of pushes that had been applied already.
       lost: the number of pushes that only an earlier incarnation of the shard had applied.
@@ -82,7 +83,7 @@ class Report:
     """A shard's statistics at one moment.
 
     Attributes:
-      version: the version of its slice, in updates.
+      version: the version of its slice (see `Snapshot`).
       counts: what the shard has done so far.
       staleness: the staleness of the pushes that it has applied.
       pushed: the number of pushes that it has received, by the name of the replica.
@@ -121,8 +122,11 @@ class Shard:
 
     This class is an extension point. A subclass may take more arguments after these three, and may
     wrap `fetch` and `push`: do something before or after `super().fetch(replica)`, or return a
-    `Future` of its result to reply later. If it keeps state of its own, it must either be able to
-    derive that state from the shard's, or extend `state` and `restore`.
+    `Future` of its result to reply later. It settles that future while another call is served, as
+    `BoundedShard` of `dbjax.algorithms.ssp` does: a timer would run outside the shard's turn, and
+    could not be replayed. The methods may not be coroutines, since a shard with a backup does not
+    await them. If a subclass keeps state of its own, it must either be able to derive that state
+    from the shard's, or extend `state` and `restore`.
 
     Args:
       node: the node that the shard runs on.

@@ -29,7 +29,7 @@ class Journal(Protocol):
         """The progress that the coroutine saved last; None if it has saved nothing yet."""
 
     def keep(self, state: Any) -> None:
-        """Saves the coroutine's progress, in place of all that was recorded before."""
+        """Saves the coroutine's progress, and discards everything recorded before it."""
 
     def given(self, ask: Callable[..., Future[Any]], *args: Any, **kwargs: Any) -> Future[Any]:
         """Returns the future of `ask(*args, **kwargs)`, which it records or repeats."""
@@ -47,7 +47,8 @@ class Caller:
       label: its name, unique within the run.
       observations: what it sees of time.
       calls: the number of calls that it has made.
-      incarnation: the number of times it has failed. Replies to an earlier incarnation are dropped.
+      incarnation: the number of times it has failed in this run, unlike `Node.incarnation`. Replies
+        to an earlier incarnation are dropped.
       journal: the journal of its coroutine, while the coroutine runs; None: no journal is kept.
     """
 

@@ -12,8 +12,9 @@ Numbers are exact.
     {"no replay": "shard/0 died"}
     {"end": 3}
 
-`number` is the caller's own count of its calls. `version` is the version of the parameters in the
-reply, or -1 if the reply has none. The kind "landed" is what `Node.is_done` returned.
+`number` is the caller's own count of its calls. `version` is the `version` of the reply, or the
+reply itself if it is an integer; otherwise, and for deferred replies, -1. The kind "landed" is what
+`Node.is_done` returned.
 """
 
 from __future__ import annotations

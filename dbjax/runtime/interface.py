@@ -18,7 +18,8 @@ Rules of the execution model, on every runtime:
    processes all wait for what cannot happen raises a DeadlockError that names each of them. (The
    failure of a node is not a failure of the program: only its callers learn of it.)
 8. Parameters are always sent with their versions.
-9. Randomness is folded from (seed, node name): the streams are the same on every runtime.
+9. Randomness is folded from (seed, node name, incarnation): the streams are the same on every
+   runtime.
 10. Algorithms know nothing of bytes or seconds: sizes come from arrays, times from the `Cluster`.
 11. Timing enters in two places: the order in which services serve calls, and what `now`,
     `is_done`, `first` and `arrivals` return. A run that records both (`event_log`) can be replayed.
@@ -125,7 +126,10 @@ class Node(Protocol):
 
     @property
     def incarnation(self) -> int:
-        """How often this node has come back after a failure, plus how often the run was resumed."""
+        """How often this node has come back after a failure, plus how often the run was resumed.
+
+        Exact resumptions do not count.
+        """
 
     @property
     def returned(self) -> bool:

@@ -159,7 +159,7 @@ class _InOrder(Generic[K]):
 
 @final
 class ReplayOrder:
-    """Makes a service serve its calls in the order of another run; early calls wait their turn.
+    """Makes a service serve its calls in the order of an event log; an early call waits.
 
     Attributes:
       served: the number of calls that have been served.

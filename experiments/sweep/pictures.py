@@ -163,7 +163,7 @@ def _shades(values: Sequence[float], minimise: bool) -> Any:
 
 
 def importance(result: SweepResult) -> Figure | None:
-    """Draws how strongly each field decides which trials are good (PED-ANOVA).
+    """Draws how important each field is for a trial to be among the best (PED-ANOVA).
 
     Returns:
       None if there is a single field, if fewer than four trials are complete, or if all of them

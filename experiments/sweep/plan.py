@@ -205,7 +205,7 @@ class Plan:
         return optuna.pruners.NopPruner()
 
     def described(self) -> dict[str, Any]:
-        """Returns everything that determines the trials, as values for JSON."""
+        """Returns everything that determines the trials, as JSON values."""
         config = plain(self.config.to_dict(), infinity="inf")
         return {"config": config, "space": self.space.described()}
 

@@ -15,7 +15,7 @@ from experiments.defaults import defaults
 from experiments.report import __main__ as report_command
 from experiments.runs import _read
 from experiments.sweep.plan import Plan
-from experiments.sweep.run import _opened, _taken_up, sweep
+from experiments.sweep.run import _opened, _resumed, sweep
 from experiments.sweep.space import Space, integers
 from tests.experiments.runs import ROWS, leave
 
@@ -219,7 +219,7 @@ QUICK, SEEDS = load_config("configs/quickstart.py:smoke"), Space({"seed": intege
 def swept(tmp_path_factory):
     """A sweep that is about to begin."""
     path, plan = tmp_path_factory.mktemp("sweep"), Plan(QUICK, SEEDS)
-    _taken_up(plan, path)
+    _resumed(plan, path)
     _opened(plan, path)
     return path
 

@@ -16,7 +16,7 @@ from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.optim import downpour_adagrad, require_elementwise
 from dbjax.parameter_server import partition_params, server_rule
 from dbjax.parameter_server import shard as shards_own
-from dbjax.parameter_server.optimizer import server_trees, trees_for
+from dbjax.parameter_server.optimizer import checked_trees, trees_for
 from dbjax.parameter_server.reshard import Resharding, _rules
 
 # The same operations on the same numbers, so at most a few roundings of float32 apart: loops of
@@ -169,7 +169,7 @@ def pushed(rule, partition, slices, states, gradients):
 
 def on_shards(rule, partition):
     slices = partition.split(PARAMS)
-    served = server_rule(rule, server_trees(rule, partition, slices))
+    served = server_rule(rule, checked_trees(rule, partition, slices))
     states = [served.init(slice_) for slice_ in slices]
     return partition.join(pushed(served, partition, slices, states, GRADIENTS)[0])
 
@@ -246,12 +246,12 @@ def test_resharding_keeps_the_state_of_a_rule(name, before, after, layout):
     )
     with jax.disable_jit():
         slices = old.split(PARAMS)
-        served = server_rule(rule, server_trees(rule, old, slices))
+        served = server_rule(rule, checked_trees(rule, old, slices))
         states = [served.init(slice_) for slice_ in slices]
         slices, states = pushed(served, old, slices, states, GRADIENTS[:3])
         moved = _rules([state.rule for state in states], slices, Resharding(old, new))
         slices = new.split(old.join(slices))
-        served = server_rule(rule, server_trees(rule, new, slices))
+        served = server_rule(rule, checked_trees(rule, new, slices))
         fresh = [served.init(slice_) for slice_ in slices]
         states = [
             shards_own.ServerState(shards_own._kept(mine.rule, given), mine.refused)
@@ -330,7 +330,7 @@ DICTS = {"encoder": {"w": PARAMS["encoder"]["w"], "bias": PARAMS["encoder"]["bia
 def on_shards_of_dicts(rule, shards):
     partition = partition_params(DICTS, shards)
     slices = partition.split(DICTS)
-    served = server_rule(rule, server_trees(rule, partition, slices))
+    served = server_rule(rule, checked_trees(rule, partition, slices))
     states = [served.init(slice_) for slice_ in slices]
     return partition.join(pushed(served, partition, slices, states, [DICTS, DICTS])[0])
 
@@ -368,7 +368,7 @@ def test_a_mask_by_position_is_refused_where_a_shard_holds_other_positions(chose
     for shards in (2, 3):
         partition = partition_params(PARAMS, shards)
         with pytest.raises(ValueError, match=r"masked behaves differ.* positions.*; use shards=1"):
-            server_trees(rule, partition, partition.split(PARAMS))
+            checked_trees(rule, partition, partition.split(PARAMS))
     with jax.disable_jit():
         assert_close(on_shards(rule, partition_params(PARAMS, 1)), plain(rule, PARAMS, GRADIENTS))
 

@@ -83,10 +83,10 @@ class StragglerDetector:
         self._queues[job.kind != "process"].append(job)
 
     def answered(self, job: Job, now_s: float) -> None:
-        """Learns how long a job took.
+        """Records how long a job took.
 
         Args:
-          job: the job, which has been answered.
+          job: the job that was just answered.
           now_s: the time, in seconds on the coordinator's clock.
         """
         took_s = now_s - job.begin_s

@@ -69,7 +69,7 @@ def is_plain(value: Any) -> bool:
 
 
 def named(name: str) -> Any:
-    """Returns a class that is used as a function, or a built-in function of Python.
+    """Looks up a class or a built-in function that a checkpoint refers to as a callable.
 
     Args:
       name: its name, as `class_name` makes it.

@@ -35,7 +35,7 @@ class ThreadsRuntime:
       log: records the order in which services serve calls, and what nodes see of time; None:
         nothing is recorded.
       begin_s: the time on the clock at the beginning; above 0 in a resumed run.
-      incarnation: how many times the run was resumed.
+      incarnation: how many times the run was resumed, not counting exact resumptions.
 
     Attributes:
       engine: the state that the threads share.

@@ -50,7 +50,7 @@ class VirtualRuntime:
       script: the log of another run, on any runtime, to be replayed: services serve calls in the
         recorded order, and nodes see the recorded times, until the log ends; None: no replay.
       begin_s: the time on the clock at the beginning; above 0 in a resumed run.
-      incarnation: how many times the run was resumed.
+      incarnation: how many times the run was resumed, not counting exact resumptions.
       journals: whether coroutines keep journals, in memory, so that the run can be resumed exactly
         where it stood (`dbjax.checkpoint`).
 

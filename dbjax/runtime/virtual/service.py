@@ -237,7 +237,7 @@ class VirtualService:
             self._serve()
 
     def _deliver(self, call: _Call, value: Any) -> None:
-        """Replies with the value; if it is a deferred reply, when that is settled."""
+        """Replies with the value. A deferred reply is sent once it is settled."""
         if isinstance(value, Future):
             value.on_done(lambda: self._reply_with(call, value))
         else:

@@ -36,7 +36,7 @@ class Simulator:
       trace: collects rows and spans; None: they are not collected.
       log: records the order in which services serve calls; None: nothing is recorded.
       begin_s: the time on the clock at the beginning.
-      incarnation: how many times the run was resumed.
+      incarnation: how many times the run was resumed, not counting exact resumptions.
       journals: whether coroutines keep journals (see `dbjax.runtime.virtual.journal`).
 
     Attributes:
