@@ -140,20 +140,6 @@ def _nearest(name: str, value: str, own: Collection[str], fields: Collection[str
     )
 
 
-def override(config: ml_collections.ConfigDict, path: str, text: str) -> None:
-    """Sets one field of a config as --config.PATH=TEXT would.
-
-    Args:
-      config: the config to change.
-      path: the full name of the field, such as "rule.learning_rate".
-      text: its new value as text.
-
-    Raises:
-      ValueError: there is no such field, the value is wrong, or it has no effect.
-    """
-    assign_texts(config, {path: text})
-
-
 def integer(options: Mapping[str, str], name: str, default: int, least: int = 1) -> int:
     """Returns the integer value of one of the command's own flags.
 

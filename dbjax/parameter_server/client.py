@@ -46,10 +46,6 @@ class Fetched:
     slices: Slices
     versions: tuple[int, ...]
 
-    def skew_updates(self) -> int:
-        """Returns the difference between the newest and the oldest slice, in updates."""
-        return max(self.versions) - min(self.versions)
-
 
 @final
 class ParameterServer(Generic[S]):

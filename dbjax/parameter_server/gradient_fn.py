@@ -13,7 +13,7 @@ from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding, Region, path_name
 from dbjax.parameter_server.partition import Partition, joined, numbers_in, whole
-from dbjax.types import Batch, LossFn, Params, Slices, loss_of
+from dbjax.types import Batch, Gradient, LossFn, Params, Slices, loss_of
 
 
 @final
@@ -180,7 +180,7 @@ class PartitionedGradientFn:
 
         return jax.tree_util.tree_map_with_path(array, self._abstract)
 
-    def pushed(self, gradient: Params, home: Any) -> Slices:
+    def pushed(self, gradient: Gradient, home: Any) -> Slices:
         """Takes from each device the pieces of the gradient that it owns.
 
         Args:

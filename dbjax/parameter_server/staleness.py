@@ -31,7 +31,6 @@ class _Replica:
     joined: int  # version at the first fetch
     last: int  # version right after its last push, or `joined`
     served: collections.deque[int]  # versions of its fetches that a push may refer to
-    pushed: bool = False
 
 
 @dataclasses.dataclass
@@ -89,7 +88,6 @@ class StalenessAccounting:
         self.histogram[version - computed_at] += 1
         self._offsets += computed_at - known.last
         known.last = self.version = version + 1
-        known.pushed = True
 
     def _served(self, replica: str, version: int) -> bool:
         known = self._replicas.get(replica)
@@ -98,10 +96,6 @@ class StalenessAccounting:
     def copy(self) -> StalenessAccounting:
         """Returns a copy, which does not change when the original does."""
         return copy.deepcopy(self)
-
-    def pushers(self) -> int:
-        """Returns the number of replicas that have pushed at least once."""
-        return sum(known.pushed for known in self._replicas.values())
 
     def balance(self) -> tuple[int, int]:
         """Returns both sides of the module's identity.

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from experiments import demo, run
-from experiments.command_line import command, load_config, override, parse
+from experiments.command_line import command, load_config, parse
 from experiments.defaults import defaults
 from experiments.saved import restored
 
@@ -44,7 +44,7 @@ def test_naming_another_drops_the_arguments_of_the_one_before():
 
 
 def test_overrides_leave_the_file_alone():
-    override(load_config("configs/quickstart.py"), "until_s", "1")
+    assert fields("--config.until_s=1").until_s == 1.0
     assert load_config("configs/quickstart.py").until_s == 20.0
 
 

@@ -67,7 +67,6 @@ def test_the_books_by_hand():
     staleness = state_dict()
     assert staleness.histogram == {0: 1, 1: 3}
     assert staleness.balance() == (4, 4)  # 3, and 1 in flight; (M - 1) T
-    assert staleness.pushers() == 2
     copied = staleness.copy()
     copied.applied("a", 3, 4)
     assert (staleness.version, copied.version) == (4, 5)
