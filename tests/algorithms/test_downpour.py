@@ -85,6 +85,27 @@ def test_local_steps_count_between_fetches():
 
 
 @pytest.mark.parametrize(
+    ("overlap", "moved"), [(False, [0.0, 1.0, 0.0, 2.0]), (True, [0.0, 1.0, 3.0, 0.0])]
+)
+def test_no_local_step_is_taken_where_the_next_fetch_replaces_it(overlap, moved):
+    """The local rule's k-th step is k long, so it tells how many steps came before.
+
+    The server's rule moves nothing, and every other step begins with a fetch. With overlap the
+    fetch at step 2 arrives for step 3 only, and the second local step is taken before it.
+    """
+    result = run(
+        cluster=SLOW,
+        rule=optax.sgd(0.0),
+        local_rule=optax.sgd(1.0, momentum=1.0),
+        steps=4,
+        n_fetch=2,
+        n_push=2,
+        overlap=overlap,
+    )
+    assert [-float(row["loss"]) / 2 for row in result.trace.rows if "loss" in row] == moved
+
+
+@pytest.mark.parametrize(
     ("warm", "first"), [({"warm_start_s": 3.5}, 3.5), ({"warm_start_updates": 3}, 3.0)]
 )
 def test_warm_start_releases_the_others(warm, first):

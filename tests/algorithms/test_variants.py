@@ -162,6 +162,17 @@ def test_ssp_goes_on_after_deaths_of_shards_and_replicas(backups):
     assert summary["lost_pushes"] == 0 or not backups
 
 
+def test_ssp_does_not_wait_for_who_has_ended_where_a_shard_has_lost_pushes_of_it():
+    """Replicas 0 and 1 end 3 pushes ahead of replica 2; the shard returns without their last."""
+    config = ssp.Config(optax.sgd(RATE), replicas=3, shards=1, bound=3, steps=30)
+    calm = dbjax.run(TASK, config, cluster=SLOW).summary
+    failures = (dbjax.Failure("shard/0", 14.0, 14.2),)
+    cluster = dataclasses.replace(SLOW, failures=failures)
+    summary = dbjax.run(TASK, config, cluster=cluster, checkpoint_every=dbjax.Every(10.0)).summary
+    assert (calm["updates"], calm["lost_pushes"]) == (90, 0)
+    assert summary["lost_pushes"] == 90 - summary["updates"] > 3
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -7,7 +7,7 @@ import pytest
 
 import dbjax
 from dbjax import Failure
-from dbjax.algorithms import downpour, sandblaster, sgd
+from dbjax.algorithms import downpour, easgd, sandblaster, sgd, ssp, top_k
 from tests.test_conformance import TASK
 
 CLUSTER = dbjax.Cluster(
@@ -26,6 +26,9 @@ METHODS = {
     "sgd [1]": sgd.Config(optax.sgd(0.03), steps=40),
     "sandblaster": sandblaster.Config(replicas=3, shards=2, steps=8, order="fixed"),
     "free": sandblaster.Config(replicas=3, shards=2, steps=8),
+    "ssp": ssp.Config(optax.sgd(0.03), replicas=4, shards=2, steps=40, bound=1),
+    "top k": top_k.Config(optax.sgd(0.03), replicas=4, shards=2, steps=40, n_push=2),
+    "easgd": easgd.Config(optax.sgd(0.03), replicas=3, shards=2, steps=40),
 }
 HEAD = (Failure("shard/0", 1.03, 1.5),)
 IN_TURN = (
