@@ -169,19 +169,22 @@ LOCK = ".lock"  # the name of the file that is locked
 
 
 @contextlib.contextmanager
-def lock_directory(directory: str | Path, *, wait: bool = False) -> Iterator[None]:
+def lock_directory(
+    directory: str | Path, *, what: str = "workdir", wait: bool = False
+) -> Iterator[None]:
     """Locks a directory while the block runs, so that no second process uses it.
 
     The kernel releases the lock when the process exits, however it exits.
 
     Args:
       directory: the directory; it is made if it does not exist.
+      what: the name by which errors call the directory.
       wait: whether to wait for a lock that another process holds, instead of raising an error.
 
     Raises:
       ValueError: another process holds the lock, or the directory cannot be used.
     """
-    path = prepare(directory) / LOCK
+    path = prepare(directory, what) / LOCK
     with path.open("a+", errors="replace") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)

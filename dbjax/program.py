@@ -20,6 +20,7 @@ from dbjax.parameter_server.client import Fetched as Fetched
 from dbjax.parameter_server.client import ParameterServer as ParameterServer
 from dbjax.parameter_server.client import Restore as Restore
 from dbjax.parameter_server.failover_client import require_backups as require_backups
+from dbjax.parameter_server.gated_shard import GatedShard as GatedShard
 from dbjax.parameter_server.gradient_fn import GradientFn as GradientFn
 from dbjax.parameter_server.optimizer import ServerRule as ServerRule
 from dbjax.parameter_server.partition import compiled_join
@@ -128,9 +129,10 @@ def require_config(config: Any) -> None:
 
 
 def method_name(config: Any) -> str:
-    """Returns the name of a Config's algorithm, which is the name of its module or package."""
-    module = type(config).__module__.removeprefix("dbjax.algorithms.")
-    return module.partition(".")[0]
+    """Returns the name of a Config's algorithm: of its module, or of its folder in dbjax."""
+    module = type(config).__module__
+    own = module.removeprefix("dbjax.algorithms.")
+    return own.partition(".")[0] if own != module else module.rpartition(".")[2]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,11 +162,36 @@ class AsynchronousConfig:
         name = method_name(self)
         for field in dataclasses.fields(self):
             if "GradientTransformation" in str(field.type):
-                given, optional = getattr(self, field.name), "None" in str(field.type)
+                given = getattr(self, field.name)
+                optional = any(word in str(field.type) for word in ("None", "Optional"))
                 rule = as_rule(f"{name}.{field.name}", given, or_none=optional)
                 object.__setattr__(self, field.name, rule)
         require_config(self)
         require_backups(name, self.shard_backups)
+
+
+@dataclasses.dataclass(frozen=True)
+class PushTimes:
+    """When a replica pushes: once for every few steps, and once more for the rest at its end.
+
+    Attributes:
+      every: the number of steps between two pushes.
+      after: how many more steps it takes before it makes a push that is due.
+    """
+
+    every: int = 1
+    after: int = 0
+
+    def in_all(self, steps: int) -> int:
+        """Returns the number of pushes of a replica that has ended after so many steps."""
+        return -(-steps // self.every)
+
+    def acknowledged(self, steps: int) -> int:
+        """Returns the number of pushes that are certain to be acknowledged after so many steps.
+
+        The last one may still be on its way.
+        """
+        return max(0, (steps - self.after) // self.every - 1)
 
 
 def asynchronous(
@@ -178,7 +205,7 @@ def asynchronous(
     shard: Callable[..., Shard] = Shard,
     shard_args: Sequence[Any] = (),
     late_client: Callable[..., Coroutine[Any, Any, None]] | None = None,
-    steps_per_push: int = 1,
+    pushes: PushTimes | None = None,
     predicted_staleness_updates: float | None = None,
 ) -> Program:
     """Places a method whose replicas push to the shards independently of each other.
@@ -197,7 +224,7 @@ def asynchronous(
       late_client: the coroutine function that every replica but the first runs instead, so that
         it may start later: `late_client(node, client, *arguments of the client)`; None: all
         replicas run `client`.
-      steps_per_push: the number of mini-batches between two pushes of a replica.
+      pushes: when a replica pushes; None: after every step.
       predicted_staleness_updates: see `Program`.
 
     Returns:
@@ -233,24 +260,21 @@ def asynchronous(
         tuple(processes),
         predicted_staleness_updates,
         acknowledged=functools.partial(
-            _acknowledged_pushes, config.steps, steps_per_push, processes
+            _acknowledged_pushes, config.steps, pushes or PushTimes(), processes
         ),
     )
 
 
 def _acknowledged_pushes(
-    steps: int | None, steps_per_push: int, processes: Sequence[Future[Any]], rows: Sequence[Row]
+    steps: int | None, pushes: PushTimes, processes: Sequence[Future[Any]], rows: Sequence[Row]
 ) -> dict[str, int]:
-    """Counts the pushes of each replica that all shards have acknowledged.
-
-    A running replica's last push may still be on its way, so it is not counted.
-    """
+    """Counts the pushes of each replica that all shards are certain to have acknowledged."""
     found: dict[str, int] = {}
     for r, process in enumerate(processes):
         if steps is not None and process.done() and process.error() is None:
-            found[replica_name(r)] = -(-steps // steps_per_push)
+            found[replica_name(r)] = pushes.in_all(steps)
     for row in rows:
         if "step" in row:
-            before = (row["step"] + 1) // steps_per_push - 1
-            found[row["node"]] = max(found.get(row["node"], 0), before)
+            acknowledged = pushes.acknowledged(row["step"] + 1)
+            found[row["node"]] = max(found.get(row["node"], 0), acknowledged)
     return found

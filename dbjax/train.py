@@ -58,7 +58,7 @@ from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.signals import on_interrupt
 from dbjax.task import Task
 from dbjax.types import Params
-from dbjax.validation import algorithm_of, require_sound, require_task
+from dbjax.validation import algorithm_of, require_resumable, require_sound, require_task
 
 BackgroundFn = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
@@ -199,6 +199,8 @@ def run(
             f"resume={resume!r} is a {type(resume).__name__}; give the state of a checkpoint, "
             "Checkpoints(directory).latest()"
         )
+    if resume is not None:
+        require_resumable(config)
     task_warnings = require_sound(task)
     setup = _Setup(
         task,

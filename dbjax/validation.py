@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -38,6 +39,18 @@ def algorithm_of(config: Any) -> Any:
     if not callable(getattr(module, "program", None)):
         raise TypeError(f"config={short_repr(config)} is not the Config of an algorithm: {_REMEDY}")
     return module
+
+
+def require_resumable(config: Any) -> None:
+    """Raises ValueError if the algorithm's `program` does not take the states to begin with."""
+    algorithm = algorithm_of(config)
+    try:
+        inspect.signature(algorithm.program).bind(None, None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{algorithm.__name__}.program takes only (runtime, task, config), so its runs cannot "
+            "be resumed: add a fourth argument, restore=None, and pass it to ParameterServer.serve"
+        ) from error
 
 
 def require_task(task: Any) -> None:

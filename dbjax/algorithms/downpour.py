@@ -20,6 +20,7 @@ from dbjax.program import (
     GradientFn,
     Node,
     Program,
+    PushTimes,
     ReplicaSession,
     Restore,
     Runtime,
@@ -60,6 +61,7 @@ class Config(AsynchronousConfig):
     """
 
     local_rule: optax.GradientTransformation | None = None
+    _: dataclasses.KW_ONLY
     n_fetch: int = bounded(1, at_least=1)
     n_push: int = bounded(1, at_least=1)
     overlap: bool = False
@@ -208,6 +210,6 @@ def program(
         shard=shard,
         shard_args=shard_args,
         late_client=late_client,
-        steps_per_push=config.n_push,
+        pushes=PushTimes(config.n_push),
         predicted_staleness_updates=predicted_staleness_updates(config),
     )

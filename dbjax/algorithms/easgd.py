@@ -12,7 +12,7 @@ import optax
 from dbjax import program as p
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(p.AsynchronousConfig):
     """Every `period` steps by `rule`, replica and center move by beta / replicas of their gap."""
 
@@ -32,26 +32,28 @@ async def client(node: Any, server: Any, gradient_fn: Any, batches: Any, config:
     options = p.SessionOptions(batches.batch_size, None, config.period, local_rule=config.rule)
     replica = await p.ReplicaSession.join(node, server, options)
 
-    async def meet_center() -> None:
+    async def meet_center(steps: int) -> None:
         center, alpha = await replica.fetch(), config.beta / config.replicas
         replica.slices, gain = approach(replica.slices, center.slices, alpha)
-        replica.accumulate(gain, at=center, examples=config.period * batches.batch_size)
+        replica.accumulate(gain, at=center, examples=steps * batches.batch_size)
         await replica.start_push()
 
     for step in replica.steps(config.steps):
+        at_center = replica.params is None  # at step 0, or after a failure
         params = await replica.parameters()
-        if step and step % config.period == 0:
-            await meet_center()
+        if not at_center and step % config.period == 0:
+            await meet_center(config.period)
         loss, gradient = await node.compute(gradient_fn, params, batches.at(step))
         replica.step_locally(gradient)
         node.record(step=step, loss=loss)
-    await meet_center()
+    if replica.params is not None:
+        await meet_center(step % config.period + 1)
     await replica.flush()
 
 
 def program(
     runtime: p.Runtime, task: p.Task, config: Config, restore: p.Restore | None = None
 ) -> p.Program:
-    """Places replicas, and shards that hold the center and add the replicas' updates to it."""
-    rule, period = optax.scale(1.0), config.period
-    return p.asynchronous(runtime, task, config, client, restore, rule=rule, steps_per_push=period)
+    """Places shards that hold the center, and add to it what replicas push."""
+    rule, pushes = optax.scale(1.0), p.PushTimes(config.period, after=1)
+    return p.asynchronous(runtime, task, config, client, restore, rule=rule, pushes=pushes)

@@ -1,6 +1,8 @@
-"""Stale synchronous parallel: no replica is more than `bound` pushes ahead of another.
+"""Stale-synchronous parallel: no replica is more than `bound` pushes ahead of another.
 
 Ho et al. 2013, "More Effective Distributed ML via a Stale Synchronous Parallel Parameter Server".
+A replica that fails for good stops the others. After a shard without a backup has lost pushes, the
+bound holds for a replica from its next push on.
 """
 
 import dataclasses
@@ -8,42 +10,34 @@ import functools
 from typing import Any
 
 from dbjax.algorithms import downpour
-from dbjax.program import Future, Program, Push, Restore, Runtime, Shard, Task, bounded
+from dbjax.program import GatedShard, Program, Restore, Runtime, Task, bounded
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Config(downpour.Config):
-    """Downpour SGD, with `bound`: the number of pushes a replica may be ahead of the slowest."""
+    """Downpour SGD, with `bound`: how many pushes a replica may be ahead of the slowest."""
 
     bound: int = bounded(2, at_least=0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.overlap or self.n_fetch > self.n_push:
+            raise ValueError(
+                f"ssp.overlap={self.overlap}, n_fetch={self.n_fetch}: the bound holds only if a "
+                f"replica waits for a fetch after each push; set overlap=False and n_fetch to at "
+                f"most n_push={self.n_push}"
+            )
 
-class BoundedShard(Shard):
-    """Delays a fetch until its replica is at most `bound` pushes ahead of all replicas so far."""
+
+class BoundedShard(GatedShard):
+    """Delays a fetch until its replica is at most `bound` pushes ahead of the slowest."""
 
     def __init__(self, *args: Any, bound: int) -> None:
         super().__init__(*args)
-        self._bound, self._known = bound, set[str]()
-        self._held: list[tuple[str, Future[Any]]] = []  # the fetches that wait
+        self._bound = bound
 
-    def fetch(self, replica: str) -> Any:
-        reply: Future[Any] = Future(f"replicas behind {replica}")
-        self._held.append((replica, reply))
-        self._answer(replica)
-        return reply
-
-    def push(self, push: Push) -> int:
-        version = super().push(push)
-        self._answer(push.replica)
-        return version
-
-    def _answer(self, heard: str) -> None:
-        self._known.add(heard)
-        most = self._bound + min(map(self.pushed, self._known))
-        due = [held for held in self._held if self.pushed(held[0]) <= most]
-        self._held = [held for held in self._held if held not in due]
-        for replica, reply in due:
-            reply.set_result(super().fetch(replica))
+    def may_fetch(self, replica: str) -> bool:
+        return self.clocks.get(replica, 0) <= self._bound + min(self.clocks.values(), default=0)
 
 
 def program(

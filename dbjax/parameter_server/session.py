@@ -140,7 +140,7 @@ class ReplicaSession:
             self._step += 1
 
     def start_fetch(self) -> None:
-        """Requests newer parameters. If a fetch is in flight, the next one begins after it."""
+        """Requests newer parameters, unless a fetch is still in flight when the step needs them."""
         self._fetch_due = True
 
     async def parameters(self) -> Slices:

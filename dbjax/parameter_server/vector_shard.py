@@ -295,8 +295,8 @@ class VectorShard:
                 raise RuntimeError(f"portions {sorted(known)} were counted with others before")
             return
         self._counted.update(contribution.portions)
-        make_sum = self._sums.setdefault(contribution.part, self._make_sum())
-        make_sum.add(contribution.place, contribution.piece)
+        accumulator = self._sums.setdefault(contribution.part, self._make_sum())
+        accumulator.add(contribution.place, contribution.piece)
 
     # Called by observers: these methods change nothing.
 

@@ -12,6 +12,7 @@ import dbjax
 from dbjax.algorithms import downpour, easgd, ssp, top_k
 from dbjax.data import ArrayExamples
 from dbjax.data.stream import Stream
+from dbjax.optim import compression
 
 RANDOM = np.random.default_rng(3)
 X = RANDOM.normal(size=(240, 6)).astype(np.float32)
@@ -79,13 +80,80 @@ def test_easgd_loses_no_push():
     assert (summary["updates"], summary["lost_pushes"]) == (3 * 3, 0)
 
 
+@pytest.mark.parametrize(("steps", "period"), [(10, 4), (42, 4), (3, 8)])
+def test_easgd_counts_every_example_once(steps, period):
+    config = easgd.Config(optax.sgd(RATE), replicas=2, shards=1, period=period, steps=steps)
+    assert dbjax.run(TASK, config, cluster=SLOW).summary["examples"] == 2 * steps * 8
+
+
+FAILING = dbjax.Machine(
+    law="lognormal", sigma=0.3, mean_time_between_failures_s=3.0, mean_time_to_repair_s=0.3
+)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_easgd_takes_every_step_though_replicas_fail(seed):
+    """With backups no push is lost, so a replica repeats steps and skips none."""
+    trace = dbjax.Trace()
+    cluster = dbjax.Cluster(
+        compute_s=0.1, latency_s=1e-3, machines={"replica/*": FAILING}, seed=seed
+    )
+    config = easgd.Config(optax.sgd(RATE), replicas=3, shards=2, period=4, steps=22)
+    summary = dbjax.run(TASK, config, cluster=cluster, trace=trace).summary
+    steps = {(row["node"], row["step"]) for row in trace.rows if "step" in row}
+    assert summary["deaths"] > 0
+    assert steps == {(f"replica/{r}", step) for r in range(3) for step in range(22)}
+    assert (summary["updates"], summary["lost_pushes"]) == (3 * 6, 0)
+
+
+@pytest.mark.parametrize("method", [easgd, ssp, top_k, downpour])
+def test_a_run_that_ends_by_time_has_lost_no_push(method):
+    for until_s in (0.55, 1.0, 1.35, 2.05):
+        config = method.Config(optax.sgd(RATE), replicas=3, shards=2)
+        summary = dbjax.run(TASK, config, cluster=SLOW, until_s=until_s).summary
+        assert (summary["lost_pushes"], summary["warnings"]) == (0, [])
+
+
+@pytest.mark.parametrize("method", [easgd, ssp, top_k])
+def test_a_run_that_ended_is_resumed_without_a_step_left(method, tmp_path):
+    config = method.Config(optax.sgd(RATE), replicas=2, shards=1, steps=8)
+    with dbjax.Checkpoints(tmp_path) as checkpoints:
+        first = dbjax.run(TASK, config, runtime="threads", checkpoints=checkpoints)
+        again = dbjax.run(TASK, config, runtime="threads", resume=checkpoints.latest())
+    assert again.summary["params_sha256"] == first.summary["params_sha256"]
+
+
 # Top-k
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_top_k_passes_a_gradient_on_that_is_not_finite_and_keeps_its_error(bad, share):
+    gradient = ({"a": jnp.array([1.0, bad, 2.0])},)
+    error = ({"a": jnp.array([0.5, 0.25, 0.125])},)
+    pushed, left = compression.top_k(gradient, error, share)
+    np.testing.assert_array_equal(pushed[0]["a"], gradient[0]["a"])
+    np.testing.assert_array_equal(left[0]["a"], error[0]["a"])
+
+
+def test_top_k_of_nothing_is_nothing():
+    pushed, left = compression.top_k(({"a": jnp.zeros((0, 3)), "b": jnp.ones(2)},), None, 0.5)
+    assert pushed[0]["a"].shape == left[0]["a"].shape == (0, 3)
+    assert compression.kept_entries(jnp.zeros((0, 3)), 0.5) == 0
+
+
+def test_a_place_takes_four_bytes_and_a_leaf_no_more_than_all_of_it():
+    leaves = {
+        "double": np.zeros(100, np.float64), "half": np.zeros(100, np.float16), "one": np.zeros(()),
+    }  # fmt: skip
+    assert compression.sparse_bytes(leaves, 0.01, 1) == (8 + 4) + (2 + 4) + 8
+    assert compression.sparse_bytes(leaves, 0.5, 2) == 800 + 200 + 8
 
 
 def test_what_is_pushed_and_what_is_left_are_all_of_it():
     gradient = ({"a": jnp.array([3.0, -5.0, 1.0, 0.5]), "b": jnp.array(2.0)},)
     error = jax.tree.map(jnp.ones_like, gradient)
-    pushed, left = top_k.compressed(gradient, error, 0.5)
+    pushed, left = compression.top_k(gradient, error, 0.5)
     np.testing.assert_array_equal(pushed[0]["a"], [4.0, -4.0, 0.0, 0.0])
     np.testing.assert_array_equal(left[0]["a"], [0.0, 0.0, 2.0, 1.5])
     assert (pushed[0]["b"], left[0]["b"]) == (3.0, 0.0)
@@ -162,6 +230,20 @@ def test_ssp_goes_on_after_deaths_of_shards_and_replicas(backups):
     assert summary["lost_pushes"] == 0 or not backups
 
 
+@pytest.mark.parametrize("backups", [0, 1])
+@pytest.mark.parametrize("seed", range(6))
+def test_ssp_does_not_stop_though_everything_fails(seed, backups):
+    """Without the clocks in the backup's state, these runs stood still."""
+    machine = dataclasses.replace(FAILING, mean_time_between_failures_s=4.0)
+    cluster = dbjax.Cluster(compute_s=0.1, latency_s=1e-3, machine=machine, seed=seed)
+    config = ssp.Config(
+        optax.sgd(RATE), replicas=3, shards=2, bound=0, steps=30, shard_backups=backups
+    )
+    summary = dbjax.run(TASK, config, cluster=cluster, until_s=60.0).summary
+    assert summary["deaths"] > 2
+    assert summary["time_s"] < 60.0
+
+
 def test_ssp_does_not_wait_for_who_has_ended_where_a_shard_has_lost_pushes_of_it():
     """Replicas 0 and 1 end 3 pushes ahead of replica 2; the shard returns without their last."""
     config = ssp.Config(optax.sgd(RATE), replicas=3, shards=1, bound=3, steps=30)
@@ -184,6 +266,8 @@ def test_ssp_does_not_wait_for_who_has_ended_where_a_shard_has_lost_pushes_of_it
         (lambda: ssp.Config(n_fetch=0), "ssp.n_fetch=0 must be at least 1"),
         (lambda: ssp.Config(shard_backups=2), "ssp.shard_backups=2 must be 0 or 1"),
         (lambda: easgd.Config(steps=0), "easgd.steps=0 must be at least 1"),
+        (lambda: ssp.Config(overlap=True), "set overlap=False and n_fetch to at most n_push=1"),
+        (lambda: ssp.Config(n_fetch=4, n_push=2), "n_fetch=4: the bound holds only if"),
     ],
 )
 def test_bad_arguments_are_refused(make, text):

@@ -75,7 +75,7 @@ def load(
 def _prepared(data_dir: str, num_frames: int, seed: int) -> Any:
     builder = _builder(data_dir, num_frames, seed)
     if not builder.data_path.exists():
-        with lock_directory(builder.data_path.parent, wait=True):
+        with lock_directory(builder.data_path.parent, what="the data folder", wait=True):
             builder = _builder(data_dir, num_frames, seed)
             if not builder.data_path.exists():  # no other process made it meanwhile
                 _make(builder)
