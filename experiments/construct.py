@@ -24,14 +24,20 @@ from dbjax.errors import one_line
 
 
 def listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
+    """Builds a dataclass from each entry of a list; see `entry`."""
     return tuple(entry(kind, place, entry) for entry in entries)
 
 
-def entry(kind: type[Any], place: str, entry: Any) -> Any:
-    if not isinstance(entry, Mapping | ml_collections.ConfigDict):
+def entry(kind: type[Any], place: str, given: Any) -> Any:
+    """Builds a dataclass from an entry of a list.
+
+    Raises:
+      ValueError: the entry is not a mapping, or `make` refuses its fields.
+    """
+    if not isinstance(given, Mapping | ml_collections.ConfigDict):
         names = ", ".join(field.name for field in dataclasses.fields(kind))
-        raise ValueError(f"{place}: {entry!r} must be a dict of some of {names}")
-    return make(kind, place, dict(entry))
+        raise ValueError(f"{place}: {given!r} must be a dict of some of {names}")
+    return make(kind, place, dict(given))
 
 
 def make(kind: type[Any], place: str, fields: Mapping[str, Any], **others: Any) -> Any:

@@ -37,6 +37,7 @@ class BoundedShard(GatedShard):
         self._bound = bound
 
     def may_fetch(self, replica: str) -> bool:
+        """Returns whether the replica is close enough to the slowest."""
         return self.clocks.get(replica, 0) <= self._bound + min(self.clocks.values(), default=0)
 
 

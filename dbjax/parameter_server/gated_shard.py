@@ -45,6 +45,7 @@ class GatedShard(Shard):
         raise NotImplementedError
 
     def fetch(self, replica: str) -> Any:
+        """Serves a fetch once `may_fetch` allows it: the reply is deferred."""
         if not self.staleness.restored:
             self.clocks.setdefault(replica, self.pushed(replica))
         reply: Future[Any] = Future(f"the turn of {replica}")
@@ -53,19 +54,23 @@ class GatedShard(Shard):
         return reply
 
     def push(self, push: Push) -> int:
+        """Applies a push, and serves the fetches that are allowed after it."""
         version = super().push(push)
         self.clocks[push.replica] = push.sequence + 1
         self._answer()
         return version
 
     def state(self) -> Any:
+        """Returns the complete state, with the fetches that wait."""
         held = tuple(replica for replica, _ in self._held)
         return GatedState(super().state(), held, dict(self.clocks))
 
     def checkpoint(self) -> ShardState:
+        """Returns what a checkpoint keeps: replicas repeat the fetches that wait."""
         return super().state()
 
     def restore(self, state: Any, *, checkpoint: bool = False) -> None:
+        """Replaces the complete state; see `Shard.restore`."""
         gated = state if isinstance(state, GatedState) else GatedState(state, (), {})
         super().restore(gated.shard, checkpoint=checkpoint)
         self.clocks = {} if checkpoint else dict(gated.clocks)
