@@ -25,7 +25,7 @@ from dbjax.errors import one_line
 
 def listed(kind: type[Any], place: str, entries: Any) -> tuple[Any, ...]:
     """Builds a dataclass from each entry of a list; see `entry`."""
-    return tuple(entry(kind, place, entry) for entry in entries)
+    return tuple(entry(kind, place, given) for given in entries)
 
 
 def entry(kind: type[Any], place: str, given: Any) -> Any:

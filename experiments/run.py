@@ -175,7 +175,11 @@ def main(arguments: list[str]) -> int:
         f"results are in {workdir}: curves.png, summary.json, trace.json (open in ui.perfetto.dev)",
         soft_wrap=True,
     )
-    return exit_code(result.summary["interrupted"])
+    interrupted = result.summary["interrupted"]
+    if interrupted and config.checkpoint.keep:
+        at_s = result.summary["time_s"]
+        console.print(f"interrupted at {at_s:.4g} s: repeat the command to resume", soft_wrap=True)
+    return exit_code(interrupted)
 
 
 if __name__ == "__main__":

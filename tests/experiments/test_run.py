@@ -204,9 +204,10 @@ def test_what_is_asked_to_end_ends_with_what_there_is(runtime, number, code, tmp
             break
         time.sleep(0.1)
     running.send_signal(number)
-    _, said = running.communicate(timeout=LIMIT_S)
+    printed, said = running.communicate(timeout=LIMIT_S)
     assert running.returncode == code
     assert "Traceback" not in said
+    assert printed.rstrip().endswith(" s: repeat the command to resume")
     summary = strict((tmp_path / "summary.json").read_text())
     assert summary["interrupted"] == number.name
     assert 0 < summary["time_s"] < 1e6
