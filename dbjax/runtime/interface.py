@@ -353,7 +353,7 @@ def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) ->
     return f"at {time_s:g} s nothing can happen any more, but {names}"
 
 
-_SCALARS = (int, float, bool)
+_SCALARS = (int, float, str, bool, type(None))
 
 
 def size_bytes(message: Any, scalar_bytes: int = 0) -> int:
@@ -365,19 +365,19 @@ def size_bytes(message: Any, scalar_bytes: int = 0) -> int:
       scalar_bytes: the size of a number. With 0, names have no size either: the model's
         `latency_s` and `service_s` account for them. Otherwise, each letter of a name is one byte.
     """
-    if message is None:
-        return 0
     if isinstance(message, _SCALARS):
-        return scalar_bytes
-    if isinstance(message, str):
-        return len(message) if scalar_bytes else 0
+        if not scalar_bytes or message is None:
+            return 0
+        return len(message) if isinstance(message, str) else scalar_bytes
     size = getattr(message, "nbytes", None)
     if size is not None:
         return int(size)
     if isinstance(message, dict):
-        message = tuple(message.items()) if scalar_bytes else tuple(message.values())
+        message = tuple(message.items() if scalar_bytes else message.values())
     if isinstance(message, (tuple, list)):
-        return sum(size_bytes(part, scalar_bytes) for part in message)
+        if scalar_bytes:
+            return sum(size_bytes(part, scalar_bytes) for part in message)
+        return sum(map(size_bytes, message))
     if dataclasses.is_dataclass(message):
         fields = dataclasses.fields(message)
         return sum(size_bytes(getattr(message, field.name), scalar_bytes) for field in fields)

@@ -92,7 +92,7 @@ def test_parameters_are_fetched_once_an_evaluation_and_gradients_sent_every_few_
     calls = [(span.node, span.kind) for span in trace.spans]
     evaluations = result.summary["evaluations"]
     assert calls.count(("shard/0", "fetch")) == 4 * evaluations
-    assert calls.count(("shard/0", "accrue")) == 4 * 4 * evaluations  # 48 portions / 4 / 3
+    assert calls.count(("shard/0", "accumulate")) == 4 * 4 * evaluations  # 48 portions / 4 / 3
     assert result.summary["portions"] == 48 * evaluations
 
 

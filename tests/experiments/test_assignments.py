@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec
 import dbjax
 from dbjax.data import ArrayExamples, Labelled, Splits
 from dbjax.model_parallel.sharding import ModelSharding
-from experiments import build, resume, run
+from experiments import build, construct, resume, run
 from experiments.command_line import load_config, parse
 from experiments.defaults import defaults, flat
 from experiments.fields import assign
@@ -208,7 +208,7 @@ class Handed(Exception):
 @pytest.fixture
 def handed(monkeypatch, tmp_path):
     """All that a config hands to the library for a run, as text; nothing runs, no data is made."""
-    log, numbers, real_rule = [], itertools.count(), build.rule
+    log, numbers, real_rule = [], itertools.count(), construct.rule
     data = ArrayExamples(Labelled(np.zeros((999, 4), np.float32), np.zeros(999, np.int32)))
     splits = Splits("none", data, data, 2, (4,))
 
@@ -236,7 +236,7 @@ def handed(monkeypatch, tmp_path):
     monkeypatch.setattr(build, "load", noted("data", splits))
     monkeypatch.setattr(build, "build", noted("model", network))
     monkeypatch.setattr(build, "evaluation", noted("evaluation", None))
-    monkeypatch.setattr(build, "rule", rule)
+    monkeypatch.setattr(construct, "rule", rule)
     monkeypatch.setattr(jax, "local_devices", lambda: [None] * 8)
     monkeypatch.setattr(jax.config, "update", noted("jax", None))
     monkeypatch.setattr(dbjax, "run", begun)

@@ -132,7 +132,7 @@ def test_other_nodes_have_one_card():
             lambda: Cluster(compute_s="costs", machine=MACHINE, machines={"shard/*": Machine()}),
             "of 'shard/\\*'",
         ),
-        (lambda: Cluster(replica_machines=0), "replica_machines=0: at least 1"),
+        (lambda: Cluster(replica_machines=0), "replica_machines=0 must be at least 1"),
         (lambda: Cluster(compute_s="cost"), "at least 0, or 'costs'"),
         (lambda: Cluster(message_s=-1.0), "message_s=-1.0"),
         (lambda: Machine(flops_per_s=0.0), "flops_per_s=0.0 must be above 0"),

@@ -96,7 +96,7 @@ def listening(book: Book, case: Case) -> Iterator[None]:
                 (Shard, "fetch", _serving_method),
                 (VectorShard, "restore", _restoring_vectors),
                 (VectorShard, "fetch", _serving_method),
-                (VectorShard, "accrue", _serving_method),
+                (VectorShard, "accumulate", _serving_method),
                 (VectorShard, "close", _closing),
                 (Replica, "process_portion", _processing),
             )

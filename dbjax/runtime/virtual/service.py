@@ -87,9 +87,10 @@ class VirtualService:
         log: Served | None,
         order: ReplayOrder | None,
     ) -> None:
-        self._simulator, self._network = simulator, network
+        self._simulator = simulator
         self.node, self.name, self._make = node, node.name, make
         self._caller, self._failures = caller, failures
+        self._interface, self._send = node.interface, network.send
         self._log, self._order = log, order
         with calling_as(self._caller):
             self.service = make()
@@ -109,9 +110,7 @@ class VirtualService:
         if call.source.observer:
             self._answer_observer(call)
         else:
-            self._network.send(
-                call.source.interface, self.node.interface, call.size, self._arrive, call
-            )
+            self._send(call.source.interface, self._interface, call.size, self._arrive, call)
         return future
 
     @journaled
@@ -288,16 +287,15 @@ class VirtualService:
         elif call.source.observer:
             call.future.set_result(value)
         else:
-            self._send_back(call, 0 if value is None else size_bytes(value), value)
+            size = 0 if value is None else size_bytes(value)
+            self._send(self._interface, call.source.interface, size, self._settle, (call, value))
 
     def _refuse(self, call: _Call) -> None:
         """Tells the caller that the node has failed, as a broken connection would."""
         self._send_back(call, 0, NodeDied(f"{self.name} died before it answered {call.method}"))
 
     def _send_back(self, call: _Call, size: int, reply: Any) -> None:
-        self._network.send(
-            self.node.interface, call.source.interface, size, self._settle, (call, reply)
-        )
+        self._send(self._interface, call.source.interface, size, self._settle, (call, reply))
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
