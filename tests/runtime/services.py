@@ -63,11 +63,11 @@ class Counter:
     def pid(self):
         return os.getpid()
 
-    def cut(self):
-        """Breaks this process's connection to the other copy."""
-        from dbjax.runtime.ray.handle import here_are
+    def give_up(self):
+        """Finds that the other copy does not answer, as if the connection to it were broken."""
+        from dbjax.runtime.ray.handle import here
 
-        here_are.get("counter/backup")._wire.cut()
+        here.suspect(here.known("counter/backup"))
 
     def state(self):
         return self.counted, self.last

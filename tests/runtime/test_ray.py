@@ -1,7 +1,9 @@
 """The Ray runtime: the rules of dbjax/runtime/interface.py among processes."""
 
+import dataclasses
+import gc
 import importlib
-import os
+import pickle
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +23,10 @@ from tests.runtime import lost_error
 from tests.runtime.services import Log, Middle, Slow
 
 pytest.importorskip("ray", reason="dbjax[ray] is not installed")
-from dbjax.runtime.ray.codec import pack, unpack
-from dbjax.runtime.ray.segments import Arena, Mappings
+import ray.cloudpickle
+
+from dbjax.runtime.ray.arrays import Route, packed, packed_node, unpacked_node
+from dbjax.runtime.ray.segments import Arena, forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
@@ -123,57 +127,96 @@ def test_three_replicas_decrease_the_loss(name, cluster):
     assert replay(TASK, cfg, script).params_sha256 == result.summary["params_sha256"]
 
 
-def test_arrays_travel_as_memory_and_are_never_pickled(monkeypatch):
+def sent(message, route):
+    """What arrives of a message: Ray pickles it, with the buffers apart."""
+    buffers = []
+    body = ray.cloudpickle.dumps(packed(message, route), protocol=5, buffer_callback=buffers.append)
+    return pickle.loads(body, buffers=buffers), len(body)
+
+
+@pytest.mark.parametrize("machine", ["the same machine", "another machine"])
+def test_arrays_travel_as_memory_and_are_never_pickled(monkeypatch, machine):
     def refuse(self):
         raise AssertionError("a jax array was pickled")
 
     monkeypatch.setattr(type(jnp.zeros(1)), "__reduce__", refuse)
-    shared = jnp.arange(1000.0)
+    shared = jnp.arange(10_000.0)
     message = {"a": shared, "b": [shared, np.arange(500)], "c": jnp.float32(2), "d": "text"}
-    packed = pack(message)
-    assert len(packed.arrays) == 3
-    assert len(packed.body) < 300
-    memory = np.zeros(packed.nbytes + 64, np.uint8)
-    begin = -memory.ctypes.data % 64
-    memory = memory[begin : begin + packed.nbytes]
-    packed.write(memory)
-    found = unpack(packed.body, packed.layout, memory)
-    assert found["a"] is found["b"][0]
+    arena = Arena() if machine == "the same machine" else None
+    found, pickled_bytes = sent(message, Route("reader", arena))
+    assert pickled_bytes < 1000
     assert isinstance(found["a"], jax.Array)
-    assert found["a"].unsafe_buffer_pointer() == memory.ctypes.data  # no copy
+    np.testing.assert_array_equal(found["a"], shared)
+    np.testing.assert_array_equal(found["b"][0], shared)
     assert found["c"] == 2
     assert found["d"] == "text"
     np.testing.assert_array_equal(found["b"][1], np.arange(500))
+    if arena is not None:
+        (segment,) = arena._segments
+        begins, place = segment.data.ctypes.data, found["a"].unsafe_buffer_pointer()
+        assert place != begins  # mapped a second time
+        segment.data[:4] = np.float32([7]).view(np.uint8)
+        assert found["a"][0] == 7  # no copy
+        assert segment.held.sum() == 1
+        del found
+        gc.collect()
+        assert segment.held.sum() == 0
 
 
-def test_keys_and_what_no_module_knows_travel_too():
+def test_the_wire_dtype_rounds_float32_and_nothing_else():
+    message = [jnp.float32(1 + 2**-12), np.full(300, 1 + 2**-12), jnp.arange(300)]
+    (rounded, double, whole), _ = sent(message, Route("reader", dtype="bfloat16"))
+    assert (rounded.dtype, float(rounded)) == (jnp.float32, 1.0)
+    np.testing.assert_array_equal(double, message[1])
+    np.testing.assert_array_equal(whole, message[2])
+
+
+def test_keys_travel_too():
+    key, _ = sent(jax.random.key(1), Route("reader"))
+    assert jax.random.uniform(key) == jax.random.uniform(jax.random.key(1))
+
+
+def test_a_node_has_its_arrays_apart_and_what_no_module_knows():
+    data = np.arange(500)
+
     def local(x):
-        return x + 1
+        return x + data[1]
 
-    packed = pack((jax.random.key(1), local))
-    memory = np.zeros(max(1, packed.nbytes), np.uint8)
-    packed.write(memory)
-    key, function = unpack(packed.body, packed.layout, memory)
-    assert (jax.random.uniform(key), function(1)) == (jax.random.uniform(jax.random.key(1)), 2)
+    body, arrays = packed_node((local, data, jax.random.key(1), jnp.ones(3)))
+    assert arrays[0] is data
+    assert len(arrays) == 3  # the data of the key is an array too
+    function, found, key, ones = unpacked_node(body, list(map(np.asarray, arrays)))
+    assert function(1) == 2
+    assert found is arrays[0]
+    assert isinstance(ones, jax.Array)
+    assert jax.random.uniform(key) == jax.random.uniform(jax.random.key(1))
 
 
 def test_a_snapshot_is_written_once_and_memory_is_used_again():
-    arena, reader = Arena(), Mappings(os.getpid())
-    arrays = {"w": jnp.arange(5000.0)}
-    first, second = arena.put_once(pack(arrays)), arena.put_once(pack([arrays["w"]]))
-    assert first is second
+    arena = Arena()
+    arrays = {"w": jnp.arange(10_000.0)}
+    kept, not_kept = Route("reader", arena, keep=True), Route("reader", arena)
+    first, second = sent(arrays, kept)[0], sent([arrays["w"]], kept)[0]
     assert arena.written == 1
-    seen = reader.open(first.number, first.handle, first.nbytes)
-    np.testing.assert_array_equal(seen[:20_000].view(np.float32), arrays["w"])
-    del seen
-    assert list(reader.freed) == [first.number]
-    pushed = arena.put(pack(jnp.ones(5000)))
-    arena.release(pushed.number)
-    assert arena.put(pack(jnp.zeros(5000))) is pushed
-    assert arena.written == 3
-    arena.release(first.number, 2)  # its readers have let go
-    arena.put_once(pack(jnp.ones(5000)))
-    assert arena.put_once(pack(jnp.zeros(5000))) is first  # no more kept: two newer ones came
+    np.testing.assert_array_equal(first["w"], second[0])
+    sent({"w": arrays["w"]}, dataclasses.replace(kept, dtype="bfloat16"))  # is another copy
+    assert arena.written == 2
+    del first, second
+    gc.collect()
+    for number in range(3):
+        found = sent(jnp.full(10_000, number), not_kept)[0]
+        assert found[0] == number
+        del found
+        gc.collect()
+    assert len(arena._segments) == 3  # two are kept, one is used again
+    seen = sent(jnp.zeros(10_000), not_kept)[0]
+    sent(jnp.ones(10_000), not_kept)
+    assert seen[0] == 0
+    assert len(arena._segments) == 4
+    arena.take_back("reader")
+    assert not any(segment.held.any() for segment in arena._segments)
+    forget(arena.owner)
+    assert seen[0] == 0  # its memory stays until it is let go
 
 
 def test_too_few_cpus_are_said_at_once(cluster):

@@ -1,72 +1,77 @@
-"""The driver's view of the processes of a run: which are up, have died, or have ended."""
+"""The driver's view of the processes of a run: which are up, have died, hang, or have ended."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import os
+import logging
 import queue
-import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError
 
 from dbjax.runtime.interface import Future
-from dbjax.runtime.ray.handle import Handles
-from dbjax.runtime.ray.handshake import Address
-from dbjax.runtime.ray.process import RayNode
-from dbjax.runtime.ray.wire import Message, Wire
+from dbjax.runtime.ray.handle import Peer, Peers
+from dbjax.runtime.ray.process import Batch, RayNode
 from dbjax.runtime.threads import ThreadsRuntime
 
-Events = queue.SimpleQueue[tuple[Wire | None, Message]]
+# Who it is about, in which of its lives, what is new, and a value or an error.
+Event = tuple["_Member | None", int, str, Any]
 _AGAIN_S = 0.2
+_DEATHS = 10  # how often a process may die before the run begins
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
 class _Member:
     node: RayNode
-    end: Future[Any] | None
-    incarnation: int = -1  # how often it has come back; -1: it has not been up yet
-    wire: Wire | None = None  # None: it is down, or not up yet
-    address: Address | None = None
-    gone_s: float = dataclasses.field(default_factory=time.monotonic)  # since when it is down
+    end: Future[Any] | None  # of its coroutine
+    actor: Any
+    start: tuple[Any, ...]  # the node, encoded
+    life: int = 0  # how often it was made, so that news of an earlier life is not believed
+    peer: Peer = Peer("")
+    deaths: int = 0
     ready: bool = False
     stopped: bool = False
+    heard_s: float = dataclasses.field(default_factory=time.monotonic)  # when it last answered
 
 
 @final
 class Members:
-    """Tracks the processes of a run by the messages that they send.
+    """Starts the processes of a run, listens to them, and starts them again when they have died.
 
     Args:
       nodes: the nodes, by name.
       ends: the futures of the coroutines that run on nodes, by the node's name.
-      live: a function from the name of a node to Ray's reference to its running process.
-      handles: the driver's handles.
+      actors: Ray's handles of the processes, and the encoded nodes, by the node's name.
+      peers: the driver's view of the processes.
       threads: the driver's threads runtime, with its clock and its trace.
-      events: the queue from which the driver takes messages.
+      hang_s: how long a process may say nothing, in seconds, until it is killed.
+      report: is called with every batch.
     """
 
     def __init__(
         self,
         nodes: Mapping[str, RayNode],
         ends: Mapping[str, Future[Any]],
-        live: Callable[[str], Any],
-        handles: Handles,
+        actors: Mapping[str, tuple[Any, tuple[Any, ...]]],
+        peers: Peers,
         threads: ThreadsRuntime,
-        events: Events,
+        hang_s: float,
+        report: Callable[[Batch], None],
     ) -> None:
-        self._handles, self._threads, self._events = handles, threads, events
+        self._peers, self._threads, self._hang_s, self._report = peers, threads, hang_s, report
         self._engine = threads.engine
-        self._live, self._machine = live, ray.get_runtime_context().get_node_id()
-        self._members = {name: _Member(node, ends.get(name)) for name, node in nodes.items()}
-        self._by_wire: dict[Wire, _Member] = {}
+        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._running = self._ending = False
         self._lost: Exception | None = None
+        self._members = {
+            name: _Member(node, ends.get(name), *actors[name], peer=Peer(name))
+            for name, node in nodes.items()
+        }
         for member in self._members.values():
             self._start(member)
 
@@ -75,12 +80,9 @@ class Members:
         return [name for name, member in self._members.items() if not member.ready]
 
     def silent(self, for_s: float) -> list[str]:
-        """Returns the names of the nodes whose processes have been down for so many seconds.
-
-        A process that is up may take longer to become ready, since it compiles.
-        """
+        """Returns the names of the nodes whose processes have said nothing for so many seconds."""
         now_s = time.monotonic()
-        return [n for n, m in self._members.items() if m.wire is None and now_s - m.gone_s > for_s]
+        return [name for name, m in self._members.items() if now_s - m.heard_s > for_s]
 
     def over(self) -> bool:
         """Returns whether all coroutines have ended, or nobody awaited an error."""
@@ -89,32 +91,29 @@ class Members:
 
     def late(self) -> list[str]:
         """Returns the names of the nodes whose processes are up and have not stopped."""
-        return [n for n, m in self._members.items() if m.wire is not None and not m.stopped]
+        return [n for n, m in self._members.items() if m.ready and not m.stopped]
 
     def kill(self, name: str) -> None:
-        """Kills a node's process, if it is up. Its messages are ignored; Ray starts it again."""
-        wire = self._members[name].wire
-        if wire is None or wire.peer is None:
-            return
-        if wire.peer.machine == self._machine:
-            with contextlib.suppress(ProcessLookupError):  # it has died already
-                os.kill(wire.peer.pid, signal.SIGKILL)
-        wire.cut()  # a process that loses the driver ends itself
+        """Kills a node's process, if it is up; Ray starts it again."""
+        member = self._members[name]
+        if member.ready:
+            ray.kill(member.actor, no_restart=False)
+            self._events.put((member, member.life, "died", None))
 
     def go(self) -> None:
         """Starts all coroutines and observers, now that all services are ready."""
         self._running = True
-        self._handles.moved({name: member.address for name, member in self._members.items()})
+        self._peers.learn(self._up())
         self._threads.start()
         for member in self._members.values():
-            self._send_go(member)
+            self._go(member)
 
     def stop(self) -> None:
         """Tells all processes to stop."""
         self._ending = True
         for member in self._members.values():
-            if member.wire is not None:
-                member.wire.send(("stop", 0))
+            if member.ready:
+                self._ask(member, "stopped", member.actor.stop.remote())
 
     def raise_lost(self) -> None:
         """Raises the first error that nobody awaited."""
@@ -125,152 +124,181 @@ class Members:
             if end is not None and end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
-    def hear(self, wire: Wire | None, message: Message) -> None:
-        """Handles a message of a process.
+    def tell(self, kind: str, *about: Any) -> None:
+        """Takes notice of what the driver's own calls have met."""
+        self._events.put((None, 0, kind, about))
 
-        Args:
-          wire: the connection to the process; None: the message comes from the driver itself.
-          message: the message.
+    def wake(self) -> None:
+        """Makes `hear` return."""
+        self.tell("nothing")
+
+    def hear(self, timeout_s: float) -> None:
+        """Waits for the next event, and does what it asks for.
 
         Raises:
           Exception: an error that ends the run at once.
         """
-        kind, _, *rest = message
-        if kind == "hello" and wire is not None:
-            self._hello(wire, *rest)
-            return
-        if kind == "life ended":
-            self._life_ended(*rest)
-            return
-        if kind == "suspect":
-            self._suspected(*rest)
-            return
-        if kind == "failed":
-            raise _chained(*rest)
-        member = self._by_wire.get(wire) if wire is not None else None
-        if member is None or member.wire is not wire:
-            return  # it comes from an incarnation that is over
-        if kind == "ready":
-            self._ready(member)
-        elif kind == "ended" and member.end is not None:
-            member.end.set_result(rest[0])
-        elif kind == "ended badly" and member.end is not None:
-            self._ended_badly(member.end, *rest)
-        elif kind == "stopped":
-            member.stopped = True
-            if rest[0] is not None and self._lost is None:
-                self._lost = _chained(*rest)
-        elif kind == "lost":
-            self._died(member)
-        elif kind == "unreadable":
-            raise rest[-1]
+        try:
+            member, life, kind, value = self._events.get(timeout=timeout_s)
+        except queue.Empty:
+            pass
+        else:
+            if member is None:
+                self._happened(None, (kind, *value))
+            elif member.life == life:
+                self._answered(member, kind, value)
+        if self._events.empty():  # otherwise the answer may be there
+            self._end_hung()
 
-    def _hello(self, wire: Wire, name: str, address: Address) -> None:
-        member = self._members[name]
-        if member.wire is not None:
-            self._died(member)  # that it is back is the first sign that it had died
-        member.incarnation += 1
-        member.wire, member.address = wire, address
-        member.ready, member.stopped = False, self._ending  # it is not started if the run is ending
-        self._by_wire[wire] = member
+    def _end_hung(self) -> None:
+        """Kills the processes that were up and do not answer any more."""
+        before_s = time.monotonic() - self._hang_s
+        for member in self._members.values():
+            if member.peer.actor is not None and member.heard_s < before_s:
+                name = member.node.name
+                _LOG.warning("%s has not answered for %g s: it is killed", name, self._hang_s)
+                ray.kill(member.actor, no_restart=False)
+                self._died(member)
+
+    def _answered(self, member: _Member, kind: str, value: Any) -> None:
+        if isinstance(value, RayActorError) and not value.actor_init_failed:
+            self._died(member)
+            return
+        if isinstance(value, BaseException):
+            self._raise(member, kind, value)
+        member.heard_s = time.monotonic()
+        if kind == "hello":
+            self._hello(member, *value)
+        elif kind == "begun":
+            self._ready(member)
+        elif kind == "died":
+            self._died(member)
+        elif isinstance(value, Batch):
+            self._report(value)
+            for event in value.events:
+                self._happened(member, event)
+            if kind == "stopped":
+                member.stopped = True
+            else:
+                self._ask(member, "batch", member.actor.listen.remote())
+
+    def _raise(self, member: _Member, kind: str, error: BaseException) -> None:
+        """Raises the error with which a process could not be started, or with which it failed."""
+        cause = getattr(error, "cause", None) or error
+        if kind == "hello":
+            why = str(error).strip().splitlines()[-1]
+            raise RuntimeError(f"the process of {member.node.name} did not start: {why}") from error
+        raise cause
+
+    def _happened(self, member: _Member | None, event: tuple[Any, ...]) -> None:
+        """Takes notice of an event in a process; None: in the driver."""
+        kind, *rest = event
+        if kind == "suspect":
+            suspected = self._members[rest[0].name]
+            if suspected.peer.incarnation == rest[0].incarnation and suspected.ready:
+                self._died(suspected)
+        elif kind == "failed":
+            raise _chained(*rest)
+        elif kind == "lost":
+            self._lost = self._lost or _chained(*rest)
+        elif member is not None and member.end is not None and not member.end.done():
+            if kind == "ended":
+                member.end.set_result(rest[0])
+            elif kind == "ended badly":
+                lost = not member.end.watched()
+                error = _chained(*rest)
+                member.end.set_error(error)
+                self._lost = self._lost or (error if lost else None)
+
+    def _start(self, member: _Member) -> None:
+        """Waits until Ray has made the process, and then gives it its node."""
+        self._ask(member, "hello", member.actor.hello.remote())
+
+    def _hello(self, member: _Member, machine: str, memory: str) -> None:
+        if memory == member.peer.memory:  # it counts as dead, but only its connections broke
+            ray.kill(member.actor, no_restart=False)
+            self._again(member)
+            return
+        incarnation = member.peer.incarnation + 1
+        member.peer = Peer(member.node.name, incarnation, member.actor, machine, memory)
         with_main = member.end is not None and not member.end.done() and not self._ending
-        incarnation, returned = (
-            self._engine.incarnation + member.incarnation,
-            member.incarnation > 0,
+        self._ask(member, "batch", member.actor.listen.remote())
+        begun = member.actor.begin.remote(
+            member.peer._replace(actor=None),
+            self._engine.incarnation + incarnation,
+            with_main,
+            self._up() if self._running else [],
+            self._saved(member.node.name),
+            *member.start,
         )
-        about = (with_main, self._directory(), self._saved(name))
-        wire.send(("begin", 0, incarnation, returned, *about))
+        self._ask(member, "begun", begun)
 
     def _ready(self, member: _Member) -> None:
         member.ready = True
+        member.stopped = self._ending  # it is not started if the run is ending
         if self._running:  # it has come back
             if not self._ending:
                 self._record(member, "returned")
-                self._send_go(member)
-            self._move(member)
+                self._go(member)
+            self._tell_all(member.peer)
 
-    def _send_go(self, member: _Member) -> None:
-        assert member.wire is not None
-        member.wire.send(("go", 0, self._engine.now_s(), self._directory()))
+    def _go(self, member: _Member) -> None:
+        self._ask(member, "gone", member.actor.go.remote(self._engine.now_s(), self._up()))
 
-    def _directory(self) -> dict[str, Address | None]:
-        """Returns the address of every node; before the run begins, none can be called."""
-        if not self._running:
-            return {}
-        return {name: m.address if m.ready else None for name, m in self._members.items()}
+    def _died(self, member: _Member) -> None:
+        """Takes notice that a process is dead, or is not up yet; it will be started again."""
+        was_up, member.life = member.peer.actor is not None, member.life + 1
+        member.ready, member.peer = False, member.peer._replace(actor=None)
+        if was_up:
+            member.heard_s = time.monotonic()
+            member.deaths += 1
+        if was_up and self._running:
+            if not self._ending:
+                self._record(member, "died")
+            self._tell_all(member.peer)
+        elif was_up:  # nobody has heard of it yet, so the next one takes its place
+            member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
+            if member.deaths > _DEATHS:
+                raise RuntimeError(
+                    f"the process of {member.node.name} died {member.deaths} times while it was "
+                    "starting: see Ray's logs of it"
+                )
+        self._again(member)
+
+    def _again(self, member: _Member) -> None:
+        """Tries again to start a process, somewhat later: Ray may not have made it yet."""
+        timer = threading.Timer(_AGAIN_S, self._start, [member])
+        timer.daemon = True
+        timer.start()
+
+    def _ask(self, member: _Member, kind: str, reply: Any) -> None:
+        """Makes the reply of a process an event."""
+        life = member.life
+
+        def answered(done: Any) -> None:
+            error = done.exception()
+            value = error if error is not None else done.result()
+            self._events.put((member, life, kind, value))
+
+        reply.future().add_done_callback(answered)
+
+    def _up(self) -> list[Peer]:
+        return [self._peers.me, *(m.peer for m in self._members.values() if m.ready)]
+
+    def _tell_all(self, news: Peer) -> None:
+        self._peers.learn([news])
+        for member in self._members.values():
+            if member.ready and member.peer.name != news.name:
+                member.actor.learn.remote([news])
 
     def _saved(self, node: str) -> dict[str, Any]:
         """Returns the states of a node's services in the last checkpoint."""
-        return {
-            n: v for n, v in self._threads.latest_states.items() if f"{node}/".startswith(f"{n}/")
-        }
-
-    def _ended_badly(self, end: Future[Any], error: Exception, cause: BaseException | None) -> None:
-        error.__cause__ = cause
-        lost = not end.watched()
-        end.set_error(error)
-        if lost and self._lost is None:
-            self._lost = error
-
-    def _suspected(self, name: str, address: Address) -> None:
-        """Kills a process to which another's connection broke.
-
-        The calls over that connection fail as if the process had died, so it must not stay alive.
-        """
-        member = self._members[name]
-        if member.address == address:
-            self.kill(name)
-            self._died(member)
-
-    def _died(self, member: _Member) -> None:
-        wire, member.wire, member.ready = member.wire, None, False
-        member.gone_s = time.monotonic()
-        address, member.address = member.address, None
-        if wire is not None:
-            del self._by_wire[wire]
-        if not self._running:
-            raise RuntimeError(f"the process of {member.node.name} died while it was starting")
-        if not self._ending:
-            self._record(member, "died")
-        self._handles.died(member.node.name, address)
-        self._tell_others(member, ("died", 0, member.node.name, address))
-
-    def _move(self, moved: _Member) -> None:
-        directory = {moved.node.name: moved.address}
-        self._handles.moved(directory)
-        self._tell_others(moved, ("moved", 0, directory))
-
-    def _tell_others(self, than: _Member, message: Message) -> None:
-        for member in self._members.values():
-            if member is not than and member.wire is not None:
-                member.wire.send(message)
+        states = self._threads.latest_states
+        return {n: v for n, v in states.items() if f"{node}/".startswith(f"{n}/")}
 
     def _record(self, member: _Member, event: str) -> None:
         if self._engine.trace is not None:
             self._engine.trace.record(member.node.name, self._engine.now_s(), {"event": event})
-
-    def _start(self, member: _Member) -> None:
-        """Starts a process, and makes Ray report its death.
-
-        A broken connection would not be enough, since a lost machine does not break any.
-        """
-
-        def ended(done: Any) -> None:
-            self._events.put((None, ("life ended", 0, member, done.exception())))
-
-        self._live(member.node.name).future().add_done_callback(ended)
-
-    def _life_ended(self, member: _Member, error: Exception | None) -> None:
-        if isinstance(error, RayTaskError) or getattr(error, "actor_init_failed", False):
-            why = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"the process of {member.node.name} did not start: {why}") from error
-        if member.wire is not None:
-            self.kill(member.node.name)  # it may be alive, if Ray has only lost its connection
-            self._died(member)
-        # Ray starts the process again. Until then its reference fails at once, and this is retried.
-        timer = threading.Timer(_AGAIN_S, self._start, [member])
-        timer.daemon = True
-        timer.start()
 
 
 def _chained(error: Exception, cause: BaseException | None) -> Exception:

@@ -26,6 +26,10 @@ class RayOptions:
       replica_cpus: the number of logical CPUs for a process named "replica/..."; None: `cpus`.
       replica_gpus: the number of GPUs for a process named "replica/..."; others get none.
       timeout_s: the timeout for reaching the cluster and for placing the processes, in seconds.
+      hang_s: how long a process may give no sign of life, in seconds, until it is killed and
+        started again.
+      wire_dtype: the dtype in which float32 arrays travel between replicas and shards, "float32" or
+        "bfloat16", which halves the bytes and rounds parameters and gradients.
       env: environment variables of every process; the values are strings.
 
     Raises:
@@ -37,6 +41,8 @@ class RayOptions:
     replica_cpus: float | None = None
     replica_gpus: float = 0.0
     timeout_s: float = 15.0
+    hang_s: float = 10.0
+    wire_dtype: str = "float32"
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -48,6 +54,9 @@ class RayOptions:
             if value is not None and not value >= 0:
                 raise ValueError(f"ray.{name}={value} must not be negative")
         require_positive("ray.timeout_s", self.timeout_s)
+        require_positive("ray.hang_s", self.hang_s)
+        if self.wire_dtype not in ("float32", "bfloat16"):
+            raise ValueError(f"ray.wire_dtype={self.wire_dtype!r} must be float32 or bfloat16")
 
     def resources(self, name: str) -> dict[str, float]:
         """Returns the resources for which the process of a node asks, by Ray's names."""

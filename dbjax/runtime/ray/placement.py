@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -18,9 +19,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dbjax.runtime.ray.codec import pack_code
+from dbjax.runtime.ray.arrays import packed_node
 from dbjax.runtime.ray.options import RayOptions
-from dbjax.runtime.ray.process import LOOPBACK, Process, RayNode, Settings
+from dbjax.runtime.ray.process import Process, RayNode, Settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -40,14 +41,13 @@ class Placement:
     def __init__(self, options: RayOptions, nodes: Sequence[RayNode]) -> None:
         self._options, self._nodes = options, nodes
         self._bundles = [options.resources(node.name) for node in nodes]
-        self._joined, self._local = not ray.is_initialized(), False
+        self._joined = not ray.is_initialized()
         if self._joined:
             with _signals_kept(), warnings.catch_warnings():
                 # jax warns of forks, but the programs that Ray forks here do not use jax.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                self._local = _join(options, sum(bundle["CPU"] for bundle in self._bundles))
+                _join(options, sum(bundle["CPU"] for bundle in self._bundles))
         self._actors: dict[str, Any] = {}
-        self._packed: dict[str, tuple[bytes, list[bool], list[Any]]] = {}
         self._group: Any = None
         self._arrays: dict[int, tuple[Any, Any]] = {}
 
@@ -68,16 +68,21 @@ class Placement:
                 "for other programs, or lower ray.cpus"
             )
 
-    def start(self, settings: Settings) -> None:
-        """Starts all processes with the same settings; `live` gives each its node."""
-        kind = ray.remote(Process)
+    def start(self, settings: Settings) -> dict[str, tuple[Any, tuple[Any, ...]]]:
+        """Starts all processes with the same settings.
+
+        Returns:
+          For each node's name, Ray's handle of its process, and the last arguments of
+          `Process.begin`.
+        """
+        kind: Any = ray.remote(concurrency_groups={"control": 100})(Process)
         env = {"env_vars": dict(self._options.env)} if self._options.env else None
+        run, begun = f"dbjax {secrets.token_hex(4)}", {}
         for index, node in enumerate(self._nodes):
-            packed = pack_code(node)
-            of_jax = [place[0] for place in packed.layout]
-            self._packed[node.name] = packed.body, of_jax, list(map(self._put, packed.arrays))
             asked = self._bundles[index]
             self._actors[node.name] = kind.options(
+                name=node.name,
+                namespace=run,
                 num_cpus=asked["CPU"],
                 num_gpus=asked.get("GPU", 0),
                 max_restarts=-1,
@@ -85,25 +90,16 @@ class Placement:
                     self._group, placement_group_bundle_index=index
                 ),
                 runtime_env=env,
-            ).remote(node.name, settings)
-
-    def live(self, name: str) -> Any:
-        """Makes a process run its node.
-
-        Returns:
-          Ray's reference to the call, which fails when the process ends.
-        """
-        return self._actors[name].live.remote(*self._packed[name])
-
-    def host(self) -> str:
-        """Returns the address at which the driver listens; on a local cluster, the loopback."""
-        return LOOPBACK if self._local else str(ray.util.get_node_ip_address())
+            ).remote(settings)
+            body, arrays = packed_node(node)
+            begun[node.name] = self._actors[node.name], (body, *map(self._put, arrays))
+        return begun
 
     def close(self) -> None:
         """Ends the processes, and leaves the cluster, which ends if it was for this run only."""
         for actor in self._actors.values():
             ray.kill(actor, no_restart=True)
-        self._actors, self._packed, self._arrays = {}, {}, {}
+        self._actors, self._arrays = {}, {}
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
@@ -130,21 +126,21 @@ def _signals_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
-def _join(options: RayOptions, cpus: float) -> bool:
-    """Connects to the cluster, and returns whether it was started for this run."""
+def _join(options: RayOptions, cpus: float) -> None:
+    """Connects to the cluster; starts it if it is for this run only."""
     try:
-        return _initialise(options, cpus)
+        _initialise(options, cpus)
     except BaseException:
         ray.shutdown()
         raise
 
 
-def _initialise(options: RayOptions, cpus: float) -> bool:
+def _initialise(options: RayOptions, cpus: float) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address == "auto":
         with contextlib.suppress(ConnectionError):
             ray.init("auto", **quiet)
-            return False
+            return
         _LOG.warning("ray.address=auto: no cluster runs here, so one is started for this run only")
     if options.address in ("auto", "local"):
         there_are = os.cpu_count() or 1
@@ -155,7 +151,7 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
             _system_config={"worker_niceness": 0},  # Ray's default of 15 yields to other programs
             **quiet,
         )
-        return True
+        return
     _require_reachable(options)
     try:
         ray.init(options.address, **quiet)
@@ -164,7 +160,6 @@ def _initialise(options: RayOptions, cpus: float) -> bool:
             f"ray.address={options.address}: {error}; if it asks for a token, set "
             "RAY_AUTH_MODE=token (docs/cluster.md)"
         ) from error
-    return False
 
 
 def _require_reachable(options: RayOptions) -> None:

@@ -1,28 +1,29 @@
-"""The process of one node, which Ray starts, and starts again when it has died."""
+"""The process of one node: a Ray actor, which Ray makes again when it has died."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-import os
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import jax
+import numpy as np
 import ray
 
+from dbjax.runtime.context import DRIVER, Caller, calling_as
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
-from dbjax.runtime.ray.codec import unpack_with
-from dbjax.runtime.ray.handle import Anywhere, here_are
-from dbjax.runtime.ray.handshake import Address
-from dbjax.runtime.ray.hub import Hub, portable
-from dbjax.runtime.ray.reports import Reports
-from dbjax.runtime.ray.wire import Ends, Identity, Message, Wire
+from dbjax.runtime.interface import size_bytes
+from dbjax.runtime.ray.arrays import packed, unpacked_node
+from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, here, portable
+from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
-from dbjax.runtime.trace import Trace
+from dbjax.runtime.trace import Row, Span, Trace
 
-LOOPBACK = "127.0.0.1"
+_LISTEN_S = 0.2  # how often a process sends what it has recorded, and shows that it is alive
+_LARGE = 2**20  # a reply of more bytes is copied in a thread of its own
 Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a function, its arguments
 
 
@@ -46,104 +47,136 @@ class Settings(NamedTuple):
     """The settings that all processes of a run share.
 
     Attributes:
-      driver: where the driver listens.
-      key: the secret key by which processes authenticate each other.
       seed: the seed of the run.
       max_spans: the largest number of spans that a process collects.
       logs: whether there is an event log.
-      alone: whether there is only one replica.
+      single_replica: whether there is only one replica.
+      wire_dtype: see `RayOptions`.
       jax: options of `jax.config`, by name.
     """
 
-    driver: Address
-    key: bytes
     seed: int
     max_spans: int
     logs: bool
     single_replica: bool
+    wire_dtype: str
     jax: dict[str, Any]
+
+
+class Batch(NamedTuple):
+    """What a process has recorded since the last batch.
+
+    Attributes:
+      events: what the driver must know: ("ended", what the coroutine returned), ("ended badly",
+        error, cause), ("failed", error, cause), ("suspect", peer).
+      rows: rows of the trace, with NumPy values.
+      spans: spans of the trace.
+      lines: lines of the event log.
+    """
+
+    events: list[tuple[Any, ...]]
+    rows: list[Row]
+    spans: list[Span]
+    lines: str
+
+
+@final
+class _Elsewhere:
+    """The node of a caller in another process, which records the spans of its calls itself."""
+
+    elsewhere = True
+
+    def __init__(self, name: str, observer: bool) -> None:
+        self.name, self.observer = name, observer
+
+
+@final
+class _Order:
+    """The calls of one process, in the order in which it made them; Ray does not keep it."""
+
+    def __init__(self, incarnation: int) -> None:
+        self.incarnation, self._next = incarnation, 0
+        self._early: dict[int, asyncio.Future[None]] = {}
+
+    async def turn(self, number: int) -> None:
+        """Waits until all earlier calls have been taken; `taken` must be called afterwards."""
+        while number > self._next:
+            waits = asyncio.get_running_loop().create_future()
+            await self._early.setdefault(number, waits)
+
+    def taken(self, number: int) -> None:
+        self._next = max(self._next, number + 1)
+        waiting = self._early.pop(self._next, None)
+        if waiting is not None:
+            waiting.set_result(None)
+
+
+def _control(method: Any) -> Any:
+    """Marks a method that has a thread of its own, which no service holds up."""
+    return ray.method(concurrency_group="control")(method)
 
 
 @final
 class Process:
-    """Runs a node's service and coroutine in its threads, when the driver says so.
+    """Runs a node's service and coroutine in its threads, as the driver says.
 
     Args:
-      name: the name of the node.
       settings: the settings that all processes share.
     """
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         for option, value in settings.jax.items():
             jax.config.update(option, value)  # before jax starts, as the number of devices must be
-        trace = Trace(max_spans=settings.max_spans)
-        self._reports = Reports(trace, self._report)
-        log = EventLog(self._reports.lines.append) if settings.logs else None
-        self._log = log
-        self._threads = ThreadsRuntime(seed=settings.seed, trace=trace, log=log)
-        self._engine = self._threads.engine
-        self._engine.services, self._engine.single_replica = (
-            Anywhere(here_are),
-            settings.single_replica,
-        )
-        me = Identity(name, ray.get_runtime_context().get_node_id(), os.getpid())
-        host = settings.driver[0]
-        if host != LOOPBACK:
-            host = ray.util.get_node_ip_address()
-        self._hub = here_are.hub = Hub(self._engine, me, host, settings.key, self._tell)
-        self._settings, self._unreached = settings, threading.Event()
-        ends = Ends(self._told, self._refused, self._alone, self._hub.failed)
-        self._driver = self._hub.connect(settings.driver, ends)
+        self._trace = Trace(max_spans=settings.max_spans)
+        self._lines: list[str] = []
+        self._log = EventLog(self._lines.append) if settings.logs else None
+        del self._lines[:]  # the header, which the driver has written
+        self._threads = ThreadsRuntime(seed=settings.seed, trace=self._trace, log=self._log)
+        engine = self._engine = self._threads.engine
+        engine.services, engine.single_replica = Anywhere(here), settings.single_replica
+        here.dtype = settings.wire_dtype
+        self._orders: dict[str, _Order] = {}
+        self._events: list[tuple[Any, ...]] = []
+        self._news = asyncio.Event()  # there are events
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def live(self, body: bytes, of_jax: list[bool], arrays: list[Any]) -> None:
-        """Tells the driver that the process is up, and never returns; fails when the process dies.
+    @_control
+    async def hello(self) -> tuple[str, str]:
+        """Returns Ray's name of this machine, and the owner of this process's shared memory."""
+        self._loop = asyncio.get_running_loop()
+        return ray.get_runtime_context().get_node_id(), here.arena.owner
+
+    @_control
+    async def begin(
+        self,
+        me: Peer,
+        incarnation: int,
+        with_main: bool,
+        peers: list[Peer],
+        states: dict[str, Any],
+        body: bytes,
+        *arrays: Any,
+    ) -> None:
+        """Makes the service and the coroutine, before anything can call the service.
 
         Args:
-          body: the node, encoded by `codec.pack_code`.
-          of_jax: which of its arrays are jax arrays.
-          arrays: references to the arrays in Ray's object store.
-
-        Raises:
-          ConnectionError: the driver cannot be reached.
+          me: this process.
+          incarnation: the incarnation of the node.
+          with_main: whether the node's coroutine has not ended yet.
+          peers: the processes that can be called.
+          states: the states of the node's service in the last checkpoint, by their names.
+          body: the node, encoded by `arrays.packed_node`.
+          *arrays: its arrays.
         """
-        self._node: RayNode = unpack_with(body, of_jax, ray.get(arrays))
-        self._driver.send(("hello", 0, self._node.name, self._hub.address))
-        self._unreached.wait()
-        raise ConnectionError("the driver does not answer at {}:{}".format(*self._settings.driver))
-
-    def _told(self, wire: Wire, message: Message) -> None:
-        try:
-            self._do(*message)
-        except Exception as error:
-            self._fail(error)
-
-    def _do(self, kind: str, _: int, *rest: Any) -> None:
-        if kind == "begin":
-            self._begin(*rest)
-        elif kind == "go":
-            self._go(*rest)
-        elif kind == "moved":
-            here_are.moved(*rest)
-        elif kind == "died":
-            here_are.died(*rest)
-        elif kind == "stop":
-            self._stop()
-        else:
-            raise RuntimeError(f"{self._node.name} does not understand {kind}: {rest}")
-
-    def _begin(
-        self,
-        incarnation: int,
-        returned: bool,
-        with_main: bool,
-        directory: dict[str, Address | None],
-        states: dict[str, Any],
-    ) -> None:
-        """Makes the service and the coroutine, before anything can call the service."""
-        here_are.moved(directory)
-        self._engine.incarnation, self._engine.returned = incarnation, returned
+        here.join(me, self._engine, self._tell)
+        here.learn(peers)
+        self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
         self._threads.latest_states = states
-        name, service, main, state_name = self._node
+        node: RayNode = unpacked_node(body, arrays)
+        await asyncio.to_thread(self._make, node, with_main)
+
+    def _make(self, node: RayNode, with_main: bool) -> None:
+        name, service, main, state_name = node
         if service is not None:
             make, args, kwargs = service
             if state_name is None:
@@ -155,46 +188,141 @@ class Process:
             ended = self._threads.spawn(name, function, *args, **kwargs)
             ended.on_done(functools.partial(self._ended, ended))
         self._threads.compile_ahead()
-        self._driver.send(("ready", 0))
 
-    def _go(self, now_s: float, directory: dict[str, Address | None]) -> None:
-        here_are.moved(directory)
+    @_control
+    async def go(self, now_s: float, peers: list[Peer]) -> None:
+        """Starts the node's coroutine."""
+        here.learn(peers)
         self._threads.start(now_s)
-        self._reports.start()
+
+    @_control
+    async def learn(self, peers: list[Peer]) -> None:
+        """See `Peers.learn`."""
+        here.learn(peers)
+
+    @_control
+    async def listen(self) -> Batch:
+        """Returns what was recorded, at once if there are events, and otherwise within 0.2 s."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), _LISTEN_S)
+        return self._batch()
+
+    @_control
+    async def stop(self) -> Batch:
+        """Ends the run here, after the steps that are being computed, and returns the last batch."""
+        try:
+            await asyncio.to_thread(self._threads.finish)
+        except Exception as error:
+            self._events.append(("lost", *portable(error)))
+        if self._log is not None:
+            self._log.flush()
+        return self._batch()
+
+    async def call(self, origin: Origin, number: int, incarnation: int, message: Any) -> Any:
+        """Serves a call of another process, under the label and the number that its caller gave it.
+
+        Args:
+          origin: where the call comes from.
+          number: the number of the call among those of that process to this one.
+          incarnation: the incarnation of this process that is called.
+          message: the name of the method, its positional and its keyword arguments.
+
+        Returns:
+          (None, None, the reply), or an error, its cause, and None; or None if this is another
+          incarnation, or the caller counts as dead.
+        """
+        order = self._order(origin.process)
+        await order.turn(number)
+        try:
+            if incarnation != here.me.incarnation or here.is_dead(origin.process):
+                return None
+            method, args, kwargs = message
+            del message
+            with calling_as(_caller(origin)):
+                future = self._engine.services[here.me.name].take(method, args, kwargs)
+            del args, kwargs  # so that their memory can be released
+        finally:
+            order.taken(number)
+        await _done(future)
+        try:
+            value = future.result()
+        except Exception as error:
+            return (*portable(error), None)
+        route = here.route(origin.process, origin.node, keep=True)
+        if size_bytes(value) < _LARGE:
+            return None, None, packed(value, route)
+        return None, None, await asyncio.to_thread(packed, value, route)
+
+    async def skip(self, origin: Origin, number: int) -> None:
+        """Takes notice that a call did not arrive, since Ray could not serialize it."""
+        order = self._order(origin.process)
+        await order.turn(number)
+        order.taken(number)
+
+    def _order(self, process: Peer) -> _Order:
+        order = self._orders.get(process.name)
+        if order is None or order.incarnation < process.incarnation:
+            order = self._orders[process.name] = _Order(process.incarnation)
+        return order
+
+    def _batch(self) -> Batch:
+        self._news.clear()
+        rows, spans = _taken(self._trace.rows), _taken(self._trace.spans)
+        lines = "".join(_taken(self._lines))
+        return Batch(_taken(self._events), [_plain(row) for row in rows], spans, lines)
 
     def _ended(self, ended: Future[Any]) -> None:
         try:
-            self._driver.send(("ended", 0, ended.result()))
+            self._tell("ended", ended.result())
         except Exception as error:
-            self._driver.send(("ended badly", 0, *portable(error)))
+            self._tell("ended badly", *portable(error))
 
-    def _stop(self) -> None:
-        error: Exception | None = None
-        try:
-            self._threads.finish()
-        except Exception as lost:
-            error = lost
-        if self._log is not None:
-            self._log.flush()
-        self._reports.stop()
-        self._driver.send(("stopped", 0, *(portable(error) if error else (None, None))))
+    def _tell(self, *event: Any) -> None:
+        """Sends an event to the driver."""
+        assert self._loop is not None
+        self._events.append(event)
+        self._loop.call_soon_threadsafe(self._news.set)
 
-    def _fail(self, error: Exception) -> None:
-        self._driver.send(("failed", 0, *portable(error)))
 
-    def _tell(self, wire: Wire | None, message: Message) -> None:
-        """Forwards the hub's messages to the driver, except that a caller's connection is lost."""
-        if message[0] != "lost":
-            self._driver.send(message)
+@final
+class Anywhere(dict[str, Any]):
+    """Services by name: those of this process themselves, and handles of all others."""
 
-    def _report(self, rows: list[Any], spans: list[Any], lines: str) -> None:
-        self._driver.send(("report", 0, rows, spans, lines))
+    def __init__(self, peers: Peers) -> None:
+        super().__init__()
+        self._peers = peers
 
-    def _refused(self, wire: Wire, message: Message, error: Exception) -> None:
-        self._fail(TypeError(f"{self._node.name} cannot send its {message[0]}: {error}"))
+    def __missing__(self, name: str) -> RayHandle:
+        return self._peers.get(name)
 
-    def _alone(self, wire: Wire) -> None:
-        """Ends this process, since one that loses the driver counts as dead for all others."""
-        if wire.peer is not None:
-            os._exit(1)
-        self._unreached.set()
+
+def _caller(origin: Origin) -> Caller:
+    if origin.label == DRIVER.label:
+        return DRIVER
+    found = Caller(_Elsewhere(origin.node, origin.observer), origin.label, LiveObservations())
+    found.calls = origin.number - 1
+    return found
+
+
+async def _done(future: Future[Any]) -> None:
+    """Waits until a future is done, whichever thread settles it."""
+    if not future.done():
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        future.on_done(lambda: loop.call_soon_threadsafe(done.set))
+        await done.wait()
+
+
+def _taken(items: list[Any]) -> list[Any]:
+    """Removes and returns the items of a list, to which other threads may add meanwhile."""
+    count = len(items)
+    found = items[:count]
+    del items[:count]
+    return found
+
+
+def _plain(row: Row) -> Row:
+    """Returns a row with NumPy values in place of jax arrays; waits for those being computed."""
+    return {
+        name: np.asarray(value)[()] if isinstance(value, jax.Array) else value
+        for name, value in row.items()
+    }

@@ -1,17 +1,13 @@
 """The driver of a run on Ray, which starts the processes and collects what they record.
 
-Ray places processes, restarts them and notices their deaths. Messages between nodes do not go
-through Ray (docs/decisions/ray.md): every process listens, and each process that calls a service
-of it has one connection to it.
+Every node is a Ray actor, and every call of a service is a call of its actor. Ray places the
+processes, carries the calls, restarts the dead and notices deaths (docs/decisions/ray.md).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-import os
-import queue
-import secrets
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -23,13 +19,11 @@ import ray
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
-from dbjax.runtime.ray.handle import Anywhere, Handles, RayHandle
-from dbjax.runtime.ray.hub import Hub
-from dbjax.runtime.ray.members import Events, Members
+from dbjax.runtime.ray.handle import Peer, Peers, RayHandle
+from dbjax.runtime.ray.members import Members
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
-from dbjax.runtime.ray.process import RayNode, Settings
-from dbjax.runtime.ray.wire import Identity, Message, Wire
+from dbjax.runtime.ray.process import Anywhere, Batch, RayNode, Settings
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Trace
 
@@ -80,28 +74,26 @@ class RayRuntime:
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
         self._nodes: dict[str, RayNode] = {}
-        self._handles = Handles()
-        self._engine = self._threads.engine
-        self._engine.services = Anywhere(self._handles)
         self._ends: dict[str, Future[Any]] = {}
+        self._peers = Peers()
+        self._engine = self._threads.engine
+        self._engine.services = Anywhere(self._peers)
         self._stopping = threading.Event()
-        self._events: Events = queue.SimpleQueue()
         self._placement: Placement | None = None
         self._members: Members | None = None
-        self._hub: Hub | None = None
         self._home = 0  # the thread of `run`
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RayHandle:
         before = self._nodes.get(name, RayNode(name))
         self._nodes[name] = before._replace(service=(make, args, kwargs))
-        return self._handles.get(name)
+        return self._peers.get(name)
 
     def serve_restorable(
         self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
     ) -> RayHandle:
         before = self._nodes.get(name, RayNode(name))
         self._nodes[name] = before._replace(service=(make, args, {}), state_name=state_name)
-        return self._handles.get(name)
+        return self._peers.get(name)
 
     def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         before = self._nodes.get(name, RayNode(name))
@@ -120,7 +112,7 @@ class RayRuntime:
         return list(self._nodes)
 
     def kill(self, name: str) -> None:
-        """Kills a node's process, by SIGKILL if it is on this machine; Ray starts it again."""
+        """Kills a node's process; Ray starts it again."""
         if name not in self._nodes or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
         self._members.kill(name)
@@ -163,32 +155,37 @@ class RayRuntime:
         """Ends all processes."""
         self._engine.stop()
         self._engine.pool.shutdown(wait=False)
+        self._peers.close()
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.close()
-        hub, self._hub = self._hub, None
-        if hub is not None:
-            hub.close()
 
     def _start(self) -> Members:
         self._placement = placement = Placement(self._options, list(self._nodes.values()))
         self._require_going_on()
         placement.reserve()
-        key = secrets.token_bytes(32)
-        me = Identity("driver", ray.get_runtime_context().get_node_id(), os.getpid())
-        self._hub = hub = Hub(self._engine, me, placement.host(), key, self._control)
-        self._home, hub.wait = threading.get_ident(), self._wait
-        self._handles.settle(hub)
-        spans = self._trace.max_spans if self._trace is not None else 0
-        same = {name: getattr(jax.config, name) for name in _SAME}
-        logs = self._log is not None
+        self._home, self._peers.wait = threading.get_ident(), self._wait
         replicas = [name for name in self._nodes if kind_of(name) is NodeKind.REPLICA]
-        placement.start(
-            Settings(hub.address, key, self._seed, spans, logs, len(replicas) <= 1, same)
+        settings = Settings(
+            seed=self._seed,
+            max_spans=self._trace.max_spans if self._trace is not None else 0,
+            logs=self._log is not None,
+            single_replica=len(replicas) <= 1,
+            wire_dtype=self._options.wire_dtype,
+            jax={name: getattr(jax.config, name) for name in _SAME},
         )
         members = self._members = Members(
-            self._nodes, self._ends, placement.live, self._handles, self._threads, self._events
+            self._nodes,
+            self._ends,
+            placement.start(settings),
+            self._peers,
+            self._threads,
+            self._options.hang_s,
+            self._take,
         )
+        machine = ray.get_runtime_context().get_node_id()
+        me = Peer("driver", 0, "driver", machine, self._peers.arena.owner)
+        self._peers.join(me, self._engine, members.tell)
         self._await_ready(members, "come up", self._stopping.is_set)
         self._require_going_on()
         members.go()
@@ -200,7 +197,7 @@ class RayRuntime:
             left_s = until_s - self._engine.now_s()
             if left_s <= 0:
                 break
-            self._take_event(members, min(_POLL_S, left_s))
+            members.hear(min(_POLL_S, left_s))
         return self._engine.now_s()
 
     def _require_going_on(self) -> None:
@@ -218,7 +215,7 @@ class RayRuntime:
             if time.monotonic() - said_s > _SAID_S:
                 said_s = time.monotonic()
                 _LOG.warning("not ready yet, perhaps still compiling: %s", ", ".join(missing))
-            self._take_event(members, _POLL_S)
+            members.hear(_POLL_S)
 
     def _await_stop(self, members: Members) -> None:
         """Waits until all running processes have stopped; after an interrupt, at most 5 s."""
@@ -231,7 +228,7 @@ class RayRuntime:
                     "still computing, so their latest records are lost: %s", ", ".join(late)
                 )
                 return
-            self._take_event(members, _POLL_S)
+            members.hear(_POLL_S)
 
     def _wait(self, future: Future[Any]) -> None:
         """Waits for a reply to the driver, and handles messages meanwhile.
@@ -240,28 +237,17 @@ class RayRuntime:
         """
         if threading.get_ident() != self._home or self._members is None:
             return
-        future.on_done(lambda: self._events.put((None, ("answered", 0))))
+        future.on_done(self._members.wake)
         while not future.done():
-            self._take_event(self._members, _POLL_S)
+            self._members.hear(_POLL_S)
 
-    def _take_event(self, members: Members, timeout_s: float) -> None:
-        try:
-            wire, message = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            return
-        members.hear(wire, message)
-
-    def _control(self, wire: Wire | None, message: Message) -> None:
-        """Takes a message, in a thread of a wire: handles reports now, and queues all others."""
-        if message[0] != "report":
-            self._events.put((wire, message))
-            return
-        _, _, rows, spans, lines = message
+    def _take(self, batch: Batch) -> None:
+        """Adds to the trace and to the event log what a process has recorded."""
         if self._trace is not None:
-            for row in rows:
+            for row in batch.rows:
                 node, time_s = row.pop("node"), row.pop("time_s")
                 self._trace.record(node, time_s, row)
-            for span in spans:
+            for span in batch.spans:
                 self._trace.span(span.node, span.kind, span.start_s, span.end_s)
-        if self._log is not None and lines:
-            self._log.take(lines)
+        if self._log is not None and batch.lines:
+            self._log.take(batch.lines)

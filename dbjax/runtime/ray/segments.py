@@ -1,167 +1,156 @@
-"""Memory that the processes of one machine share: one process writes it, others read it in place.
+"""Shared memory of the processes on one machine: one process writes it, others read it in place.
 
-Ray's object store does the same for any object. Here, memory is reused as soon as its last reader
-has released it, so its pages are first touched once instead of with every message, and no third
-process takes part.
+Ray's object store does the same for any object, but touches fresh pages for each. Here, memory is
+written again once its last reader has released it. A segment begins with a byte for every message
+that it holds; the message's reader clears the byte, so no other message has to say so.
 """
 
 from __future__ import annotations
 
-import bisect
 import collections
-import dataclasses
-import itertools
+import contextlib
 import mmap
 import os
+import secrets
 import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Sequence
-from typing import Any, final
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
 
 import numpy as np
 
-from dbjax.runtime.ray.codec import Host, Packed
+Host = np.ndarray[Any, Any]
+SHARES = sys.platform == "linux"  # memory without a name, which is freed with its last process
+_HEADER = 4096  # the bytes before the data of a segment, and so the most messages that it can hold
+_KEPT = 2  # one copy of each of so many recent replies serves all readers
 
-SHARES = sys.platform == "linux"  # anonymous memory, which is freed with its last process
-_PAGE = 4096
 
+class Lease(NamedTuple):
+    """The right to read a segment. Unpickling it gives the bytes of the segment.
 
-@final
-@dataclasses.dataclass(eq=False)
-class Segment:
-    """A piece of shared memory.
-
-    Attributes:
-      number: its number in its arena.
-      handle: its file descriptor in the process that writes it.
-      memory: its bytes.
-      users: the number of its readers, plus one while the arena keeps it for later messages.
+    They are released when the unpickled array and all views of it have been collected.
     """
 
+    owner: str  # the arena
     number: int
-    handle: int
-    memory: Host
-    users: int = 0
+    file: str  # the file that its memory appears to be
+    nbytes: int
+    place: int  # of the message in the header
 
-    @property
-    def nbytes(self) -> int:
-        """The size in bytes."""
-        return self.memory.nbytes
+    def __reduce__(self) -> Any:
+        return _borrow, tuple(self)
+
+
+class _Segment(NamedTuple):
+    number: int
+    file: str
+    held: Host  # the header: 1 where a message may still be read
+    data: Host
 
 
 @final
 class Arena:
     """The segments that this process writes.
 
-    Args:
-      kept: for how many of the latest messages of `put_once` the segments are kept.
-
     Attributes:
-      written: the number of messages that were copied into memory.
+      owner: a name that no other arena has.
+      written: how often a segment was written.
     """
 
-    def __init__(self, kept: int = 2) -> None:
-        self.written = 0
+    def __init__(self) -> None:
+        self.owner, self.written = secrets.token_hex(8), 0
         self._lock, self._keeping = threading.Lock(), threading.Lock()
-        self._free: list[tuple[int, int, Segment]] = []  # sorted by size
-        self._segments: dict[int, Segment] = {}
-        self._numbers = itertools.count()
-        self._kept: deque[tuple[Sequence[Any], Segment]] = deque()
-        self._most_kept = kept
+        self._segments: list[_Segment] = []
+        self._kept: deque[tuple[Sequence[Any], _Segment]] = deque()
+        self._readers: dict[tuple[int, int], str] = {}  # (segment, place) -> the latest reader
 
-    def put(self, packed: Packed) -> Segment:
-        """Writes the arrays of a message into a segment, which then has one user."""
-        segment = self._take(packed.nbytes)
-        packed.write(segment.memory)
-        self.written += 1
-        return segment
+    def lend(
+        self,
+        reader: str,
+        nbytes: int,
+        write: Callable[[Host], None],
+        key: Sequence[Any] | None = None,
+    ) -> Lease:
+        """Writes to a segment, and lends it to a reader.
 
-    def put_once(self, packed: Packed) -> Segment:
-        """Like `put`, but reuses the segment of a recent message with the same arrays.
-
-        Many replicas fetch the snapshot of one version, which is then copied once.
+        Args:
+          reader: the name of the process that will read it.
+          nbytes: the size of the memory that is needed.
+          write: writes to such memory.
+          key: the objects that decide what is written; a recent segment that was written for the
+            same objects is lent again instead. None: that is not tried.
         """
-        with self._keeping:
-            for arrays, segment in self._kept:
-                if _same(arrays, packed.arrays):
-                    with self._lock:
-                        segment.users += 1
-                    return segment
-            if len(self._kept) == self._most_kept:
-                self.release(self._kept.popleft()[1].number)
-            segment = self.put(packed)
+        with self._keeping if key else contextlib.nullcontext():
+            kept = self._find(key) if key else None
             with self._lock:
-                segment.users += 1
-            self._kept.append((packed.arrays, segment))
-            return segment
+                segment = kept or self._free(nbytes) or self._make(nbytes)
+                place = int(np.argmin(segment.held))
+                segment.held[place] = 1
+                self._readers[segment.number, place] = reader
+            if kept is None:
+                write(segment.data[:nbytes])
+                self.written += 1
+                if key:
+                    with self._lock:
+                        self._kept.append((key, segment))
+                        if len(self._kept) > _KEPT:
+                            self._kept.popleft()
+        nbytes = _HEADER + segment.data.nbytes
+        return Lease(self.owner, segment.number, segment.file, nbytes, place)
 
-    def release(self, number: int, times: int = 1) -> None:
-        """Counts that a segment has so many fewer users; a segment without users can be reused."""
+    def take_back(self, reader: str) -> None:
+        """Releases everything that was lent to a process, which must be dead."""
         with self._lock:
-            segment = self._segments[number]
-            segment.users -= times
-            if segment.users == 0:
-                bisect.insort(self._free, (segment.nbytes, number, segment))
+            for (number, place), name in self._readers.items():
+                if name == reader:
+                    self._segments[number].held[place] = 0
 
-    def _take(self, nbytes: int) -> Segment:
-        with self._lock:
-            at = bisect.bisect_left(self._free, (nbytes, -1))
-            if at < len(self._free) and self._free[at][0] <= 2 * nbytes + _PAGE:
-                segment = self._free.pop(at)[2]
-            else:
-                segment = self._make(nbytes)
-            segment.users = 1
-            return segment
+    def _find(self, key: Sequence[Any]) -> _Segment | None:
+        """Returns the segment that was written for this key, unless it is lent to too many."""
+        return next((s for k, s in self._kept if _same(k, key) and not s.held.all()), None)
 
-    def _make(self, nbytes: int) -> Segment:
+    def _free(self, nbytes: int) -> _Segment | None:
+        """Returns the smallest segment that is large enough and that nobody reads."""
+        kept = {segment.number for _, segment in self._kept}
+        sizes = {
+            segment.data.nbytes: segment
+            for segment in self._segments
+            if nbytes <= segment.data.nbytes <= 2 * nbytes + _HEADER
+            and segment.number not in kept
+            and not segment.held.any()
+        }
+        return sizes[min(sizes)] if sizes else None
+
+    def _make(self, nbytes: int) -> _Segment:
         handle = os.memfd_create("dbjax")
-        size = -(-nbytes // _PAGE) * _PAGE
-        os.ftruncate(handle, size)
-        memory = np.frombuffer(mmap.mmap(handle, size), np.uint8)
-        segment = Segment(next(self._numbers), handle, memory)
-        self._segments[segment.number] = segment
-        return segment
+        os.ftruncate(handle, _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
+        memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
+        file = f"/proc/{os.getpid()}/fd/{handle}"
+        made = _Segment(len(self._segments), file, memory[:_HEADER], memory[_HEADER:])
+        self._segments.append(made)
+        return made
 
 
 def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
     return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
 
 
-@final
-class Mappings:
-    """The segments of another process, mapped into this one for reading.
+_mapped: dict[str, dict[int, mmap.mmap]] = collections.defaultdict(dict)  # by owner and number
 
-    Args:
-      pid: the process ID of the other process.
 
-    Attributes:
-      freed: the numbers of segments that this process has released, once for each message.
-    """
+def forget(owner: str) -> None:
+    """Unmaps the segments of a dead process, once nobody in this one reads them any more."""
+    _mapped.pop(owner, None)
 
-    def __init__(self, pid: int) -> None:
-        self._pid = pid
-        self._maps: dict[int, mmap.mmap] = {}
-        self.freed: deque[int] = collections.deque()
 
-    def open(self, number: int, handle: int, nbytes: int) -> Host:
-        """Returns the memory of a segment, for reading only; it is released when it is collected.
-
-        Args:
-          number: the segment's number.
-          handle: its file descriptor in the other process.
-          nbytes: its size.
-        """
-        found = self._maps.get(number)
-        if found is None:
-            with open(f"/proc/{self._pid}/fd/{handle}", "rb") as file:
-                found = mmap.mmap(file.fileno(), nbytes, prot=mmap.PROT_READ)
-            self._maps[number] = found
-        memory = np.frombuffer(found, np.uint8)
-        weakref.finalize(memory, self.freed.append, number).atexit = False
-        return memory
-
-    def close(self) -> None:
-        """Unmaps all segments except those that are still in use."""
-        self._maps.clear()
+def _borrow(owner: str, number: int, file: str, nbytes: int, place: int) -> Host:
+    segment = _mapped[owner].get(number)
+    if segment is None:
+        with open(file, "r+b") as opened:
+            segment = _mapped[owner].setdefault(number, mmap.mmap(opened.fileno(), nbytes))
+    memory = np.frombuffer(segment, np.uint8, offset=_HEADER)  # which is the base of its views
+    memory.flags.writeable = False
+    weakref.finalize(memory, segment.__setitem__, place, 0).atexit = False
+    return memory
