@@ -79,15 +79,13 @@ def test_replicas_compile_nothing_where_they_fetch_and_push_each_step(method, co
 
 def test_what_has_travelled_is_compiled_where_it_is(compiled):
     pytest.importorskip("ray", reason="dbjax[ray] is not installed")
-    from dbjax.runtime.ray.codec import pack_code, unpack_with
+    from dbjax.runtime.ray.messages import decode, encode
 
     task = squares()
     server = ParameterServer.serve(
         ThreadsRuntime(), Shard, task.params, 2, server_rule(optax.sgd(0.1))
     )
-    packed = pack_code(server.gradients_of(task.loss, task.batch, 1)[0])
-    hosts = [np.asarray(array) for array in packed.arrays]
-    gradient = unpack_with(packed.body, [place[0] for place in packed.layout], hosts)
+    gradient = decode(encode(server.gradients_of(task.loss, task.batch, 1)[0]))
     gradient.compile_ahead()
     slices = compiled_split(server.partition)(task.params)
     batch = task.batches(0, 1).at(0)

@@ -1,6 +1,5 @@
 """Deaths on Ray: those that happen, and those that are made true."""
 
-import math
 import os
 import signal
 import time
@@ -154,7 +153,7 @@ def test_a_backup_loses_nothing_when_a_connection_breaks(runtime, between):
 
 def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
     """Rather than when it should have come up."""
-    monkeypatch.setattr("dbjax.runtime.ray.runtime._START_S", math.inf)
+    monkeypatch.setattr("dbjax.runtime.ray.members._START_S", 1000.0)
     options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
     runtime = dbjax.runtime.ray.ray_runtime(options)
     runtime.serve("log", Log)

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import pickle
-import queue
 import threading
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, final
 
-from ray.exceptions import RayActorError
+from ray.exceptions import RayTaskError
 
 from dbjax.errors import NodeDied, one_line
 from dbjax.runtime.context import DRIVER, current
 from dbjax.runtime.futures import Future, ready
 from dbjax.runtime.node_names import NodeKind, kind_of
-from dbjax.runtime.ray.arrays import Route, packed
+from dbjax.runtime.ray.messages import Message, Route, decode, encode
 from dbjax.runtime.ray.segments import Arena, forget
 from dbjax.runtime.threads.engine import Engine
 
@@ -74,6 +74,7 @@ class Peers:
     Attributes:
       me: this process, without its actor.
       engine: runs the coroutines and services of this process.
+      tell: tells the driver of an event (see `process.Batch`).
       wait: waits until a future that the driver holds is done.
       dtype: the dtype in which float32 arrays travel between replicas and services.
       arena: the shared memory that this process writes.
@@ -81,36 +82,19 @@ class Peers:
 
     me: Peer
     engine: Engine
+    tell: Callable[..., object]
 
     def __init__(self) -> None:
         self.wait: Callable[[Future[Any]], object] = lambda future: None
-        self.dtype = "float32"
-        self.arena = Arena()
-        self.replies: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
+        self.dtype, self.arena = "float32", Arena()
+        self._replies = ThreadPoolExecutor(1, "replies")
         self._handles: dict[str, RayHandle] = {}
         self._known: dict[str, Peer] = {}
-
-    def join(self, me: Peer, engine: Engine, tell: Callable[..., object]) -> None:
-        """Makes calls possible.
-
-        Args:
-          me: see above.
-          engine: see above.
-          tell: is called with "suspect" and a peer that does not answer, or with "failed", an error
-            that is otherwise lost, and its cause.
-        """
-        self.me, self.engine, self._tell = me, engine, tell
-        threading.Thread(target=self._settle_all, daemon=True, name="replies").start()
-
-    def suspect(self, peer: Peer) -> None:
-        """Tells the driver, which alone says who is dead, that a process does not answer."""
-        self._tell("suspect", peer._replace(actor=None))
 
     def get(self, name: str) -> RayHandle:
         """Returns the handle of the service of that name."""
         if name not in self._handles:
-            made = self._handles.setdefault(name, RayHandle(name, self))
-            made.moved(self.known(name))
+            self._handles.setdefault(name, RayHandle(name, self)).moved(self.known(name))
         return self._handles[name]
 
     def known(self, name: str) -> Peer:
@@ -135,6 +119,10 @@ class Peers:
         known = self.known(process.name)
         return (known.incarnation, known.actor is None) >= (process.incarnation, True)
 
+    def suspect(self, peer: Peer) -> None:
+        """Tells the driver, which alone says who is dead, that a process does not answer."""
+        self.tell("suspect", peer._replace(actor=None))
+
     def route(self, process: Peer, caller: str, *, keep: bool = False) -> Route:
         """Returns how messages for a process travel.
 
@@ -147,20 +135,23 @@ class Peers:
         dtype = self.dtype if kind_of(caller) is NodeKind.REPLICA else "float32"
         return Route(process.name, arena, dtype, keep)
 
+    def settle(self, settle: Callable[..., object], *args: Any) -> None:
+        """Settles a future in a thread that may be held up by who waits, as Ray's must not be."""
+
+        def guarded() -> None:
+            try:
+                settle(*args)
+            except Exception as error:
+                self.tell("failed", failed(error))
+
+        with contextlib.suppress(RuntimeError):  # the run is over
+            self._replies.submit(guarded)
+
     def close(self) -> None:
         """Ends the threads."""
-        self.replies.put(None)
         for handle in self._handles.values():
             handle.close()
-
-    def _settle_all(self) -> None:
-        """Settles futures here, as whoever waits for them must not hold up a thread of Ray."""
-        while (settle := self.replies.get()) is not None:
-            try:
-                settle()
-            except Exception as error:
-                self._tell("failed", *portable(error))
-            del settle  # so that the memory of its reply can be released
+        self._replies.shutdown(wait=False, cancel_futures=True)
 
 
 here = Peers()  # those of a process that Ray has started, which is one node
@@ -187,8 +178,8 @@ class RayHandle:
         self._lock = threading.Lock()
         self._open: dict[_Call, None] = {}
         self._hoping: list[Future[None]] = []
-        self._queue: queue.SimpleQueue[_Call | None] = queue.SimpleQueue()
-        self._sender: threading.Thread | None = None
+        self._sender = ThreadPoolExecutor(1, "send")  # starts a thread when it is used
+        self._sent: tuple[Peer, int] = self._peer, 0  # how many calls the latest peer was sent
 
     def __reduce__(self) -> Any:
         return handle, (self.name,)
@@ -209,10 +200,7 @@ class RayHandle:
             alive = self._peer.actor is not None
             if alive:
                 self._open[call] = None
-                self._queue.put(call)
-                if self._sender is None:
-                    self._sender = threading.Thread(target=self._send_all, daemon=True, name="send")
-                    self._sender.start()
+                self._sender.submit(self._send, call)
         if not alive:
             self._die(call)
         if caller is DRIVER:  # which cannot await
@@ -244,45 +232,36 @@ class RayHandle:
 
     def close(self) -> None:
         """Ends the thread that sends."""
-        self._queue.put(None)
+        self._sender.shutdown(wait=False, cancel_futures=True)
 
-    def _send_all(self) -> None:
-        """Sends calls in order. A call whose arrays are still being computed waits here."""
-        peer, number = None, 0
-        while (call := self._queue.get()) is not None:
-            if call.peer is not peer:
-                peer, number = call.peer, 0
-            if call not in self._open:  # the process has died meanwhile
-                continue
-            try:
-                route = self._peers.route(call.peer, call.origin.node)
-                message = packed((call.method, *call.arguments), route)
-                sent = call.peer.actor.call.remote(call.origin, number, peer.incarnation, message)
-            except Exception as error:
-                self._fail(call, TypeError(f"{self._named(call)} cannot be sent: {error}"))
-                continue
-            sent.future().add_done_callback(functools.partial(self._hear, call, number))
-            number += 1
-            del call, message, sent
+    def _send(self, call: _Call) -> None:
+        """Sends a call. It waits here for its arrays, and then all later calls wait too."""
+        if call not in self._open:  # the process has died meanwhile
+            return
+        peer, number = self._sent if self._sent[0] is call.peer else (call.peer, 0)
+        try:
+            route = self._peers.route(peer, call.origin.node)
+            message = encode((call.method, *call.arguments), route)
+            sent = peer.actor.call.remote(call.origin, number, peer.incarnation, message)
+        except Exception as error:
+            why = f"its arguments cannot be sent: {one_line(error)}"
+            self._fail(call, TypeError(f"{self.name}.{call.method}: {why}"))
+            return
+        self._sent = peer, number + 1
+        heard = functools.partial(self._peers.settle, self._settle, call)
+        sent.future().add_done_callback(heard)
 
-    def _hear(self, call: _Call, number: int, sent: Any) -> None:
-        self._peers.replies.put(lambda: self._settle(call, number, sent))
-
-    def _settle(self, call: _Call, number: int, sent: Any) -> None:
+    def _settle(self, call: _Call, sent: Any) -> None:
         """Settles the future of a call; it stays open if the process may have died."""
         error = sent.exception()
-        if isinstance(error, RayActorError) or (error is None and sent.result() is None):
+        if isinstance(error, RayTaskError):
+            raise error
+        if error is not None or sent.result() is None:
             self._peers.suspect(call.peer)
             return
-        if error is not None:  # Ray could not serialize something, at one end or the other
-            call.peer.actor.skip.remote(call.origin, number)
-            kind = RuntimeError if "duplicate" in str(error).lower() else TypeError
-            self._fail(call, kind(f"{self._named(call)} cannot be sent: {one_line(error)}"))
-            return
-        error, cause, value = sent.result()
+        error, cause, value = decode(sent.result())
         if error is not None:
-            error.__cause__ = cause
-            self._fail(call, error)
+            self._fail(call, chained(error, cause))
         elif self._close(call):
             engine = self._peers.engine
             if engine.trace is not None:
@@ -302,22 +281,24 @@ class RayHandle:
     def _die(self, call: _Call) -> None:
         call.future.set_error(NodeDied(f"{self.name} died before it answered {call.method}"))
 
-    def _named(self, call: _Call) -> str:
-        return f"{self.name}.{call.method}: its arguments or its reply"
 
+def failed(error: BaseException) -> Message:
+    """Encodes a call's error for `RayHandle`, with its cause, which pickle would drop.
 
-def portable(error: BaseException) -> tuple[BaseException, BaseException | None]:
-    """Returns an error and its cause, both in a form that can be pickled.
-
-    The cause is separate, since pickle would drop it. An error that cannot be pickled is replaced
-    by a RuntimeError with its text.
+    An error that cannot be pickled is replaced by a RuntimeError with its text.
     """
 
-    def checked(one: BaseException) -> BaseException:
+    def checked(one: BaseException | None) -> BaseException | None:
         try:
-            pickle.loads(pickle.dumps(one))
+            decode(encode(one))
         except Exception:
             return RuntimeError(f"{type(one).__name__}: {one}")
         return one
 
-    return checked(error), None if error.__cause__ is None else checked(error.__cause__)
+    return encode((checked(error), checked(error.__cause__), None))
+
+
+def chained(error: Exception, cause: BaseException | None, value: None = None) -> Exception:
+    """Returns the error that `failed` has encoded."""
+    error.__cause__ = cause
+    return error

@@ -4,85 +4,86 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import queue
+import math
 import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import ray
-from ray.exceptions import RayActorError
+from ray.exceptions import GetTimeoutError, RayActorError
 
 from dbjax.runtime.interface import Future
-from dbjax.runtime.ray.handle import Peer, Peers
-from dbjax.runtime.ray.process import Batch, RayNode
+from dbjax.runtime.ray.handle import Peer, Peers, chained
+from dbjax.runtime.ray.messages import Message, decode
+from dbjax.runtime.ray.process import Batch
 from dbjax.runtime.threads import ThreadsRuntime
 
-# Who it is about, in which of its lives, what is new, and a value or an error.
-Event = tuple["_Member | None", int, str, Any]
+POLL_S = 0.1
 _AGAIN_S = 0.2
-_DEATHS = 10  # how often a process may die before the run begins
+_CLOSE_S = 5.0
+_START_S = 120.0  # how long a process may take to start; each imports jax
+_DEATHS = 10  # how often a process may die before it is ready for the first time
 _LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(eq=False)
 class _Member:
-    node: RayNode
-    end: Future[Any] | None  # of its coroutine
+    name: str
     actor: Any
-    start: tuple[Any, ...]  # the node, encoded
-    life: int = 0  # how often it was made, so that news of an earlier life is not believed
-    peer: Peer = Peer("")
-    deaths: int = 0
+    end: Future[Any] | None  # of its coroutine
+    peer: Peer
     ready: bool = False
     stopped: bool = False
-    heard_s: float = dataclasses.field(default_factory=time.monotonic)  # when it last answered
+    suspected: int = -1  # the incarnation that somebody could not reach
+    deaths: int = 0
 
 
 @final
 class Members:
     """Starts the processes of a run, listens to them, and starts them again when they have died.
 
+    A thread follows each process. One lock, `changed`, guards what they know.
+
     Args:
-      nodes: the nodes, by name.
+      actors: Ray's handles of the processes, by the node's name.
+      nodes: all nodes, encoded.
       ends: the futures of the coroutines that run on nodes, by the node's name.
-      actors: Ray's handles of the processes, and the encoded nodes, by the node's name.
       peers: the driver's view of the processes.
       threads: the driver's threads runtime, with its clock and its trace.
-      hang_s: how long a process may say nothing, in seconds, until it is killed.
+      hang_s: how long a process may give no sign of life, in seconds, until it is killed.
       report: is called with every batch.
     """
 
     def __init__(
         self,
-        nodes: Mapping[str, RayNode],
+        actors: Mapping[str, Any],
+        nodes: Message,
         ends: Mapping[str, Future[Any]],
-        actors: Mapping[str, tuple[Any, tuple[Any, ...]]],
         peers: Peers,
         threads: ThreadsRuntime,
         hang_s: float,
         report: Callable[[Batch], None],
     ) -> None:
         self._peers, self._threads, self._hang_s, self._report = peers, threads, hang_s, report
-        self._engine = threads.engine
-        self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._running = self._ending = False
-        self._lost: Exception | None = None
+        self._engine, self._nodes = threads.engine, ray.put(nodes)
+        self._changed = threading.Condition()
+        self._running = self._ending = self._closed = False
+        self._failed: BaseException | None = None  # ends the run at once
+        self._lost: Exception | None = None  # the first error that nobody awaited
         self._members = {
-            name: _Member(node, ends.get(name), *actors[name], peer=Peer(name))
-            for name, node in nodes.items()
+            name: _Member(name, actor, ends.get(name), Peer(name)) for name, actor in actors.items()
         }
-        for member in self._members.values():
-            self._start(member)
+        self._followers = [
+            threading.Thread(target=self._follow, args=[member], daemon=True)
+            for member in self._members.values()
+        ]
+        for follower in self._followers:
+            follower.start()
 
     def missing(self) -> list[str]:
         """Returns the names of the nodes whose processes are down, or not ready yet."""
         return [name for name, member in self._members.items() if not member.ready]
-
-    def silent(self, for_s: float) -> list[str]:
-        """Returns the names of the nodes whose processes have said nothing for so many seconds."""
-        now_s = time.monotonic()
-        return [name for name, m in self._members.items() if now_s - m.heard_s > for_s]
 
     def over(self) -> bool:
         """Returns whether all coroutines have ended, or nobody awaited an error."""
@@ -95,25 +96,33 @@ class Members:
 
     def kill(self, name: str) -> None:
         """Kills a node's process, if it is up; Ray starts it again."""
-        member = self._members[name]
-        if member.ready:
-            ray.kill(member.actor, no_restart=False)
-            self._events.put((member, member.life, "died", None))
+        if self._members[name].ready:
+            ray.kill(self._members[name].actor, no_restart=False)
 
     def go(self) -> None:
         """Starts all coroutines and observers, now that all services are ready."""
-        self._running = True
-        self._peers.learn(self._up())
-        self._threads.start()
-        for member in self._members.values():
-            self._go(member)
+        with self._changed:
+            self._running = True
+            self._peers.learn(self._up())
+            self._threads.start()
+            for member in self._members.values():
+                self._go(member)
 
     def stop(self) -> None:
         """Tells all processes to stop."""
-        self._ending = True
+        with self._changed:
+            self._ending = True
+            for member in self._members.values():
+                if member.ready:
+                    member.actor.stop.remote()
+
+    def close(self) -> None:
+        """Ends all processes."""
+        self._closed = True
         for member in self._members.values():
-            if member.ready:
-                self._ask(member, "stopped", member.actor.stop.remote())
+            ray.kill(member.actor, no_restart=True)
+        for follower in self._followers:
+            follower.join(_CLOSE_S)
 
     def raise_lost(self) -> None:
         """Raises the first error that nobody awaited."""
@@ -124,114 +133,99 @@ class Members:
             if end is not None and end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
-    def tell(self, kind: str, *about: Any) -> None:
-        """Takes notice of what the driver's own calls have met."""
-        self._events.put((None, 0, kind, about))
-
-    def wake(self) -> None:
-        """Makes `hear` return."""
-        self.tell("nothing")
-
-    def hear(self, timeout_s: float) -> None:
-        """Waits for the next event, and does what it asks for.
+    def wait(self, done: Callable[[], bool], timeout_s: float = math.inf) -> bool:
+        """Waits for something, and returns whether it has happened in time.
 
         Raises:
           Exception: an error that ends the run at once.
         """
+        end_s = time.monotonic() + timeout_s
+        with self._changed:
+            while not done():
+                left_s = end_s - time.monotonic()
+                if self._failed is not None:
+                    raise self._failed
+                if left_s <= 0:
+                    return False
+                self._changed.wait(min(POLL_S, left_s))
+        return True
+
+    def tell(self, *event: Any) -> None:
+        """Takes notice of what the driver's own calls have met."""
+        with self._changed:
+            self._happened(None, *event)
+            self._changed.notify_all()
+
+    def _follow(self, member: _Member) -> None:
+        """Starts a process, and listens to it, again and again until the run is closed."""
         try:
-            member, life, kind, value = self._events.get(timeout=timeout_s)
-        except queue.Empty:
-            pass
-        else:
-            if member is None:
-                self._happened(None, (kind, *value))
-            elif member.life == life:
-                self._answered(member, kind, value)
-        if self._events.empty():  # otherwise the answer may be there
-            self._end_hung()
-
-    def _end_hung(self) -> None:
-        """Kills the processes that were up and do not answer any more."""
-        before_s = time.monotonic() - self._hang_s
-        for member in self._members.values():
-            if member.peer.actor is not None and member.heard_s < before_s:
-                name = member.node.name
-                _LOG.warning("%s has not answered for %g s: it is killed", name, self._hang_s)
-                ray.kill(member.actor, no_restart=False)
+            while not self._closed:
+                try:
+                    self._live(member)
+                except RayActorError as error:
+                    if error.actor_init_failed:
+                        why = str(error).strip().splitlines()[-1]
+                        raise RuntimeError(
+                            f"the process of {member.name} did not start: {why}"
+                        ) from error
+                except GetTimeoutError:
+                    self._end_hung(member)
                 self._died(member)
+        except BaseException as error:
+            with self._changed:
+                self._failed = self._failed or getattr(error, "cause", None) or error
+                self._changed.notify_all()
 
-    def _answered(self, member: _Member, kind: str, value: Any) -> None:
-        if isinstance(value, RayActorError) and not value.actor_init_failed:
-            self._died(member)
+    def _live(self, member: _Member) -> None:
+        """Follows an incarnation of a process, until it dies or is killed."""
+        actor, before = member.actor, member.peer.memory
+        machine, memory = ray.get(actor.hello.remote(), timeout=_START_S)
+        if memory == before:  # it counts as dead
+            ray.kill(actor, no_restart=False)
             return
-        if isinstance(value, BaseException):
-            self._raise(member, kind, value)
-        member.heard_s = time.monotonic()
-        if kind == "hello":
-            self._hello(member, *value)
-        elif kind == "begun":
-            self._ready(member)
-        elif kind == "died":
-            self._died(member)
-        elif isinstance(value, Batch):
-            self._report(value)
-            for event in value.events:
-                self._happened(member, event)
-            if kind == "stopped":
-                member.stopped = True
-            else:
-                self._ask(member, "batch", member.actor.listen.remote())
+        with self._changed:
+            incarnation = member.peer.incarnation + 1
+            member.peer = Peer(member.name, incarnation, actor, machine, memory)
+            actor.begin.remote(
+                member.peer._replace(actor=None),
+                self._engine.incarnation + incarnation,
+                member.end is not None and not member.end.done() and not self._ending,
+                self._up() if self._running else [],
+                self._saved(member.name),
+                self._nodes,
+            )
+        while not self._closed:
+            batch: Batch = decode(ray.get(actor.listen.remote(), timeout=self._hang_s))
+            with self._changed:
+                self._report(batch)
+                for event in batch.events:
+                    self._happened(member, *event)
+                self._changed.notify_all()
+            if member.suspected == incarnation:  # it lives, but callers were told that it is dead
+                ray.kill(actor, no_restart=False)
+                return
 
-    def _raise(self, member: _Member, kind: str, error: BaseException) -> None:
-        """Raises the error with which a process could not be started, or with which it failed."""
-        cause = getattr(error, "cause", None) or error
-        if kind == "hello":
-            why = str(error).strip().splitlines()[-1]
-            raise RuntimeError(f"the process of {member.node.name} did not start: {why}") from error
-        raise cause
-
-    def _happened(self, member: _Member | None, event: tuple[Any, ...]) -> None:
+    def _happened(self, member: _Member | None, kind: str, value: Any = None) -> None:
         """Takes notice of an event in a process; None: in the driver."""
-        kind, *rest = event
         if kind == "suspect":
-            suspected = self._members[rest[0].name]
-            if suspected.peer.incarnation == rest[0].incarnation and suspected.ready:
-                self._died(suspected)
+            self._members[value.name].suspected = value.incarnation
         elif kind == "failed":
-            raise _chained(*rest)
+            self._failed = self._failed or chained(*decode(value))
         elif kind == "lost":
-            self._lost = self._lost or _chained(*rest)
-        elif member is not None and member.end is not None and not member.end.done():
+            self._lost = self._lost or chained(*decode(value))
+        elif member is None:
+            return
+        elif kind == "ready":
+            self._ready(member)
+        elif kind == "stopped":
+            member.stopped = True
+        elif member.end is not None and not member.end.done():
             if kind == "ended":
-                member.end.set_result(rest[0])
-            elif kind == "ended badly":
-                lost = not member.end.watched()
-                error = _chained(*rest)
+                member.end.set_result(value)
+            else:
+                error, lost = chained(*decode(value)), not member.end.watched()
                 member.end.set_error(error)
                 self._lost = self._lost or (error if lost else None)
-
-    def _start(self, member: _Member) -> None:
-        """Waits until Ray has made the process, and then gives it its node."""
-        self._ask(member, "hello", member.actor.hello.remote())
-
-    def _hello(self, member: _Member, machine: str, memory: str) -> None:
-        if memory == member.peer.memory:  # it counts as dead, but only its connections broke
-            ray.kill(member.actor, no_restart=False)
-            self._again(member)
-            return
-        incarnation = member.peer.incarnation + 1
-        member.peer = Peer(member.node.name, incarnation, member.actor, machine, memory)
-        with_main = member.end is not None and not member.end.done() and not self._ending
-        self._ask(member, "batch", member.actor.listen.remote())
-        begun = member.actor.begin.remote(
-            member.peer._replace(actor=None),
-            self._engine.incarnation + incarnation,
-            with_main,
-            self._up() if self._running else [],
-            self._saved(member.node.name),
-            *member.start,
-        )
-        self._ask(member, "begun", begun)
 
     def _ready(self, member: _Member) -> None:
         member.ready = True
@@ -243,44 +237,32 @@ class Members:
             self._tell_all(member.peer)
 
     def _go(self, member: _Member) -> None:
-        self._ask(member, "gone", member.actor.go.remote(self._engine.now_s(), self._up()))
+        member.actor.go.remote(self._engine.now_s(), self._up())
+
+    def _end_hung(self, member: _Member) -> None:
+        if member.peer.actor is not None:
+            _LOG.warning("%s has not answered for %g s: it is killed", member.name, self._hang_s)
+            ray.kill(member.actor, no_restart=False)
+        elif not self._running:
+            raise RuntimeError(f"the process of {member.name} has not come up in {_START_S:g} s")
 
     def _died(self, member: _Member) -> None:
-        """Takes notice that a process is dead, or is not up yet; it will be started again."""
-        was_up, member.life = member.peer.actor is not None, member.life + 1
-        member.ready, member.peer = False, member.peer._replace(actor=None)
-        if was_up:
-            member.heard_s = time.monotonic()
-            member.deaths += 1
-        if was_up and self._running:
-            if not self._ending:
-                self._record(member, "died")
-            self._tell_all(member.peer)
-        elif was_up:  # nobody has heard of it yet, so the next one takes its place
-            member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
-            if member.deaths > _DEATHS:
-                raise RuntimeError(
-                    f"the process of {member.node.name} died {member.deaths} times while it was "
-                    "starting: see Ray's logs of it"
-                )
-        self._again(member)
-
-    def _again(self, member: _Member) -> None:
-        """Tries again to start a process, somewhat later: Ray may not have made it yet."""
-        timer = threading.Timer(_AGAIN_S, self._start, [member])
-        timer.daemon = True
-        timer.start()
-
-    def _ask(self, member: _Member, kind: str, reply: Any) -> None:
-        """Makes the reply of a process an event."""
-        life = member.life
-
-        def answered(done: Any) -> None:
-            error = done.exception()
-            value = error if error is not None else done.result()
-            self._events.put((member, life, kind, value))
-
-        reply.future().add_done_callback(answered)
+        """Takes notice that a process is dead; it will be started again."""
+        with self._changed:
+            was_up, member.ready = member.peer.actor is not None, False
+            member.peer = member.peer._replace(actor=None)
+            if was_up and self._running:
+                if not self._ending:
+                    self._record(member, "died")
+                self._tell_all(member.peer)
+            elif was_up:  # nobody has heard of it yet, so the next one takes its place
+                member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
+                member.deaths += 1
+                if member.deaths > _DEATHS:
+                    raise RuntimeError(f"the process of {member.name} died {member.deaths} times "
+                                       "while it was starting: see Ray's logs of it")  # fmt: skip
+        if not was_up:
+            time.sleep(_AGAIN_S)
 
     def _up(self) -> list[Peer]:
         return [self._peers.me, *(m.peer for m in self._members.values() if m.ready)]
@@ -288,7 +270,7 @@ class Members:
     def _tell_all(self, news: Peer) -> None:
         self._peers.learn([news])
         for member in self._members.values():
-            if member.ready and member.peer.name != news.name:
+            if member.ready and member.name != news.name:
                 member.actor.learn.remote([news])
 
     def _saved(self, node: str) -> dict[str, Any]:
@@ -298,9 +280,4 @@ class Members:
 
     def _record(self, member: _Member, event: str) -> None:
         if self._engine.trace is not None:
-            self._engine.trace.record(member.node.name, self._engine.now_s(), {"event": event})
-
-
-def _chained(error: Exception, cause: BaseException | None) -> Exception:
-    error.__cause__ = cause
-    return error
+            self._engine.trace.record(member.name, self._engine.now_s(), {"event": event})

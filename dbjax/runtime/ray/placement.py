@@ -14,14 +14,12 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any, final
 
-import numpy as np
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from dbjax.runtime.ray.arrays import packed_node
 from dbjax.runtime.ray.options import RayOptions
-from dbjax.runtime.ray.process import Process, RayNode, Settings
+from dbjax.runtime.ray.process import Process, Settings
 
 _LOG = logging.getLogger(__name__)
 
@@ -32,24 +30,22 @@ class Placement:
 
     Args:
       options: the options of the run.
-      nodes: what each process runs.
+      names: the names of the nodes.
 
     Raises:
       ValueError: the cluster cannot be reached.
     """
 
-    def __init__(self, options: RayOptions, nodes: Sequence[RayNode]) -> None:
-        self._options, self._nodes = options, nodes
-        self._bundles = [options.resources(node.name) for node in nodes]
+    def __init__(self, options: RayOptions, names: Sequence[str]) -> None:
+        self._options, self._names = options, names
+        self._bundles = [options.resources(name) for name in names]
         self._joined = not ray.is_initialized()
         if self._joined:
             with _signals_kept(), warnings.catch_warnings():
                 # jax warns of forks, but the programs that Ray forks here do not use jax.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
                 _join(options, sum(bundle["CPU"] for bundle in self._bundles))
-        self._actors: dict[str, Any] = {}
         self._group: Any = None
-        self._arrays: dict[int, tuple[Any, Any]] = {}
 
     def reserve(self) -> None:
         """Reserves the resources of all processes at once.
@@ -68,50 +64,31 @@ class Placement:
                 "for other programs, or lower ray.cpus"
             )
 
-    def start(self, settings: Settings) -> dict[str, tuple[Any, tuple[Any, ...]]]:
-        """Starts all processes with the same settings.
-
-        Returns:
-          For each node's name, Ray's handle of its process, and the last arguments of
-          `Process.begin`.
-        """
+    def start(self, settings: Settings) -> dict[str, Any]:
+        """Starts all processes, and returns Ray's handles of them by the names of their nodes."""
         kind: Any = ray.remote(concurrency_groups={"control": 100})(Process)
-        env = {"env_vars": dict(self._options.env)} if self._options.env else None
-        run, begun = f"dbjax {secrets.token_hex(4)}", {}
-        for index, node in enumerate(self._nodes):
-            asked = self._bundles[index]
-            self._actors[node.name] = kind.options(
-                name=node.name,
-                namespace=run,
+        options = {"max_restarts": -1, "namespace": f"dbjax {secrets.token_hex(4)}"}
+        if self._options.env:
+            options["runtime_env"] = {"env_vars": dict(self._options.env)}
+        return {
+            name: kind.options(
+                name=name,
                 num_cpus=asked["CPU"],
                 num_gpus=asked.get("GPU", 0),
-                max_restarts=-1,
-                scheduling_strategy=PlacementGroupSchedulingStrategy(
-                    self._group, placement_group_bundle_index=index
-                ),
-                runtime_env=env,
+                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+                **options,
             ).remote(settings)
-            body, arrays = packed_node(node)
-            begun[node.name] = self._actors[node.name], (body, *map(self._put, arrays))
-        return begun
+            for index, (name, asked) in enumerate(zip(self._names, self._bundles, strict=True))
+        }
 
     def close(self) -> None:
-        """Ends the processes, and leaves the cluster, which ends if it was for this run only."""
-        for actor in self._actors.values():
-            ray.kill(actor, no_restart=True)
-        self._actors, self._arrays = {}, {}
+        """Leaves the cluster, which ends if it was for this run only."""
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
         if self._joined:
             ray.shutdown()
             self._joined = False
-
-    def _put(self, array: Any) -> Any:
-        """Puts an array into the object store, once even if several nodes are given it."""
-        if id(array) not in self._arrays:
-            self._arrays[id(array)] = array, ray.put(np.asarray(array))
-        return self._arrays[id(array)][1]
 
 
 @contextlib.contextmanager

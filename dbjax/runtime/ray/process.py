@@ -5,19 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
 import jax
-import numpy as np
 import ray
 
+from dbjax.errors import one_line
 from dbjax.runtime.context import DRIVER, Caller, calling_as
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.interface import size_bytes
-from dbjax.runtime.ray.arrays import packed, unpacked_node
-from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, here, portable
+from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, failed, here
+from dbjax.runtime.ray.messages import Message, decode, encode
 from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Span, Trace
@@ -67,9 +68,10 @@ class Batch(NamedTuple):
     """What a process has recorded since the last batch.
 
     Attributes:
-      events: what the driver must know: ("ended", what the coroutine returned), ("ended badly",
-        error, cause), ("failed", error, cause), ("suspect", peer).
-      rows: rows of the trace, with NumPy values.
+      events: what the driver must know: ("ready",), ("ended", what the coroutine returned),
+        ("suspect", peer), ("stopped",), or an error that `handle.failed` has encoded: ("ended
+        badly", error), ("failed", error), which ends the run at once, ("lost", error).
+      rows: rows of the trace.
       spans: spans of the trace.
       lines: lines of the event log.
     """
@@ -96,19 +98,18 @@ class _Order:
 
     def __init__(self, incarnation: int) -> None:
         self.incarnation, self._next = incarnation, 0
-        self._early: dict[int, asyncio.Future[None]] = {}
+        self._early: dict[int, asyncio.Event] = {}
 
     async def turn(self, number: int) -> None:
         """Waits until all earlier calls have been taken; `taken` must be called afterwards."""
-        while number > self._next:
-            waits = asyncio.get_running_loop().create_future()
-            await self._early.setdefault(number, waits)
+        if number > self._next:
+            await self._early.setdefault(number, asyncio.Event()).wait()
 
-    def taken(self, number: int) -> None:
-        self._next = max(self._next, number + 1)
-        waiting = self._early.pop(self._next, None)
-        if waiting is not None:
-            waiting.set_result(None)
+    def taken(self) -> None:
+        """Lets the next call take its turn."""
+        self._next += 1
+        if self._next in self._early:
+            self._early.pop(self._next).set()
 
 
 def _control(method: Any) -> Any:
@@ -127,23 +128,20 @@ class Process:
     def __init__(self, settings: Settings) -> None:
         for option, value in settings.jax.items():
             jax.config.update(option, value)  # before jax starts, as the number of devices must be
-        self._trace = Trace(max_spans=settings.max_spans)
-        self._lines: list[str] = []
+        self._trace, self._lines = Trace(max_spans=settings.max_spans), list[str]()
         self._log = EventLog(self._lines.append) if settings.logs else None
         del self._lines[:]  # the header, which the driver has written
         self._threads = ThreadsRuntime(seed=settings.seed, trace=self._trace, log=self._log)
         engine = self._engine = self._threads.engine
         engine.services, engine.single_replica = Anywhere(here), settings.single_replica
-        here.dtype = settings.wire_dtype
+        here.engine, here.tell, here.dtype = engine, self._tell, settings.wire_dtype
         self._orders: dict[str, _Order] = {}
         self._events: list[tuple[Any, ...]] = []
-        self._news = asyncio.Event()  # there are events
-        self._loop: asyncio.AbstractEventLoop | None = None
 
     @_control
     async def hello(self) -> tuple[str, str]:
         """Returns Ray's name of this machine, and the owner of this process's shared memory."""
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
         return ray.get_runtime_context().get_node_id(), here.arena.owner
 
     @_control
@@ -154,8 +152,7 @@ class Process:
         with_main: bool,
         peers: list[Peer],
         states: dict[str, Any],
-        body: bytes,
-        *arrays: Any,
+        nodes: Message,
     ) -> None:
         """Makes the service and the coroutine, before anything can call the service.
 
@@ -165,18 +162,21 @@ class Process:
           with_main: whether the node's coroutine has not ended yet.
           peers: the processes that can be called.
           states: the states of the node's service in the last checkpoint, by their names.
-          body: the node, encoded by `arrays.packed_node`.
-          *arrays: its arrays.
+          nodes: all nodes by name.
         """
-        here.join(me, self._engine, self._tell)
+        here.me = me
         here.learn(peers)
         self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
         self._threads.latest_states = states
-        node: RayNode = unpacked_node(body, arrays)
-        await asyncio.to_thread(self._make, node, with_main)
+        try:
+            await asyncio.to_thread(self._make, nodes, with_main)
+        except Exception as error:
+            self._tell("failed", failed(error))
+        else:
+            self._tell("ready")
 
-    def _make(self, node: RayNode, with_main: bool) -> None:
-        name, service, main, state_name = node
+    def _make(self, nodes: Message, with_main: bool) -> None:
+        name, service, main, state_name = decode(nodes)[here.me.name]
         if service is not None:
             make, args, kwargs = service
             if state_name is None:
@@ -201,24 +201,34 @@ class Process:
         here.learn(peers)
 
     @_control
-    async def listen(self) -> Batch:
-        """Returns what was recorded, at once if there are events, and otherwise within 0.2 s."""
+    async def listen(self) -> Message:
+        """Returns a `Batch`, at once if there are events, and otherwise within 0.2 s."""
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._news.wait(), _LISTEN_S)
-        return self._batch()
+        self._news.clear()
+        events, spans = _taken(self._events), _taken(self._trace.spans)
+        return encode(Batch(events, self._rows(), spans, "".join(_taken(self._lines))))
+
+    def _rows(self) -> list[Row]:
+        """Takes the rows before the first one that is still being computed."""
+        computed = itertools.takewhile(_is_computed, self._trace.rows[:])
+        return _taken(self._trace.rows, len(list(computed)))
 
     @_control
-    async def stop(self) -> Batch:
-        """Ends the run here, after the steps that are being computed, and returns the last batch."""
+    async def stop(self) -> None:
+        """Ends the run here, after the steps that are being computed."""
         try:
             await asyncio.to_thread(self._threads.finish)
+            await asyncio.to_thread(jax.block_until_ready, self._trace.rows)
         except Exception as error:
-            self._events.append(("lost", *portable(error)))
+            self._tell("lost", failed(error))
         if self._log is not None:
             self._log.flush()
-        return self._batch()
+        self._tell("stopped")
 
-    async def call(self, origin: Origin, number: int, incarnation: int, message: Any) -> Any:
+    async def call(
+        self, origin: Origin, number: int, incarnation: int, message: Message
+    ) -> Message | None:
         """Serves a call of another process, under the label and the number that its caller gave it.
 
         Args:
@@ -228,58 +238,50 @@ class Process:
           message: the name of the method, its positional and its keyword arguments.
 
         Returns:
-          (None, None, the reply), or an error, its cause, and None; or None if this is another
-          incarnation, or the caller counts as dead.
+          A message of (error, its cause, reply); None if this is another incarnation, or the caller
+          counts as dead.
         """
-        order = self._order(origin.process)
+        process = origin.process
+        order = self._orders.get(process.name)
+        if order is None or order.incarnation < process.incarnation:
+            order = self._orders[process.name] = _Order(process.incarnation)
         await order.turn(number)
         try:
-            if incarnation != here.me.incarnation or here.is_dead(origin.process):
+            if incarnation != here.me.incarnation or here.is_dead(process):
                 return None
-            method, args, kwargs = message
+            method, args, kwargs = decode(message)
             del message
             with calling_as(_caller(origin)):
                 future = self._engine.services[here.me.name].take(method, args, kwargs)
             del args, kwargs  # so that their memory can be released
+        except Exception as error:  # the message cannot be decoded here
+            return failed(error)
         finally:
-            order.taken(number)
+            order.taken()
         await _done(future)
         try:
-            value = future.result()
+            reply = None, None, future.result()
         except Exception as error:
-            return (*portable(error), None)
-        route = here.route(origin.process, origin.node, keep=True)
-        if size_bytes(value) < _LARGE:
-            return None, None, packed(value, route)
-        return None, None, await asyncio.to_thread(packed, value, route)
-
-    async def skip(self, origin: Origin, number: int) -> None:
-        """Takes notice that a call did not arrive, since Ray could not serialize it."""
-        order = self._order(origin.process)
-        await order.turn(number)
-        order.taken(number)
-
-    def _order(self, process: Peer) -> _Order:
-        order = self._orders.get(process.name)
-        if order is None or order.incarnation < process.incarnation:
-            order = self._orders[process.name] = _Order(process.incarnation)
-        return order
-
-    def _batch(self) -> Batch:
-        self._news.clear()
-        rows, spans = _taken(self._trace.rows), _taken(self._trace.spans)
-        lines = "".join(_taken(self._lines))
-        return Batch(_taken(self._events), [_plain(row) for row in rows], spans, lines)
+            return failed(error)
+        route = here.route(process, origin.node, keep=True)
+        try:
+            if size_bytes(reply) < _LARGE:
+                return encode(reply, route)
+            return await asyncio.to_thread(encode, reply, route)
+        except Exception as error:
+            what = f"{here.me.name}.{method}: its reply cannot be sent"
+            return failed(TypeError(f"{what}: {one_line(error)}"))
 
     def _ended(self, ended: Future[Any]) -> None:
-        try:
+        error = ended.error()
+        if error is None:
             self._tell("ended", ended.result())
-        except Exception as error:
-            self._tell("ended badly", *portable(error))
+        else:
+            ended.see()
+            self._tell("ended badly", failed(error))
 
     def _tell(self, *event: Any) -> None:
         """Sends an event to the driver."""
-        assert self._loop is not None
         self._events.append(event)
         self._loop.call_soon_threadsafe(self._news.set)
 
@@ -312,17 +314,12 @@ async def _done(future: Future[Any]) -> None:
         await done.wait()
 
 
-def _taken(items: list[Any]) -> list[Any]:
-    """Removes and returns the items of a list, to which other threads may add meanwhile."""
-    count = len(items)
-    found = items[:count]
-    del items[:count]
+def _taken(items: list[Any], count: int | None = None) -> list[Any]:
+    """Removes and returns the first items of a list, to which other threads may add meanwhile."""
+    found = items[: len(items) if count is None else count]
+    del items[: len(found)]
     return found
 
 
-def _plain(row: Row) -> Row:
-    """Returns a row with NumPy values in place of jax arrays; waits for those being computed."""
-    return {
-        name: np.asarray(value)[()] if isinstance(value, jax.Array) else value
-        for name, value in row.items()
-    }
+def _is_computed(row: Row) -> bool:
+    return all(value.is_ready() for value in row.values() if isinstance(value, jax.Array))

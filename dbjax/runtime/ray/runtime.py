@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import math
 import threading
-import time
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, final
 
@@ -21,6 +20,7 @@ from dbjax.runtime.interface import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.ray.handle import Peer, Peers, RayHandle
 from dbjax.runtime.ray.members import Members
+from dbjax.runtime.ray.messages import encode
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
 from dbjax.runtime.ray.process import Anywhere, Batch, RayNode, Settings
@@ -28,8 +28,6 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Trace
 
 ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
-_POLL_S = 0.1
-_START_S = 120.0  # how long processes may take to start; each imports jax
 _SAID_S = 60.0  # how often a warning names the processes that are not ready
 _STOP_S = 5.0  # how long processes may finish their computations after an interrupt
 _LOG = logging.getLogger(__name__)
@@ -133,13 +131,17 @@ class RayRuntime:
 
     def revive(self) -> None:
         if self._members is not None:
-            self._await_ready(self._members, "come back", lambda: False)
+            self._await_ready(self._members, lambda: False)
 
     def run(self, until_s: float = math.inf) -> float:
         """See `Runtime`. Services still answer the driver afterwards, until `close`."""
         try:
             members = self._start()
-            end_s = self._follow(members, until_s)
+            members.wait(
+                lambda: members.over() or self._stopping.is_set() or self._engine.stopping(),
+                until_s - self._engine.now_s(),
+            )
+            end_s = self._engine.now_s()
             members.stop()
             self._await_stop(members)
             self._threads.finish()
@@ -156,15 +158,20 @@ class RayRuntime:
         self._engine.stop()
         self._engine.pool.shutdown(wait=False)
         self._peers.close()
+        if self._members is not None:
+            self._members.close()
         placement, self._placement = self._placement, None
         if placement is not None:
             placement.close()
 
     def _start(self) -> Members:
-        self._placement = placement = Placement(self._options, list(self._nodes.values()))
+        self._placement = placement = Placement(self._options, list(self._nodes))
         self._require_going_on()
         placement.reserve()
         self._home, self._peers.wait = threading.get_ident(), self._wait
+        machine = ray.get_runtime_context().get_node_id()
+        self._peers.me = Peer("driver", 0, "driver", machine, self._peers.arena.owner)
+        self._peers.engine = self._engine
         replicas = [name for name in self._nodes if kind_of(name) is NodeKind.REPLICA]
         settings = Settings(
             seed=self._seed,
@@ -175,71 +182,40 @@ class RayRuntime:
             jax={name: getattr(jax.config, name) for name in _SAME},
         )
         members = self._members = Members(
-            self._nodes,
-            self._ends,
             placement.start(settings),
+            encode(self._nodes),
+            self._ends,
             self._peers,
             self._threads,
             self._options.hang_s,
             self._take,
         )
-        machine = ray.get_runtime_context().get_node_id()
-        me = Peer("driver", 0, "driver", machine, self._peers.arena.owner)
-        self._peers.join(me, self._engine, members.tell)
-        self._await_ready(members, "come up", self._stopping.is_set)
+        self._peers.tell = members.tell
+        self._await_ready(members, self._stopping.is_set)
         self._require_going_on()
         members.go()
         return members
-
-    def _follow(self, members: Members, until_s: float) -> float:
-        """Waits until all coroutines have ended, or `until_s` has come; returns the time then."""
-        while not (members.over() or self._stopping.is_set() or self._engine.stopping()):
-            left_s = until_s - self._engine.now_s()
-            if left_s <= 0:
-                break
-            members.hear(min(_POLL_S, left_s))
-        return self._engine.now_s()
 
     def _require_going_on(self) -> None:
         """Raises KeyboardInterrupt if a run is stopped before it begins, as it has no results."""
         if self._stopping.is_set():
             raise KeyboardInterrupt
 
-    def _await_ready(self, members: Members, what: str, given_up: Callable[[], bool]) -> None:
-        said_s = time.monotonic()
-        while (missing := members.missing()) and not given_up():
-            if silent := members.silent(_START_S):
-                raise RuntimeError(
-                    f"these processes have not {what} within {_START_S:g} s: {', '.join(silent)}"
-                )
-            if time.monotonic() - said_s > _SAID_S:
-                said_s = time.monotonic()
-                _LOG.warning("not ready yet, perhaps still compiling: %s", ", ".join(missing))
-            members.hear(_POLL_S)
+    def _await_ready(self, members: Members, given_up: Callable[[], bool]) -> None:
+        while not members.wait(lambda: not members.missing() or given_up(), _SAID_S):
+            _LOG.warning("not ready yet, perhaps still compiling: %s", ", ".join(members.missing()))
 
     def _await_stop(self, members: Members) -> None:
         """Waits until all running processes have stopped; after an interrupt, at most 5 s."""
-        begin_s = time.monotonic()
-        while late := members.late():
-            if not self._stopping.is_set():
-                begin_s = time.monotonic()
-            elif time.monotonic() - begin_s > _STOP_S:
-                _LOG.warning(
-                    "still computing, so their latest records are lost: %s", ", ".join(late)
-                )
-                return
-            members.hear(_POLL_S)
+        members.wait(lambda: not members.late() or self._stopping.is_set())
+        if not members.wait(lambda: not members.late(), _STOP_S):
+            late = ", ".join(members.late())
+            _LOG.warning("still computing, so their latest records are lost: %s", late)
 
     def _wait(self, future: Future[Any]) -> None:
-        """Waits for a reply to the driver, and handles messages meanwhile.
-
-        It is called while `run`, which otherwise handles messages, has not begun or has ended.
-        """
-        if threading.get_ident() != self._home or self._members is None:
-            return
-        future.on_done(self._members.wake)
-        while not future.done():
-            self._members.hear(_POLL_S)
+        """Waits for a reply to the driver, if the calling thread is the one that runs."""
+        if threading.get_ident() == self._home and self._members is not None:
+            self._members.wait(future.done)
 
     def _take(self, batch: Batch) -> None:
         """Adds to the trace and to the event log what a process has recorded."""

@@ -1,14 +1,15 @@
 """Shared memory of the processes on one machine: one process writes it, others read it in place.
 
 Ray's object store does the same for any object, but touches fresh pages for each. Here, memory is
-written again once its last reader has released it. A segment begins with a byte for every message
-that it holds; the message's reader clears the byte, so no other message has to say so.
+written again once its last reader has released it. A segment begins with a number for every message
+that it holds; the reader sets it to 0 when it needs the message no more, and tells nobody else.
 """
 
 from __future__ import annotations
 
 import collections
 import contextlib
+import itertools
 import mmap
 import os
 import secrets
@@ -16,15 +17,16 @@ import sys
 import threading
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, final
 
 import numpy as np
 
 Host = np.ndarray[Any, Any]
 SHARES = sys.platform == "linux"  # memory without a name, which is freed with its last process
-_HEADER = 4096  # the bytes before the data of a segment, and so the most messages that it can hold
-_KEPT = 2  # one copy of each of so many recent replies serves all readers
+_HEADER = 4096  # the bytes before the data: 1,024 readers' numbers
+_ALIGNMENT = 64  # bytes; XLA needs it to use memory in place
+_KEPT = 2  # one copy of each of so many recent messages serves all readers
 
 
 class Lease(NamedTuple):
@@ -34,20 +36,23 @@ class Lease(NamedTuple):
     """
 
     owner: str  # the arena
-    number: int
-    file: str  # the file that its memory appears to be
+    file: str  # that the segment appears to be
     nbytes: int
-    place: int  # of the message in the header
+    place: int  # of the reader's number in the header
 
     def __reduce__(self) -> Any:
         return _borrow, tuple(self)
 
 
-class _Segment(NamedTuple):
-    number: int
-    file: str
-    held: Host  # the header: 1 where a message may still be read
-    data: Host
+@final
+class _Segment:
+    def __init__(self, nbytes: int) -> None:
+        self._handle = os.memfd_create("dbjax")
+        self.nbytes = _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        os.ftruncate(self._handle, self.nbytes)
+        memory = np.frombuffer(mmap.mmap(self._handle, 0), np.uint8)
+        self.readers, self.data = memory[:_HEADER].view(np.uint32), memory[_HEADER:]
+        self.file = f"/proc/{os.getpid()}/fd/{self._handle}"
 
 
 @final
@@ -56,88 +61,68 @@ class Arena:
 
     Attributes:
       owner: a name that no other arena has.
+      segments: all segments that were ever made.
       written: how often a segment was written.
     """
 
     def __init__(self) -> None:
-        self.owner, self.written = secrets.token_hex(8), 0
+        self.owner, self.segments, self.written = secrets.token_hex(8), list[_Segment](), 0
         self._lock, self._keeping = threading.Lock(), threading.Lock()
-        self._segments: list[_Segment] = []
-        self._kept: deque[tuple[Sequence[Any], _Segment]] = deque()
-        self._readers: dict[tuple[int, int], str] = {}  # (segment, place) -> the latest reader
+        self._kept: deque[tuple[_Segment, Sequence[Host]]] = deque(maxlen=_KEPT)
+        self._numbers: dict[str, int] = collections.defaultdict(itertools.count(1).__next__)
 
-    def lend(
-        self,
-        reader: str,
-        nbytes: int,
-        write: Callable[[Host], None],
-        key: Sequence[Any] | None = None,
-    ) -> Lease:
-        """Writes to a segment, and lends it to a reader.
+    def lend(self, reader: str, arrays: Sequence[Host], keep: bool) -> tuple[Lease, list[int]]:
+        """Writes arrays of bytes to a segment, and lends it to a reader.
 
         Args:
           reader: the name of the process that will read it.
-          nbytes: the size of the memory that is needed.
-          write: writes to such memory.
-          key: the objects that decide what is written; a recent segment that was written for the
-            same objects is lent again instead. None: that is not tried.
+          arrays: the arrays.
+          keep: whether a recent segment that was written from the same memory is lent again. The
+            memory must not change.
+
+        Returns:
+          The lease, and where each array begins.
         """
-        with self._keeping if key else contextlib.nullcontext():
-            kept = self._find(key) if key else None
+        sizes = (-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
+        *offsets, nbytes = itertools.accumulate(sizes, initial=0)
+        with self._keeping if keep else contextlib.nullcontext():
             with self._lock:
-                segment = kept or self._free(nbytes) or self._make(nbytes)
-                place = int(np.argmin(segment.held))
-                segment.held[place] = 1
-                self._readers[segment.number, place] = reader
+                kept = next((s for s, a in self._kept if keep and _same(a, arrays, s)), None)
+                segment = kept or self._free(nbytes)
+                place = int(np.argmin(segment.readers))
+                segment.readers[place] = self._numbers[reader]
             if kept is None:
-                write(segment.data[:nbytes])
                 self.written += 1
-                if key:
-                    with self._lock:
-                        self._kept.append((key, segment))
-                        if len(self._kept) > _KEPT:
-                            self._kept.popleft()
-        nbytes = _HEADER + segment.data.nbytes
-        return Lease(self.owner, segment.number, segment.file, nbytes, place)
+                for array, offset in zip(arrays, offsets, strict=True):
+                    np.copyto(segment.data[offset : offset + array.nbytes], array)
+                if keep:
+                    self._kept.append((segment, arrays))
+        return Lease(self.owner, segment.file, segment.nbytes, place), offsets
 
     def take_back(self, reader: str) -> None:
         """Releases everything that was lent to a process, which must be dead."""
         with self._lock:
-            for (number, place), name in self._readers.items():
-                if name == reader:
-                    self._segments[number].held[place] = 0
+            for segment in self.segments:
+                segment.readers[segment.readers == self._numbers[reader]] = 0
 
-    def _find(self, key: Sequence[Any]) -> _Segment | None:
-        """Returns the segment that was written for this key, unless it is lent to too many."""
-        return next((s for k, s in self._kept if _same(k, key) and not s.held.all()), None)
-
-    def _free(self, nbytes: int) -> _Segment | None:
-        """Returns the smallest segment that is large enough and that nobody reads."""
-        kept = {segment.number for _, segment in self._kept}
-        sizes = {
-            segment.data.nbytes: segment
-            for segment in self._segments
-            if nbytes <= segment.data.nbytes <= 2 * nbytes + _HEADER
-            and segment.number not in kept
-            and not segment.held.any()
-        }
-        return sizes[min(sizes)] if sizes else None
-
-    def _make(self, nbytes: int) -> _Segment:
-        handle = os.memfd_create("dbjax")
-        os.ftruncate(handle, _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE)
-        memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
-        file = f"/proc/{os.getpid()}/fd/{handle}"
-        made = _Segment(len(self._segments), file, memory[:_HEADER], memory[_HEADER:])
-        self._segments.append(made)
-        return made
+    def _free(self, nbytes: int) -> _Segment:
+        """Returns the smallest segment that is large enough and that nobody reads, or a new one."""
+        kept = [segment for segment, _ in self._kept]
+        for segment in sorted(self.segments, key=lambda segment: segment.nbytes):
+            fits = nbytes <= segment.data.nbytes <= 2 * nbytes + _HEADER
+            if fits and segment not in kept and not segment.readers.any():
+                return segment
+        self.segments.append(_Segment(nbytes))
+        return self.segments[-1]
 
 
-def _same(a: Sequence[Any], b: Sequence[Any]) -> bool:
-    return len(a) == len(b) and all(x is y for x, y in zip(a, b, strict=True))
+def _same(kept: Sequence[Host], arrays: Sequence[Host], segment: _Segment) -> bool:
+    """Returns whether a segment can be lent again for arrays, which must be the same memory."""
+    places, wanted = ([(a.ctypes.data, a.nbytes) for a in each] for each in (kept, arrays))
+    return places == wanted and not segment.readers.all()
 
 
-_mapped: dict[str, dict[int, mmap.mmap]] = collections.defaultdict(dict)  # by owner and number
+_mapped: dict[str, dict[str, mmap.mmap]] = collections.defaultdict(dict)  # by owner and file
 
 
 def forget(owner: str) -> None:
@@ -145,12 +130,13 @@ def forget(owner: str) -> None:
     _mapped.pop(owner, None)
 
 
-def _borrow(owner: str, number: int, file: str, nbytes: int, place: int) -> Host:
-    segment = _mapped[owner].get(number)
+def _borrow(owner: str, file: str, nbytes: int, place: int) -> Host:
+    segment = _mapped[owner].get(file)
     if segment is None:
         with open(file, "r+b") as opened:
-            segment = _mapped[owner].setdefault(number, mmap.mmap(opened.fileno(), nbytes))
+            segment = _mapped[owner].setdefault(file, mmap.mmap(opened.fileno(), nbytes))
     memory = np.frombuffer(segment, np.uint8, offset=_HEADER)  # which is the base of its views
     memory.flags.writeable = False
-    weakref.finalize(memory, segment.__setitem__, place, 0).atexit = False
+    readers = np.frombuffer(segment, np.uint32, _HEADER // 4)
+    weakref.finalize(memory, readers.__setitem__, place, 0).atexit = False
     return memory
