@@ -1,20 +1,16 @@
-"""Workers on the machines of a Ray cluster.
-
-Ray places the workers and notices when they fail. Each worker opens a connection to the driver, and
-all messages go over that connection, as they do for local processes.
-"""
+"""Workers on the machines of a Ray cluster: Ray actors, which are called as all actors are."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import logging
-import multiprocessing.connection
-import secrets
+import multiprocessing
+import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
-from multiprocessing.connection import Client, Connection, Listener
+from multiprocessing.connection import Connection
 from typing import Any, final
 
 from dbjax.runtime.ray import RayOptions
@@ -40,26 +36,39 @@ def actors(address: str) -> Iterator[Callable[[], Worker]]:
 
     cluster = Placement(RayOptions(address=address), ())
     try:
-        key = secrets.token_bytes(32)
-        with Listener((cluster.host(), 0), authkey=key) as listener:
-            yield functools.partial(Actor, listener, key)
+        yield Actor
     finally:
         cluster.close()
 
 
 @final
 class Actor:
-    """A worker that runs as a Ray actor, on one core of some machine."""
+    """A worker that runs as a Ray actor, on one core of some machine.
 
-    def __init__(self, listener: Listener, key: bytes) -> None:
+    Two threads carry what goes through its connection to the actor and back.
+    """
+
+    def __init__(self) -> None:
         import ray
 
-        env = {"env_vars": ONE_THREAD}
         kind: Any = ray.remote(_Serving)
-        asked = {"num_cpus": 1, "scheduling_strategy": "SPREAD", "runtime_env": env}
-        self._actor = kind.options(**asked).remote()
-        self._serving = self._actor.serve.remote(listener.address, key)
-        self.connection = _accepted(listener)
+        self._actor = kind.options(
+            num_cpus=1,
+            max_concurrency=2,  # one `take` and one `give` at a time
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": ONE_THREAD},
+        ).remote()
+        self._get: Callable[..., Any] = ray.get
+        try:
+            self._get(self._actor.start.remote(), timeout=_START_S)
+        except ray.exceptions.GetTimeoutError as error:
+            ray.kill(self._actor)
+            raise ValueError(
+                f"Ray did not start a worker within {_START_S:g} s: reduce --jobs to its free CPUs"
+            ) from error
+        self.connection, theirs = multiprocessing.Pipe()
+        for carry in (self._carry_there, self._carry_back):
+            threading.Thread(target=carry, args=[theirs], daemon=True).start()
 
     def end(self) -> str:
         import ray
@@ -68,26 +77,42 @@ class Actor:
         ray.kill(self._actor)
         return "on Ray"
 
+    def _carry_there(self, theirs: Connection) -> None:
+        with contextlib.suppress(Exception):  # one end has gone: `_carry_back` closes the other
+            while True:
+                self._get(self._actor.give.remote(theirs.recv()))
+
+    def _carry_back(self, theirs: Connection) -> None:
+        """Carries results until the actor dies or is ended, which closes the connection."""
+        with contextlib.closing(theirs), contextlib.suppress(Exception):
+            while True:
+                theirs.send(self._get(self._actor.take.remote()))
+
 
 class _Serving:
     """The remote side of `Actor`."""
 
-    def serve(self, address: tuple[str, int], key: bytes) -> None:
-        """Runs trials for the driver that listens at `address`, until it disconnects."""
+    def __init__(self) -> None:
+        self._jobs: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._results: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.recv, self.send = self._jobs.get, self._results.put  # the ends that `serve` holds
+
+    def start(self) -> None:
+        """Starts to run trials."""
         # Ray would print every warning; the sweep counts them instead.
         logging.getLogger("dbjax").setLevel(logging.ERROR)
-        serve(Client(address, authkey=key))
+        threading.Thread(target=self._serve, daemon=True).start()
 
+    def give(self, thing: Any) -> None:
+        """Gives a job, or the answer to an evaluation, to the trial that runs."""
+        self._jobs.put(thing)
 
-def _accepted(listener: Listener) -> Connection:
-    """Waits for the next worker to connect, and returns its connection."""
-    found: list[Connection] = []
-    waiting = threading.Thread(target=lambda: found.append(listener.accept()), daemon=True)
-    waiting.start()
-    waiting.join(_START_S)
-    if not found:
-        raise ValueError(
-            f"Ray did not start a worker within {_START_S:g} s: reduce --jobs to its free CPUs"
-        )
-    assert isinstance(found[0], multiprocessing.connection.Connection)
-    return found[0]
+    def take(self) -> Any:
+        """Returns the next evaluation or outcome."""
+        return self._results.get()
+
+    def _serve(self) -> None:
+        try:
+            serve(self)
+        finally:
+            os._exit(1)  # so that Ray, and with it the sweep, notices

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from multiprocessing.connection import Connection
+from typing import Any, Protocol
 
 from experiments.sweep.trial import Job, run_trial
 
@@ -16,7 +17,17 @@ from experiments.sweep.trial import Job, run_trial
 ONE_THREAD = {"NPROC": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-def serve(connection: Connection) -> None:
+class Channel(Protocol):
+    """What connects a worker with its driver."""
+
+    def send(self, thing: Any, /) -> None:
+        """Sends something."""
+
+    def recv(self) -> Any:
+        """Waits for the next thing that was sent."""
+
+
+def serve(connection: Channel) -> None:
     """Runs the jobs that arrive: sends every evaluation, and then the outcome.
 
     Where the job prunes, each evaluation is answered with whether to stop the run.

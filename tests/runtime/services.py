@@ -67,7 +67,7 @@ class Counter:
         """Finds that the other copy does not answer, as if the connection to it were broken."""
         from dbjax.runtime.ray.handle import here
 
-        here.suspect(here.known("counter/backup"))
+        here.tell("suspect", here.get("counter/backup").peer._replace(actor=None))
 
     def state(self):
         return self.counted, self.last

@@ -106,7 +106,7 @@ async def give_up(service):
     """Finds that a service does not answer, as if this process's connection to it were broken."""
     from dbjax.runtime.ray.handle import here
 
-    here.suspect(here.known(service.name))
+    here.tell("suspect", here.get(service.name).peer._replace(actor=None))
 
 
 def require_end(pid):

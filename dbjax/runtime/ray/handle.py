@@ -22,39 +22,27 @@ from dbjax.runtime.threads.engine import Engine
 
 
 class Peer(NamedTuple):
-    """A process of the run, as the others know it.
+    """A process of the run, as the others know it."""
 
-    Attributes:
-      name: the name of its node.
-      incarnation: how often it has come back.
-      actor: Ray's handle of it; None: it is dead, or it is the driver.
-      machine: Ray's name of its machine; processes on the same machine share memory.
-      memory: the owner of the shared memory that it writes.
-    """
+    name: str  # of its node
+    incarnation: int = -1  # how often it has come back
+    actor: Any = None  # Ray's handle of it; None: it is dead, or it is the driver
+    machine: str = ""  # Ray's name of it; processes on the same machine share memory
+    memory: str = ""  # the owner of the shared memory that it writes
 
-    name: str
-    incarnation: int = -1
-    actor: Any = None
-    machine: str = ""
-    memory: str = ""
+    def age(self) -> tuple[int, bool]:
+        """Returns what is larger in later news of the same process."""
+        return self.incarnation, self.actor is None
 
 
 class Origin(NamedTuple):
-    """Where a call comes from.
+    """Where a call comes from."""
 
-    Attributes:
-      process: the process that makes it, without its actor.
-      label: the label of the caller.
-      node: the name of the caller's node.
-      observer: whether the caller is an observer.
-      number: the caller's number of the call.
-    """
-
-    process: Peer
-    label: str
-    node: str
-    observer: bool
-    number: int
+    process: Peer  # without its actor
+    label: str  # of the caller
+    node: str  # the name of the caller's node
+    observer: bool  # whether the caller is an observer
+    number: int  # the caller's number of the call
 
 
 @dataclasses.dataclass(eq=False, frozen=True, slots=True)
@@ -89,42 +77,22 @@ class Peers:
         self.dtype, self.arena = "float32", Arena()
         self._replies = ThreadPoolExecutor(1, "replies")
         self._handles: dict[str, RayHandle] = {}
-        self._known: dict[str, Peer] = {}
 
     def get(self, name: str) -> RayHandle:
         """Returns the handle of the service of that name."""
-        if name not in self._handles:
-            self._handles.setdefault(name, RayHandle(name, self)).moved(self.known(name))
-        return self._handles[name]
-
-    def known(self, name: str) -> Peer:
-        """Returns what is known of the process of a node."""
-        return self._known.get(name, Peer(name))
+        return self._handles.get(name) or self._handles.setdefault(name, RayHandle(name, self))
 
     def learn(self, news: Iterable[Peer]) -> None:
         """Takes notice of processes that have died or come back; old news changes nothing."""
         for peer in news:
-            before = self.known(peer.name)
-            if (before.incarnation, before.actor is None) >= (peer.incarnation, peer.actor is None):
-                continue
-            self._known[peer.name] = peer
-            if before.actor is not None:
-                self.arena.take_back(peer.name)
-                forget(before.memory)
-            if peer.name in self._handles:
-                self._handles[peer.name].moved(peer)
+            self.get(peer.name).learn(peer)
 
     def is_dead(self, process: Peer) -> bool:
         """Returns whether an incarnation of a process is dead, as far as is known here."""
-        known = self.known(process.name)
-        return (known.incarnation, known.actor is None) >= (process.incarnation, True)
-
-    def suspect(self, peer: Peer) -> None:
-        """Tells the driver, which alone says who is dead, that a process does not answer."""
-        self.tell("suspect", peer._replace(actor=None))
+        return self.get(process.name).peer.age() >= (process.incarnation, True)
 
     def route(self, process: Peer, caller: str, *, keep: bool = False) -> Route:
-        """Returns how messages for a process travel.
+        """Returns how messages travel to a process.
 
         Args:
           process: the process.
@@ -171,15 +139,19 @@ class RayHandle:
     Args:
       name: the name of the service.
       peers: those of this process.
+
+    Attributes:
+      name: see above.
+      peer: the process in which the service runs.
     """
 
     def __init__(self, name: str, peers: Peers) -> None:
-        self.name, self._peers, self._peer = name, peers, Peer(name)
+        self.name, self._peers, self.peer = name, peers, Peer(name)
         self._lock = threading.Lock()
         self._open: dict[_Call, None] = {}
         self._hoping: list[Future[None]] = []
         self._sender = ThreadPoolExecutor(1, "send")  # starts a thread when it is used
-        self._sent: tuple[Peer, int] = self._peer, 0  # how many calls the latest peer was sent
+        self._sent: tuple[Peer, int] = self.peer, 0  # how many calls the latest peer was sent
 
     def __reduce__(self) -> Any:
         return handle, (self.name,)
@@ -196,8 +168,8 @@ class RayHandle:
         node = caller.node
         origin = Origin(peers.me, caller.label, node.name, node.observer, caller.number())
         with self._lock:
-            call = _Call(future, self._peer, origin, name, (args, kwargs), peers.engine.now_s())
-            alive = self._peer.actor is not None
+            call = _Call(future, self.peer, origin, name, (args, kwargs), peers.engine.now_s())
+            alive = self.peer.actor is not None
             if alive:
                 self._open[call] = None
                 self._sender.submit(self._send, call)
@@ -209,7 +181,7 @@ class RayHandle:
 
     def up(self) -> Future[None]:
         with self._lock:
-            if self._peer.actor is not None or self.name in self._peers.engine.services:
+            if self.peer.actor is not None or self.name in self._peers.engine.services:
                 return ready(None)
             future: Future[None] = Future(("return", self.name))
             self._hoping.append(future)
@@ -217,14 +189,20 @@ class RayHandle:
             self._peers.wait(future)
         return future
 
-    def moved(self, peer: Peer) -> None:
-        """Takes notice that the service's process has died or come back; open calls then fail."""
+    def learn(self, peer: Peer) -> None:
+        """Takes notice that the process has died or come back; its open calls then fail."""
         hoping: list[Future[None]] = []
         with self._lock:
-            self._peer = peer
+            before = self.peer
+            if before.age() >= peer.age():
+                return
+            self.peer = peer
             dead, self._open = self._open, {}
             if peer.actor is not None:
                 hoping, self._hoping = self._hoping, []
+        if before.actor is not None:
+            self._peers.arena.take_back(self.name)
+            forget(before.memory)
         for call in dead:
             self._die(call)
         for future in hoping:
@@ -257,7 +235,7 @@ class RayHandle:
         if isinstance(error, RayTaskError):
             raise error
         if error is not None or sent.result() is None:
-            self._peers.suspect(call.peer)
+            self._peers.tell("suspect", call.peer._replace(actor=None))
             return
         error, cause, value = decode(sent.result())
         if error is not None:

@@ -47,7 +47,7 @@ class Members:
 
     Args:
       actors: Ray's handles of the processes, by the node's name.
-      nodes: all nodes, encoded.
+      nodes: all nodes by name, encoded.
       ends: the futures of the coroutines that run on nodes, by the node's name.
       peers: the driver's view of the processes.
       threads: the driver's threads runtime, with its clock and its trace.
@@ -58,7 +58,7 @@ class Members:
     def __init__(
         self,
         actors: Mapping[str, Any],
-        nodes: Message,
+        nodes: Mapping[str, Message],
         ends: Mapping[str, Future[Any]],
         peers: Peers,
         threads: ThreadsRuntime,

@@ -66,7 +66,8 @@ class Placement:
 
     def start(self, settings: Settings) -> dict[str, Any]:
         """Starts all processes, and returns Ray's handles of them by the names of their nodes."""
-        kind: Any = ray.remote(concurrency_groups={"control": 100})(Process)
+        groups: dict[str, Any] = {"concurrency_groups": {"control": 100}}
+        kind: Any = ray.remote(**groups)(Process)
         options = {"max_restarts": -1, "namespace": f"dbjax {secrets.token_hex(4)}"}
         if self._options.env:
             options["runtime_env"] = {"env_vars": dict(self._options.env)}

@@ -29,57 +29,37 @@ Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a function
 
 
 class RayNode(NamedTuple):
-    """What runs on a node.
-
-    Attributes:
-      name: the name of the node.
-      service: makes its service; None: the node has none.
-      main: makes its coroutine; None: the node has none.
-      state_name: the name under which the service's state is checkpointed; None: it is not.
-    """
+    """What runs on a node."""
 
     name: str
-    service: Start | None = None
-    main: Start | None = None
-    state_name: str | None = None
+    service: Start | None = None  # makes its service
+    main: Start | None = None  # makes its coroutine
+    state_name: str | None = None  # under which the service's state is checkpointed, if it is
 
 
 class Settings(NamedTuple):
-    """The settings that all processes of a run share.
-
-    Attributes:
-      seed: the seed of the run.
-      max_spans: the largest number of spans that a process collects.
-      logs: whether there is an event log.
-      single_replica: whether there is only one replica.
-      wire_dtype: see `RayOptions`.
-      jax: options of `jax.config`, by name.
-    """
+    """The settings that all processes of a run share."""
 
     seed: int
-    max_spans: int
-    logs: bool
+    max_spans: int  # the largest number of spans that a process collects
+    logs: bool  # whether there is an event log
     single_replica: bool
-    wire_dtype: str
-    jax: dict[str, Any]
+    wire_dtype: str  # see `RayOptions`
+    jax: dict[str, Any]  # options of `jax.config`
 
 
 class Batch(NamedTuple):
     """What a process has recorded since the last batch.
 
-    Attributes:
-      events: what the driver must know: ("ready",), ("ended", what the coroutine returned),
-        ("suspect", peer), ("stopped",), or an error that `handle.failed` has encoded: ("ended
-        badly", error), ("failed", error), which ends the run at once, ("lost", error).
-      rows: rows of the trace.
-      spans: spans of the trace.
-      lines: lines of the event log.
+    The driver must know these events: ("ready",), ("ended", what the coroutine returned),
+    ("suspect", a peer that does not answer), ("stopped",), or an error that `handle.failed` has
+    encoded: ("ended badly", error), ("failed", error), which ends the run at once, ("lost", error).
     """
 
     events: list[tuple[Any, ...]]
     rows: list[Row]
     spans: list[Span]
-    lines: str
+    lines: str  # of the event log
 
 
 @final
@@ -152,7 +132,7 @@ class Process:
         with_main: bool,
         peers: list[Peer],
         states: dict[str, Any],
-        nodes: Message,
+        nodes: dict[str, Message],
     ) -> None:
         """Makes the service and the coroutine, before anything can call the service.
 
@@ -162,21 +142,21 @@ class Process:
           with_main: whether the node's coroutine has not ended yet.
           peers: the processes that can be called.
           states: the states of the node's service in the last checkpoint, by their names.
-          nodes: all nodes by name.
+          nodes: all nodes by name, encoded.
         """
         here.me = me
         here.learn(peers)
         self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
         self._threads.latest_states = states
         try:
-            await asyncio.to_thread(self._make, nodes, with_main)
+            await asyncio.to_thread(self._make, nodes[me.name], with_main)
         except Exception as error:
             self._tell("failed", failed(error))
         else:
             self._tell("ready")
 
-    def _make(self, nodes: Message, with_main: bool) -> None:
-        name, service, main, state_name = decode(nodes)[here.me.name]
+    def _make(self, node: Message, with_main: bool) -> None:
+        name, service, main, state_name = decode(node)
         if service is not None:
             make, args, kwargs = service
             if state_name is None:
@@ -322,4 +302,5 @@ def _taken(items: list[Any], count: int | None = None) -> list[Any]:
 
 
 def _is_computed(row: Row) -> bool:
-    return all(value.is_ready() for value in row.values() if isinstance(value, jax.Array))
+    arrays: list[Any] = [value for value in row.values() if isinstance(value, jax.Array)]
+    return all(array.is_ready() for array in arrays)

@@ -20,7 +20,7 @@ from dbjax.runtime.interface import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.ray.handle import Peer, Peers, RayHandle
 from dbjax.runtime.ray.members import Members
-from dbjax.runtime.ray.messages import encode
+from dbjax.runtime.ray.messages import encode_all
 from dbjax.runtime.ray.options import RayOptions
 from dbjax.runtime.ray.placement import Placement
 from dbjax.runtime.ray.process import Anywhere, Batch, RayNode, Settings
@@ -183,7 +183,7 @@ class RayRuntime:
         )
         members = self._members = Members(
             placement.start(settings),
-            encode(self._nodes),
+            encode_all(self._nodes),
             self._ends,
             self._peers,
             self._threads,

@@ -47,31 +47,28 @@ class Lease(NamedTuple):
 @final
 class _Segment:
     def __init__(self, nbytes: int) -> None:
-        self._handle = os.memfd_create("dbjax")
+        handle = os.memfd_create("dbjax")
+        self.file = f"/proc/{os.getpid()}/fd/{handle}"
         self.nbytes = _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
-        os.ftruncate(self._handle, self.nbytes)
-        memory = np.frombuffer(mmap.mmap(self._handle, 0), np.uint8)
+        os.ftruncate(handle, self.nbytes)
+        memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
         self.readers, self.data = memory[:_HEADER].view(np.uint32), memory[_HEADER:]
-        self.file = f"/proc/{os.getpid()}/fd/{self._handle}"
 
 
 @final
 class Arena:
-    """The segments that this process writes.
-
-    Attributes:
-      owner: a name that no other arena has.
-      segments: all segments that were ever made.
-      written: how often a segment was written.
-    """
+    """The segments that this process writes."""
 
     def __init__(self) -> None:
-        self.owner, self.segments, self.written = secrets.token_hex(8), list[_Segment](), 0
+        self.owner = secrets.token_hex(8)  # a name that no other arena has
+        self.segments: list[_Segment] = []
         self._lock, self._keeping = threading.Lock(), threading.Lock()
         self._kept: deque[tuple[_Segment, Sequence[Host]]] = deque(maxlen=_KEPT)
         self._numbers: dict[str, int] = collections.defaultdict(itertools.count(1).__next__)
 
-    def lend(self, reader: str, arrays: Sequence[Host], keep: bool) -> tuple[Lease, list[int]]:
+    def lend(
+        self, reader: str, arrays: Sequence[Host], keep: bool
+    ) -> tuple[Lease, list[tuple[int, int]]]:
         """Writes arrays of bytes to a segment, and lends it to a reader.
 
         Args:
@@ -81,23 +78,23 @@ class Arena:
             memory must not change.
 
         Returns:
-          The lease, and where each array begins.
+          The lease, and where each array begins and ends.
         """
         sizes = (-(-array.nbytes // _ALIGNMENT) * _ALIGNMENT for array in arrays)
-        *offsets, nbytes = itertools.accumulate(sizes, initial=0)
+        *begins, nbytes = itertools.accumulate(sizes, initial=0)
+        places = [(i, i + array.nbytes) for i, array in zip(begins, arrays, strict=True)]
         with self._keeping if keep else contextlib.nullcontext():
             with self._lock:
-                kept = next((s for s, a in self._kept if keep and _same(a, arrays, s)), None)
+                kept = next((s for s, a in self._kept if keep and _same(s, a, arrays)), None)
                 segment = kept or self._free(nbytes)
                 place = int(np.argmin(segment.readers))
                 segment.readers[place] = self._numbers[reader]
             if kept is None:
-                self.written += 1
-                for array, offset in zip(arrays, offsets, strict=True):
-                    np.copyto(segment.data[offset : offset + array.nbytes], array)
-                if keep:
-                    self._kept.append((segment, arrays))
-        return Lease(self.owner, segment.file, segment.nbytes, place), offsets
+                for array, (begin, end) in zip(arrays, places, strict=True):
+                    np.copyto(segment.data[begin:end], array)
+                with self._lock:
+                    self._kept.extend([(segment, arrays)] if keep else [])
+        return Lease(self.owner, segment.file, segment.nbytes, place), places
 
     def take_back(self, reader: str) -> None:
         """Releases everything that was lent to a process, which must be dead."""
@@ -116,10 +113,10 @@ class Arena:
         return self.segments[-1]
 
 
-def _same(kept: Sequence[Host], arrays: Sequence[Host], segment: _Segment) -> bool:
-    """Returns whether a segment can be lent again for arrays, which must be the same memory."""
-    places, wanted = ([(a.ctypes.data, a.nbytes) for a in each] for each in (kept, arrays))
-    return places == wanted and not segment.readers.all()
+def _same(segment: _Segment, kept: Sequence[Host], arrays: Sequence[Host]) -> bool:
+    """Returns whether a kept segment can be lent for arrays: it was written from their memory."""
+    before, now = ([(a.ctypes.data, a.nbytes) for a in x] for x in (kept, arrays))
+    return before == now and not segment.readers.all()
 
 
 _mapped: dict[str, dict[str, mmap.mmap]] = collections.defaultdict(dict)  # by owner and file
