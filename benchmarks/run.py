@@ -35,6 +35,7 @@ PARTS: dict[str, dict[str, str]] = {
     "model_parallel": KEEP_FREED_MEMORY,
     "on_ray": KEEP_FREED_SMALL,
     "on_ray_paper": KEEP_FREED_MEMORY,
+    "transport": KEEP_FREED_MEMORY,
     "sweep": {},
     "figure4": {"NPROC": "1", "OMP_NUM_THREADS": "1"},
 }
