@@ -82,6 +82,11 @@ def dbjax_on_ray(arrays: Sequence[Any], options: RayOptions) -> Case:
     return case
 
 
+def halved(options: RayOptions) -> RayOptions:
+    """The same options, with bfloat16 on the wire."""
+    return dataclasses.replace(options, wire_dtype="bfloat16")
+
+
 def object_store(arrays: Sequence[Any], **options: Any) -> Case:
     """A case: an actor of Ray that is called with NumPy arrays, as Ray sends them."""
     import ray
@@ -193,7 +198,9 @@ def run(rounds: int) -> list[Measured]:
     with one_machine():
         here = copy | {
             "dbjax, shared memory": dbjax_on_ray(arrays, RayOptions()),
-            "dbjax, shared memory, bfloat16": dbjax_on_ray(arrays, RayOptions(wire_dtype="bfloat16")),
+            "dbjax, shared memory, bfloat16": dbjax_on_ray(
+                arrays, RayOptions(wire_dtype="bfloat16")
+            ),
             "Ray's object store": object_store(arrays),
         }
         if importlib.util.find_spec("pyarrow") is not None:
@@ -205,7 +212,9 @@ def run(rounds: int) -> list[Measured]:
     with two_machines():
         there = copy | {
             "dbjax": dbjax_on_ray(arrays, apart),
-            "dbjax, bfloat16": dbjax_on_ray(arrays, dataclasses.replace(apart, wire_dtype="bfloat16")),
+            "dbjax, bfloat16": dbjax_on_ray(
+                arrays, dataclasses.replace(apart, wire_dtype="bfloat16")
+            ),
             "Ray's object store": object_store(arrays, num_gpus=1),
         }
         title = "(p) the same between two Ray nodes, which share no memory (both on this machine)"

@@ -91,17 +91,11 @@ class Peers:
         """Returns whether an incarnation of a process is dead, as far as is known here."""
         return self.get(process.name).peer.age() >= (process.incarnation, True)
 
-    def route(self, process: Peer, caller: str, *, keep: bool = False) -> Route:
-        """Returns how messages travel to a process.
-
-        Args:
-          process: the process.
-          caller: the name of the node that calls, or that is answered.
-          keep: whether others will be sent the same arrays.
-        """
+    def route(self, process: Peer, caller: str) -> Route:
+        """Returns how calls to a process, or replies to it, travel, by the name of their caller."""
         arena = self.arena if process.machine == self.me.machine else None
         dtype = self.dtype if kind_of(caller) is NodeKind.REPLICA else "float32"
-        return Route(process.name, arena, dtype, keep)
+        return Route(process.name, arena, dtype)
 
     def settle(self, settle: Callable[..., object], *args: Any) -> None:
         """Settles a future in a thread that may be held up by who waits, as Ray's must not be."""

@@ -30,7 +30,6 @@ class Route(NamedTuple):
     reader: str = ""  # the name of the process
     arena: Arena | None = None  # the memory shared with it; None: it is on another machine
     dtype: str = "float32"  # the dtype in which float32 arrays of jax travel
-    keep: bool = False  # whether the same arrays are sent to several processes
 
 
 _ROUTE = Route()
@@ -85,8 +84,7 @@ def encode(value: Any, route: Route = _ROUTE) -> Message:
         return Message(stream.getvalue(), None, [array.tobytes() for array in arrays])
     if route.arena is None or not SHARES:
         return Message(stream.getvalue(), None, arrays)
-    keep = route.keep and not any(array.flags.writeable for array in arrays)
-    return Message(stream.getvalue(), *route.arena.lend(route.reader, arrays, keep))
+    return Message(stream.getvalue(), *route.arena.lend(route.reader, arrays))
 
 
 def encode_all(values: Mapping[str, Any]) -> dict[str, Message]:

@@ -243,7 +243,7 @@ class Process:
             reply = None, None, future.result()
         except Exception as error:
             return failed(error)
-        route = here.route(process, origin.node, keep=True)
+        route = here.route(process, origin.node)
         try:
             if size_bytes(reply) < _LARGE:
                 return encode(reply, route)
