@@ -2,17 +2,21 @@
 
 import os
 import signal
+import threading
 import time
 
+import optax
 import pytest
 
 import dbjax
+from dbjax.algorithms import downpour
 from dbjax.errors import NodeDied
 from dbjax.parameter_server.failover_client import serve_replicated
 from dbjax.parameter_server.replication import ReplicatedService
 from dbjax.runtime.ray import RayOptions
 from tests.processes import LIMIT_S
 from tests.runtime.services import Counter, Log
+from tests.test_conformance import TASK
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
 
@@ -149,6 +153,77 @@ def test_a_backup_loses_nothing_when_a_connection_breaks(runtime, between):
     assert ended.result() == 400
     died = [row["node"] for row in runtime._trace.rows if row.get("event") == "died"]
     assert died == ["counter/backup" if between == "the copies" else "counter"]
+
+
+def pid(runtime, name):
+    """The operating system's number of the process of a node; waits until it has started."""
+    import ray
+
+    actor = runtime._members._members[name].actor
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=LIMIT_S)
+
+
+@pytest.mark.parametrize("name", ["replica/1", "shard/0", "shard/0/backup"])
+def test_who_hangs_is_named_and_ended_and_the_run_goes_on(cluster, caplog, name):
+    stopped = []
+
+    async def stop(node, runtime):
+        while not [row for row in runtime._trace.rows if row.get("step", 0) > 20]:
+            await node.sleep(0.02)
+        stopped.append(pid(runtime, name))
+        os.kill(stopped[0], signal.SIGSTOP)
+
+    config = downpour.Config(optax.sgd(0.03), replicas=2, shards=1, shard_backups=1, steps=600)
+    result = dbjax.run(
+        TASK, config, runtime="ray", ray=RayOptions(hang_s=2.0), background=stop, until_s=LIMIT_S
+    )
+    require_end(stopped[0])
+    assert f"{name} has not answered for 2 s: it is killed" in caplog.messages
+    died = [row["node"] for row in result.trace.rows if row.get("event") == "died"]
+    assert name in died
+    assert result.summary["updates"] == 1200
+    assert result.summary["lost_pushes"] == 0
+
+
+def test_a_run_whose_only_replica_hangs_ends_in_time(cluster, caplog):
+    """Even if Ray cannot start it again before the end."""
+
+    async def stop(node, runtime):
+        await node.sleep(0.5)
+        os.kill(pid(runtime, "replica/0"), signal.SIGSTOP)
+
+    config = downpour.Config(optax.sgd(0.03), replicas=1, shards=1, steps=10**6)
+    result = dbjax.run(
+        TASK, config, runtime="ray", ray=RayOptions(hang_s=1.0), background=stop, until_s=2.0
+    )
+    assert result.summary["time_s"] == 2.0
+    assert "replica/0 has not answered for 1 s: it is killed" in caplog.messages
+
+
+def test_a_death_while_the_run_comes_up_is_like_any_other(runtime):
+    """The service takes its time to be made, and its process dies meanwhile."""
+
+    class Slow(Log):
+        def __init__(self, node):
+            super().__init__(node)
+            time.sleep(1.0)
+
+    async def main(node, log):
+        return (await log.call(Log.life))[0]
+
+    def kill():
+        while runtime._members is None:
+            time.sleep(0.01)
+        os.kill(pid(runtime, "log"), signal.SIGKILL)
+
+    log = runtime.serve("log", Slow)
+    ended = runtime.spawn("main", main, log)
+    killing = threading.Thread(target=kill)
+    killing.start()
+    runtime.run(until_s=LIMIT_S)
+    killing.join()
+    assert ended.result() == 0  # nobody has ever called the one that died
+    assert runtime._members._members["log"].deaths == 1
 
 
 def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
