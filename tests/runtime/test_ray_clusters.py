@@ -1,6 +1,9 @@
 """Clusters of Ray other than the usual one: machines that are lost, addresses where nobody is."""
 
 import contextlib
+import os
+import signal
+from pathlib import Path
 
 import numpy as np
 import optax
@@ -121,6 +124,53 @@ def test_nothing_is_lost_with_a_shards_machine(by_value):
     options = RayOptions(cpus=1.0, replica_gpus=1.0)  # the replica on the head, a place to spare
     with machines_of(by_value, 3, {"num_cpus": 1, "num_gpus": 1}) as (machines, others):
         result = dbjax.run(TASK, cfg, runtime="ray", ray=options, background=lose)
+    died = [row["node"] for row in result.trace.rows if row.get("event") == "died"]
+    assert died == ["shard/0"]
+    assert (result.summary["updates"], result.summary["lost_pushes"]) == (1500, 0)
+    undisturbed = dbjax.run(TASK, cfg)
+    assert result.summary["params_sha256"] == undisturbed.summary["params_sha256"]
+
+
+def processes_of(machine):
+    """The numbers of a Ray node's raylet and of everything that it has started."""
+    (raylet,) = machine.all_processes["raylet"]
+    found = [raylet.process.pid]
+    for one in found:
+        children = Path(f"/proc/{one}/task/{one}/children")
+        found += map(int, children.read_text().split())
+    return found
+
+
+def test_nothing_is_lost_when_a_shards_machine_is_cut_off_and_comes_back(by_value):
+    """For the others, a machine that stands still is one that the network has cut off."""
+    cut_off = []
+
+    def send(number):
+        for one in cut_off:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(one, number)
+
+    async def cut(node, runtime):
+        def rows(**wanted):
+            return [r for r in runtime._trace.rows if wanted.items() <= r.items()]
+
+        while not [row for row in runtime._trace.rows if row.get("step", 0) > 50]:
+            await node.sleep(0.02)
+        hosts = runtime._members._members["shard/0"].peer.machine
+        (lost,) = [other for other in others if other.node_id == hosts]
+        cut_off.extend(processes_of(lost))
+        send(signal.SIGSTOP)
+        while not rows(node="shard/0", event="returned"):
+            await node.sleep(0.05)
+        send(signal.SIGCONT)
+
+    cfg = downpour.Config(optax.sgd(0.03), replicas=1, shards=1, shard_backups=1, steps=1500)
+    options = RayOptions(cpus=1.0, replica_gpus=1.0, hang_s=3.0)
+    with machines_of(by_value, 3, {"num_cpus": 1, "num_gpus": 1}) as (_, others):
+        try:
+            result = dbjax.run(TASK, cfg, runtime="ray", ray=options, background=cut)
+        finally:
+            send(signal.SIGKILL)
     died = [row["node"] for row in result.trace.rows if row.get("event") == "died"]
     assert died == ["shard/0"]
     assert (result.summary["updates"], result.summary["lost_pushes"]) == (1500, 0)
