@@ -60,7 +60,7 @@ class Peers:
     """What this process knows of the others, and its handles of their services.
 
     Attributes:
-      me: this process, without its actor.
+      me: this process, without its actor; of no incarnation until the driver has given it its node.
       engine: runs the coroutines and services of this process.
       tell: tells the driver of an event (see `process.Batch`).
       wait: waits until a future that the driver holds is done.
@@ -68,13 +68,12 @@ class Peers:
       arena: the shared memory that this process writes.
     """
 
-    me: Peer
     engine: Engine
     tell: Callable[..., object]
 
     def __init__(self) -> None:
         self.wait: Callable[[Future[Any]], object] = lambda future: None
-        self.dtype, self.arena = "float32", Arena()
+        self.me, self.dtype, self.arena = Peer(""), "float32", Arena()
         self._replies = ThreadPoolExecutor(1, "replies")
         self._handles: dict[str, RayHandle] = {}
 

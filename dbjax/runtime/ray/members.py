@@ -121,8 +121,9 @@ class Members:
         self._closed = True
         for member in self._members.values():
             ray.kill(member.actor, no_restart=True)
+        end_s = time.monotonic() + _CLOSE_S
         for follower in self._followers:
-            follower.join(_CLOSE_S)
+            follower.join(max(0.0, end_s - time.monotonic()))
 
     def raise_lost(self) -> None:
         """Raises the first error that nobody awaited."""
@@ -195,7 +196,10 @@ class Members:
                 self._nodes,
             )
         while not self._closed:
-            batch: Batch = decode(ray.get(actor.listen.remote(), timeout=self._hang_s))
+            heard = ray.get(actor.listen.remote(memory), timeout=self._hang_s)
+            if heard is None:  # Ray has restarted it already
+                return
+            batch: Batch = decode(heard)
             with self._changed:
                 self._report(batch)
                 for event in batch.events:
@@ -240,9 +244,9 @@ class Members:
         member.actor.go.remote(self._engine.now_s(), self._up())
 
     def _end_hung(self, member: _Member) -> None:
+        ray.kill(member.actor, no_restart=False)
         if member.peer.actor is not None:
             _LOG.warning("%s has not answered for %g s: it is killed", member.name, self._hang_s)
-            ray.kill(member.actor, no_restart=False)
         elif not self._running:
             raise RuntimeError(f"the process of {member.name} has not come up in {_START_S:g} s")
 

@@ -117,11 +117,12 @@ class Process:
         here.engine, here.tell, here.dtype = engine, self._tell, settings.wire_dtype
         self._orders: dict[str, _Order] = {}
         self._events: list[tuple[Any, ...]] = []
+        self._news = asyncio.Event()  # there are events
 
     @_control
     async def hello(self) -> tuple[str, str]:
         """Returns Ray's name of this machine, and the owner of this process's shared memory."""
-        self._loop, self._news = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = asyncio.get_running_loop()
         return ray.get_runtime_context().get_node_id(), here.arena.owner
 
     @_control
@@ -136,14 +137,18 @@ class Process:
     ) -> None:
         """Makes the service and the coroutine, before anything can call the service.
 
+        It does nothing if Ray has restarted the process that the driver means.
+
         Args:
-          me: this process.
+          me: the process that the driver means.
           incarnation: the incarnation of the node.
           with_main: whether the node's coroutine has not ended yet.
           peers: the processes that can be called.
           states: the states of the node's service in the last checkpoint, by their names.
           nodes: all nodes by name, encoded.
         """
+        if me.memory != here.arena.owner:
+            return
         here.me = me
         here.learn(peers)
         self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
@@ -181,8 +186,13 @@ class Process:
         here.learn(peers)
 
     @_control
-    async def listen(self) -> Message:
-        """Returns a `Batch`, at once if there are events, and otherwise within 0.2 s."""
+    async def listen(self, memory: str) -> Message | None:
+        """Returns a `Batch`, at once if there are events, and otherwise within 0.2 s.
+
+        It returns None if Ray has restarted the process that the driver means.
+        """
+        if memory != here.arena.owner:
+            return None
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._news.wait(), _LISTEN_S)
         self._news.clear()
@@ -222,12 +232,14 @@ class Process:
           counts as dead.
         """
         process = origin.process
+        if incarnation != here.me.incarnation:
+            return None
         order = self._orders.get(process.name)
         if order is None or order.incarnation < process.incarnation:
             order = self._orders[process.name] = _Order(process.incarnation)
         await order.turn(number)
         try:
-            if incarnation != here.me.incarnation or here.is_dead(process):
+            if here.is_dead(process):
                 return None
             method, args, kwargs = decode(message)
             del message
