@@ -9,9 +9,8 @@ from dbjax.arguments import require_seed, short_repr
 from dbjax.errors import ReplayError
 from dbjax.monitoring.metrics import params_sha256
 from dbjax.program import Program
-from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import Script
-from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.runtime.virtual import ReplayRuntime
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
@@ -69,7 +68,7 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     if script.breaks_off is None and not script.count():
         raise ReplayError("the event log holds no calls: there is nothing to replay")
     seed = require_seed("seed", seed)
-    runtime = VirtualRuntime(Cluster(compute_s=0.0), seed=seed, script=script)
+    runtime = ReplayRuntime(script, seed=seed)
     program: Program = algorithm_of(config).program(runtime, task.seeded(seed), config)
     runtime.run()
     done, there_are = runtime.replayed(), script.count()

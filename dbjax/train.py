@@ -221,7 +221,7 @@ def run(
     if log is not None and resume is not None:
         log.no_replay("it was resumed from a checkpoint")
     try:
-        with _log_deaths(log, setup.trace):
+        with _log_deaths(log, setup.trace, runtime):
             return _run(setup, placed, task_warnings)
     finally:
         placed.runtime.close()
@@ -242,12 +242,12 @@ def _require_times(config: Any, until_s: float | None, evaluate_every_s: float |
 
 
 @contextlib.contextmanager
-def _log_deaths(log: EventLog | None, trace: Trace) -> Iterator[None]:
+def _log_deaths(log: EventLog | None, trace: Trace, runtime: str) -> Iterator[None]:
     """Writes into the log, as soon as a node fails, that the run cannot be replayed.
 
     It does not wait until the end of the run, since the log may break off before.
     """
-    if log is None:
+    if log is None or runtime != "ray":
         yield
         return
 

@@ -90,12 +90,12 @@ def swapped(lines, later):
     """
     entries = [json.loads(line) for line in lines]
     for entry in entries:
-        calls = entry.get("calls", [])
+        calls = entry.get("events", [])
         rows = [calls[i : i + 3] for i in range(0, len(calls), 3)]
         for before, a, b in zip(rows, rows[1:], rows[2:], strict=False):
             if a[0] != b[0] and a[2] == before[2] + 1 and b[2] == a[2] + later:
                 a[:2], b[:2] = b[:2], a[:2]
-                entry["calls"] = [x for row in rows for x in row]
+                entry["events"] = [x for row in rows for x in row]
                 return [json.dumps(e) + "\n" for e in entries]
     raise AssertionError("no two such calls follow each other")
 

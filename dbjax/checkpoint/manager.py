@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import logging
 import math
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from dbjax.checkpoint.exact import ExactResume, ExactState
 from dbjax.checkpoint.files import Checkpoints
 from dbjax.checkpoint.state import CheckpointState, RunSignature, rows_to_keep
 from dbjax.program import Program
-from dbjax.runtime.interface import Node, Runtime
+from dbjax.runtime.interface import Node, Runtime, SavedState, current
 from dbjax.runtime.trace import Row, Trace
 
 _LOG = logging.getLogger("dbjax")
@@ -94,9 +95,13 @@ class CheckpointManager:
             else:
                 await self._wait(node, due_s, updates + every.updates)
             taken_s, updates = max(due_s, node.now()), await self._updates()
+            calls = itertools.count(current.caller.calls + 1)  # the numbers of the next calls
             states = await self._program.server.broadcast(self._program.shard.checkpoint)
-            names = [shard.name for shard in self._program.server.shards]
-            self._runtime.latest_states = dict(zip(names, states, strict=True))
+            shards = self._program.server.shards
+            self._runtime.latest_states = {
+                shard.name: SavedState(state, next(calls))
+                for shard, state in zip(shards, states, strict=True)
+            }
             content = self._content(states, node.now())
             if self._checkpoints is not None and self.exactly is None:
                 self._checkpoints.save(content, self._arrays())

@@ -24,7 +24,7 @@ from dbjax.parameter_server.partition import (
     slice_nbytes,
 )
 from dbjax.parameter_server.shard import Snapshot
-from dbjax.runtime.interface import Future, Handle, Runtime, all_of
+from dbjax.runtime.interface import Future, Handle, Runtime, SavedState, all_of
 from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
@@ -128,7 +128,7 @@ class ParameterServer(Generic[S]):
         del params  # frees memory: the slices of a partitioned leaf are copies
         if restore is not None:
             states = enumerate(restore(partition))
-            runtime.latest_states = {f"{name}/{i}": state for i, state in states}
+            runtime.latest_states = {f"{name}/{i}": SavedState(state) for i, state in states}
         handles = [
             serve_replicated(runtime, f"{name}/{i}", backups, make, slice_, *args)
             for i, slice_ in enumerate(slices)

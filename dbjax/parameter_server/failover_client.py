@@ -54,7 +54,9 @@ class FailoverClient:
     @journaled
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future((method.__name__, self.name))
-        self._send(_Request(method, args, kwargs, current.caller, future), self._primary)
+        caller = current.caller
+        request = _Request(method, args, kwargs, caller, caller.number(), future)
+        self._send(request, self._primary)
         return future
 
     @journaled
@@ -63,7 +65,7 @@ class FailoverClient:
 
     def _send(self, request: _Request, to: int) -> None:
         copy = self._copies[to]
-        with calling_as(request.caller):
+        with calling_as(request.caller, (request.number, request.tried)):
             if len(self._copies) == 1:
                 reply = copy.call(request.method, *request.args, **request.kwargs)
             else:
@@ -129,10 +131,11 @@ class _Request:
     """A call that has not been answered.
 
     Attributes:
+      number: the caller's number of the call.
       tried: how many times the call has failed.
     """
 
-    __slots__ = ("args", "caller", "future", "kwargs", "method", "tried")
+    __slots__ = ("args", "caller", "future", "kwargs", "method", "number", "tried")
 
     def __init__(
         self,
@@ -140,10 +143,11 @@ class _Request:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         caller: Caller,
+        number: int,
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
-        self.caller, self.future, self.tried = caller, future, 0
+        self.caller, self.number, self.future, self.tried = caller, number, future, 0
 
 
 def _is_unavailable(error: BaseException) -> bool:

@@ -118,6 +118,10 @@ class ReplicatedService:
             raise NodeDied(f"this copy of {self._name} is recovering")
         return getattr(self._service, method)(*args, **kwargs)
 
+    def checkpoint(self) -> Any:
+        """Returns the state to save in a checkpoint, as this copy has it."""
+        return self._service.checkpoint()
+
     def whole(self) -> bool:
         """Returns whether both copies have the full state, as far as this copy knows."""
         return self._role == "backup" or (self._role == "primary" and self._in_sync)

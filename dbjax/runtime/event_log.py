@@ -1,20 +1,33 @@
 """The event log of a run: the order in which services served calls, and what nodes saw of time.
 
 The log consists of lines of JSON. The first names the format; every other holds a batch of entries
-of one service or one node. The log is append-only, so if it breaks off, it is valid up to its last
-complete line. Batches are written when they are full, so the entries of different services and
-nodes may end at different times. The last line of a complete log says how many lines precede it.
-Numbers are exact.
+of one stream. There is a stream for each incarnation of a service, and there are some for each
+incarnation of a caller. The log is append-only, so if it breaks off, it is valid up to its last
+complete line. Batches are written when they are full, so different streams may end at different
+times. The last line of a complete log says how many lines precede it. Numbers are exact.
 
-    {"dbjax event log": 1}
-    {"service": "shard/0", "callers": ["replica/0", ...], "calls": [caller, number, version, ...]}
-    {"node": "replica/0", "kind": "landed", "seen": [0, 1, 1, ...]}
-    {"no replay": "shard/0 died"}
-    {"end": 3}
+    {"dbjax event log": 2}
+    {"service": "shard/0", "incarnation": 1, "state": 17}
+    {"service": "shard/0", "incarnation": 1, "sources": [["replica/0", 0, 0], ...],
+     "events": [source, number, value, ...]}
+    {"node": "replica/0", "incarnation": 0, "kind": "landed", "seen": [0, 1, 1, ...]}
+    {"no replay": "it was resumed from a checkpoint"}
+    {"end": 5}
 
-`number` is the caller's own count of its calls. `version` is the `version` of the reply, or the
-reply itself if it is an integer; otherwise, and for deferred replies, -1. The kind "landed" is what
-`Node.is_done` returned.
+The first line of an incarnation of a service says with which state it began: the number of the
+observer's call that returned the state, or null. Its events are, in order, the calls that it
+served, the answers to its own calls, and notes:
+
+| source | number | value |
+|---|---|---|
+| `[caller, incarnation, attempt]` | the caller's number of the call | the version in the reply |
+| `[attempt]` | the service's own number of the call | whether the other service died: 1 or 0 |
+| `[kind, name]` | any number | 0 |
+
+The version is the `version` of the reply, or the reply itself if it is an integer; otherwise, and
+for deferred replies, -1. It is null if the line was written while the call was being served. An
+observer has the incarnation -1. The kind "landed" is what `Node.is_done` returned, and "died" lists
+the calls, by number and attempt, of which the caller learned that the other node had died.
 """
 
 from __future__ import annotations
@@ -23,18 +36,64 @@ import collections
 import itertools
 import json
 import logging
+import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, final
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, final
 
 from dbjax.errors import one_line
-
-Call = tuple[str, int, int]  # caller, its number of the call, version in the reply
+from dbjax.runtime.node_names import service_name
 
 KIND = "dbjax event log"
-_FORMAT = 1
+OBSERVER = -1  # stands for the incarnation of an observer, which does not fail
+DRIVER_LABEL = "driver"
+_FORMAT = 2
 _BATCH = 1024  # entries in a line
 _LOG = logging.getLogger("dbjax")
+Incarnation = tuple[str, int]  # a service or a caller, and how often it had failed before
+
+
+class CallName(NamedTuple):
+    """The name of a call, which is the same on every runtime.
+
+    Attributes:
+      caller: the label of the caller.
+      incarnation: how often the caller had failed before; -1 for an observer.
+      number: the caller's number of the call: 1, 2, 3, ...
+      attempt: how often the caller had made this call before, at this or another service.
+    """
+
+    caller: str
+    incarnation: int
+    number: int
+    attempt: int
+
+
+class Served(NamedTuple):
+    """A service served a call; `version` is None if it is not known."""
+
+    call: CallName
+    version: int | None
+
+
+class Answered(NamedTuple):
+    """A service was given the answer to a call of its own, or learned that the other one died."""
+
+    number: int
+    attempt: int
+    died: bool
+
+
+class Note(NamedTuple):
+    """A service noted something that a replay does not need."""
+
+    kind: str
+    name: str
+    number: int
+
+
+Event = Served | Answered | Note
 
 
 @final
@@ -51,26 +110,40 @@ class EventLog:
     def __init__(self, write: Callable[[str], object]) -> None:
         self._write = write
         write(json.dumps({KIND: _FORMAT}) + "\n")
-        self._lock = threading.Lock()
-        self._streams: list[Served | Seen] = []
+        self._lock = threading.RLock()
+        self._streams: list[ServiceStream | Seen] = []
         self._lines, self._broken = 1, False
 
-    def served(self, service: str) -> Served:
-        """Makes the stream for the calls of a service; one thread at a time may use it."""
-        made = Served(service, self._line)
-        self._streams.append(made)
+    def service(
+        self, service: str, incarnation: int = 0, state: int | None = None
+    ) -> ServiceStream:
+        """Makes the stream for the events of one incarnation of a service.
+
+        Args:
+          service: the name of the service.
+          incarnation: how often it had failed before.
+          state: the number of the call that returned the checkpointed state with which it begins;
+            None: it begins without one.
+        """
+        made = ServiceStream({"service": service, "incarnation": incarnation}, self)
+        self._add(made, made.about | {"state": state}, incarnation)
         return made
 
-    def seen(self, node: str) -> Seen:
-        """Makes the stream for what a node sees; one thread at a time may use it."""
-        made = Seen(node, self._line)
-        self._streams.append(made)
+    def seen(self, caller: str, incarnation: int = 0) -> Seen:
+        """Makes the streams for what one incarnation of a caller sees."""
+        made = Seen({"node": caller, "incarnation": incarnation}, self)
+        self._add(made, made.about, incarnation)
         return made
 
     def flush(self) -> None:
-        """Writes all entries that are still buffered. No stream may be in use meanwhile."""
-        for stream in self._streams:
-            stream.flush()
+        """Writes all entries that are still buffered.
+
+        In a process that may be killed, call this before any message leaves the process. Then
+        everything on which the effects of the message depend is in the log.
+        """
+        with self._lock:
+            for stream in self._streams:
+                stream.flush()
 
     def end(self) -> None:
         """Flushes the log, and writes the line that marks it as complete."""
@@ -93,45 +166,97 @@ class EventLog:
                 self._broken = True
                 _LOG.warning("the event log breaks off here: %s", one_line(error))
 
-    def _line(self, entry: dict[str, Any]) -> None:
+    def _add(self, stream: ServiceStream | Seen, line: dict[str, Any], incarnation: int) -> None:
+        with self._lock:
+            self._streams.append(stream)
+            if incarnation:  # the first one needs no line of its own
+                self._line(line)
+
+    def _line(self, entry: Mapping[str, Any]) -> None:
         self.take(json.dumps(entry, separators=(",", ":")) + "\n")
 
 
 @final
-class Served:
-    """The log's stream for one service: its calls, in the order in which it serves them."""
+class LogFile:
+    """An append-only file for the log of one process; what is written survives its death.
 
-    def __init__(self, service: str, line: Callable[[dict[str, Any]], None]) -> None:
-        self._service, self._line = service, line
-        self._calls: list[Call] = []
+    It does not survive the death of the machine, since nothing waits for the disk.
 
-    def add(self, caller: str, number: int, reply: Any) -> None:
-        """Records that a call was served.
+    Args:
+      path: the file, which must not exist.
+    """
 
-        Args:
-          caller: the label of the caller.
-          number: the caller's number of the call.
-          reply: the reply, of which the version is recorded.
-        """
-        self._calls.append((caller, number, version_of(reply)))
-        if len(self._calls) >= _BATCH:
-            self.flush()
+    def __init__(self, path: str | Path) -> None:
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+
+    def write(self, lines: str) -> None:
+        """Hands the lines over to the operating system."""
+        left = lines.encode()
+        while left:
+            left = left[os.write(self._file, left) :]
+
+
+def complete_lines(path: str | Path) -> str:
+    """Returns the text of the log file of a process, without an incomplete last line."""
+    text = Path(path).read_text(errors="replace")
+    return text[: text.rfind("\n") + 1]
+
+
+@final
+class ServiceStream:
+    """The log's stream for one incarnation of a service; any thread may add to it."""
+
+    def __init__(self, about: dict[str, Any], log: EventLog) -> None:
+        self.about, self._log = about, log
+        self._lock = log._lock
+        self._events: list[list[Any]] = []  # source, number, value
+        self._serving: list[Any] = []
+
+    def serve(self, caller: str, incarnation: int, number: int, attempt: int) -> None:
+        """Records that a call is served now, before anything that it leads to can leave."""
+        self._serving = [(caller, incarnation, attempt), number, None]
+        self._append(self._serving)
+
+    def served(self, reply: Any) -> None:
+        """Records the version in the reply to the call that was recorded last."""
+        self._serving[2] = version_of(reply)
+
+    def answered(self, number: int, attempt: int, died: bool) -> None:
+        """Records that the service is given the answer to a call of its own now."""
+        self._append([(attempt,), number, int(died)])
+
+    def note(self, kind: str, name: str, number: int) -> None:
+        """Records anything else that happens while a call is served; a replay ignores it."""
+        self._append([(kind, name), number, 0])
 
     def flush(self) -> None:
-        """Writes the buffered calls as one line."""
-        calls, self._calls = self._calls, []
-        if calls:
-            callers = {caller: i for i, caller in enumerate(dict.fromkeys(c for c, _, _ in calls))}
-            flat = [x for caller, *numbers in calls for x in (callers[caller], *numbers)]
-            self._line({"service": self._service, "callers": list(callers), "calls": flat})
+        """Writes the buffered events as one line."""
+        with self._lock:
+            events, self._events = self._events, []
+            if events:
+                sources = {
+                    source: i for i, source in enumerate(dict.fromkeys(e[0] for e in events))
+                }
+                flat = [x for source, *values in events for x in (sources[source], *values)]
+                self._log._line(self.about | {"sources": list(sources), "events": flat})
+
+    def _append(self, event: list[Any]) -> None:
+        with self._lock:
+            if len(self._events) >= _BATCH:
+                self.flush()
+            self._events.append(event)
 
 
 @final
 class Seen:
-    """The log's streams for one node: what it saw of time, one stream for each kind."""
+    """The log's streams for one incarnation of a caller, one for each kind of observation.
 
-    def __init__(self, node: str, line: Callable[[dict[str, Any]], None]) -> None:
-        self._node, self._line = node, line
+    Any thread may add to them.
+    """
+
+    def __init__(self, about: dict[str, Any], log: EventLog) -> None:
+        self.about, self._log = about, log
+        self._lock = log._lock
         self._seen: dict[str, list[Any]] = collections.defaultdict(list)
         self._places: dict[str, itertools.count[int]] = collections.defaultdict(itertools.count)
 
@@ -140,21 +265,23 @@ class Seen:
         return next(self._places[kind])
 
     def add(self, kind: str, value: Any) -> None:
-        """Records a value that the node saw."""
-        stream = self._seen[kind]
-        stream.append(value)
-        if len(stream) >= _BATCH:
-            self._flush(kind)
+        """Records a value that the caller saw."""
+        with self._lock:
+            stream = self._seen[kind]
+            stream.append(value)
+            if len(stream) >= _BATCH:
+                self._flush(kind)
 
     def flush(self) -> None:
         """Writes the buffered values, one line for each kind."""
-        for kind in list(self._seen):
-            self._flush(kind)
+        with self._lock:
+            for kind in self._seen:
+                self._flush(kind)
 
     def _flush(self, kind: str) -> None:
         seen, self._seen[kind] = self._seen[kind], []
         if seen:
-            self._line({"node": self._node, "kind": kind, "seen": seen})
+            self._log._line(self.about | {"kind": kind, "seen": seen})
 
 
 def version_of(reply: Any) -> int:
@@ -186,8 +313,10 @@ class Script:
     def __init__(self, lines: Iterable[str]) -> None:
         self.no_replay: str | None = None
         self.breaks_off: str | None = "after line 1"
-        self._calls: dict[str, list[Call]] = {}
-        self._seen: dict[tuple[str, str], list[Any]] = {}
+        self._events: dict[Incarnation, list[Event]] = {}
+        self._states: dict[Incarnation, int | None] = {}
+        self._seen: dict[Incarnation, dict[str, list[Any]]] = {}
+        self._servers: dict[CallName, Incarnation] = {}
         numbered = enumerate(lines, 1)
         if _header(next(numbered, (1, ""))[1]) != _FORMAT:
             raise ValueError(
@@ -203,7 +332,7 @@ class Script:
                 if whole:
                     self._take(entry)
             except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
-                if not self._calls and not self._seen:
+                if not self._events and not self._seen:
                     raise ValueError(
                         f"this event log is damaged from line {number} on, and holds nothing "
                         f"before that: {type(error).__name__}: {error}"
@@ -214,33 +343,84 @@ class Script:
                 return
             self.breaks_off = f"after line {number}"
 
-    def calls(self, service: str) -> Sequence[Call]:
-        """Returns the calls of a service, in the order in which it served them."""
-        return self._calls.get(service, [])
+    def services(self) -> Sequence[Incarnation]:
+        """Returns the incarnations of all services that served a call, or that came back."""
+        return list(self._events)
 
-    def seen(self, node: str, kind: str) -> Sequence[Any]:
-        """Returns what a node saw of one kind, in order."""
-        return self._seen.get((node, kind), [])
+    def events(self, service: str, incarnation: int = 0) -> Sequence[Event]:
+        """Returns the events of one incarnation of a service, in order."""
+        return self._events.get((service, incarnation), [])
+
+    def state(self, service: str, incarnation: int) -> int | None:
+        """Returns the number of the call that returned the state with which a service began."""
+        return self._states.get((service, incarnation))
+
+    def seen(self, caller: str, incarnation: int, kind: str) -> Sequence[Any]:
+        """Returns what one incarnation of a caller saw of one kind, in order."""
+        return self._seen.get((caller, incarnation), {}).get(kind, [])
+
+    def callers(self) -> Sequence[Incarnation]:
+        """Returns the incarnations of all callers that saw anything, or that came back."""
+        return list(self._seen)
+
+    def incarnations(self, name: str, *, of_service: bool) -> int:
+        """Returns the number of incarnations of a service, or of a process."""
+        known = self._events if of_service else self._seen
+        return 1 + max((life for label, life in known if label == name), default=0)
+
+    def server(self, call: CallName) -> Incarnation | None:
+        """Returns the incarnation of the service that served a call; None: none did."""
+        return self._servers.get(call)
+
+    def last_asked(self, service: str) -> Incarnation | None:
+        """Returns which copy of a service the driver asked last, for the result of the run."""
+        name = service_name(service)
+        asked = (
+            (call.number, call.attempt, server)
+            for call, server in self._servers.items()
+            if call[:2] == (DRIVER_LABEL, OBSERVER) and service_name(server[0]) == name
+        )
+        return max(asked, default=(0, 0, None))[-1]
 
     def count(self) -> int:
-        """Returns the number of calls that all services served."""
-        return sum(map(len, self._calls.values()))
+        """Returns the number of calls that all services served, without those of observers."""
+        return sum(call.incarnation != OBSERVER for call in self._servers)
 
     def _take(self, entry: dict[str, Any]) -> None:
         if "no replay" in entry:
             self.no_replay = entry["no replay"]
         elif "service" in entry:
-            flat, callers = iter(entry["calls"]), entry["callers"]
-            made = [(callers[c], n, v) for c, n, v in zip(flat, flat, flat, strict=True)]
-            _require_integers(x for _, *numbers in made for x in numbers)
-            self._calls.setdefault(entry["service"], []).extend(made)
-        else:
-            seen, kind = entry["seen"], entry["kind"]
-            if kind == "first":
-                _require_integers(x for place, one in seen for x in (place, one or 0))
-            elif kind != "now":
-                _require_integers(seen)
-            self._seen.setdefault((entry["node"], kind), []).extend(seen)
+            self._take_events((entry["service"], entry["incarnation"]), entry)
+        elif KIND not in entry:  # the logs of several processes were put together
+            self._take_seen((entry["node"], entry["incarnation"]), entry)
+
+    def _take_events(self, server: Incarnation, entry: dict[str, Any]) -> None:
+        if "state" in entry:
+            self._states[server] = entry["state"]
+        flat, sources = iter(entry.get("events", [])), entry.get("sources", [])
+        made = [_event(sources[s], n, value) for s, n, value in zip(flat, flat, flat, strict=True)]
+        self._events.setdefault(server, []).extend(made)
+        self._servers |= {event.call: server for event in made if isinstance(event, Served)}
+
+    def _take_seen(self, caller: Incarnation, entry: dict[str, Any]) -> None:
+        kind, seen = entry.get("kind", "now"), entry.get("seen", [])
+        if kind in ("first", "failed", "died"):
+            _require_integers(x for one in seen for x in (one[0], one[1] or 0))
+        elif kind.startswith(("landed", "arrivals")):
+            _require_integers(seen)
+        self._seen.setdefault(caller, {}).setdefault(kind, []).extend(seen)
+
+
+def _event(source: list[Any], number: int, value: int | None) -> Event:
+    """Returns an event from its form in the log."""
+    _require_integers((number, value or 0))
+    if len(source) == 1:
+        return Answered(number, source[0], bool(value))
+    if len(source) == 2:
+        return Note(source[0], source[1], number)
+    caller, incarnation, attempt = source
+    _require_integers((incarnation, attempt))
+    return Served(CallName(caller, incarnation, number, attempt), value)
 
 
 def _require_integers(values: Iterable[Any]) -> None:

@@ -159,12 +159,17 @@ def ready(value: T) -> Future[T]:
     return future
 
 
-def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:
+def all_of(
+    futures: Sequence[Future[T]],
+    combine: Callable[[list[T]], R],
+    failed: Callable[[int], object] = lambda index: None,
+) -> Future[R]:
     """Returns a future that waits for several others.
 
     Args:
       futures: the futures to wait for; may be empty.
       combine: a function of their results, in order, that gives the result.
+      failed: is called with the index of the first future that fails.
 
     Returns:
       A future that is done when all are done, or fails with the first error of any of them.
@@ -173,18 +178,19 @@ def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Fut
     first_error = itertools.count()
     arrived = itertools.count(1)
 
-    def arrive(future: Future[T]) -> None:
+    def arrive(index: int, future: Future[T]) -> None:
         error = future.error()
         if error is not None:
             if next(first_error) == 0:
+                failed(index)
                 together.set_error(error, futures)
         elif next(arrived) == len(futures):
             together.set_result(combine([f.result() for f in futures]))
 
     if not futures:
         together.set_result(combine([]))
-    for future in futures:
-        future.on_done(functools.partial(arrive, future))
+    for index, future in enumerate(futures):
+        future.on_done(functools.partial(arrive, index, future))
     return together
 
 

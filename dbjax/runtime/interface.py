@@ -21,8 +21,10 @@ Rules of the execution model, on every runtime:
 9. Randomness is folded from (seed, node name, incarnation): the streams are the same on every
    runtime.
 10. Algorithms know nothing of bytes or seconds: sizes come from arrays, times from the `Cluster`.
-11. Timing enters in two places: the order in which services serve calls, and what `now`,
-    `is_done`, `first` and `arrivals` return. A run that records both (`event_log`) can be replayed.
+11. Timing enters in two places: the order in which services serve calls and are given the answers
+    to their own, and what callers see of time: what `now`, `is_done`, `first` and `arrivals`
+    return, which error of several comes first, and which calls fail with `NodeDied`. A run that
+    records both (`event_log`) can be replayed.
 
 A service method may be a plain function, which is served at once; or a coroutine function, during
 which the service is busy; or it may return a `Future`, a deferred reply: the service continues to
@@ -37,6 +39,7 @@ from typing import (
     Any,
     Concatenate,
     Literal,
+    NamedTuple,
     ParamSpec,
     Protocol,
     TypeVar,
@@ -47,13 +50,14 @@ from typing import (
 import numpy as np
 
 from dbjax.runtime.context import Caller as Caller
+from dbjax.runtime.context import all_of as all_of
 from dbjax.runtime.context import calling_as as calling_as
 from dbjax.runtime.context import current as current
 from dbjax.runtime.context import journaled as journaled
+from dbjax.runtime.context import note as note
 from dbjax.runtime.futures import ArrivalQueue as ArrivalQueue
 from dbjax.runtime.futures import Arrivals as Arrivals
 from dbjax.runtime.futures import Future as Future
-from dbjax.runtime.futures import all_of as all_of
 from dbjax.runtime.futures import first_of as first_of
 from dbjax.runtime.futures import ready as ready
 
@@ -71,6 +75,18 @@ class CompilesAhead(Protocol):
 
     def compile_ahead(self) -> None:
         """Compiles everything that using the argument would compile."""
+
+
+class SavedState(NamedTuple):
+    """The checkpointed state of a service.
+
+    Attributes:
+      state: the state.
+      call: the number of the observer's call that returned it; None: it is from an earlier run.
+    """
+
+    state: Any
+    call: int | None = None
 
 
 class Handle(Protocol[S_co]):
@@ -215,7 +231,7 @@ class Runtime(Protocol):
     """
 
     clock: Literal["virtual", "wall"]
-    latest_states: dict[str, Any]
+    latest_states: dict[str, SavedState]
 
     @property
     def nodes_can_fail(self) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from dbjax.checkpoint.encoding import class_name
 from dbjax.checkpoint.exact.ours import is_ours
 from dbjax.runtime.context import Caller
-from dbjax.runtime.event_log import EventLog, Seen, Served
+from dbjax.runtime.event_log import EventLog, Seen, ServiceStream
 from dbjax.runtime.futures import Future
 from dbjax.runtime.recording import LiveObservations, RecordedObservations, ReplayedObservations
 from dbjax.runtime.trace import Trace
@@ -26,7 +26,7 @@ LISTENERS = (
     Trace,
     EventLog,
     Seen,
-    Served,
+    ServiceStream,
     RecordedObservations,
     LiveObservations,
     ReplayedObservations,
@@ -35,7 +35,6 @@ LISTENERS = (
 SLOTTED = (Future, Caller)
 # Attributes that a resumed run must not take from the checkpoint, by the name of their class.
 _OWN = {
-    "dbjax.runtime.virtual.runtime:VirtualRuntime": {"clock", "_script", "_replay_orders"},
     "dbjax.runtime.virtual.simulator:Simulator": {"journals", "_pauses", "_stopping", "_halting"},
 }
 # Modules whose instances hold only what the new run has, too: data, compiled programs, files.

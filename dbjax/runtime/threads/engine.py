@@ -111,7 +111,7 @@ class Engine:
             self._waits[node] = None
         try:
             while not self._stopping.is_set():
-                self._wait(node, coroutine.send(None))
+                self._wait(caller, coroutine.send(None))
             coroutine.close()
         except StopIteration as stop:
             future.set_result(stop.value)
@@ -143,13 +143,17 @@ class Engine:
             if not future.awaited:
                 future.result()
 
-    def _wait(self, node: Any, future: Future[Any]) -> None:
-        gate = threading.Event()
-        future.on_done(gate.set)
+    def _wait(self, caller: Caller, future: Future[Any]) -> None:
+        node = caller.node
         if not node.observer:
             self._waits[node] = future
-        while not gate.wait(POLL_S) and not self._stopping.is_set():
-            pass
+        if caller.turn is not None:
+            caller.turn.wait(future, self._stopping.is_set)
+        else:
+            gate = threading.Event()
+            future.on_done(gate.set)
+            while not gate.wait(POLL_S) and not self._stopping.is_set():
+                pass
         if not node.observer:
             self._waits[node] = None
             self._wakes += 1

@@ -13,10 +13,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
-from dbjax.runtime.context import Caller, calling_as, of_service
+from dbjax.runtime.context import Caller, of_service
 from dbjax.runtime.event_log import EventLog
-from dbjax.runtime.interface import CompilesAhead, Future, describe_deadlock
-from dbjax.runtime.recording import LiveObservations, RecordedObservations
+from dbjax.runtime.interface import CompilesAhead, Future, SavedState, describe_deadlock
+from dbjax.runtime.recording import LiveObservations, Observations, RecordedObservations
 from dbjax.runtime.threads.engine import POLL_S, Engine
 from dbjax.runtime.threads.node import ThreadNode
 from dbjax.runtime.threads.service import ThreadService
@@ -56,7 +56,7 @@ class ThreadsRuntime:
         incarnation: int = 0,
     ) -> None:
         self.engine, self._log = Engine(seed, trace, begin_s, incarnation), log
-        self.latest_states: dict[str, Any] = {}
+        self.latest_states: dict[str, SavedState] = {}
         self._process_threads: list[threading.Thread] = []
         self._observer_threads: list[threading.Thread] = []
         self._given: list[Any] = []  # the arguments of services and processes
@@ -69,8 +69,8 @@ class ThreadsRuntime:
         self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
     ) -> Any:
         self._given += args
-        restored = self.latest_states.get(state_name)
-        return self._serve(name, lambda node: make(node, restored, *args))
+        saved = self.latest_states.get(state_name, SavedState(None))
+        return self._serve(name, lambda node: make(node, saved.state, *args), saved.call)
 
     def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         future: Future[Any] = Future(("end", name))
@@ -144,12 +144,12 @@ class ThreadsRuntime:
         self.engine.threads = 0
         self.engine.raise_lost_error()
 
-    def _serve(self, name: str, make: Callable[[ThreadNode], Any]) -> ThreadService:
-        caller = self._caller(ThreadNode(self.engine, name), of_service(name))
-        with calling_as(caller):
-            service = make(caller.node)
-        log = self._log.served(name) if self._log else None
-        self.engine.services[name] = made = ThreadService(self.engine, name, service, caller, log)
+    def _serve(
+        self, name: str, make: Callable[[ThreadNode], Any], state: int | None = None
+    ) -> ThreadService:
+        caller = self._caller(ThreadNode(self.engine, name), of_service(name), name, state)
+        made = ThreadService(self.engine, name, caller, lambda: make(caller.node))
+        self.engine.services[name] = made
         return made
 
     def _thread(
@@ -180,7 +180,12 @@ class ThreadsRuntime:
                 thread.join(max(0.0, timeout_s))
                 return
 
-    def _caller(self, node: ThreadNode, label: str) -> Caller:
-        if self._log is None or node.observer:
-            return Caller(node, label, LiveObservations())
-        return Caller(node, label, RecordedObservations(self._log.seen(label)))
+    def _caller(
+        self, node: ThreadNode, label: str, service: str | None = None, state: int | None = None
+    ) -> Caller:
+        incarnation = self.engine.incarnation
+        observations: Observations = LiveObservations()
+        if self._log is not None and not node.observer:
+            observations = RecordedObservations(self._log, label, incarnation, service, state)
+        is_service = service is not None
+        return Caller(node, label, observations, is_service=is_service, incarnation=incarnation)

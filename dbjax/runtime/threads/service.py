@@ -8,31 +8,42 @@ from collections.abc import Callable, Coroutine
 from typing import Any, final
 
 from dbjax.errors import ServiceError
-from dbjax.runtime.context import Caller, current
-from dbjax.runtime.event_log import Served
+from dbjax.runtime.context import (
+    Caller,
+    calling_as,
+    changes_what_follows,
+    current,
+    number_call,
+)
+from dbjax.runtime.event_log import OBSERVER
 from dbjax.runtime.interface import Future, ready
-from dbjax.runtime.threads.engine import Engine
+from dbjax.runtime.threads.engine import POLL_S, Engine
 
 
 @final
 class ThreadService:
     """A `Handle`, with the queue of calls that its service serves one at a time.
 
+    Between two calls, the service is given the answers to its own calls.
+
     Args:
       engine: the state that the threads share.
       name: the name of the service.
-      service: the service.
       caller: makes the service's own calls.
-      log: records the order of its calls; None: the order is not recorded.
+      make: makes the service.
     """
 
-    def __init__(
-        self, engine: Engine, name: str, service: Any, caller: Caller, log: Served | None
-    ) -> None:
-        self._engine, self.name, self.service = engine, name, service
-        self._caller, self._log = caller, log
+    def __init__(self, engine: Engine, name: str, caller: Caller, make: Callable[[], Any]) -> None:
+        self._engine, self.name, self._caller = engine, name, caller
+        self._events = caller.observations.events
         self._queue: deque[Callable[[], bool]] = deque()
+        self._answers: deque[Callable[[], None]] = deque()
         self._turn = threading.Lock()  # held by the thread that serves
+        self._gate: threading.Event | None = None  # at which a coroutine waits that is served
+        caller.turn = self
+        with self._turn, calling_as(caller):
+            self.service = make()
+        self._serve_waiting()
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         return self.take(method.__name__, args, kwargs)
@@ -50,34 +61,62 @@ class ThreadService:
     def up(self) -> Future[None]:
         return ready(None)
 
+    def answer(self, settle: Callable[[], None]) -> None:
+        """See `Turn`: a coroutine that waits is woken, and takes the answer in its own thread."""
+        self._answers.append(settle)
+        gate = self._gate
+        if gate is not None:
+            gate.set()
+        else:
+            self._serve_waiting()
+
+    def wait(self, future: Future[Any], stopping: Callable[[], bool]) -> None:
+        """Makes the coroutine that is being served wait for a future, and gives it answers."""
+        gate = self._gate = threading.Event()
+        future.on_done(gate.set)
+        self._give_answers()
+        while not future.done() and not stopping():
+            gate.wait(POLL_S)
+            gate.clear()
+            self._give_answers()
+        self._gate = None
+
     def _serve_waiting(self) -> None:
         """Serves the queued calls in order of arrival, unless another thread already does.
 
-        It checks the queue again after it has released the lock: a call that another thread has
+        It checks the queues again after it has released the lock: a call that another thread has
         queued in between would otherwise wait forever.
         """
-        while self._queue and self._turn.acquire(blocking=False):
+        while (self._queue or self._answers) and self._turn.acquire(blocking=False):
             self._engine.serving.add(self)
+            self._give_answers()
             handed_on = bool(self._queue) and self._queue.popleft()()
             self._engine.serving.discard(self)
             if handed_on:
                 return
             self._turn.release()
 
+    def _give_answers(self) -> None:
+        """Gives the service the answers that have arrived. This thread has the turn."""
+        while self._answers:
+            with calling_as(self._caller):
+                self._answers.popleft()()
+
     def _serve(self, call: _Call) -> bool:
         """Serves a call; returns whether a thread of the pool has taken over the lock."""
         engine = self._engine
         begin_s = engine.now_s()
         before, current.caller = current.caller, self._caller
+        recorded = self._record(call)
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
-            self._record(call, error)
+            recorded(error)
             self._fail(call, error)
             return False
         finally:
             current.caller = before
-        self._record(call, value)
+        recorded(value)
         if isinstance(value, Coroutine):
             engine.pool.submit(self._serve_coroutine, call, value)
             return True
@@ -89,9 +128,17 @@ class ThreadService:
             self._reply(call, value)
         return False
 
-    def _record(self, call: _Call, reply: Any) -> None:
-        if self._log is not None and not call.caller.node.observer:
-            self._log.add(call.caller.label, call.number, reply)
+    def _record(self, call: _Call) -> Callable[[Any], None]:
+        """Records that a call is served now; returns what records the reply."""
+        caller, incarnation = call.caller, call.caller.incarnation
+        if self._events is None:
+            return _nothing
+        if caller.node.observer:
+            if not changes_what_follows(caller, call.method, call.args):
+                return _nothing
+            incarnation = OBSERVER
+        self._events.serve(caller.label, incarnation, call.number, call.attempt)
+        return self._events.served
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
         engine = self._engine
@@ -115,7 +162,7 @@ class ThreadService:
         node, engine = call.caller.node, self._engine
         if engine.trace is not None and not node.elsewhere:
             engine.trace.span(node.name, call.method, call.sent_s, engine.now_s())
-        call.future.set_result(value)
+        call.answer(lambda: call.future.set_result(value))
 
     def _fail(self, call: _Call, error: Exception) -> None:
         failure = ServiceError(
@@ -124,14 +171,14 @@ class ThreadService:
         )
         failure.__cause__ = error
         self._engine.failed.append(call.future)
-        call.future.set_error(failure)
+        call.answer(lambda: call.future.set_error(failure))
 
 
 @final
 class _Call:
     """A message to a service, and the future of its reply."""
 
-    __slots__ = ("args", "caller", "future", "kwargs", "method", "number", "sent_s")
+    __slots__ = ("args", "attempt", "caller", "future", "kwargs", "method", "number", "sent_s")
 
     def __init__(
         self,
@@ -143,4 +190,13 @@ class _Call:
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
-        self.caller, self.number, self.future = caller, caller.number(), future
+        self.caller, self.future = caller, future
+        self.number, self.attempt = number_call()
+
+    def answer(self, settle: Callable[[], None]) -> None:
+        """Gives the caller the answer, by way of `settle`."""
+        self.caller.answered(self.number, self.attempt, settle)
+
+
+def _nothing(reply: Any) -> None:
+    """Records nothing, since there is no log, or the call changes nothing."""

@@ -1,3 +1,4 @@
-"""The virtual cluster: a runtime whose time is modelled and whose numerics are real."""
+"""The virtual cluster: modelled time and real numerics, of a run or of its replay."""
 
+from dbjax.runtime.virtual.replay import ReplayRuntime as ReplayRuntime
 from dbjax.runtime.virtual.runtime import VirtualRuntime as VirtualRuntime

@@ -138,7 +138,7 @@ class Process:
         """Ends the coroutine, since its node has failed."""
         if self.over():
             return
-        self.caller.incarnation += 1
+        self.caller.fail()
         if self._driver is not None:
             self._driver.kill()
             self._driver = None
@@ -148,4 +148,5 @@ class Process:
     def returned(self) -> None:
         """Starts the coroutine again, since its node is back."""
         if not self.over():
+            self.caller.observations = self.caller.observations.again()
             self.start(None)

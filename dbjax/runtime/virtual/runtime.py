@@ -15,15 +15,9 @@ from typing import Any, Literal, final
 from dbjax.errors import DeadlockError, NodeDied
 from dbjax.runtime.cluster import Cluster, matches
 from dbjax.runtime.context import DRIVER, Caller, current, journaled, of_service
-from dbjax.runtime.event_log import EventLog, Script
-from dbjax.runtime.interface import Future, describe_deadlock, ready
-from dbjax.runtime.recording import (
-    LiveObservations,
-    Observations,
-    RecordedObservations,
-    ReplayedObservations,
-    ReplayOrder,
-)
+from dbjax.runtime.event_log import EventLog
+from dbjax.runtime.interface import Future, SavedState, describe_deadlock, ready
+from dbjax.runtime.recording import LiveObservations, Observations, RecordedObservations
 from dbjax.runtime.trace import Trace
 from dbjax.runtime.virtual.failures import FailureInjector, require_failing_nodes
 from dbjax.runtime.virtual.journal import JournaledCoroutine
@@ -47,15 +41,12 @@ class VirtualRuntime:
       trace: collects rows and spans; None: they are not collected.
       log: records the order in which services serve calls, and what nodes see of time; None:
         nothing is recorded.
-      script: the log of another run, on any runtime, to be replayed: services serve calls in the
-        recorded order, and nodes see the recorded times, until the log ends; None: no replay.
       begin_s: the time on the clock at the beginning; above 0 in a resumed run.
       incarnation: how many times the run was resumed, not counting exact resumptions.
       journals: whether coroutines keep journals, in memory, so that the run can be resumed exactly
         where it stood (`dbjax.checkpoint`).
 
     Attributes:
-      clock: "wall" during a replay, since nothing about its time is modelled.
       defers_arithmetic: see `Runtime`.
       simulator: the clock and the events.
       network: carries messages between nodes.
@@ -64,6 +55,7 @@ class VirtualRuntime:
     """
 
     clock: Literal["virtual", "wall"] = "virtual"
+    defers_arithmetic = True
 
     def __init__(
         self,
@@ -72,7 +64,6 @@ class VirtualRuntime:
         seed: int = 0,
         trace: Trace | None = None,
         log: EventLog | None = None,
-        script: Script | None = None,
         begin_s: float = 0.0,
         incarnation: int = 0,
         journals: bool = False,
@@ -82,20 +73,12 @@ class VirtualRuntime:
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.simulator = Simulator(cluster, seed, trace, log, begin_s, incarnation, journals)
         self.network = Network(self.simulator)
-        self._script = script
-        self._replay_orders: list[ReplayOrder] = []
-        if script is not None:
-            self.clock = "wall"
         self._nodes: dict[str, VirtualNode] = {}
         self._processes: list[Process] = []
         self._observers: list[Process] = []
         self._failures: dict[str, FailureInjector] = {}
         self.services: dict[str, VirtualService] = {}
-        self.latest_states: dict[str, Any] = {}
-
-    @property
-    def defers_arithmetic(self) -> bool:
-        return self.clock == "virtual"
+        self.latest_states: dict[str, SavedState] = {}
 
     @property
     def nodes_can_fail(self) -> bool:
@@ -103,13 +86,17 @@ class VirtualRuntime:
 
     def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
         node = self._node(name)
-        return self._serve(node, lambda: make(node, *args, **kwargs))
+        return self._serve(node, lambda _: make(node, *args, **kwargs), lambda: None)
 
     def serve_restorable(
         self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
     ) -> Any:
         node = self._node(name)
-        return self._serve(node, lambda: make(node, self.latest_states.get(state_name), *args))
+        return self._serve(
+            node,
+            lambda state: make(node, state, *args),
+            lambda: self.latest_states.get(state_name),
+        )
 
     def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
         node = self._node(name)
@@ -175,15 +162,11 @@ class VirtualRuntime:
         try:
             end_s = simulator.run(until_s, len(self._nodes) + len(self._observers))
             simulator.raise_lost_error()
-            if simulator.running and simulator.out_of_events() and self._script is None:
+            if simulator.running and simulator.out_of_events():
                 self._raise_deadlock()
             return end_s
         finally:
             current.caller = DRIVER
-
-    def replayed(self) -> int:
-        """Returns how many calls were served in the order of the script."""
-        return sum(order.served for order in self._replay_orders)
 
     def journals(self) -> Iterator[JournaledCoroutine]:
         """Returns the journals of all coroutines that have not ended."""
@@ -211,38 +194,34 @@ class VirtualRuntime:
             self._nodes[name] = VirtualNode(self.simulator, self.services, name)
         return self._nodes[name]
 
-    def _serve(self, node: VirtualNode, make: Callable[[], Any]) -> VirtualService:
-        simulator, name = self.simulator, node.name
-        self.services[name] = VirtualService(
-            simulator,
+    def _serve(
+        self,
+        node: VirtualNode,
+        make: Callable[[Any], Any],
+        saved: Callable[[], SavedState | None],
+    ) -> VirtualService:
+        self.services[node.name] = made = VirtualService(
+            self.simulator,
             self.network,
             node,
-            self._caller(node, of_service(name)),
+            self._caller(node, of_service(node.name), node.name),
             self._failures_of(node),
             make,
-            simulator.log.served(name) if simulator.log else None,
-            self._replay_order(name),
+            saved,
         )
-        return self.services[name]
+        return made
 
-    def _caller(self, node: VirtualNode, label: str) -> Caller:
+    def _caller(self, node: VirtualNode, label: str, service: str | None = None) -> Caller:
+        log = None if node.observer else self.simulator.log
         observations: Observations = LiveObservations()
-        if self._script is not None:
-            observations = ReplayedObservations(self._script, label)
-        elif self.simulator.log is not None and not node.observer:
-            observations = RecordedObservations(self.simulator.log.seen(label))
-        return Caller(node, label, observations)
+        if log is not None:
+            observations = RecordedObservations(log, label, service=service)
+        return Caller(node, label, observations, is_service=service is not None)
 
     def _failures_of(self, node: VirtualNode) -> FailureInjector:
         if node.name not in self._failures:
             self._failures[node.name] = FailureInjector(self.simulator, node)
         return self._failures[node.name]
-
-    def _replay_order(self, service: str) -> ReplayOrder | None:
-        if self._script is None:
-            return None
-        self._replay_orders.append(ReplayOrder(self._script, service))
-        return self._replay_orders[-1]
 
     def _start_observer(self, process: Process) -> None:
         process.future.on_done(lambda: self._stop_if_lost(process))

@@ -8,10 +8,16 @@ from collections.abc import Callable, Coroutine
 from typing import Any, final
 
 from dbjax.errors import NodeDied, ServiceError
-from dbjax.runtime.context import Caller, calling_as, current, journaled
-from dbjax.runtime.event_log import Served
-from dbjax.runtime.interface import Future, ready, size_bytes
-from dbjax.runtime.recording import ReplayOrder
+from dbjax.runtime.context import (
+    Caller,
+    calling_as,
+    changes_what_follows,
+    current,
+    journaled,
+    number_call,
+)
+from dbjax.runtime.event_log import OBSERVER
+from dbjax.runtime.interface import Future, SavedState, ready, size_bytes
 from dbjax.runtime.virtual.failures import FailureInjector
 from dbjax.runtime.virtual.journal import JournaledCoroutine
 from dbjax.runtime.virtual.network import Network
@@ -25,12 +31,15 @@ class _Call:
     """A message to a service, and the future of its reply.
 
     Attributes:
+      number: the caller's number of the call.
+      attempt: how often the caller had made the call before.
       size: the size of the arguments, in bytes.
       lost: whether the service's node failed before it answered the call.
     """
 
     __slots__ = (
         "args",
+        "attempt",
         "caller",
         "future",
         "incarnation",
@@ -50,12 +59,13 @@ class _Call:
         kwargs: dict[str, Any],
         caller: Caller,
         number: int,
+        attempt: int,
         sent_s: float,
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
         self.caller, self.incarnation, self.source = caller, caller.incarnation, caller.node
-        self.number = number
+        self.number, self.attempt = number, attempt
         self.sent_s, self.future = sent_s, future
         self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
         self.lost = False
@@ -71,9 +81,9 @@ class VirtualService:
       node: the node of the service.
       caller: makes the service's own calls.
       failures: decides when the node fails.
-      make: makes the service, at the beginning and whenever its node comes back.
-      log: records the order of its calls; None: the order is not recorded.
-      order: the order in which it must serve calls; None: as they arrive.
+      make: makes the service from its checkpointed state, if there is one, at the beginning and
+        whenever its node comes back.
+      saved: returns the latest checkpointed state; None: there is none.
     """
 
     def __init__(
@@ -83,17 +93,16 @@ class VirtualService:
         node: VirtualNode,
         caller: Caller,
         failures: FailureInjector,
-        make: Callable[[], Any],
-        log: Served | None,
-        order: ReplayOrder | None,
+        make: Callable[[Any], Any],
+        saved: Callable[[], SavedState | None],
     ) -> None:
         self._simulator = simulator
-        self.node, self.name, self._make = node, node.name, make
+        self.node, self.name, self._make, self._saved = node, node.name, make, saved
         self._caller, self._failures = caller, failures
         self._interface, self._send = node.interface, network.send
-        self._log, self._order = log, order
+        saved_state = saved()
         with calling_as(self._caller):
-            self.service = make()
+            self.service = make(saved_state and saved_state.state)
         self._queue: deque[_Call] = deque()
         self._busy = False
         self._driver: CoroutineDriver | None = None
@@ -106,7 +115,7 @@ class VirtualService:
         caller, simulator = current.caller, self._simulator
         name = method.__name__
         future: Future[Any] = Future((name, self.name))
-        call = _Call(name, args, kwargs, caller, caller.number(), simulator.now_s, future)
+        call = _Call(name, args, kwargs, caller, *number_call(), simulator.now_s, future)
         if call.source.observer:
             self._answer_observer(call)
         else:
@@ -115,11 +124,16 @@ class VirtualService:
 
     @journaled
     def up(self) -> Future[None]:
-        if self._failures.alive:
+        caller, now_s = current.caller, self._simulator.now_s
+        if self._failures.alive and not caller.is_service:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
-        now_s = self._simulator.now_s
-        self._waiting_for_return.append(_Call("up", (), {}, current.caller, 0, now_s, future))
+        number = caller.number() if caller.is_service else 0
+        call = _Call("up", (), {}, caller, number, 0, now_s, future)
+        if self._failures.alive:  # a service is given all answers between the calls that it serves
+            self._simulator.at(now_s, self._settle, (call, None))
+        else:
+            self._waiting_for_return.append(call)
         return future
 
     def over(self) -> bool:
@@ -128,7 +142,7 @@ class VirtualService:
 
     def died(self, for_good: bool) -> None:
         """Fails all unanswered calls, since its node has failed."""
-        self._caller.incarnation += 1
+        self._caller.fail()
         if self._driver is not None:
             self._driver.kill()
         self._queue.clear()
@@ -140,8 +154,7 @@ class VirtualService:
 
     def returned(self) -> None:
         """Makes the service again, since its node is back."""
-        with calling_as(self._caller):
-            self.service = self._make()
+        self._make_again()
         waiting, self._waiting_for_return = self._waiting_for_return, []
         for call in waiting:
             if call.source.observer:
@@ -154,8 +167,7 @@ class VirtualService:
         if not self._failures.alive:
             self._failures.alive = True
             self.node.come_back()
-            with calling_as(self._caller):
-                self.service = self._make()
+            self._make_again()
 
     def journal(self) -> JournaledCoroutine | None:
         """Returns the journal of the coroutine that serves a call; None if there is none."""
@@ -172,11 +184,21 @@ class VirtualService:
         method = getattr(self.service, call.method)
         self._driver.fast_forward(method(*call.args, **call.kwargs))
 
+    def _make_again(self) -> None:
+        """Makes the service from the latest checkpointed state, as its next incarnation."""
+        caller, saved = self._caller, self._saved()
+        state, call = saved or SavedState(None)
+        caller.observations = caller.observations.again(call)
+        with calling_as(caller):
+            self.service = self._make(state)
+
     def _answer_observer(self, call: _Call) -> None:
         """Answers at once, out of turn and outside the model: observers must not perturb a run."""
         if not self._failures.alive:
             call.future.set_error(NodeDied(f"{self.name} is down"))
             return
+        if changes_what_follows(call.caller, call.method, call.args):
+            self._record(call)
         try:
             call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
         except Exception as error:
@@ -187,26 +209,27 @@ class VirtualService:
             self._refuse(call)
             return
         self._unanswered[call] = None
-        if self._order is None:
-            self._queue.append(call)
-        else:
-            self._queue += self._order.due(call.caller.label, call.number, call)
+        self._queue.append(call)
         if not self._busy:
             self._serve()
 
     def _serve(self) -> None:
         """Serves the waiting calls, until one takes time."""
         simulator, queue = self._simulator, self._queue
+        events = self._caller.observations.events
         while queue:
             call = queue.popleft()
             current.caller = self._caller
+            self._record(call)
             try:
                 value = getattr(self.service, call.method)(*call.args, **call.kwargs)
             except Exception as error:
-                self._record(call, error)
+                if events is not None:
+                    events.served(error)
                 self._reply(call, None, error)
                 continue
-            self._record(call, value)
+            if events is not None:
+                events.served(value)
             if isinstance(value, Coroutine):
                 self._busy = True
                 self._serve_coroutine(call, value)
@@ -223,12 +246,12 @@ class VirtualService:
             self._deliver(call, value)
         self._busy = False
 
-    def _record(self, call: _Call, reply: Any) -> None:
-        """Records that the call was served now, or checks it against the run that is replayed."""
-        if self._log is not None:
-            self._log.add(call.caller.label, call.number, reply)
-        if self._order is not None:
-            self._order.check(reply)
+    def _record(self, call: _Call) -> None:
+        """Records that the call is served now."""
+        events = self._caller.observations.events
+        if events is not None:
+            life = OBSERVER if call.source.observer else call.incarnation
+            events.serve(call.caller.label, life, call.number, call.attempt)
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
@@ -299,8 +322,10 @@ class VirtualService:
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
-        if call.incarnation != call.caller.incarnation:
+        caller = call.caller
+        if call.incarnation != caller.incarnation:
             return  # the caller has failed since it made the call
+        caller.observations.answered(call.number, call.attempt, died=isinstance(value, NodeDied))
         if isinstance(value, (NodeDied, ServiceError)):
             call.future.set_error(value)
             return
