@@ -168,7 +168,9 @@ def number_call() -> tuple[int, int]:
     """
     repeated = current.repeated
     if repeated is None:
-        return current.caller.number(), 0
+        caller = current.caller
+        caller.calls += 1
+        return caller.calls, 0
     current.repeated = None
     return repeated
 

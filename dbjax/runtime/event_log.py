@@ -214,8 +214,8 @@ class ServiceStream:
 
     def serve(self, caller: str, incarnation: int, number: int, attempt: int) -> None:
         """Records that a call is served now, before anything that it leads to can leave."""
-        self._serving = [(caller, incarnation, attempt), number, None]
-        self._append(self._serving)
+        self._serving = event = [(caller, incarnation, attempt), number, None]
+        self._append(event)
 
     def served(self, reply: Any) -> None:
         """Records the version in the reply to the call that was recorded last."""

@@ -15,7 +15,7 @@ from dbjax.runtime.context import (
     current,
     number_call,
 )
-from dbjax.runtime.event_log import OBSERVER
+from dbjax.runtime.event_log import OBSERVER, ServiceStream
 from dbjax.runtime.interface import Future, ready
 from dbjax.runtime.threads.engine import POLL_S, Engine
 
@@ -89,7 +89,8 @@ class ThreadService:
         """
         while (self._queue or self._answers) and self._turn.acquire(blocking=False):
             self._engine.serving.add(self)
-            self._give_answers()
+            if self._answers:
+                self._give_answers()
             handed_on = bool(self._queue) and self._queue.popleft()()
             self._engine.serving.discard(self)
             if handed_on:
@@ -107,16 +108,18 @@ class ThreadService:
         engine = self._engine
         begin_s = engine.now_s()
         before, current.caller = current.caller, self._caller
-        recorded = self._record(call)
+        events = self._events and self._record(self._events, call)
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
-            recorded(error)
+            if events is not None:
+                events.served(error)
             self._fail(call, error)
             return False
         finally:
             current.caller = before
-        recorded(value)
+        if events is not None:
+            events.served(value)
         if isinstance(value, Coroutine):
             engine.pool.submit(self._serve_coroutine, call, value)
             return True
@@ -128,17 +131,15 @@ class ThreadService:
             self._reply(call, value)
         return False
 
-    def _record(self, call: _Call) -> Callable[[Any], None]:
-        """Records that a call is served now; returns what records the reply."""
+    def _record(self, events: ServiceStream, call: _Call) -> ServiceStream | None:
+        """Records that a call is served now; returns the stream that is to record its reply."""
         caller, incarnation = call.caller, call.caller.incarnation
-        if self._events is None:
-            return _nothing
         if caller.node.observer:
             if not changes_what_follows(caller, call.method, call.args):
-                return _nothing
+                return None
             incarnation = OBSERVER
-        self._events.serve(caller.label, incarnation, call.number, call.attempt)
-        return self._events.served
+        events.serve(caller.label, incarnation, call.number, call.attempt)
+        return events
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
         engine = self._engine
@@ -162,7 +163,10 @@ class ThreadService:
         node, engine = call.caller.node, self._engine
         if engine.trace is not None and not node.elsewhere:
             engine.trace.span(node.name, call.method, call.sent_s, engine.now_s())
-        call.answer(lambda: call.future.set_result(value))
+        if call.caller.turn is None:
+            call.future.set_result(value)
+        else:
+            call.answer(lambda: call.future.set_result(value))
 
     def _fail(self, call: _Call, error: Exception) -> None:
         failure = ServiceError(
@@ -196,7 +200,3 @@ class _Call:
     def answer(self, settle: Callable[[], None]) -> None:
         """Gives the caller the answer, by way of `settle`."""
         self.caller.answered(self.number, self.attempt, settle)
-
-
-def _nothing(reply: Any) -> None:
-    """Records nothing, since there is no log, or the call changes nothing."""

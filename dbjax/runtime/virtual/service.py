@@ -16,7 +16,7 @@ from dbjax.runtime.context import (
     journaled,
     number_call,
 )
-from dbjax.runtime.event_log import OBSERVER
+from dbjax.runtime.event_log import OBSERVER, ServiceStream
 from dbjax.runtime.interface import Future, SavedState, ready, size_bytes
 from dbjax.runtime.virtual.failures import FailureInjector
 from dbjax.runtime.virtual.journal import JournaledCoroutine
@@ -197,8 +197,9 @@ class VirtualService:
         if not self._failures.alive:
             call.future.set_error(NodeDied(f"{self.name} is down"))
             return
-        if changes_what_follows(call.caller, call.method, call.args):
-            self._record(call)
+        events = self._caller.observations.events
+        if events is not None and changes_what_follows(call.caller, call.method, call.args):
+            self._record(events, call)
         try:
             call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
         except Exception as error:
@@ -220,7 +221,8 @@ class VirtualService:
         while queue:
             call = queue.popleft()
             current.caller = self._caller
-            self._record(call)
+            if events is not None:
+                self._record(events, call)
             try:
                 value = getattr(self.service, call.method)(*call.args, **call.kwargs)
             except Exception as error:
@@ -246,12 +248,10 @@ class VirtualService:
             self._deliver(call, value)
         self._busy = False
 
-    def _record(self, call: _Call) -> None:
+    def _record(self, events: ServiceStream, call: _Call) -> None:
         """Records that the call is served now."""
-        events = self._caller.observations.events
-        if events is not None:
-            life = OBSERVER if call.source.observer else call.incarnation
-            events.serve(call.caller.label, life, call.number, call.attempt)
+        life = OBSERVER if call.source.observer else call.incarnation
+        events.serve(call.caller.label, life, call.number, call.attempt)
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
@@ -325,7 +325,9 @@ class VirtualService:
         caller = call.caller
         if call.incarnation != caller.incarnation:
             return  # the caller has failed since it made the call
-        caller.observations.answered(call.number, call.attempt, died=isinstance(value, NodeDied))
+        if self._simulator.log is not None:
+            died = isinstance(value, NodeDied)
+            caller.observations.answered(call.number, call.attempt, died=died)
         if isinstance(value, (NodeDied, ServiceError)):
             call.future.set_error(value)
             return
