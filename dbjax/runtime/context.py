@@ -160,19 +160,18 @@ def calling_as(caller: Caller, repeated: tuple[int, int] | None = None) -> Itera
         current.caller, current.repeated = before, None
 
 
-def number_call() -> tuple[int, int]:
+def number_call(caller: Caller) -> tuple[int, int]:
     """Returns the number and the attempt of the call that the current caller makes now.
 
     A call that is repeated, because the node that was called has died, keeps its number. When it is
     repeated depends on time, and numbers must not.
     """
     repeated = current.repeated
-    if repeated is None:
-        caller = current.caller
-        caller.calls += 1
-        return caller.calls, 0
-    current.repeated = None
-    return repeated
+    if repeated is not None:
+        current.repeated = None
+        return repeated
+    caller.calls += 1
+    return caller.calls, 0
 
 
 def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:

@@ -178,19 +178,19 @@ def all_of(
     first_error = itertools.count()
     arrived = itertools.count(1)
 
-    def arrive(index: int, future: Future[T]) -> None:
+    def arrive(future: Future[T]) -> None:
         error = future.error()
         if error is not None:
             if next(first_error) == 0:
-                failed(index)
+                failed(futures.index(future))
                 together.set_error(error, futures)
         elif next(arrived) == len(futures):
             together.set_result(combine([f.result() for f in futures]))
 
     if not futures:
         together.set_result(combine([]))
-    for index, future in enumerate(futures):
-        future.on_done(functools.partial(arrive, index, future))
+    for future in futures:
+        future.on_done(functools.partial(arrive, future))
     return together
 
 

@@ -35,7 +35,7 @@ class ThreadService:
 
     def __init__(self, engine: Engine, name: str, caller: Caller, make: Callable[[], Any]) -> None:
         self._engine, self.name, self._caller = engine, name, caller
-        self._events = caller.observations.events
+        self._stream = caller.observations.events
         self._queue: deque[Callable[[], bool]] = deque()
         self._answers: deque[Callable[[], None]] = deque()
         self._turn = threading.Lock()  # held by the thread that serves
@@ -108,7 +108,7 @@ class ThreadService:
         engine = self._engine
         begin_s = engine.now_s()
         before, current.caller = current.caller, self._caller
-        events = self._events and self._record(self._events, call)
+        events = self._stream and self._record(self._stream, call)
         try:
             value = getattr(self.service, call.method)(*call.args, **call.kwargs)
         except Exception as error:
@@ -195,7 +195,7 @@ class _Call:
     ) -> None:
         self.method, self.args, self.kwargs, self.sent_s = method, args, kwargs, sent_s
         self.caller, self.future = caller, future
-        self.number, self.attempt = number_call()
+        self.number, self.attempt = number_call(caller)
 
     def answer(self, settle: Callable[[], None]) -> None:
         """Gives the caller the answer, by way of `settle`."""

@@ -240,7 +240,7 @@ class ReplayHandle:
         self._runtime, self.name = runtime, name
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        caller, (number, attempt) = current.caller, number_call()
+        caller, (number, attempt) = current.caller, number_call(current.caller)
         future: Future[Any] = Future((method.__name__, self.name))
         if caller is DRIVER:
             try:

@@ -100,6 +100,7 @@ class VirtualService:
         self.node, self.name, self._make, self._saved = node, node.name, make, saved
         self._caller, self._failures = caller, failures
         self._interface, self._send = node.interface, network.send
+        self._stream = caller.observations.events
         saved_state = saved()
         with calling_as(self._caller):
             self.service = make(saved_state and saved_state.state)
@@ -115,7 +116,7 @@ class VirtualService:
         caller, simulator = current.caller, self._simulator
         name = method.__name__
         future: Future[Any] = Future((name, self.name))
-        call = _Call(name, args, kwargs, caller, *number_call(), simulator.now_s, future)
+        call = _Call(name, args, kwargs, caller, *number_call(caller), simulator.now_s, future)
         if call.source.observer:
             self._answer_observer(call)
         else:
@@ -189,6 +190,7 @@ class VirtualService:
         caller, saved = self._caller, self._saved()
         state, call = saved or SavedState(None)
         caller.observations = caller.observations.again(call)
+        self._stream = caller.observations.events
         with calling_as(caller):
             self.service = self._make(state)
 
@@ -197,7 +199,7 @@ class VirtualService:
         if not self._failures.alive:
             call.future.set_error(NodeDied(f"{self.name} is down"))
             return
-        events = self._caller.observations.events
+        events = self._stream
         if events is not None and changes_what_follows(call.caller, call.method, call.args):
             self._record(events, call)
         try:
@@ -216,8 +218,7 @@ class VirtualService:
 
     def _serve(self) -> None:
         """Serves the waiting calls, until one takes time."""
-        simulator, queue = self._simulator, self._queue
-        events = self._caller.observations.events
+        simulator, queue, events = self._simulator, self._queue, self._stream
         while queue:
             call = queue.popleft()
             current.caller = self._caller
@@ -322,16 +323,15 @@ class VirtualService:
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         call, value = reply
-        caller = call.caller
+        caller, simulator = call.caller, self._simulator
         if call.incarnation != caller.incarnation:
             return  # the caller has failed since it made the call
-        if self._simulator.log is not None:
+        if simulator.log is not None:
             died = isinstance(value, NodeDied)
             caller.observations.answered(call.number, call.attempt, died=died)
         if isinstance(value, (NodeDied, ServiceError)):
             call.future.set_error(value)
             return
-        simulator = self._simulator
         if simulator.trace is not None and call.method != "up":
             simulator.trace.span(call.source.name, call.method, call.sent_s, simulator.now_s)
         call.future.set_result(value)
