@@ -274,7 +274,8 @@ class ReplicatedService:
         with self._turn:
             self._awaiting_peer = False
             self._in_sync, self._installs = True, self._installs + 1
-            installs = self._installs
+            installs, caller = self._installs, self._caller
+            caller.observations.note("installs", self._peer, caller.calls + 1)  # the next call
             _ = self._tell(
                 ReplicatedService.install,
                 self._service.state(),

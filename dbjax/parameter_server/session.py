@@ -16,7 +16,7 @@ from dbjax.parameter_server.client import Fetched, ParameterServer
 from dbjax.parameter_server.optimizer import LocalOptimizer
 from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.parameter_server.shard import Shard
-from dbjax.runtime.interface import Future, Node, ready
+from dbjax.runtime.interface import Future, Node, note, ready
 from dbjax.types import Slice, Slices
 
 
@@ -202,7 +202,7 @@ class ReplicaSession:
         Raises:
           ValueError: no gradient has been accumulated since the last push.
         """
-        await self._pushing
+        await self._acknowledged()
         options = self._options
         messages = self._accumulated.messages(self._node.name, self._pushes, options.push_bytes)
         self._accumulated = AccumulatedGradient()
@@ -211,10 +211,17 @@ class ReplicaSession:
 
     async def flush(self) -> None:
         """Pushes what is left of the accumulated gradient, and waits for all acknowledgements."""
-        await self._pushing
+        await self._acknowledged()
         if self._accumulated.gradient is not None:
             await self.start_push()
-            await self._pushing
+            await self._acknowledged()
+
+    async def _acknowledged(self) -> None:
+        """Waits until every shard has acknowledged the last push, and notes it in the event log."""
+        await self._pushing
+        if self._pushes:
+            for shard in self._server.shards:
+                note("acknowledged", shard.name, self._pushes - 1)
 
     def _progress(self) -> _Progress:
         return _Progress(

@@ -13,7 +13,7 @@ import jax
 from dbjax.parameter_server.optimizer import ServerRule, ServerState
 from dbjax.parameter_server.partition import is_absent, slice_nbytes
 from dbjax.parameter_server.staleness import StalenessAccounting
-from dbjax.runtime.interface import Future, Node, ready
+from dbjax.runtime.interface import Future, Node, note, ready
 from dbjax.types import Slice
 
 
@@ -234,6 +234,7 @@ class Shard:
             self._counts.repeated += 1
             return self._snapshot.version
         _check_like(push, self._snapshot.params)
+        note("applied", push.replica, push.sequence)
         self._counts.lost += push.sequence - due
         self._sequences[push.replica] = push.sequence
         self._counts.bytes_pushed += push.nbytes

@@ -15,7 +15,7 @@ from dbjax.parameter_server.accumulation import AccumulatedGradient
 from dbjax.parameter_server.client import Fetched, ParameterServer
 from dbjax.parameter_server.optimizer import ServerRule
 from dbjax.parameter_server.shard import Push, Report, Shard, ShardState, Snapshot
-from dbjax.runtime.interface import Future, Node, ready
+from dbjax.runtime.interface import Future, Node, note, ready
 from dbjax.types import Slice, Slices
 
 
@@ -175,6 +175,8 @@ class SynchronousShard:
         gradient = pushes[0].gradient
         if len(pushes) > 1:
             gradient = _mean([push.gradient for push in pushes])
+        for push in pushes[1:]:  # the shard itself notes the first one
+            note("applied", push.replica, push.sequence)
         self._shard.push(
             dataclasses.replace(
                 pushes[0],
@@ -252,6 +254,8 @@ class SynchronousSession:
             self.step = error.__cause__.step
             self.params = await self._server.fetch(SynchronousShard.fetch, self._node.name)
             return False
+        for shard in self._server.shards:
+            note("acknowledged", shard.name, self.step)
         self.step += 1
         return True
 

@@ -69,6 +69,18 @@ class CallName(NamedTuple):
     number: int
     attempt: int
 
+    def of_observer(self) -> bool:
+        """Returns whether an observer called; the driver is one, too."""
+        return self.incarnation == OBSERVER
+
+    def of_driver(self) -> bool:
+        """Returns whether the driver called, which asks for the result of the run."""
+        return self.caller == DRIVER_LABEL
+
+    def for_checkpoint(self) -> bool:
+        """Returns whether the reply is a state with which a service may begin again."""
+        return self.of_observer() and not self.of_driver()
+
 
 class Served(NamedTuple):
     """A service served a call; `version` is None if it is not known."""
@@ -372,19 +384,18 @@ class Script:
         """Returns the incarnation of the service that served a call; None: none did."""
         return self._servers.get(call)
 
-    def last_asked(self, service: str) -> Incarnation | None:
-        """Returns which copy of a service the driver asked last, for the result of the run."""
-        name = service_name(service)
-        asked = (
+    def last_asked(self) -> dict[str, Incarnation]:
+        """Returns the copy of each service that the driver asked last: it has the run's result."""
+        asked = sorted(
             (call.number, call.attempt, server)
             for call, server in self._servers.items()
-            if call[:2] == (DRIVER_LABEL, OBSERVER) and service_name(server[0]) == name
+            if call.of_driver()
         )
-        return max(asked, default=(0, 0, None))[-1]
+        return {service_name(server[0]): server for _, _, server in asked}
 
     def count(self) -> int:
         """Returns the number of calls that all services served, without those of observers."""
-        return sum(call.incarnation != OBSERVER for call in self._servers)
+        return sum(not call.of_observer() for call in self._servers)
 
     def _take(self, entry: dict[str, Any]) -> None:
         if "no replay" in entry:

@@ -26,8 +26,6 @@ from dbjax.runtime.context import (
     of_service,
 )
 from dbjax.runtime.event_log import (
-    DRIVER_LABEL,
-    OBSERVER,
     Answered,
     CallName,
     Event,
@@ -67,12 +65,11 @@ class ReplayRuntime:
 
     def __init__(self, script: Script, *, seed: int = 0) -> None:
         self.simulator = Simulator(Cluster(compute_s=0.0).seeded(seed), seed)
-        self._script = script
+        self._script, self._last_asked = script, script.last_asked()
         self._handles: dict[str, ReplayHandle] = {}
         self._services: dict[Incarnation, ReplayedService] = {}
         self._of_caller: dict[Caller, ReplayedService] = {}
         self._observations: dict[Caller, ReplayedObservations] = {}
-        self._states: dict[int, Any] = {}  # the checkpointed states, by the number of the call
         self._waiting: dict[int, list[ReplayedService]] = collections.defaultdict(list)
         self.latest_states: dict[str, SavedState] = {}
 
@@ -88,11 +85,11 @@ class ReplayRuntime:
         """See `Runtime`.
 
         Returns:
-          A future of what the first incarnation of the process returns.
+          A future of what the last incarnation of the process returns.
         """
         count = self._script.incarnations(name, of_service=False)
         made = [self._process(name, life, main, args, kwargs) for life in range(count)]
-        return made[0].future
+        return made[-1].future
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         """Does nothing, since observers change nothing, except as the log says."""
@@ -177,8 +174,8 @@ class ReplayRuntime:
     def answer_driver(self, name: str, method: str, args: tuple[Any, ...], kwargs: Any) -> Any:
         """Calls a method of the copy of a service that had the result of the run."""
         made = {at: one.service for at, one in self._services.items() if one.made}
-        server = self._script.last_asked(name)
-        if server is None or server not in made:  # the log breaks off
+        server = self._last_asked.get(service_name(name))
+        if server not in made:  # the log breaks off
             server = max(at for at in made if at[0] == name)
         return getattr(made[server], method)(*args, **kwargs)
 
@@ -188,7 +185,6 @@ class ReplayRuntime:
         If copies were asked one after the other, the last answer counts.
         """
         if self._script.server(call._replace(attempt=call.attempt + 1)) is None:
-            self._states[call.number] = state
             for service in self._waiting.pop(call.number, []):
                 self.soon(functools.partial(service.begin, state))
 
@@ -372,8 +368,8 @@ class ReplayedService:
         if isinstance(event, Answered):
             return self._is_answered(event)
         assert isinstance(event, Served)
-        if event.call.incarnation == OBSERVER:
-            if event.call.caller != DRIVER_LABEL:
+        if event.call.of_observer():
+            if event.call.for_checkpoint():
                 state = getattr(self.service, CHECKPOINT)()
                 self._runtime.checkpointed(event.call, state)
             return True
