@@ -20,10 +20,12 @@ import dbjax
 from dbjax.arguments import require_positive
 from dbjax.files import prepare
 from dbjax.monitoring.fault_injection import Chaos, Kill, kills
+from dbjax.monitoring.push_account import PushAccount, PushId, account_for_pushes
 from dbjax.signals import exit_code
 from experiments.command_line import command, integer, log_to_terminal, parse
 from experiments.fields import REPAIR, require_effect
 from experiments.folders import require_place
+from experiments.replay import read_log
 from experiments.run import number, run_config
 
 _OPTIONS = ("runtime", "kill-every", "for", "backups", "seed")
@@ -31,7 +33,7 @@ _SET = {  # fields that the command itself sets -> what to do instead, or why it
     "runtime": "give --runtime",
     "until_s": "give --for",
     "options.shard_backups": "give --backups",
-    "event_log": "a run whose nodes fail cannot be replayed",
+    "event_log": "the log is always written, since it tells what became of every push",
 }
 _REPAIR_S = 1.0  # a virtual machine's mean time to repair, unless the config sets it
 _POINTS = 2.0  # percentage points of accuracy by which the disturbed run may be worse
@@ -69,7 +71,7 @@ def configured(
       backups: the number of backups of each shard.
     """
     config = config.copy_and_resolve_references()
-    config.runtime, config.until_s, config.event_log = runtime, for_s, False
+    config.runtime, config.until_s, config.event_log = runtime, for_s, True
     with config.options.unlocked():
         config.options.shard_backups = backups
     machine = config.cluster.machine
@@ -110,22 +112,44 @@ def compared(calm: dbjax.Result, disturbed: dbjax.Result) -> rich.table.Table:
     return table
 
 
-def verdict(calm: dbjax.Result, disturbed: dbjax.Result, backups: int) -> list[str]:
+def verdict(
+    calm: dbjax.Result, disturbed: dbjax.Result, account: PushAccount, backups: int
+) -> list[str]:
     """Lists what went wrong; empty if the disturbed run passed.
 
     A run passes if its accuracy is at most two percentage points worse, no acknowledged push was
-    lost (with backups), and at least one node was killed.
+    lost (with backups), no push was applied twice, and at least one node was killed.
     """
     wrong = []
     if "test_accuracy" in calm.summary:
         points = 100 * (calm.summary["test_accuracy"] - disturbed.summary["test_accuracy"])
         if points > _POINTS:
             wrong.append(f"the disturbed run is {points:.1f} points less accurate")
-    if backups and disturbed.summary["lost_pushes"]:
-        wrong.append(f"{disturbed.summary['lost_pushes']} acknowledged pushes were lost")
+    if backups and account.lost:
+        wrong.append(f"{_counted(account.lost)} acknowledged pushes were lost")
+    if account.doubled:
+        wrong.append(f"{_counted(account.doubled)} pushes were applied twice")
     if not kills(disturbed.trace.rows):
         wrong.append("no node was killed: --for is too short for --kill-every")
     return wrong
+
+
+def _counted(pushes: Sequence[PushId]) -> str:
+    first = pushes[0]
+    return f"{len(pushes):,} (such as {first.replica}'s number {first.sequence} to {first.shard})"
+
+
+def _passed(account: PushAccount) -> str:
+    """Says what became of the pushes of a run that passed."""
+    if not account.acknowledged:
+        return "the method makes no pushes that could be lost"
+    if account.lost:
+        lost = f"{len(account.lost):,} acknowledged pushes were lost"
+        return f"{lost}, which can happen without backups, and none was applied twice"
+    return (
+        f"no acknowledged push was lost and none was applied twice: all {account.acknowledged:,} "
+        "are in the final parameters once, by the event log"
+    )
 
 
 def main(arguments: list[str]) -> int:
@@ -158,14 +182,9 @@ def main(arguments: list[str]) -> int:
     console = rich.console.Console()
     console.print(table_of(kills(disturbed.trace.rows)))
     console.print(compared(calm, disturbed))
-    wrong = verdict(calm, disturbed, backups)
-    lost = disturbed.summary["lost_pushes"]
-    good = (
-        f"{lost:,} acknowledged pushes were lost, which can happen without backups"
-        if lost
-        else "no acknowledged push was lost"
-    )
-    console.print("; ".join(wrong) or good, soft_wrap=True)
+    account = account_for_pushes(read_log(workdir / "disturbed"))
+    wrong = verdict(calm, disturbed, account, backups)
+    console.print("; ".join(wrong) or _passed(account), soft_wrap=True)
     return 1 if wrong else 0
 
 

@@ -32,7 +32,7 @@ def replay(workdir: str | Path) -> tuple[dbjax.Replayed, str | None]:
       ReplayError: the replay does not follow the log.
     """
     config = saved(workdir)
-    script = _script(Path(workdir) / EVENTS)
+    script = read_log(workdir)
     with format_errors_naming(Path(workdir) / CONFIG):
         build.make_host_devices(config)
         task, method = build.task(config), algorithms.algorithm(config)
@@ -49,7 +49,13 @@ def _digest(path: Path) -> str | None:
     return digest
 
 
-def _script(path: Path) -> dbjax.Script:
+def read_log(workdir: str | Path) -> dbjax.Script:
+    """Reads the event log of the run in a workdir.
+
+    Raises:
+      ValueError: there is none, or it is damaged from its beginning on.
+    """
+    path = Path(workdir) / EVENTS
     try:
         with path.open(errors="replace") as lines:
             return dbjax.Script(lines)

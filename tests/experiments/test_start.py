@@ -168,7 +168,7 @@ def test_an_empty_workdir_is_not_the_current_folder():
         (["--config.until_s=3"], "--config.until_s=3 has no effect: give --for"),
         (["--config.runtime=virtual"], "has no effect: give --runtime"),
         (["--config.options.shard_backups=1"], "has no effect: give --backups"),
-        (["--config.event_log=true"], "has no effect: a run whose nodes fail"),
+        (["--config.event_log=true"], "has no effect: the log is always written"),
         (["--runtime=ray", "--config.cluster.latency_s=1"], "it needs runtime=virtual"),
     ],
 )
