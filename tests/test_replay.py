@@ -67,8 +67,6 @@ def test_two_runs_in_threads_differ_so_there_is_something_to_replay():
 @methods
 def test_a_virtual_run_is_replayed_too(name):
     config = METHODS[name]
-    if isinstance(config, sandblaster.Config):
-        config = dataclasses.replace(config, order="fixed", send_every=1)
     digest, lines = logged(config, cluster=CLUSTER)
     assert dbjax.replay(TASK, config, dbjax.Script(lines)).params_sha256 == digest
 

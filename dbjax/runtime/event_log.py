@@ -11,6 +11,7 @@ times. The last line of a complete log says how many lines precede it. Numbers a
     {"service": "shard/0", "incarnation": 1, "sources": [["replica/0", 0, 0], ...],
      "events": [source, number, value, ...]}
     {"node": "replica/0", "incarnation": 0, "kind": "landed", "seen": [0, 1, 1, ...]}
+    {"defers arithmetic": true}
     {"no replay": "it was resumed from a checkpoint"}
     {"end": 5}
 
@@ -161,6 +162,10 @@ class EventLog:
         """Flushes the log, and writes the line that marks it as complete."""
         self.flush()
         self._line({"end": self._lines})
+
+    def defers_arithmetic(self) -> None:
+        """Records that the runtime allows programs to put arithmetic off (see `Runtime`)."""
+        self._line({"defers arithmetic": True})
 
     def no_replay(self, why: str) -> None:
         """Records that the run cannot be replayed from this log, and why."""
@@ -313,6 +318,7 @@ class Script:
         damaged line on is ignored.
 
     Attributes:
+      defers_arithmetic: whether the runtime allowed programs to put arithmetic off.
       no_replay: why the run cannot be replayed; None: it can.
       breaks_off: the place at which the log breaks off, such as "after line 7"; None: the log is
         complete.
@@ -323,6 +329,7 @@ class Script:
     """
 
     def __init__(self, lines: Iterable[str]) -> None:
+        self.defers_arithmetic = False
         self.no_replay: str | None = None
         self.breaks_off: str | None = "after line 1"
         self._events: dict[Incarnation, list[Event]] = {}
@@ -400,9 +407,11 @@ class Script:
     def _take(self, entry: dict[str, Any]) -> None:
         if "no replay" in entry:
             self.no_replay = entry["no replay"]
+        elif "defers arithmetic" in entry:
+            self.defers_arithmetic = True
         elif "service" in entry:
             self._take_events((entry["service"], entry["incarnation"]), entry)
-        elif KIND not in entry:  # the logs of several processes were put together
+        else:
             self._take_seen((entry["node"], entry["incarnation"]), entry)
 
     def _take_events(self, server: Incarnation, entry: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import functools
 from typing import Any
 
 import dbjax
+from dbjax.monitoring.push_account import account_for_pushes
 from tests.simulation import invariants
 from tests.simulation.book import Book, Copies, Violation
 from tests.simulation.case import Case
@@ -44,6 +45,28 @@ def check_deterministic(case: Case) -> None:
     first, again = _run(case), _run(case)
     if _bytes(first) != _bytes(again):
         raise Violation("the same case twice is not the same run")
+
+
+def check_replayable(case: Case) -> None:
+    """The event log of a run gives the same bytes again, and tells what became of every push."""
+    lines: list[str] = []
+    with _violations(case):
+        result = dbjax.run(
+            task(case), config(case), cluster=cluster(case),
+            checkpoint_every=checkpoint_every(case), until_s=LIMIT_S,
+            log=dbjax.EventLog(lines.append),
+        )  # fmt: skip
+        again = dbjax.replay(task(case), config(case), dbjax.Script(lines))
+        account = account_for_pushes(dbjax.Script(lines))
+    if again.params_sha256 != result.summary["params_sha256"]:
+        raise Violation("the replay has other bytes")
+    if account.doubled:
+        raise Violation(f"{account.doubled} were applied twice")
+    counted = result.summary["lost_pushes"]
+    # synchronous shards count steps, which are one push of every replica, whether acknowledged
+    # or not; and shards count what was lost even if a replica died before it was told
+    if case.method == "downpour" and len(account.lost) > counted or account.lost and not counted:
+        raise Violation(f"{account.lost} were lost, but {counted} are counted")
 
 
 def calm(case: Case) -> dbjax.Result:

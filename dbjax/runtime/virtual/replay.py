@@ -55,15 +55,16 @@ class ReplayRuntime:
 
     Attributes:
       clock: "wall", since nothing about the time of a replay is modelled.
+      defers_arithmetic: whether the runtime of the run did.
       simulator: the events that have not happened yet.
       latest_states: the states with which all services begin.
     """
 
     clock: Literal["virtual", "wall"] = "wall"
-    defers_arithmetic = False
     nodes_can_fail = True
 
     def __init__(self, script: Script, *, seed: int = 0) -> None:
+        self.defers_arithmetic = script.defers_arithmetic
         self.simulator = Simulator(Cluster(compute_s=0.0).seeded(seed), seed)
         self._script, self._last_asked = script, script.last_asked()
         self._handles: dict[str, ReplayHandle] = {}

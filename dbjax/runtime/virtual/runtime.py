@@ -72,6 +72,8 @@ class VirtualRuntime:
         if cluster.compute_s == "costs":
             raise ValueError("compute_s='costs' is for dbjax.run; here give a CompiledSteps()")
         self.simulator = Simulator(cluster, seed, trace, log, begin_s, incarnation, journals)
+        if log is not None:
+            log.defers_arithmetic()
         self.network = Network(self.simulator)
         self._nodes: dict[str, VirtualNode] = {}
         self._processes: list[Process] = []
