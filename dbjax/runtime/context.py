@@ -13,7 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, final
 
-from dbjax.runtime.event_log import DRIVER_LABEL
+from dbjax.runtime.event_log import DRIVER_LABEL, WAIT
 from dbjax.runtime.futures import Future
 from dbjax.runtime.recording import LiveObservations, Observations
 
@@ -61,6 +61,7 @@ class Caller:
       is_service: whether it is a service. A service is given the answers to its calls one after
         the other, between the calls that it serves.
       calls: the number of calls that this incarnation of it has made.
+      waits: the number of times that this incarnation of it has waited for a node to be up.
       incarnation: the number of times it has failed in this run, unlike `Node.incarnation`. Replies
         to an earlier incarnation are dropped.
       turn: for a service, gives it the answers in its turn; None: there is only one thread.
@@ -76,6 +77,7 @@ class Caller:
         "node",
         "observations",
         "turn",
+        "waits",
     )
 
     def __init__(
@@ -89,6 +91,7 @@ class Caller:
     ) -> None:
         self.node, self.label, self.calls, self.incarnation = node, label, 0, incarnation
         self.observations, self.is_service = observations, is_service
+        self.waits = 0
         self.turn: Turn | None = None
         self.journal: Journal | None = None
 
@@ -99,7 +102,7 @@ class Caller:
 
     def fail(self) -> None:
         """Ends this incarnation, since the node has failed."""
-        self.incarnation, self.calls = self.incarnation + 1, 0
+        self.incarnation, self.calls, self.waits = self.incarnation + 1, 0, 0
 
     def answered(
         self, number: int, attempt: int, settle: Callable[[], None], *, died: bool = False
@@ -172,6 +175,15 @@ def number_call(caller: Caller) -> tuple[int, int]:
         return repeated
     caller.calls += 1
     return caller.calls, 0
+
+
+def number_wait(caller: Caller) -> tuple[int, int]:
+    """Returns the number and the attempt that stand for waiting until a node is up.
+
+    These numbers are separate. A caller waits when a node has died, which depends on time.
+    """
+    caller.waits += 1
+    return caller.waits, WAIT
 
 
 def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:

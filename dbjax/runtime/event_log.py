@@ -27,7 +27,8 @@ served, the answers to its own calls, and notes:
 
 The version is the `version` of the reply, or the reply itself if it is an integer; otherwise, and
 for deferred replies, -1. It is null if the line was written while the call was being served. An
-observer has the incarnation -1. The kind "landed" is what `Node.is_done` returned, and "died" lists
+observer has the incarnation -1, and waiting for another node to be up has the attempt -1, with
+numbers of its own. The kind "landed" is what `Node.is_done` returned, and "died" lists
 the calls, by number and attempt, of which the caller learned that the other node had died.
 """
 
@@ -48,6 +49,7 @@ from dbjax.runtime.node_names import service_name
 
 KIND = "dbjax event log"
 OBSERVER = -1  # stands for the incarnation of an observer, which does not fail
+WAIT = -1  # stands for the attempt of waiting for a node to be up, which is not a call
 DRIVER_LABEL = "driver"
 _FORMAT = 2
 _BATCH = 1024  # entries in a line

@@ -23,6 +23,7 @@ from dbjax.runtime.context import (
     calling_as,
     current,
     number_call,
+    number_wait,
     of_service,
 )
 from dbjax.runtime.event_log import (
@@ -258,7 +259,7 @@ class ReplayHandle:
         if not caller.is_service:
             self._runtime.soon(lambda: future.set_result(None))
             return future
-        name = CallName(caller.label, caller.incarnation, caller.number(), 0)
+        name = CallName(caller.label, caller.incarnation, *number_wait(caller))
         call = _Call(name, "up", (), {}, caller, future)
         self._runtime.send(call, self.name)
         self._runtime.reply(call, None, None)
@@ -339,7 +340,7 @@ class ReplayedService:
         with calling_as(self._caller):
             self.service = self._make(self._node, state)
         self.made = True
-        self._advance()
+        self._runtime.soon(self._advance)  # when all nodes have been placed
 
     def arrive(self, call: _Call) -> None:
         """Accepts a call, which is served in its turn."""

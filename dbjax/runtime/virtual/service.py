@@ -15,6 +15,7 @@ from dbjax.runtime.context import (
     current,
     journaled,
     number_call,
+    number_wait,
 )
 from dbjax.runtime.event_log import OBSERVER, ServiceStream
 from dbjax.runtime.interface import Future, SavedState, ready, size_bytes
@@ -129,8 +130,7 @@ class VirtualService:
         if self._failures.alive and not caller.is_service:
             return ready(None)
         future: Future[None] = Future(("return", self.name))
-        number = caller.number() if caller.is_service else 0
-        call = _Call("up", (), {}, caller, number, 0, now_s, future)
+        call = _Call("up", (), {}, caller, *number_wait(caller), now_s, future)
         if self._failures.alive:  # a service is given all answers between the calls that it serves
             self._simulator.at(now_s, self._settle, (call, None))
         else:
