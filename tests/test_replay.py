@@ -12,6 +12,7 @@ import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, sandblaster, sgd
+from dbjax.checkpoint import Every
 from dbjax.errors import ReplayError
 from dbjax.parameter_server.shard import Shard
 from tests.checkpoint.stopped import Kept
@@ -88,9 +89,10 @@ def swapped(lines, later):
     """
     entries = [json.loads(line) for line in lines]
     for entry in entries:
-        calls = entry.get("events", [])
-        rows = [calls[i : i + 3] for i in range(0, len(calls), 3)]
-        for before, a, b in zip(rows, rows[1:], rows[2:], strict=False):
+        events = entry.get("events", [])
+        rows = [events[i : i + 3] for i in range(0, len(events), 3)]
+        calls = [row for row in rows if len(entry["sources"][row[0]]) == 3]
+        for before, a, b in zip(calls, calls[1:], calls[2:], strict=False):
             if a[0] != b[0] and a[2] == before[2] + 1 and b[2] == a[2] + later:
                 a[:2], b[:2] = b[:2], a[:2]
                 entry["events"] = [x for row in rows for x in row]
@@ -124,14 +126,15 @@ def test_a_log_of_another_program_is_found_out():
 
 
 def snapshots(monkeypatch, replay):
-    """What shards held after each push of a replay, by shard and version; and what it returned."""
+    """What shards held after each push of a replay, by incarnation and version; and its result."""
     push, seen = Shard.push, {}
 
     @functools.wraps(push)
     def noted(self, message):
         version = push(self, message)
         values = {name: np.asarray(piece) for name, piece in self.peek().params.items()}
-        seen[self._node.name, version] = {name: v.tobytes() for name, v in values.items()}
+        at = self._node.name, self._node.incarnation, version
+        seen[at] = {name: v.tobytes() for name, v in values.items()}
         return version
 
     with monkeypatch.context() as patch:
@@ -149,7 +152,8 @@ def test_a_log_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatc
     whole, ended = snapshots(monkeypatch, lambda: dbjax.replay(TASK, config, dbjax.Script(lines)))
     assert (ended.params_sha256, ended.breaks_off) == (digest, None)
     draws, found = random.Random(name), []
-    partition = [draws.randrange(len(lines[0]), len(text)) for _ in range(6)]
+    tail = len(text) // 5  # what is written when the run ends holds few calls
+    partition = [draws.randrange(len(lines[0]), len(text) - tail) for _ in range(6)]
     for sharding in [len(lines[0]), *partition, len(text) - 1]:
         script = dbjax.Script(text[:sharding].splitlines(keepends=True))
         line = text[:sharding].count("\n")
@@ -193,22 +197,78 @@ def test_a_log_that_cannot_be_written_any_more_loses_nothing_of_the_run(caplog):
     assert dbjax.replay(TASK, config, dbjax.Script(lines)).breaks_off == "after line 3"
 
 
-def test_that_nodes_died_is_said_at_once():
-    failures = (dbjax.Failure("replica/1", 0.5, 1.0),)
+DEATHS = (
+    dbjax.Failure("replica/1", 0.5, 1.0), dbjax.Failure("shard/0", 0.7, 1.1),
+    dbjax.Failure("shard/1/backup", 0.9, 1.3), dbjax.Failure("replica/1", 1.2, 1.4),
+    dbjax.Failure("shard/0/backup", 1.5, 1.7), dbjax.Failure("shard/0", 2.0, 2.2),
+)  # fmt: skip
+
+
+def disturbed(name, **kwargs):
+    """The digest and the log of a run in which nodes die; a shard has a backup only by its name."""
+    config = METHODS[name]
+    backed = getattr(config, "shard_backups", 0)
+    failures = tuple(f for f in DEATHS if backed or not f.node.endswith("backup"))
     cluster = dataclasses.replace(CLUSTER, failures=failures)
-    _, lines = logged(METHODS["downpour"], cluster=cluster)
-    assert "no replay" in json.loads(lines[1])
+    return logged(config, cluster=cluster, checkpoint_every=Every(seconds=0.2), **kwargs)
 
 
-def test_a_run_in_which_nodes_died_or_that_was_taken_up_says_that_it_has_no_replay():
-    machine = dataclasses.replace(CLUSTER.machine, mean_time_to_repair_s=0.3)
-    failures = (dbjax.Failure("replica/1", 0.5, 1.0),)
-    cluster = dataclasses.replace(CLUSTER, machine=machine, failures=failures)
-    config = METHODS["downpour"]
-    _, lines = logged(config, cluster=cluster)
-    with pytest.raises(ReplayError, match=r"^this run cannot be replayed: replica/1 died$"):
-        dbjax.replay(TASK, config, dbjax.Script(lines))
-    kept = Kept()
+@methods
+def test_a_run_in_which_nodes_died_is_replayed_bit_for_bit(name):
+    """Shards with backups are taken over, and installed again; others restore a checkpoint."""
+    digest, lines = disturbed(name)
+    script = dbjax.Script(lines)
+    assert script.incarnations("shard/0", of_service=True) == 3
+    again = dbjax.replay(TASK, METHODS[name], script)
+    assert (again.params_sha256, again.breaks_off) == (digest, None)
+    assert again.calls == script.count() > 100
+
+
+def without(lines, *, kind):
+    """The log without the observations of this kind, and complete all the same."""
+    kept = [line for line in lines[:-1] if json.loads(line).get("kind") != kind]
+    assert len(kept) < len(lines) - 1
+    return [*kept, json.dumps({"end": len(kept)}) + "\n"]
+
+
+def test_a_log_without_the_deaths_is_found_out():
+    _, lines = disturbed("backed up")
+    with pytest.raises(ReplayError, match="calls in the log were made"):
+        dbjax.replay(TASK, METHODS["backed up"], dbjax.Script(without(lines, kind="died")))
+
+
+def test_the_state_with_which_a_shard_began_is_part_of_the_replay():
+    """Two checkpoints differ, so a log that names the other one is no log of this run."""
+    _, lines = disturbed("downpour")
+    entries = [json.loads(line) for line in lines]
+    began = [entry for entry in entries if entry.get("state") is not None]
+    assert len({entry["state"] for entry in began}) > 1
+    for entry in began:
+        entry["state"] = min(entry["state"] for entry in began)
+    damaged = dbjax.Script([json.dumps(entry) + "\n" for entry in entries])
+    with pytest.raises(ReplayError, match="the log says"):
+        dbjax.replay(TASK, METHODS["downpour"], damaged)
+
+
+@pytest.mark.parametrize("name", ["downpour", "backed up"])
+def test_a_log_with_deaths_that_breaks_off_anywhere_is_replayed_up_to_there(name, monkeypatch):
+    monkeypatch.setattr("dbjax.runtime.event_log._BATCH", 16)
+    config = METHODS[name]
+    digest, lines = disturbed(name)
+    text = "".join(lines)
+    whole, ended = snapshots(monkeypatch, lambda: dbjax.replay(TASK, config, dbjax.Script(lines)))
+    assert ended.params_sha256 == digest
+    draws, found = random.Random(name), set()
+    for end in [draws.randrange(len(lines[0]), len(text)) for _ in range(6)]:
+        script = dbjax.Script(text[:end].splitlines(keepends=True))
+        part, again = snapshots(monkeypatch, lambda log=script: dbjax.replay(TASK, config, log))
+        assert part.items() <= whole.items()
+        found.add(again.calls)
+    assert len(found) > 3  # so it is not that nothing can be replayed
+
+
+def test_a_run_that_was_resumed_says_that_it_has_no_replay():
+    config, kept = METHODS["downpour"], Kept()
     dbjax.run(TASK, config, cluster=CLUSTER, until_s=1.0, checkpoints=kept)
     _, lines = logged(config, cluster=CLUSTER, resume=kept.latest)
     with pytest.raises(ReplayError, match="it was resumed from a checkpoint"):

@@ -283,24 +283,26 @@ class Seen:
         """Returns a number for an observation of this kind that is made later: 0, 1, 2, ..."""
         return next(self._places[kind])
 
-    def add(self, kind: str, value: Any) -> None:
-        """Records a value that the caller saw."""
+    def add(self, kind: str, value: Any, *, rare: bool = False) -> None:
+        """Records a value that the caller saw.
+
+        Args:
+          kind: the kind of observation.
+          value: the value.
+          rare: whether it is written at once, since a batch of its kind may never become full.
+        """
         with self._lock:
             stream = self._seen[kind]
             stream.append(value)
-            if len(stream) >= _BATCH:
-                self._flush(kind)
+            if rare or len(stream) >= _BATCH:
+                self.flush()  # all kinds, so that all of them end at about the same time
 
     def flush(self) -> None:
         """Writes the buffered values, one line for each kind."""
         with self._lock:
-            for kind in self._seen:
-                self._flush(kind)
-
-    def _flush(self, kind: str) -> None:
-        seen, self._seen[kind] = self._seen[kind], []
-        if seen:
-            self._log._line(self.about | {"kind": kind, "seen": seen})
+            seen, self._seen = self._seen, collections.defaultdict(list)
+            for kind, values in seen.items():
+                self._log._line(self.about | {"kind": kind, "seen": values})
 
 
 def version_of(reply: Any) -> int:

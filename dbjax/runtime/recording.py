@@ -127,6 +127,9 @@ class RecordedObservations:
         self.events = None if service is None else log.service(service, incarnation, state)
 
     def again(self, state: int | None = None) -> RecordedObservations:
+        self._seen.flush()  # a batch of this incarnation will never become full
+        if self.events is not None:
+            self.events.flush()
         return RecordedObservations(
             self._log, self._label, self._incarnation + 1, self._service, state
         )
@@ -153,19 +156,22 @@ class RecordedObservations:
 
     def all_of(self, futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Future[R]:
         place = self._seen.place("failed")
-        return all_of(futures, combine, lambda index: self._seen.add("failed", (place, index)))
+        return all_of(futures, combine, lambda index: self._failed(place, index))
 
     def answered(self, number: int, attempt: int, *, died: bool) -> None:
         if self.events is not None:
             self.events.answered(number, attempt, died)
         elif died:
-            self._seen.add("died", (number, attempt))
+            self._seen.add("died", (number, attempt), rare=True)
 
     def note(self, kind: str, name: str, number: int) -> None:
         if self.events is not None:
             self.events.note(kind, name, number)
         else:
             self._seen.add(kind, (name, number))
+
+    def _failed(self, place: int, index: int) -> None:
+        self._seen.add("failed", (place, index), rare=True)
 
 
 class EndOfLog(BaseException):
