@@ -62,10 +62,10 @@ def check_replayable(case: Case) -> None:
         raise Violation("the replay has other bytes")
     if account.doubled:
         raise Violation(f"{account.doubled} were applied twice")
-    counted = result.summary["lost_pushes"]
-    # synchronous shards count steps, which are one push of every replica, whether acknowledged
-    # or not; and shards count what was lost even if a replica died before it was told
-    if case.method == "downpour" and len(account.lost) > counted or account.lost and not counted:
+    counted, lost = result.summary["lost_pushes"], len(account.lost)
+    # Shards also count what died with a shard before its replica was told. Synchronous ones count
+    # a step once, which is a push of every replica.
+    if (lost > counted) if case.method == "downpour" else (lost and not counted):
         raise Violation(f"{account.lost} were lost, but {counted} are counted")
 
 
