@@ -10,7 +10,7 @@ from dbjax.checkpoint import Every
 from dbjax.monitoring.push_account import PushId, account_for_pushes
 from dbjax.parameter_server.shard import Shard
 from tests.checkpoint.stopped import Kept
-from tests.parameter_server.test_failover_client import CLUSTER, HEAD, IN_TURN, METHODS
+from tests.parameter_server.test_failover_client import CLUSTER, IN_TURN, METHODS
 from tests.test_conformance import TASK
 
 PUSHING = [name for name in METHODS if name not in ("sandblaster", "free")]

@@ -15,7 +15,7 @@ from hypothesis import given
 from tests.simulation.book import Violation
 from tests.simulation.case import Case, case_of
 from tests.simulation.replay import parsed
-from tests.simulation.simulate import check_deterministic, simulate
+from tests.simulation.simulate import check_deterministic, check_replayable, simulate
 from tests.simulation.strategies import Tried, cases, schedules
 
 IN_CI = 100
@@ -72,6 +72,11 @@ def test_a_push_that_reaches_its_shard_twice_is_answered_and_applied_once(seed):
 @pytest.mark.parametrize("seed", range(6))
 def test_the_same_case_twice_is_the_same_run(seed):
     check_deterministic(case_of(seed))
+
+
+@pytest.mark.parametrize("seed", [*range(6), 96, 143])  # the last two were wrong once
+def test_a_run_is_replayed_from_its_log_whoever_dies(seed):
+    check_replayable(case_of(seed))
 
 
 @pytest.mark.parametrize("case", [case_of(7), case_of(7, deaths=5), Case(3, "sgd", steps=4)])
