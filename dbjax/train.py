@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import gc
 import logging
 import math
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine
 from typing import Any, Literal, NamedTuple
 
 from dbjax.arguments import keyword_hints, require_known, require_positive, require_seed
@@ -221,8 +220,7 @@ def run(
     if log is not None and resume is not None:
         log.no_replay("it was resumed from a checkpoint")
     try:
-        with _log_deaths(log, setup.trace, runtime):
-            return _run(setup, placed, task_warnings)
+        return _run(setup, placed, task_warnings)
     finally:
         placed.runtime.close()
         if log is not None:
@@ -239,25 +237,6 @@ def _require_times(config: Any, until_s: float | None, evaluate_every_s: float |
         raise ValueError("nothing would end this run: give until_s, or steps in the config")
     if evaluate_every_s is not None:
         require_positive("evaluate_every_s", evaluate_every_s, "; or None")
-
-
-@contextlib.contextmanager
-def _log_deaths(log: EventLog | None, trace: Trace, runtime: str) -> Iterator[None]:
-    """Writes into the log, as soon as a node fails, that the run cannot be replayed.
-
-    It does not wait until the end of the run, since the log may break off before.
-    """
-    if log is None or runtime != "ray":
-        yield
-        return
-
-    def listen(row: Row) -> None:
-        if row.get("event") == "died":
-            trace.unlisten(listen)
-            log.no_replay(f"{row['node']} died")
-
-    with trace.listening(listen):
-        yield
 
 
 def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:

@@ -38,10 +38,8 @@ import collections
 import itertools
 import json
 import logging
-import os
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from dbjax.errors import one_line
@@ -193,32 +191,6 @@ class EventLog:
 
     def _line(self, entry: Mapping[str, Any]) -> None:
         self.take(json.dumps(entry, separators=(",", ":")) + "\n")
-
-
-@final
-class LogFile:
-    """An append-only file for the log of one process; what is written survives its death.
-
-    It does not survive the death of the machine, since nothing waits for the disk.
-
-    Args:
-      path: the file, which must not exist.
-    """
-
-    def __init__(self, path: str | Path) -> None:
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
-
-    def write(self, lines: str) -> None:
-        """Hands the lines over to the operating system."""
-        left = lines.encode()
-        while left:
-            left = left[os.write(self._file, left) :]
-
-
-def complete_lines(path: str | Path) -> str:
-    """Returns the text of the log file of a process, without an incomplete last line."""
-    text = Path(path).read_text(errors="replace")
-    return text[: text.rfind("\n") + 1]
 
 
 @final

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, final
 from ray.exceptions import RayTaskError
 
 from dbjax.errors import NodeDied, one_line
-from dbjax.runtime.context import DRIVER, current
-from dbjax.runtime.futures import Future, ready
+from dbjax.runtime.context import DRIVER, Caller, current, number_call, number_wait
+from dbjax.runtime.futures import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
 from dbjax.runtime.ray.messages import Message, Route, decode, encode
 from dbjax.runtime.ray.segments import Arena, forget
@@ -42,17 +42,24 @@ class Origin(NamedTuple):
     label: str  # of the caller
     node: str  # the name of the caller's node
     observer: bool  # whether the caller is an observer
+    incarnation: int  # of the caller
     number: int  # the caller's number of the call
+    attempt: int  # how often the caller had made the call before
 
 
 @dataclasses.dataclass(eq=False, frozen=True, slots=True)
 class _Call:
+    caller: Caller
     future: Future[Any]
     peer: Peer
     origin: Origin
     method: str
     arguments: tuple[Any, ...]
     sent_s: float
+
+    def answer(self, settle: Callable[[], None], *, died: bool = False) -> None:
+        """Gives the caller the answer, by way of `settle`."""
+        self.caller.answered(self.origin.number, self.origin.attempt, settle, died=died)
 
 
 @final
@@ -64,6 +71,7 @@ class Peers:
       engine: runs the coroutines and services of this process.
       tell: tells the driver of an event (see `process.Batch`).
       wait: waits until a future that the driver holds is done.
+      flush: writes the event log of this process, which must precede every message.
       dtype: the dtype in which float32 arrays travel between replicas and services.
       arena: the shared memory that this process writes.
     """
@@ -73,6 +81,7 @@ class Peers:
 
     def __init__(self) -> None:
         self.wait: Callable[[Future[Any]], object] = lambda future: None
+        self.flush: Callable[[], object] = lambda: None
         self.me, self.dtype, self.arena = Peer(""), "float32", Arena()
         self._replies = ThreadPoolExecutor(1, "replies")
         self._handles: dict[str, RayHandle] = {}
@@ -142,7 +151,7 @@ class RayHandle:
         self.name, self._peers, self.peer = name, peers, Peer(name)
         self._lock = threading.Lock()
         self._open: dict[_Call, None] = {}
-        self._hoping: list[Future[None]] = []
+        self._hoping: list[Callable[[], None]] = []
         self._sender = ThreadPoolExecutor(1, "send")  # starts a thread when it is used
         self._sent: tuple[Peer, int] = self.peer, 0  # how many calls the latest peer was sent
 
@@ -159,9 +168,10 @@ class RayHandle:
         if peers.engine.over():
             return future
         node = caller.node
-        origin = Origin(peers.me, caller.label, node.name, node.observer, caller.number())
+        source = peers.me, caller.label, node.name, node.observer, caller.incarnation
+        origin, now_s = Origin(*source, *number_call(caller)), peers.engine.now_s()
         with self._lock:
-            call = _Call(future, self.peer, origin, name, (args, kwargs), peers.engine.now_s())
+            call = _Call(caller, future, self.peer, origin, name, (args, kwargs), now_s)
             alive = self.peer.actor is not None
             if alive:
                 self._open[call] = None
@@ -173,18 +183,22 @@ class RayHandle:
         return future
 
     def up(self) -> Future[None]:
+        caller, future = current.caller, Future[None](("return", self.name))
+        settle = functools.partial(future.set_result, None)
+        answer = functools.partial(caller.answered, *number_wait(caller), settle)
         with self._lock:
-            if self.peer.actor is not None or self.name in self._peers.engine.services:
-                return ready(None)
-            future: Future[None] = Future(("return", self.name))
-            self._hoping.append(future)
-        if current.caller is DRIVER:
+            alive = self.peer.actor is not None or self.name in self._peers.engine.services
+            if not alive:
+                self._hoping.append(answer)
+        if alive:
+            answer()
+        if caller is DRIVER:
             self._peers.wait(future)
         return future
 
     def learn(self, peer: Peer) -> None:
         """Takes notice that the process has died or come back; its open calls then fail."""
-        hoping: list[Future[None]] = []
+        hoping: list[Callable[[], None]] = []
         with self._lock:
             before = self.peer
             if before.age() >= peer.age():
@@ -198,8 +212,8 @@ class RayHandle:
             forget(before.memory)
         for call in dead:
             self._die(call)
-        for future in hoping:
-            future.set_result(None)
+        for answer in hoping:
+            answer()
 
     def close(self) -> None:
         """Ends the thread that sends."""
@@ -213,6 +227,7 @@ class RayHandle:
         try:
             route = self._peers.route(peer, call.origin.node)
             message = encode((call.method, *call.arguments), route)
+            self._peers.flush()
             sent = peer.actor.call.remote(call.origin, number, peer.incarnation, message)
         except Exception as error:
             why = f"its arguments cannot be sent: {one_line(error)}"
@@ -237,7 +252,7 @@ class RayHandle:
             engine = self._peers.engine
             if engine.trace is not None:
                 engine.trace.span(call.origin.node, call.method, call.sent_s, engine.now_s())
-            call.future.set_result(value)
+            call.answer(functools.partial(call.future.set_result, value))
 
     def _close(self, call: _Call) -> bool:
         """Returns whether a call was still open; it is not any more."""
@@ -247,10 +262,11 @@ class RayHandle:
     def _fail(self, call: _Call, error: Exception) -> None:
         if self._close(call):
             self._peers.engine.failed.append(call.future)
-            call.future.set_error(error)
+            call.answer(functools.partial(call.future.set_error, error))
 
     def _die(self, call: _Call) -> None:
-        call.future.set_error(NodeDied(f"{self.name} died before it answered {call.method}"))
+        error = NodeDied(f"{self.name} died before it answered {call.method}")
+        call.answer(functools.partial(call.future.set_error, error), died=True)
 
 
 def failed(error: BaseException) -> Message:

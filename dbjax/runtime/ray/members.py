@@ -15,6 +15,7 @@ from ray.exceptions import GetTimeoutError, RayActorError
 
 from dbjax.runtime.interface import Future
 from dbjax.runtime.ray.handle import Peer, Peers, chained
+from dbjax.runtime.ray.log_files import WrittenLog
 from dbjax.runtime.ray.messages import Message, decode
 from dbjax.runtime.ray.process import Batch
 from dbjax.runtime.threads import ThreadsRuntime
@@ -53,6 +54,9 @@ class Members:
       threads: the driver's threads runtime, with its clock and its trace.
       hang_s: how long a process may give no sign of life, in seconds, until it is killed.
       report: is called with every batch.
+
+    Attributes:
+      logs: how many lines of the event log of each incarnation were in its batches.
     """
 
     def __init__(
@@ -68,6 +72,7 @@ class Members:
         self._peers, self._threads, self._hang_s, self._report = peers, threads, hang_s, report
         self._engine, self._nodes = threads.engine, ray.put(nodes)
         self._changed = threading.Condition()
+        self.logs: dict[WrittenLog, int] = {}
         self._running = self._ending = self._closed = False
         self._failed: BaseException | None = None  # ends the run at once
         self._lost: Exception | None = None  # the first error that nobody awaited
@@ -180,7 +185,7 @@ class Members:
     def _live(self, member: _Member) -> None:
         """Follows an incarnation of a process, until it dies or is killed."""
         actor, before = member.actor, member.peer.memory
-        machine, memory = ray.get(actor.hello.remote(), timeout=_START_S)
+        machine, memory, path = ray.get(actor.hello.remote(), timeout=_START_S)
         if memory == before:  # it counts as dead
             ray.kill(actor, no_restart=False)
             return
@@ -195,6 +200,9 @@ class Members:
                 self._saved(member.name),
                 self._nodes,
             )
+        log = WrittenLog(member.name, machine, path)
+        if path:
+            self.logs[log] = 0
         while not self._closed:
             heard = ray.get(actor.listen.remote(memory), timeout=self._hang_s)
             if heard is None:  # Ray has restarted it already
@@ -202,6 +210,8 @@ class Members:
             batch: Batch = decode(heard)
             with self._changed:
                 self._report(batch)
+                if path:
+                    self.logs[log] += batch.lines.count("\n")
                 for event in batch.events:
                     self._happened(member, *event)
                 self._changed.notify_all()

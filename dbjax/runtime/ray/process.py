@@ -18,6 +18,7 @@ from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.interface import size_bytes
 from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, failed, here
+from dbjax.runtime.ray.log_files import LogFile
 from dbjax.runtime.ray.messages import Message, decode, encode
 from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
@@ -109,21 +110,25 @@ class Process:
         for option, value in settings.jax.items():
             jax.config.update(option, value)  # before jax starts, as the number of devices must be
         self._trace, self._lines = Trace(max_spans=settings.max_spans), list[str]()
-        self._log = EventLog(self._lines.append) if settings.logs else None
+        self._log_file = LogFile() if settings.logs else None
+        self._log = EventLog(self._write) if settings.logs else None
         del self._lines[:]  # the header, which the driver has written
         self._threads = ThreadsRuntime(seed=settings.seed, trace=self._trace, log=self._log)
         engine = self._engine = self._threads.engine
         engine.services, engine.single_replica = Anywhere(here), settings.single_replica
         here.engine, here.tell, here.dtype = engine, self._tell, settings.wire_dtype
+        if self._log is not None:
+            here.flush = self._log.flush
         self._orders: dict[str, _Order] = {}
         self._events: list[tuple[Any, ...]] = []
         self._news = asyncio.Event()  # there are events
 
     @_control
-    async def hello(self) -> tuple[str, str]:
-        """Returns Ray's name of this machine, and the owner of this process's shared memory."""
+    async def hello(self) -> tuple[str, str, str]:
+        """Returns Ray's name of this machine, the owner of this process's memory, and its log."""
         self._loop = asyncio.get_running_loop()
-        return ray.get_runtime_context().get_node_id(), here.arena.owner
+        log = self._log_file.path if self._log_file is not None else ""
+        return ray.get_runtime_context().get_node_id(), here.arena.owner, log
 
     @_control
     async def begin(
@@ -243,7 +248,7 @@ class Process:
                 return None
             method, args, kwargs = decode(message)
             del message
-            with calling_as(_caller(origin)):
+            with calling_as(_caller(origin), (origin.number, origin.attempt)):
                 future = self._engine.services[here.me.name].take(method, args, kwargs)
             del args, kwargs  # so that their memory can be released
         except Exception as error:  # the message cannot be decoded here
@@ -255,6 +260,8 @@ class Process:
             reply = None, None, future.result()
         except Exception as error:
             return failed(error)
+        finally:
+            here.flush()
         route = here.route(process, origin.node)
         try:
             if size_bytes(reply) < _LARGE:
@@ -263,6 +270,12 @@ class Process:
         except Exception as error:
             what = f"{here.me.name}.{method}: its reply cannot be sent"
             return failed(TypeError(f"{what}: {one_line(error)}"))
+
+    def _write(self, lines: str) -> None:
+        """Writes lines of the event log where they survive the death of this process."""
+        assert self._log_file is not None
+        self._log_file.write(lines)
+        self._lines.append(lines)
 
     def _ended(self, ended: Future[Any]) -> None:
         error = ended.error()
@@ -293,9 +306,8 @@ class Anywhere(dict[str, Any]):
 def _caller(origin: Origin) -> Caller:
     if origin.label == DRIVER.label:
         return DRIVER
-    found = Caller(_Elsewhere(origin.node, origin.observer), origin.label, LiveObservations())
-    found.calls = origin.number - 1
-    return found
+    node = _Elsewhere(origin.node, origin.observer)
+    return Caller(node, origin.label, LiveObservations(), incarnation=origin.incarnation)
 
 
 async def _done(future: Future[Any]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal, final
 import jax
 import ray
 
+from dbjax.errors import one_line
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
@@ -162,6 +163,7 @@ class RayRuntime:
             self._members.close()
         placement, self._placement = self._placement, None
         if placement is not None:
+            self._take_rests()
             placement.close()
 
     def _start(self) -> Members:
@@ -216,6 +218,17 @@ class RayRuntime:
         """Waits for a reply to the driver, if the calling thread is the one that runs."""
         if threading.get_ident() == self._home and self._members is not None:
             self._members.wait(future.done)
+
+    def _take_rests(self) -> None:
+        """Adds to the event log what processes recorded last, before they died or were ended."""
+        if self._log is None or self._members is None:
+            return
+        for log, taken in self._members.logs.items():
+            try:
+                self._log.take(log.rest(taken))
+            except Exception as error:
+                lost = f"the event log of {log.node} was lost with its machine"
+                self._log.no_replay(f"{lost}: {one_line(error)}")
 
     def _take(self, batch: Batch) -> None:
         """Adds to the trace and to the event log what a process has recorded."""
