@@ -10,6 +10,7 @@ import dbjax
 from dbjax.algorithms import downpour, sandblaster
 from dbjax.checkpoint import Checkpoints
 from dbjax.monitoring.fault_injection import Chaos, kills
+from dbjax.monitoring.push_account import account_for_pushes
 from experiments import replay, run
 from tests import test_keys
 from tests.algorithms import logistic
@@ -51,13 +52,21 @@ def test_chaos_loses_nothing():
     async def beside(node, machines):
         await Chaos(1.5, seed=3)(Until(enough, node, machines), machines)
 
-    config = dataclasses.replace(DOWNPOUR, shard_backups=1)
-    result = dbjax.run(TASK, config, runtime="ray", until_s=LIMIT_S, background=beside)
+    config, lines = dataclasses.replace(DOWNPOUR, shard_backups=1), []
+    result = dbjax.run(
+        TASK, config, runtime="ray", until_s=LIMIT_S, background=beside,
+        log=dbjax.EventLog(lines.append),
+    )  # fmt: skip
     found = kills(result.trace.rows)
     recovered = [kill for kill in found if math.isfinite(kill.back_after_s)]
     assert len(found) == result.summary["deaths"] >= 2
     assert len(recovered) == result.summary["returns"] >= 1
     assert result.summary["lost_pushes"] == 0
+    script = dbjax.Script("".join(lines).splitlines(keepends=True))
+    account = account_for_pushes(script)
+    assert (account.lost, account.doubled) == ([], [])
+    assert account.acknowledged > 1000
+    assert dbjax.replay(TASK, config, script).params_sha256 == result.summary["params_sha256"]
     assert result.summary["full_loss"] < 0.1
 
 
@@ -76,8 +85,12 @@ def test_sandblasters_coordinator_goes_on(float64):
         await node.sleep(0.3)
         machines.kill("coordinator")
 
-    config = sandblaster.Config(replicas=2, shards=2, steps=8, stops=logistic.NEVER)
-    result = dbjax.run(logistic.task(), config, runtime="ray", background=kill)
+    config, lines = sandblaster.Config(replicas=2, shards=2, steps=8, stops=logistic.NEVER), []
+    log = dbjax.EventLog(lines.append)
+    result = dbjax.run(logistic.task(), config, runtime="ray", background=kill, log=log)
+    script = dbjax.Script("".join(lines).splitlines(keepends=True))
+    again = dbjax.replay(logistic.task(), config, script)
+    assert again.params_sha256 == result.summary["params_sha256"]
     assert result.summary["deaths"] == result.summary["returns"] == 1
     assert logistic.difference(result.params, logistic.one_process()) < 1e-12
 
