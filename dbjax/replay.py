@@ -39,9 +39,9 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
     """Replays a run in threads or on Ray call by call, and arrives at the same bytes.
 
     Every service serves its calls in the order of the log, and every node sees the times that it
-    saw in the run. Nodes that died in the run end where they died. All arithmetic is repeated, and the versions of the parameters are compared at
-    every call. A log that breaks off is replayed as far as its streams are consistent with each
-    other, and a warning says where that is.
+    saw in the run. Nodes that died in the run end where they died. All arithmetic is repeated, and
+    the versions of the parameters are compared at every call. A log that breaks off is replayed as
+    far as its streams are consistent with each other, and a warning says where that is.
 
     Args:
       task: the task of the run.
@@ -53,7 +53,7 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       The parameters, their digest, and how much was replayed.
 
     Raises:
-      ReplayError: the run was resumed from a checkpoint, so that its log is not enough; or a version
+      ReplayError: the log says that it is not enough, as that of a resumed run does; or a version
         differs from the log; or the log has calls that the program never makes.
       TypeError: an argument has the wrong type.
     """

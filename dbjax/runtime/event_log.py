@@ -195,47 +195,51 @@ class EventLog:
 
 @final
 class ServiceStream:
-    """The log's stream for one incarnation of a service; any thread may add to it."""
+    """The log's stream for one incarnation of a service.
+
+    One thread at a time may add to it, while others flush.
+    """
 
     def __init__(self, about: dict[str, Any], log: EventLog) -> None:
         self.about, self._log = about, log
         self._lock = log._lock
-        self._events: list[list[Any]] = []  # source, number, value
-        self._serving: list[Any] = []
+        self._sources: dict[tuple[Any, ...], int] = {}
+        self._events: list[int | None] = []  # source, number, value
+        self._serving, self._place = self._events, 0  # where the version of the next reply belongs
 
     def serve(self, caller: str, incarnation: int, number: int, attempt: int) -> None:
         """Records that a call is served now, before anything that it leads to can leave."""
-        self._serving = event = [(caller, incarnation, attempt), number, None]
-        self._append(event)
+        events = self._append((caller, incarnation, attempt), number, None)
+        self._serving, self._place = events, len(events) - 1
 
     def served(self, reply: Any) -> None:
         """Records the version in the reply to the call that was recorded last."""
-        self._serving[2] = version_of(reply)
+        self._serving[self._place] = version_of(reply)
 
     def answered(self, number: int, attempt: int, died: bool) -> None:
         """Records that the service is given the answer to a call of its own now."""
-        self._append([(attempt,), number, int(died)])
+        self._append((attempt,), number, int(died))
 
     def note(self, kind: str, name: str, number: int) -> None:
         """Records anything else that happens while a call is served; a replay ignores it."""
-        self._append([(kind, name), number, 0])
+        self._append((kind, name), number, 0)
 
     def flush(self) -> None:
         """Writes the buffered events as one line."""
         with self._lock:
-            events, self._events = self._events, []
+            sources, events = list(self._sources), self._events
+            self._sources, self._events = {}, []
             if events:
-                sources = {
-                    source: i for i, source in enumerate(dict.fromkeys(e[0] for e in events))
-                }
-                flat = [x for source, *values in events for x in (sources[source], *values)]
-                self._log._line(self.about | {"sources": list(sources), "events": flat})
+                self._log._line(self.about | {"sources": sources, "events": events})
 
-    def _append(self, event: list[Any]) -> None:
+    def _append(self, source: tuple[Any, ...], number: int, value: int | None) -> list[int | None]:
+        """Adds an event; returns the batch that has it, which another thread may write at once."""
         with self._lock:
-            if len(self._events) >= _BATCH:
+            if len(self._events) >= 3 * _BATCH:
                 self.flush()
-            self._events.append(event)
+            index = self._sources.setdefault(source, len(self._sources))
+            self._events += (index, number, value)
+            return self._events
 
 
 @final
