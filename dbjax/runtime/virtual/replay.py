@@ -330,7 +330,6 @@ class ReplayedService:
         self._next = 0
         self._arrived: dict[CallName, _Call] = {}
         self._sent: dict[tuple[int, int], _Call] = {}
-        self._driver: CoroutineDriver | None = None
         self._busy = False
         self.service: Any = None
         self.made, self.replayed = False, 0
