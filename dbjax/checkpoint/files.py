@@ -59,7 +59,7 @@ class Checkpoints:
 
     def _open(self) -> Any:
         """Opens the directory with Orbax, and deletes what an interrupted or failed write left."""
-        for path in self._directory.glob(f"*{_UNFINISHED}"):
+        for path in self._directory.glob(f"*{_UNFINISHED}*"):
             shutil.rmtree(path, ignore_errors=True)
         options = self._ocp.CheckpointManagerOptions(
             max_to_keep=self._keep,
@@ -77,7 +77,7 @@ class Checkpoints:
 
     def __exit__(self, *_: object) -> None:
         self.wait()
-        self._guarded(self._manager.close)
+        self._close()
 
     def begin(self) -> None:
         """Marks the beginning of the run: `overwrite` deletes an earlier run's checkpoints now."""
@@ -231,7 +231,10 @@ class Checkpoints:
         Orbax would raise other errors of that write later, in the next one, and has forgotten the
         old checkpoints that it was going to delete.
         """
-        with contextlib.suppress(Exception):
-            self._manager.close()
+        self._close()
         with contextlib.suppress(OSError):  # which the next write will report
             self._manager = self._open()
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # errors of a write were reported
+            self._manager.close()
