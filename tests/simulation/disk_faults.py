@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-CALLS = ("mkdir", "fsync", "rename")  # those of `os` that write a checkpoint, in this order
+CALLS = ("mkdir", "fsync", "rename", "replace")  # those of `os` that write checkpoints and others
 FILE_LIMITS_BYTES = (0, 150, 400, 2_000, 30_000)  # some files of a checkpoint are longer
 AT_REST = ("flip", "cut", "zeros", "gone")
 WRITES = ("no room", "short write", "error", "kill", "power cut")
@@ -70,6 +70,21 @@ def damage(file: Path, kind: str, draws: random.Random) -> None:
 
 
 @contextlib.contextmanager
+def filling_up(draws: random.Random) -> Iterator[None]:
+    """From one of the first calls in the block on, no file of this process can become longer."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def full() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+
+    try:
+        with _before_a_call(draws, full, first=20):
+            yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@contextlib.contextmanager
 def unreadable(directory: Path) -> Iterator[None]:
     """No file below a directory can be read."""
     right = io.open
@@ -100,9 +115,11 @@ def _longest_file(size_bytes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _before_a_call(draws: random.Random, act: Callable[[], None]) -> Iterator[None]:
+def _before_a_call(
+    draws: random.Random, act: Callable[[], None], first: int = 4
+) -> Iterator[None]:
     """Something happens before one of the first calls of a function of `os`, if it is called."""
-    name, left = draws.choice(CALLS), draws.randrange(4)
+    name, left = draws.choice(CALLS), draws.randrange(first)
     right = getattr(os, name)
 
     def call(*args: Any, **kwargs: Any) -> Any:
