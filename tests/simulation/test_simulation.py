@@ -1,9 +1,9 @@
-"""Real methods and the real store, through whatever can go wrong with machines and networks.
+"""Real methods and the real store, through whatever can go wrong with machines, networks and disks.
 
 After FoundationDB (Zhou et al. 2021, section 4, "Simulation Testing"). A failing case ends with
 the command that replays it. The long run, with its number of schedules:
 
-    SIMULATION_SCHEDULES=2000 python -m pytest tests/simulation -m slow -s
+    SIMULATION_SCHEDULES=10000 python -m pytest tests/simulation -m slow -s
 """
 
 import os
@@ -36,6 +36,11 @@ def run_all(count):
 
 def test_what_has_to_hold_holds_in_every_schedule():
     assert run_all(IN_CI) >= IN_CI
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_it_holds_on_a_disk_that_fails(seed):
+    simulate(case_of(seed, storage=4))
 
 
 @pytest.mark.slow
