@@ -17,8 +17,7 @@ from experiments import run
 from experiments.command_line import command
 from tests.simulation.disk_faults import failing_write, filling_up
 
-# Of a write that fails, Orbax raises the first error, and Python says of the others that nobody
-# looked at them.
+# Where a write is cut short, threads of Orbax still call back to a loop that has ended.
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 
 RUN = ["--config=configs/quickstart.py:smoke", "--config.options.replicas=2",

@@ -18,6 +18,9 @@ from tests.simulation.replay import parsed
 from tests.simulation.simulate import check_deterministic, simulate
 from tests.simulation.strategies import Tried, cases, schedules
 
+# Where a write is cut short, threads of Orbax still call back to a loop that has ended.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 IN_CI = 100
 LONG = int(os.environ.get("SIMULATION_SCHEDULES", "2000"))
 
