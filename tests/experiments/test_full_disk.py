@@ -4,7 +4,6 @@ Whatever it leaves, the same command ends in the same files once there is room a
 """
 
 import json
-import logging
 import os
 import random
 import resource

@@ -105,7 +105,7 @@ def filled_files(directory: Path) -> list[Path]:
 
 @contextlib.contextmanager
 def _longest_file(size_bytes: int) -> Iterator[None]:
-    """Files of this process cannot be longer: a write is cut short there, and the next one fails."""
+    """Files of this process cannot be longer: a write is cut short there, the next one fails."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
     try:
@@ -115,9 +115,7 @@ def _longest_file(size_bytes: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _before_a_call(
-    draws: random.Random, act: Callable[[], None], first: int = 4
-) -> Iterator[None]:
+def _before_a_call(draws: random.Random, act: Callable[[], None], first: int = 4) -> Iterator[None]:
     """Something happens before one of the first calls of a function of `os`, if it is called."""
     name, left = draws.choice(CALLS), draws.randrange(first)
     right = getattr(os, name)

@@ -1,7 +1,7 @@
 """A case's run on a disk that fails: what is read back is whole, or a line says what is not.
 
-The run is interrupted, or its process is killed while it writes a checkpoint. Files are damaged, and
-the run is resumed. In the end it has to be the run that was never interrupted, to the bit.
+The run is interrupted, or its process is killed while it writes a checkpoint. Files are damaged,
+and the run is resumed. In the end it has to be the run that was never interrupted, to the bit.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Disk:
 
 
 class DiskCheckpoints(Checkpoints):
-    """Checkpoints on such a disk. The run waits until each is written, so that runs are the same."""
+    """Checkpoints on such a disk; the run waits until each is written, so that runs are equal."""
 
     def __init__(self, disk: Disk) -> None:
         self._disk = disk
@@ -132,23 +132,28 @@ class DiskCheckpoints(Checkpoints):
 
     def checked_latest(self) -> CheckpointState | None:
         """Reads the newest whole one as it was written; a line names each that is newer."""
-        disk, failed = self._disk, self._disk.damaged
-        newest = max(disk.whole, default=0)
+        disk, newest = self._disk, max(self._disk.whole, default=0)
         if newest and disk.fault(("unreadable",), 0.2):
             with unreadable(disk.directory / str(newest)):
-                self._require_read({*failed, newest}, max({*disk.whole} - {newest}, default=0))
-        return self._require_read(failed, newest)
+                if others := {*disk.whole} - {newest}:
+                    self._require_read(max(others), {*disk.damaged, newest})
+                else:
+                    self._require_refused()
+        return self._require_read(newest, disk.damaged)
 
-    def _require_read(self, failed: set[int], expected: int) -> CheckpointState | None:
-        disk, content, refused = self._disk, None, ""
+    def _require_refused(self) -> None:
+        """The only whole one cannot be read, so nothing may begin anew without it."""
+        try:
+            self.latest()
+        except ValueError as error:
+            _require(str(error).startswith("cannot read checkpoint"), f"refused: {error}")
+        else:
+            raise Violation("storage: a checkpoint that cannot be read is left out")
+
+    def _require_read(self, expected: int, failed: set[int]) -> CheckpointState | None:
+        disk = self._disk
         with warnings() as said:
-            try:
-                content = self.latest()
-            except ValueError as error:
-                refused = str(error)
-        if refused:
-            _require(not expected and "cannot read checkpoint" in refused, f"refused: {refused}")
-            return None
+            content = self.latest()
         number = int(content.stored.path.name) if content is not None else 0
         _require(number == expected, f"checkpoint {number} is read, not {expected}: {said}")
         if content is not None:
@@ -176,7 +181,7 @@ def digest(content: CheckpointState) -> str:
 
 @contextlib.contextmanager
 def warnings() -> Iterator[list[str]]:
-    """The warnings of dbjax in the block, each a line; Orbax's with their tracebacks are dropped."""
+    """The warnings of dbjax in the block, each a line; those of Orbax are dropped."""
     said: list[str] = []
     ours, orbax = logging.getLogger("dbjax"), logging.getLogger("absl")
     handler = logging.Handler(logging.WARNING)

@@ -1,4 +1,4 @@
-"""Real methods and the real store, through whatever can go wrong with machines, networks and disks.
+"""Real methods and the real store, through all that can go wrong with machines, networks, disks.
 
 After FoundationDB (Zhou et al. 2021, section 4, "Simulation Testing"). A failing case ends with
 the command that replays it. The long run, with its number of schedules:
@@ -41,7 +41,7 @@ def test_what_has_to_hold_holds_in_every_schedule():
     assert run_all(IN_CI) >= IN_CI
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", [0, 2, 5, 22, 33, 54, 57, 62])  # most notice a planted fault
 def test_it_holds_on_a_disk_that_fails(seed):
     simulate(case_of(seed, storage=4))
 
