@@ -214,9 +214,17 @@ def _run(case: Case, **given: Any) -> dbjax.Result:
 
 
 def _told(result: dbjax.Result) -> str:
-    """All numbers of a run but those of the wall, and its rows."""
+    """All numbers of a run but those of the wall, and its rows.
+
+    Rows of warnings are left out: an interrupted run has reported what went wrong when it ended, a
+    whole one later. The summary has the same warnings.
+    """
     summary = {k: v for k, v in result.summary.items() if k not in ("wall_s", "interrupted")}
-    rows = [row | {"loss": float(row.get("loss", 0))} for row in result.trace.rows]
+    rows = [
+        row | {"loss": float(row.get("loss", 0))}
+        for row in result.trace.rows
+        if "warnings" not in row
+    ]
     return repr((summary, rows))
 
 
