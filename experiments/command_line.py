@@ -169,9 +169,17 @@ class _Terminal(logging.Handler):
         print(self.format(record), file=sys.stderr)
 
 
+def _not_of_orbax(record: logging.LogRecord) -> bool:
+    """Leaves out pages of tracebacks of a write that failed, of which dbjax tells in one line."""
+    unretrieved = record.name == "asyncio" and "orbax" in record.getMessage()
+    return not unretrieved and "orbax" not in record.pathname
+
+
 def log_to_terminal() -> None:
-    """Shows the library's log messages on the terminal, without times or levels."""
-    logging.basicConfig(format="%(message)s", handlers=[_Terminal()])
+    """Shows log messages on the terminal, without times or levels, except for those of Orbax."""
+    terminal = _Terminal()
+    terminal.addFilter(_not_of_orbax)
+    logging.basicConfig(format="%(message)s", handlers=[terminal])
     logging.getLogger("dbjax").setLevel(logging.INFO)
 
 

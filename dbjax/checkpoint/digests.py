@@ -6,6 +6,7 @@ The file `digests` holds them in the format of `sha256sum`, followed by a digest
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,11 +21,16 @@ class Damaged(ValueError):
 
 
 def write_digests(directory: Path) -> None:
-    """Writes the digests of all files that are in the directory now."""
+    """Writes the digests of all files that are in the directory now, and flushes all to disk.
+
+    Otherwise a power failure could leave empty files in a directory that has its final name.
+    """
     lines = "".join(
         f"{_sha256(path)}  {path.relative_to(directory)}\n" for path in _files(directory)
     )
     (directory / NAME).write_text(f"{lines}{_OWN}{hashlib.sha256(lines.encode()).hexdigest()}\n")
+    for path in (*directory.rglob("*"), directory):
+        _flush(path)
 
 
 def require_whole(directory: Path) -> None:
@@ -44,6 +50,15 @@ def require_whole(directory: Path) -> None:
 def _files(directory: Path) -> list[Path]:
     found = (path for path in directory.rglob("*") if path.is_file())
     return sorted(path for path in found if path.name not in (NAME, *_LATER))
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file, or the list of names in a directory, is on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import logging
@@ -22,6 +23,7 @@ from dbjax.errors import one_line
 
 _FORMAT = 3
 _OVERHEAD_BYTES = 200_000  # the maximum size of what Orbax writes in addition to the arrays
+_UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to the name of a directory it writes
 _LOG = logging.getLogger("dbjax")
 
 
@@ -45,31 +47,37 @@ class Checkpoints:
             raise ValueError(f"keep={keep} must be at least 1")
         if not str(directory):
             raise ValueError("directory='' is empty: name a directory for checkpoints")
-        self._directory, self._ocp = Path(directory).absolute(), ocp
-        self._full, self._overwrite = (
-            False,
-            overwrite,
-        )  # `_full`: whether the disk was full the last time
+        self._directory, self._keep, self._ocp = Path(directory).absolute(), keep, ocp
+        self._overwrite = overwrite
+        self._full = False  # whether the disk was full the last time
         self._writing = 0  # the number of the latest checkpoint
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            # Orbax cleans up in a thread, which fails loudly if the process ends soon, so ask for
-            # it only if there is something to clean up.
-            left = any("tmp" in path.name for path in self._directory.iterdir())
-            options = ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
-                cleanup_tmp_directories=left,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            )
-            self._manager = ocp.CheckpointManager(self._directory, options=options)
+            self._manager = self._open()
         except OSError as error:
             raise ValueError(f"{str(directory)!r} cannot be used: {error.strerror}") from error
+
+    def _open(self) -> Any:
+        """Opens the directory with Orbax, and deletes what an interrupted or failed write left."""
+        for path in self._directory.glob(f"*{_UNFINISHED}*"):
+            shutil.rmtree(path, ignore_errors=True)
+        options = self._ocp.CheckpointManagerOptions(
+            max_to_keep=self._keep,
+            async_options=self._ocp.AsyncOptions(
+                post_finalization_callback=self._seal,
+                # Otherwise the threads of a write whose directories cannot be made wait for them
+                # for minutes, and so does the end of the process.
+                create_directories_asynchronously=False,
+            ),
+        )
+        return self._ocp.CheckpointManager(self._directory, options=options)
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._guarded(self._manager.close)
+        self.wait()
+        self._close()
 
     def begin(self) -> None:
         """Marks the beginning of the run: `overwrite` deletes an earlier run's checkpoints now."""
@@ -107,7 +115,8 @@ class Checkpoints:
         )
         if self._has_room(sum(array.nbytes for array in arrays.values)):
             self.wait()  # so that `_seal` finds only the checkpoint being written
-            self._writing = 1 + max(self._steps(), default=0)
+            # A thread of a write that failed may still be writing under its number.
+            self._writing = 1 + max([self._writing, *self._steps()])
             self._manager.save(self._writing, args=parts)
 
     def _seal(self) -> None:
@@ -214,3 +223,18 @@ class Checkpoints:
                 "a checkpoint in %s could not be written, the previous one is kept: %s",
                 self._directory, one_line(error, kind=False),
             )  # fmt: skip
+            self._reopen()
+
+    def _reopen(self) -> None:
+        """Opens the directory anew after a failed write.
+
+        Orbax would raise other errors of that write later, in the next one, and has forgotten the
+        old checkpoints that it was going to delete.
+        """
+        self._close()
+        with contextlib.suppress(OSError):  # which the next write will report
+            self._manager = self._open()
+
+    def _close(self) -> None:
+        with contextlib.suppress(Exception):  # errors of a write were reported
+            self._manager.close()

@@ -1,10 +1,14 @@
 """Checkpoints on disk, and what the shards know of them in runs of other shapes."""
 
+import contextlib
 import dataclasses
 import errno
 import gc
 import logging
+import os
 import shutil
+import threading
+from pathlib import Path
 from unittest import mock
 
 import jax.numpy as jnp
@@ -96,6 +100,46 @@ def test_other_values_in_the_same_files_are_found_out(filled, caplog):
 def test_a_half_written_one_is_none(filled):
     (filled / "4").rename(filled / "5.orbax-checkpoint-tmp")
     assert latest(filled).time_s == 3.0
+
+
+@pytest.mark.parametrize("name", ["mkdir", "fsync", "rename"])
+def test_a_write_that_fails_costs_no_other_checkpoint_and_leaves_nothing(name, tmp_path, caplog):
+    full = mock.patch.object(os, name, side_effect=OSError(errno.ENOSPC, "No space left"))
+    before = threading.enumerate()
+    with Checkpoints(tmp_path, keep=1) as checkpoints:
+        for number, newest in ((1, 1), (2, 1), (3, 3)):
+            with full if number == 2 else contextlib.nullcontext():
+                checkpoints.save(content(number))
+                checkpoints.wait()
+            assert checkpoints.latest().time_s == newest
+    assert [record.getMessage() for record in caplog.records if record.name == "dbjax"] == [
+        f"a checkpoint in {tmp_path} could not be written, the previous one is kept: "
+        "[Errno 28] No space left"
+    ]
+    assert len(list(tmp_path.iterdir())) == 1
+    assert threading.enumerate() == before  # threads that wait would hold up the end of the process
+
+
+def test_all_files_are_on_disk_before_a_checkpoint_has_its_name(tmp_path):
+    def fsync(descriptor):
+        right(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def rename(source, target):
+        if Path(target).parent == tmp_path:
+            files = [path for path in Path(source).rglob("*") if path.is_file()]
+            left.extend(path.name for path in files if path.stat().st_ino not in flushed)
+        renamed(source, target)
+
+    flushed, left, right, renamed = set(), [], os.fsync, os.rename
+    with (
+        mock.patch("os.fsync", fsync), mock.patch("os.rename", rename),
+        Checkpoints(tmp_path) as checkpoints,
+    ):  # fmt: skip
+        checkpoints.save(content(1))
+    assert steps(tmp_path) == [1]
+    # Orbax writes these last; they are not needed to read a checkpoint.
+    assert set(left) <= {"_CHECKPOINT_METADATA", "commit_success.txt"}
 
 
 def test_with_none_that_is_whole_there_is_none(filled, caplog):

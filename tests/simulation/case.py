@@ -21,11 +21,13 @@ CHOICES: dict[str, tuple[Any, ...]] = {  # of every knob; what is simplest comes
     "restless": (False, True),
     "jitter": (False, True),
     "repeats": (False, True),
+    "storage": (0, 1, 2, 4),
 }
 FAVOURED = {
     "backups": (0, 1, 1),
     "deaths": (0, 1, 2, 2, 3, 3, 5, 8),
     "restless": (False,) * 4 + (True,),
+    "storage": (0,) * 27 + (1, 2, 4),
 }
 
 
@@ -40,6 +42,7 @@ class Case:
       checkpoints: whether there are any.
       jitter: whether computations vary in time.
       repeats: whether some pushes reach their shard twice.
+      storage: faults of the disk with the checkpoints, which the run is then resumed from.
     """
 
     seed: int
@@ -56,6 +59,7 @@ class Case:
     restless: bool = False
     jitter: bool = False
     repeats: bool = False
+    storage: int = 0
 
     def draws(self, of: str) -> random.Random:
         """For one kind of detail, so that fewer deaths leave the cuts as they are."""

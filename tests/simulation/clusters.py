@@ -70,7 +70,7 @@ def cluster(case: Case) -> dbjax.Cluster:
     machines = {"replica/1": machine(speed=draws.choice([1.0, 0.1]))}
     if case.restless:
         who = draws.choice(["replica/*", "shard/*", "*/backup", "coordinator"])
-        machines = {who: machine(mean_time_between_failures_s=max(4.0, 2 * _end_s(case)),
+        machines = {who: machine(mean_time_between_failures_s=max(4.0, 2 * usual_end_s(case)),
                                  mean_time_to_repair_s=draws.choice([1e-3, 0.2]))}  # fmt: skip
     latency_s = draws.choice([0.0, 1e-3, 0.02])
     return dbjax.Cluster(
@@ -81,11 +81,13 @@ def cluster(case: Case) -> dbjax.Cluster:
 
 
 def checkpoint_every(case: Case) -> Every | None:
-    seconds = case.draws("checkpoints").choice([0.07, 0.3])
-    return Every(seconds=seconds) if case.checkpoints else None
+    draws = case.draws("checkpoints")
+    if case.storage:
+        return Every(seconds=usual_end_s(case) / draws.choice([1.5, 3]))
+    return Every(seconds=draws.choice([0.07, 0.3])) if case.checkpoints else None
 
 
-def _end_s(case: Case) -> float:
+def usual_end_s(case: Case) -> float:
     """About as long as it would last with nothing gone wrong."""
     portions = 12 / case.replicas if case.method == "sandblaster" else 1
     return COMPUTE_S * case.steps * portions * 1.2
@@ -94,7 +96,7 @@ def _end_s(case: Case) -> float:
 def _failures(case: Case, latency_s: float) -> tuple[Failure, ...]:
     """Many at once, at any time, or right after another's death or return."""
     draws, found = case.draws("deaths"), []
-    names, end_s = nodes(case), _end_s(case)
+    names, end_s = nodes(case), usual_end_s(case)
     favourite = draws.choice(names)
     outages = [cut for cut in _outages(case) if cut.a in names]
     for _ in range(case.deaths):
@@ -124,7 +126,7 @@ def _outages(case: Case) -> tuple[Outage, ...]:
         if backed and draws.random() < 0.5:
             a = draws.choice(backed)
             b = draws.choice([f"{a}/backup", f"{a}/backup", "replica/*"])
-        at_s = draws.uniform(0, _end_s(case))
+        at_s = draws.uniform(0, usual_end_s(case))
         found.append(Outage(a, b, at_s, at_s + draws.choice([0.01, 0.1, 0.7])))
     return tuple(found)
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import dbjax
 from dbjax.monitoring.push_account import account_for_pushes
-from tests.simulation import invariants
+from tests.simulation import invariants, storage
 from tests.simulation.book import Book, Copies, Violation
 from tests.simulation.case import Case
 from tests.simulation.clusters import checkpoint_every, cluster, config, nodes, task
@@ -37,6 +37,9 @@ def simulate(case: Case) -> Ran:
     """
     ran = _run(case)
     invariants.check(ran)
+    if case.storage:
+        with _violations():
+            storage.check(case)
     return ran
 
 
@@ -71,7 +74,7 @@ def check_replayable(case: Case) -> None:
 
 def calm(case: Case) -> dbjax.Result:
     """The result where nothing goes wrong."""
-    quiet = {"deaths": 0, "outages": 0, "links": 0, "backups": 0}
+    quiet = {"deaths": 0, "outages": 0, "links": 0, "backups": 0, "storage": 0}
     never = dict.fromkeys(("duplicates", "checkpoints", "restless", "repeats"), False)
     return _calm(dataclasses.replace(case, **quiet, **never))
 
@@ -84,7 +87,7 @@ def _calm(case: Case) -> dbjax.Result:
 def _run(case: Case) -> Ran:
     made, book, trace = config(case), Book(_copies(case)), dbjax.Trace()
     trace.listeners.append(book.note)
-    with listening(book, case), _violations(case):
+    with listening(book, case), _violations():
         result = dbjax.run(
             task(case), made, cluster=cluster(case), checkpoint_every=checkpoint_every(case),
             until_s=LIMIT_S, trace=trace,
@@ -93,8 +96,8 @@ def _run(case: Case) -> Ran:
 
 
 @contextlib.contextmanager
-def _violations(case: Case) -> Any:
-    """No failure of a machine or of the network may fail the run."""
+def _violations() -> Any:
+    """No failure of a machine, of the network or of a disk may fail the run."""
     try:
         yield
     except Violation:
