@@ -53,7 +53,7 @@ def defaults() -> ml_collections.ConfigDict:
             "replica_cpus": config_dict.placeholder(float),  # None: the same as `cpus`
             "replica_gpus": 0.0,
             "timeout_s": 15.0,
-            "hang_s": 10.0,  # how long a process may be silent until it is killed and restarted
+            "hang_s": 30.0,  # how long a process may be silent until it is killed and restarted
             "wire_dtype": "float32",  # or bfloat16, of what replicas and shards send each other
         }
     )

@@ -120,8 +120,9 @@ def test_imports_point_down(name, allowed):
         assert within(names, *allowed), (module, sorted(names))
 
 
-def test_nothing_uses_asyncio():
-    assert not [m for m, names in GRAPH.items() if {"asyncio"} & {n.split(".")[0] for n in names}]
+def test_only_rays_actors_use_asyncio():
+    using = [m for m, names in GRAPH.items() if {"asyncio"} & {n.split(".")[0] for n in names}]
+    assert using == ["dbjax.runtime.ray.process"]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Kills nodes one after the other during a run, and reports how they recovered."""
+"""Makes nodes fail one after the other during a run, and reports how they recovered."""
 
 from __future__ import annotations
 
@@ -20,13 +20,15 @@ _MAY_DIE = (NodeKind.REPLICA, NodeKind.SHARD, NodeKind.BACKUP)
 
 @dataclasses.dataclass(frozen=True)
 class Chaos:
-    """Kills a random replica or shard every `every_s`, but never both copies of a shard.
+    """Makes a random replica or shard fail every `every_s`, but never both copies of a shard.
 
     Pass an instance to `dbjax.run` as `background`.
 
     Attributes:
-      every_s: the time between two kills, in seconds on the run's clock.
+      every_s: the time between two failures, in seconds on the run's clock.
       seed: the seed of the choice of nodes.
+      hangs: whether every second failure, on average, is a process that stands still instead of one
+        that is killed; only on Ray.
 
     Raises:
       ValueError: an attribute has a wrong value.
@@ -34,6 +36,7 @@ class Chaos:
 
     every_s: float
     seed: int = 0
+    hangs: bool = False
 
     def __post_init__(self) -> None:
         require_positive("Chaos.every_s", self.every_s)
@@ -46,8 +49,9 @@ class Chaos:
             nodes = [n for n in runtime.nodes() if kind_of(n) in _MAY_DIE]
             victim = nodes[random.integers(len(nodes))]
             if await _may_die(node, victim, nodes):
-                node.record(event="killed", victim=victim)
-                runtime.kill(victim)
+                hang = self.hangs and bool(random.integers(2))
+                node.record(event="hung" if hang else "killed", victim=victim)
+                runtime.kill(victim, hang=hang)
 
 
 async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
@@ -76,24 +80,32 @@ class Kill:
 
     Attributes:
       node: the name of the node.
-      at_s: when it failed, in seconds on the run's clock.
+      at_s: when it failed, in seconds on the run's clock. If `Chaos` made it fail, that is when it
+        did; otherwise it is when the runtime noticed.
       back_after_s: how many seconds later it was back; infinite if it never was.
+      hung: whether it stood still.
     """
 
     node: str
     at_s: float
     back_after_s: float
+    hung: bool = False
 
 
 def kills(rows: Sequence[Row]) -> list[Kill]:
     """Finds the failures that the rows of a run record, in order of time."""
     found: list[Kill] = []
+    injected: dict[str, Row] = {}  # by node, until the runtime notices
     for i, row in enumerate(rows):
+        if row.get("event") in ("killed", "hung"):
+            injected[row["victim"]] = row
         if row.get("event") == "died":
             back_s = (
                 later["time_s"]
                 for later in rows[i + 1 :]
                 if later.get("event") == "returned" and later["node"] == row["node"]
             )
-            found.append(Kill(row["node"], row["time_s"], next(back_s, math.inf) - row["time_s"]))
+            cause = injected.pop(row["node"], row)
+            after_s = next(back_s, math.inf) - cause["time_s"]
+            found.append(Kill(row["node"], cause["time_s"], after_s, cause["event"] == "hung"))
     return found

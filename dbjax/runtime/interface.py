@@ -319,11 +319,15 @@ class Runtime(Protocol):
     def nodes(self) -> list[str]:
         """The names of all nodes except observers."""
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> None:
         """Makes a node fail, as if its machine had lost power.
 
+        Args:
+          name: the name of the node.
+          hang: whether it stands still instead, without an end, until the runtime notices.
+
         Raises:
-          ValueError: there is no node of that name, or nodes of this runtime cannot fail.
+          ValueError: there is no node of that name, or nodes of this runtime cannot fail or hang.
         """
 
     def between_events(self, do: Callable[[], object]) -> None:

@@ -21,7 +21,7 @@ def cluster(by_value):
     """A cluster of Ray for the tests of a module."""
     ray = by_value
     ray.init("local", num_cpus=4, include_dashboard=False, log_to_driver=False,
-             logging_level="ERROR")  # fmt: skip
+             logging_level="ERROR", _system_config={"worker_niceness": 0})  # fmt: skip
     yield ray
     ray.shutdown()
 

@@ -34,6 +34,10 @@ class Peer(NamedTuple):
         """Returns what is larger in later news of the same process."""
         return self.incarnation, self.actor is None
 
+    def reader(self) -> str:
+        """Returns the name of this incarnation as a reader of shared memory."""
+        return f"{self.name} {self.incarnation}"
+
 
 class Origin(NamedTuple):
     """Where a call comes from."""
@@ -103,7 +107,7 @@ class Peers:
         """Returns how calls to a process, or replies to it, travel, by the name of their caller."""
         arena = self.arena if process.machine == self.me.machine else None
         dtype = self.dtype if kind_of(caller) is NodeKind.REPLICA else "float32"
-        return Route(process.name, arena, dtype)
+        return Route(process.reader(), arena, dtype)
 
     def settle(self, settle: Callable[..., object], *args: Any) -> None:
         """Settles a future in a thread that may be held up by who waits, as Ray's must not be."""
@@ -207,9 +211,9 @@ class RayHandle:
             dead, self._open = self._open, {}
             if peer.actor is not None:
                 hoping, self._hoping = self._hoping, []
-        if before.actor is not None:
-            self._peers.arena.take_back(self.name)
-            forget(before.memory)
+        for gone in (before,) if peer.actor is not None else (before, peer):
+            self._peers.arena.take_back(gone.reader())
+            forget(gone.memory)
         for call in dead:
             self._die(call)
         for answer in hoping:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -99,10 +101,13 @@ class Members:
         """Returns the names of the nodes whose processes are up and have not stopped."""
         return [n for n, m in self._members.items() if m.ready and not m.stopped]
 
-    def kill(self, name: str) -> None:
-        """Kills a node's process, if it is up; Ray starts it again."""
-        if self._members[name].ready:
-            ray.kill(self._members[name].actor, no_restart=False)
+    def kill(self, name: str, hang: bool) -> None:
+        """Kills or stops a node's process, if it is up."""
+        member = self._members[name]
+        if member.ready and hang:
+            member.actor.__ray_call__.remote(lambda _: os.kill(os.getpid(), signal.SIGSTOP))
+        elif member.ready:
+            ray.kill(member.actor, no_restart=False)
 
     def go(self) -> None:
         """Starts all coroutines and observers, now that all services are ready."""
@@ -263,11 +268,11 @@ class Members:
     def _died(self, member: _Member) -> None:
         """Takes notice that a process is dead; it will be started again."""
         with self._changed:
-            was_up, member.ready = member.peer.actor is not None, False
-            member.peer = member.peer._replace(actor=None)
+            was_up, was_ready = member.peer.actor is not None, member.ready
+            member.ready, member.peer = False, member.peer._replace(actor=None)
+            if was_ready and self._running and not self._ending:
+                self._record(member, "died")
             if was_up and self._running:
-                if not self._ending:
-                    self._record(member, "died")
                 self._tell_all(member.peer)
             elif was_up:  # nobody has heard of it yet, so the next one takes its place
                 member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)

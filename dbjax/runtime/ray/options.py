@@ -41,7 +41,7 @@ class RayOptions:
     replica_cpus: float | None = None
     replica_gpus: float = 0.0
     timeout_s: float = 15.0
-    hang_s: float = 10.0
+    hang_s: float = 30.0
     wire_dtype: str = "float32"
     env: Mapping[str, str] = dataclasses.field(default_factory=dict)
 

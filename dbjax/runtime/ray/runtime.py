@@ -110,11 +110,11 @@ class RayRuntime:
     def nodes(self) -> list[str]:
         return list(self._nodes)
 
-    def kill(self, name: str) -> None:
-        """Kills a node's process; Ray starts it again."""
+    def kill(self, name: str, *, hang: bool = False) -> None:
+        """See `Runtime`. Ray starts a process again that was killed, by dbjax if it hangs."""
         if name not in self._nodes or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
-        self._members.kill(name)
+        self._members.kill(name, hang)
 
     @property
     def latest_states(self) -> dict[str, Any]:

@@ -134,10 +134,12 @@ class VirtualRuntime:
     def nodes(self) -> list[str]:
         return list(self._failures)
 
-    def kill(self, name: str) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> None:
         """See `Runtime`. The node is back after a time drawn with its `mean_time_to_repair_s`."""
         if name not in self._failures:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._failures)}")
+        if hang:
+            raise ValueError(f"kill({name!r}, hang=True): only nodes of runtime='ray' can hang")
         _ = self._kill(name)
 
     @journaled
