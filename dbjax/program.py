@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import operator
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol
@@ -23,7 +24,9 @@ from dbjax.parameter_server.failover_client import require_backups as require_ba
 from dbjax.parameter_server.gated_shard import GatedShard as GatedShard
 from dbjax.parameter_server.gradient_fn import GradientFn as GradientFn
 from dbjax.parameter_server.optimizer import ServerRule as ServerRule
+from dbjax.parameter_server.optimizer import checked_trees
 from dbjax.parameter_server.partition import compiled_join
+from dbjax.parameter_server.replica_process import replica_process
 from dbjax.parameter_server.session import ReplicaSession as ReplicaSession
 from dbjax.parameter_server.session import SessionOptions as SessionOptions
 from dbjax.parameter_server.shard import Push as Push
@@ -33,6 +36,7 @@ from dbjax.parameter_server.shard import Snapshot as Snapshot
 from dbjax.runtime.interface import Future as Future
 from dbjax.runtime.interface import Node as Node
 from dbjax.runtime.interface import Runtime as Runtime
+from dbjax.runtime.node_names import member_name
 from dbjax.runtime.node_names import replica_name as replica_name
 from dbjax.runtime.trace import Row
 from dbjax.task import Task as Task
@@ -160,14 +164,17 @@ class AsynchronousConfig:
 
     def __post_init__(self) -> None:
         name = method_name(self)
-        for field in dataclasses.fields(self):
-            if "GradientTransformation" in str(field.type):
-                given = getattr(self, field.name)
-                optional = any(word in str(field.type) for word in ("None", "Optional"))
-                rule = as_rule(f"{name}.{field.name}", given, or_none=optional)
-                object.__setattr__(self, field.name, rule)
+        for field in _rule_fields(self):
+            optional = any(word in str(field.type) for word in ("None", "Optional"))
+            rule = as_rule(f"{name}.{field.name}", getattr(self, field.name), or_none=optional)
+            object.__setattr__(self, field.name, rule)
         require_config(self)
         require_backups(name, self.shard_backups)
+
+
+def _rule_fields(config: AsynchronousConfig) -> list[dataclasses.Field[Any]]:
+    """Returns the fields of a Config that hold an optax rule."""
+    return [f for f in dataclasses.fields(config) if "GradientTransformation" in str(f.type)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,36 +249,57 @@ def asynchronous(
         *shard_args,
         backups=config.shard_backups,
         sharding=task.sharding,
+        spans=True,
         rule=config.rule if rule is None else rule,
         restore=restore,
     )
     gradient_fns = server.gradients_of(task.loss, task.batch, config.replicas)
-    processes = []
+    count, pushes = task.sharding.processes if task.sharding else 1, pushes or PushTimes()
+    if count > 1:
+        pushes = dataclasses.replace(pushes, after=pushes.after + 1)  # another process may be later
+        for field in _rule_fields(config):  # each process takes local steps on its own part
+            if (own := getattr(config, field.name)) is not None:
+                checked_trees(own, server.partition, server.like)
+    replicas = []
     for r, (gradient_fn, stream) in enumerate(zip(gradient_fns, streams, strict=True)):
-        given = server, gradient_fn, stream, config
+        main: Callable[..., Coroutine[Any, Any, None]] = client
         if r and late_client is not None:
-            process = runtime.spawn(replica_name(r), late_client, client, *given)
-        else:
-            process = runtime.spawn(replica_name(r), client, *given)
-        processes.append(process)
+            main = functools.partial(_run_late, late_client, client)
+        replicas.append(_spawn(runtime, r, count, main, server, gradient_fn, stream, config))
     return Program(
         server,
         Shard,
-        tuple(processes),
+        tuple(itertools.chain.from_iterable(replicas)),
         predicted_staleness_updates,
-        acknowledged=functools.partial(
-            _acknowledged_pushes, config.steps, pushes or PushTimes(), processes
-        ),
+        acknowledged=functools.partial(_acknowledged_pushes, config.steps, pushes, replicas),
     )
 
 
+def _run_late(late_client: Any, client: Client, node: Node, *args: Any) -> Any:
+    return late_client(node, client, *args)
+
+
+def _spawn(
+    runtime: Runtime, replica: int, processes: int, main: Callable[..., Any], *args: Any
+) -> list[Future[None]]:
+    """Starts the processes of a replica, and returns their ends."""
+    name = replica_name(replica)
+    if processes == 1:
+        return [runtime.spawn(name, main, *args)]
+    names = [member_name(replica, process) for process in range(processes)]
+    return runtime.spawn_group(names, replica_process, name, main, *args)
+
+
 def _acknowledged_pushes(
-    steps: int | None, pushes: PushTimes, processes: Sequence[Future[Any]], rows: Sequence[Row]
+    steps: int | None,
+    pushes: PushTimes,
+    replicas: Sequence[Sequence[Future[Any]]],
+    rows: Sequence[Row],
 ) -> dict[str, int]:
     """Counts the pushes of each replica that all shards are certain to have acknowledged."""
     found: dict[str, int] = {}
-    for r, process in enumerate(processes):
-        if steps is not None and process.done() and process.error() is None:
+    for r, processes in enumerate(replicas):
+        if steps is not None and all(p.done() and p.error() is None for p in processes):
             found[replica_name(r)] = pushes.in_all(steps)
     for row in rows:
         if "step" in row:

@@ -53,14 +53,19 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       The parameters, their digest, and how much was replayed.
 
     Raises:
-      ReplayError: the log says that it is not enough, as that of a resumed run does; or a version
-        differs from the log; or the log has calls that the program never makes.
+      ReplayError: the log says that it is not enough, as that of a resumed run does; or replicas
+        span processes; or a version differs from the log; or the log has calls that the program
+        never makes.
       TypeError: an argument has the wrong type.
     """
     require_task(task)
     if not isinstance(script, Script):
         raise TypeError(
             f"script={short_repr(script)} is not a Script: give dbjax.Script(lines) of the log"
+        )
+    if task.sharding is not None and task.sharding.processes > 1:
+        raise ReplayError(
+            f"this run cannot be replayed: its replicas span processes={task.sharding.processes}"
         )
     if script.no_replay is not None:
         raise ReplayError(f"this run cannot be replayed: {script.no_replay}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import typing
 from collections.abc import Callable, Iterable
@@ -108,7 +109,9 @@ def _require_numbers(config: ml_collections.ConfigDict) -> None:
     ):
         if value < 0:
             raise ValueError(f"{name}={value} must be at least 0")
-    require_at_least("", 1, **{"sharding.devices": config.sharding.devices})
+    for name in ("devices", "processes"):
+        require_at_least("", 1, **{f"sharding.{name}": config.sharding[name]})
+    _require_processes(config)
     for name, seed in (("seed", config.seed), ("data_seed", config.data_seed)):
         if seed is not None:
             require_seed(name, seed)
@@ -117,6 +120,20 @@ def _require_numbers(config: ml_collections.ConfigDict) -> None:
     elif algorithms.algorithm(config).steps is None:
         raise ValueError("nothing would end this run: give until_s, or options.steps")
     _every(config)
+
+
+def _require_processes(config: ml_collections.ConfigDict) -> None:
+    """Raises ValueError if a replica's devices cannot be spread over `sharding.processes`."""
+    devices, processes = config.sharding.devices, config.sharding.processes
+    if processes > 1 and config.runtime != "ray":
+        raise ValueError(
+            f"sharding.processes={processes} needs runtime=ray, not {config.runtime}; or use 1"
+        )
+    if devices % processes:
+        raise ValueError(
+            f"sharding.processes={processes} must divide sharding.devices={devices}, since each "
+            "process has equally many"
+        )
 
 
 def _every(config: ml_collections.ConfigDict) -> dbjax.Every:
@@ -177,7 +194,8 @@ def task(config: ml_collections.ConfigDict) -> dbjax.Task:
         seed=config.seed,
         **model,
     )
-    sharding = _sharding(config.sharding, network)
+    on_gpus = config.runtime == "ray" and config.ray.replica_gpus > 0
+    sharding = _sharding(config.sharding, network, on_gpus)
     evaluate = evaluation(network, splits.train, splits.test, config.evaluate_examples)
     guess = most_frequent(network, splits.test, config.evaluate_examples)
     return dbjax.Task(
@@ -228,8 +246,15 @@ def make_host_devices(config: ml_collections.ConfigDict) -> None:
             ) from error
 
 
-def _sharding(fields: ml_collections.ConfigDict, network: Model) -> ModelSharding | None:
+def _sharding(
+    fields: ml_collections.ConfigDict, network: Model, on_gpus: bool
+) -> ModelSharding | None:
     """The sharding of the network over `sharding.devices`; None for a single device.
+
+    Args:
+      fields: the group `sharding`.
+      network: the network.
+      on_gpus: whether replicas run on GPUs that this process need not see.
 
     Raises:
       ValueError: the network cannot be sharded that way, or there are too few devices.
@@ -237,12 +262,15 @@ def _sharding(fields: ml_collections.ConfigDict, network: Model) -> ModelShardin
     if fields.devices == 1 and fields.how is None:
         return None
     sharding = network.sharding(fields.devices, fields.how)
-    if len(jax.local_devices()) < fields.devices:
+    each, there_are = fields.devices // fields.processes, len(jax.local_devices())
+    if there_are < each and not on_gpus:
         raise ValueError(
-            f"sharding.devices={fields.devices}, but JAX has {len(jax.local_devices())}; on CPUs "
-            f"give --config.sharding.host_devices={fields.devices} or more"
+            f"sharding.devices={fields.devices} over sharding.processes={fields.processes}, but "
+            f"JAX has {there_are}; on CPUs give --config.sharding.host_devices={each} or more"
         )
-    return sharding if fields.devices > 1 else None
+    if fields.devices == 1:
+        return None
+    return dataclasses.replace(sharding, processes=fields.processes)
 
 
 def evaluation(

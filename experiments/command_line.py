@@ -24,6 +24,7 @@ HINTS = {
     "cluster.compute_s": "seconds for a gradient; or costs: estimates it from the compiled program",
     "sharding.devices": "number of devices that each replica's network is sharded over",
     "sharding.host_devices": "number of CPU devices that JAX presents",
+    "sharding.processes": "number of processes over which a replica spreads its devices, on Ray",
     "event_log": "whether to write a log for experiments.replay; default: only in real time",
     "sharding.how": "units, alternating or tiles; none: the paper's choice for the model",
     "ray.address": "local: starts a cluster for this run; auto or HOST:PORT: joins one",

@@ -40,6 +40,7 @@ def defaults() -> ml_collections.ConfigDict:
             "devices": 1,  # the number of devices that each replica's network is sharded over
             # units, alternating or tiles; None: the paper's choice for the model
             "how": config_dict.placeholder(str),
+            "processes": 1,  # over which a replica's devices are spread, with runtime=ray
             # The number of JAX devices to make of the CPUs; None: JAX's default.
             "host_devices": config_dict.placeholder(int),
         }

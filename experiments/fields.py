@@ -28,7 +28,7 @@ _NEEDS: tuple[tuple[str, Callable[[ml_collections.ConfigDict], bool], str], ...]
     ("evaluations", lambda c: c.until_s is not None or c.evaluations == 1, "until_s"),
     *(
         (f"sharding.{name}", lambda c: c.sharding.devices > 1, "sharding.devices above 1")
-        for name in ("how", "host_devices")
+        for name in ("how", "host_devices", "processes")
     ),
     (REPAIR, lambda c: _may_fail(c), "cluster.machine.mean_time_between_failures_s"),
     (

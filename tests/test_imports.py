@@ -81,7 +81,7 @@ def within(names, *allowed):
 
 
 SERVER = ["dbjax.parameter_server", "dbjax.errors", "dbjax.optim", "dbjax.types",
-          "dbjax.runtime.interface", "dbjax.runtime.node_names",
+          "dbjax.runtime.interface", "dbjax.runtime.joint", "dbjax.runtime.node_names",
           "dbjax.model_parallel.sharding"]  # fmt: skip
 
 
@@ -92,6 +92,7 @@ SERVER = ["dbjax.parameter_server", "dbjax.errors", "dbjax.optim", "dbjax.types"
         ("dbjax.files", ["dbjax.errors"]),
         ("dbjax.runtime", ["dbjax.runtime", "dbjax.arguments", "dbjax.errors"]),
         ("dbjax.runtime.futures", []),
+        ("dbjax.runtime.joint", []),
         ("dbjax.runtime.interface", ["dbjax.runtime.futures", "dbjax.runtime.context"]),
         *[(f"dbjax.runtime.{name}",
            [f"dbjax.runtime.{name}", "dbjax.arguments", "dbjax.errors",

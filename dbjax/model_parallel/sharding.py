@@ -23,7 +23,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from dbjax.types import LossFn, Params, loss_of
+from dbjax.types import Batch, Gradient, LossFn, Params, loss_of
 
 Rules = tuple[tuple[str, PartitionSpec], ...]  # pattern of a parameter's whole path -> its sharding
 Axes = tuple[tuple[str, int], ...]  # names and sizes of a mesh's axes; the last one varies fastest
@@ -43,15 +43,19 @@ class ModelSharding:
         return the same value on every device, and may use collectives over `axes`. If
         `Task.takes_key` is True, its third argument is the random key, the same on every device;
         random numbers that belong to one block must fold in `jax.lax.axis_index`.
+      processes: the number of operating-system processes over which the devices of a replica are
+        spread, equally many to each and in the order of the mesh. With more than one, a replica may
+        span machines; this needs `runtime="ray"`.
 
     Raises:
-      ValueError: an axis is not of at least one device, or a rule names an axis that is not in
-        `axes`.
+      ValueError: an axis is not of at least one device, a rule names an axis that is not in `axes`,
+        or the devices cannot be spread over the processes.
     """
 
     axes: Axes
     rules: Rules
     loss: LossFn
+    processes: int = 1
 
     def __post_init__(self) -> None:
         sizes = dict(self.axes)
@@ -68,6 +72,15 @@ class ModelSharding:
                         f"ModelSharding: rule {pattern!r} shards along {axis!r}, which is not an "
                         f"axis of the mesh; use one of {', '.join(sizes)}"
                     )
+        if not isinstance(self.processes, int) or self.processes < 1:
+            raise ValueError(
+                f"ModelSharding: processes={self.processes!r} must be an integer of at least 1"
+            )
+        if self.devices % self.processes:
+            raise ValueError(
+                f"ModelSharding: {self.devices} devices cannot be spread equally over "
+                f"processes={self.processes}; use a divisor of {self.devices}"
+            )
 
     @property
     def devices(self) -> int:
@@ -104,34 +117,59 @@ class ModelSharding:
         """Returns the shardings of all parameters, a pytree with the structure of `params`."""
         return jax.tree_util.tree_map_with_path(lambda path, _: self.spec(path_name(path)), params)
 
+    def broadcast_axes(self, path: str) -> tuple[str, ...]:
+        """Returns the mesh axes along which the first device gives the others its block.
+
+        With several processes, what is replicated is fetched by one process and sent on, since
+        another process might fetch another version of it.
+        """
+        if self.processes == 1:
+            return ()
+        used = axes_of(self.spec(path))
+        return tuple(axis for axis, _ in self.axes if axis not in used)
+
     def value_and_grad(self, params: Params, mesh: Mesh) -> jax.stages.Wrapped:
         """Returns a jitted function (padded parameters, batch) -> (loss, padded gradient).
 
         Args:
-          params: a pytree with the structure of the parameters; its leaves are not used.
-          mesh: the mesh on which the function runs. The batch must be replicated over it.
+          params: the parameters, or their shapes and dtypes; only these are used.
+          mesh: the mesh on which the function runs. Its arguments lie on it as `abstract` says, and
+            the batch is replicated over it.
         """
-        specs = self.specs(params)
+        given = jax.tree.map(lambda like: like.sharding.spec, self.abstract(params, mesh))
+
+        def own(path: Any, block: jax.Array) -> jax.Array:
+            axes = self.broadcast_axes(path_name(path))
+            return jax.lax.psum(block[0], axes) if axes else block
+
+        def step(blocks: Params, batch: Batch) -> tuple[jax.Array, Gradient]:
+            blocks = jax.tree_util.tree_map_with_path(own, blocks)
+            return jax.value_and_grad(functools.partial(loss_of, self.loss))(blocks, batch)
+
         return jax.jit(
             jax.shard_map(
-                jax.value_and_grad(functools.partial(loss_of, self.loss)),
+                step,
                 mesh=mesh,
-                in_specs=(specs, PartitionSpec()),
-                out_specs=(PartitionSpec(), specs),
+                in_specs=(given, PartitionSpec()),
+                out_specs=(PartitionSpec(), self.specs(params)),
             )
         )
 
     def abstract(self, params: Params, mesh: Mesh) -> Params:
-        """Returns the shapes, dtypes and shardings of the padded parameters, without values."""
+        """Returns the shapes, dtypes and shardings of the padded parameters, without values.
+
+        A parameter with `broadcast_axes` has a first dimension over the devices along these axes:
+        the block of the first of them counts, and those of all others are zero.
+        """
         layout = Layout(self, params)
 
         def padded(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
             name = path_name(path)
-            return jax.ShapeDtypeStruct(
-                layout.padded_shape(name),
-                leaf.dtype,
-                sharding=NamedSharding(mesh, self.spec(name)),
-            )
+            shape, spec = layout.padded_shape(name), self.spec(name)
+            if axes := self.broadcast_axes(name):
+                copies = math.prod(size for axis, size in self.axes if axis in axes)
+                shape, spec = (copies, *shape), PartitionSpec(axes, *spec)
+            return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=NamedSharding(mesh, spec))
 
         return jax.tree_util.tree_map_with_path(padded, params)
 
@@ -153,7 +191,7 @@ class Layout:
     """
 
     def __init__(self, sharding: ModelSharding, params: Params) -> None:
-        self.devices = sharding.devices
+        self.devices, self.processes = sharding.devices, sharding.processes
         self._sizes = dict(sharding.axes)
         leaves = jax.tree_util.tree_leaves_with_path(params)
         self.shapes = {path_name(path): tuple(leaf.shape) for path, leaf in leaves}
@@ -185,6 +223,10 @@ class Layout:
                 index = index * self._sizes[axis] + place[axis]
             found.append((min(n, index * size), min(n, (index + 1) * size)))
         return tuple(found)
+
+    def process(self, device: int) -> int:
+        """Returns the index of the process to which a device belongs."""
+        return device * self.processes // self.devices
 
     def owns(self, name: str, device: int) -> bool:
         """Returns True if `device` is the first of the devices that hold the same region."""

@@ -21,10 +21,12 @@ from dbjax.parameter_server.partition import (
     Partition,
     compiled_split,
     partition_params,
+    shards_of_process,
     slice_nbytes,
 )
 from dbjax.parameter_server.shard import Snapshot
 from dbjax.runtime.interface import Future, Handle, Runtime, SavedState, all_of
+from dbjax.runtime.joint import least
 from dbjax.types import Batch, LossFn, Params, Slices
 
 S = TypeVar("S")
@@ -59,6 +61,7 @@ class ParameterServer(Generic[S]):
 
     Attributes:
       nbytes: the size of each slice, in bytes.
+      joint: whether other processes of a replica have the other shards (see `of_process`).
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class ParameterServer(Generic[S]):
         self.shards, self.partition, self.like = tuple(shards), partition, like
         self.nbytes = tuple(map(slice_nbytes, like))
         self.gradients = gradients
+        self.joint = False
 
     @classmethod
     def serve(
@@ -84,6 +88,7 @@ class ParameterServer(Generic[S]):
         name: str = "shard",
         backups: int = 0,
         sharding: ModelSharding | None = None,
+        spans: bool = False,
         rule: optax.GradientTransformation | None = None,
         restore: Restore | None = None,
     ) -> ParameterServer[S]:
@@ -104,6 +109,7 @@ class ParameterServer(Generic[S]):
           backups: the number of backups of every shard, 0 or 1.
           sharding: how each replica is sharded over devices, which the slices then follow; None:
             no model parallelism.
+          spans: whether the caller starts as many processes for each replica as the sharding says.
           rule: the optax rule of shards that apply gradients; they are then made by
             `make(node, slice, server_rule, *args)`.
           restore: a function from the partition to the states with which the shards begin; None:
@@ -114,9 +120,14 @@ class ParameterServer(Generic[S]):
 
         Raises:
           TypeError: a leaf of the parameters is not an array of floats.
-          ValueError: there are too many shards for the parameters, or the rule cannot run on their
-            slices (`optim.require_elementwise`).
+          ValueError: there are too many shards for the parameters, or replicas may not span
+            processes, or the rule cannot run on the slices (`optim.require_elementwise`).
         """
+        if sharding and sharding.processes > 1 and not spans:
+            raise ValueError(
+                f"ModelSharding.processes={sharding.processes} is for methods whose replicas push "
+                "independently of each other, such as downpour; use processes=1"
+            )
         params = initial(params)
         partition = partition_params(params, shards, Layout(sharding, params) if sharding else None)
         slices = compiled_split(partition)(params)
@@ -208,6 +219,31 @@ class ParameterServer(Generic[S]):
             for on in dict.fromkeys(devices)
         }
         return [made[on] for on in devices]
+
+    def of_process(self, process: int) -> ParameterServer[S]:
+        """Returns the server as one process of a replica sees it: the shards that hold its part.
+
+        Args:
+          process: the index of the process.
+        """
+        assert self.gradients is not None
+        processes = self.gradients.processes
+        mine = ParameterServer(
+            shards_of_process(self.shards, process, processes),
+            self.partition.of_process(process, processes),
+            shards_of_process(self.like, process, processes),
+            self.gradients,
+        )
+        mine.joint = processes > 1
+        return mine
+
+    def least(self, values: Iterable[int]) -> int:
+        """Returns the least of the shards' values, also of those of a replica's other processes.
+
+        Args:
+          values: a value of each shard.
+        """
+        return least(min(values)) if self.joint else min(values)
 
     def replica_devices(self) -> dict[str, int] | None:
         """Returns the number of devices of a replica, and each device's share of the traffic.

@@ -9,10 +9,17 @@ from typing import Any, NamedTuple, final
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding, Region, path_name
 from dbjax.parameter_server.partition import Partition, joined, numbers_in, whole
+from dbjax.runtime.joint import (
+    joint_computation,
+    joint_devices,
+    least,
+    require_same_program,
+)
 from dbjax.types import Batch, Gradient, LossFn, Params, Slices, loss_of
 
 
@@ -37,10 +44,10 @@ class GradientFn:
         partition: Partition,
         slices: Slices,
         batch: Batch,
-        on_devices: PartitionedGradientFn | None,
+        on_devices: PartitionedGradientFn | SpanningGradientFn | None,
     ) -> None:
         self._made_of = (loss, partition, slices, batch, on_devices)
-        self._compute = on_devices or _compiled(loss, partition)
+        self._compute: Any = on_devices or _compiled(loss, partition)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments; another process compiles the function again."""
@@ -52,14 +59,15 @@ class GradientFn:
 
     def lower(self, slices: Slices, batch: Batch) -> jax.stages.Lowered:
         """Lowers the program of `__call__` for these shapes and dtypes."""
-        return self._compute.lower(slices, batch)
+        lowered: jax.stages.Lowered = self._compute.lower(slices, batch)
+        return lowered
 
     def compile_ahead(self) -> None:
         """Compiles the program for the shapes and dtypes that the constructor was given."""
         _, _, slices, batch, on_devices = self._made_of
-        if on_devices:
-            on_devices.compile_ahead(slices, batch)
-        else:
+        if isinstance(on_devices, PartitionedGradientFn):
+            on_devices.compile_ahead(batch)
+        elif on_devices is None:
             self.lower(slices, batch).compile()
 
 
@@ -99,36 +107,51 @@ class HeldPiece(NamedTuple):
 class PartitionedGradientFn:
     """Computes (slices, batch) -> (loss, slices of its gradient) on one replica's devices.
 
+    If the replica spans several processes, each of them has one of these, which takes and returns
+    the slices of the process's own shards (`Partition.of_process`). All of them must be called
+    equally often, with the same batches.
+
     Args:
       sharding: how the replica is sharded over its devices.
       params: the parameters of the whole network; only their shapes and dtypes are used.
-      partition: the partition of the parameters into slices.
-      devices: the devices, at least as many as the sharding has.
+      partition: the partition of all parameters into slices.
+      devices: the devices of all processes, at least as many as the sharding has.
 
     Attributes:
-      held: the pieces that each device holds.
+      partition: the partition of the parameters whose slices this process takes.
+      held: the pieces that each device gets from this process.
     """
 
     def __init__(
         self, sharding: ModelSharding, params: Params, partition: Partition, devices: Sequence[Any]
     ) -> None:
-        self.sharding, self.partition, self._params = sharding, partition, shapes_of(params)
+        self._made_of = sharding, shapes_of(params), partition
+        self.sharding, self._spans = sharding, sharding.processes > 1
+        self.partition = partition.of_process(
+            jax.process_index() if self._spans else 0, sharding.processes
+        )
         self._mesh = sharding.mesh(devices)
-        self._devices = tuple(devices[: sharding.devices])
         self._abstract = sharding.abstract(params, self._mesh)
-        layout = Layout(sharding, params)
-        self.held = pieces_held(partition, layout)
-        dtypes = {path_name(p): leaf.dtype for p, leaf in jax.tree.leaves_with_path(self._abstract)}
+        self._layout = layout = Layout(sharding, params)
+        self.held = pieces_held(self.partition, layout)
+        self._here = [  # the devices of this process, with their numbers on the mesh
+            (number, device)
+            for number, device in enumerate(devices[: sharding.devices])
+            if device.process_index == jax.process_index()
+        ]
+        self._dtypes = {
+            path_name(p): leaf.dtype for p, leaf in jax.tree.leaves_with_path(self._abstract)
+        }
         self._place = [  # runs on the device even if that holds nothing but padding
             jax.jit(
-                functools.partial(_blocks_of, pieces, layout, dtypes),
+                functools.partial(self._blocks_of, self.held[number]),
                 out_shardings=SingleDeviceSharding(device),
             )
-            for pieces, device in zip(self.held, self._devices, strict=True)
+            for number, device in self._here
         ]
         self._take = [
-            jax.jit(functools.partial(_pieces_of, pieces, layout, device))
-            for device, pieces in enumerate(self.held)
+            jax.jit(functools.partial(_pieces_of, self.held[number], layout, number))
+            for number, _ in self._here
         ]
         self._compute = sharding.value_and_grad(params, self._mesh)
         self._lowered: dict[Any, jax.stages.Lowered] = {}
@@ -137,41 +160,61 @@ class PartitionedGradientFn:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments but the devices; another process uses its own devices."""
-        return _on_devices_here, (self.sharding, self._params, self.partition)
+        return _on_devices_here, self._made_of
 
     def __call__(self, slices: Slices, batch: Batch) -> tuple[jax.Array, Slices]:
         home = jnp.asarray(next(iter(slices[0].values()))).sharding
-        params = self.fetched(slices)
+        params, everywhere = self.fetched(slices), self._on_all_devices(batch)
         with self._turn:
             program = self.lower(slices, batch).compile()
-            loss, gradient = program(params, jax.device_put(batch, self._replicated))
-            jax.block_until_ready(loss)
+            if self._spans:
+                with joint_computation():
+                    loss, gradient = jax.block_until_ready(program(params, everywhere))
+            else:
+                loss, gradient = program(params, everywhere)
+                jax.block_until_ready(loss)
         return jax.device_put(loss.addressable_data(0), home), self.pushed(gradient, home)
 
-    def compile_ahead(self, slices: Slices, batch: Batch) -> None:
-        """Compiles the devices' joint program, and each device's programs before and after it."""
-        self.lower(slices, batch).compile()
-        parts = zip(self.held, self._place, self._take, self._devices, strict=True)
-        for pieces, place, take, device in parts:
+    def compile_ahead(self, batch: Batch) -> None:
+        """Compiles the devices' joint program, and each device's programs before and after it.
+
+        Args:
+          batch: a batch with the shapes and dtypes of all batches.
+        """
+        if self._spans:
+            require_same_program(self.lower((), batch))
+            self._meet(batch)
+        self.lower((), batch).compile()
+        for (number, device), place, take in zip(self._here, self._place, self._take, strict=True):
             on = SingleDeviceSharding(device)
 
-            def like(shape: Any, dtype: Any, on: Any = on) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct(shape, dtype, sharding=on)
+            def like(shape: Any, leaf: str, on: Any = on) -> jax.ShapeDtypeStruct:
+                return jax.ShapeDtypeStruct(shape, self._dtypes[leaf], sharding=on)
 
-            of_shards = {p.name: slices[p.shard][p.name] for p in pieces}
-            place.lower({n: like(p.shape, p.dtype) for n, p in of_shards.items()}).compile()
-            leaves = jax.tree_util.tree_leaves_with_path(self._abstract)
-            blocks = {
-                path_name(path): like(leaf.sharding.shard_shape(leaf.shape), leaf.dtype)
-                for path, leaf in leaves
-            }
-            take.lower(blocks).compile()
+            shapes = {p.name: ([b - a for a, b in p.region], p.leaf) for p in self.held[number]}
+            place.lower({name: like(*shape) for name, shape in shapes.items()}).compile()
+            leaves = self._layout.shapes
+            take.lower({n: like(self._layout.block_shape(n), n) for n in leaves}).compile()
+
+    def _meet(self, batch: Batch) -> None:
+        """Runs the joint program once: JAX connects devices only if all run it within 30 s."""
+        program = self.lower((), batch).compile()
+        params = jax.tree.map(
+            lambda like: jax.device_put(jnp.zeros(like.shape, like.dtype), like.sharding),
+            self._abstract,
+        )
+        zeros = jax.tree.map(lambda like: np.zeros(like.shape, like.dtype), batch)
+        least(0)  # waits until all have compiled it
+        with joint_computation():
+            jax.block_until_ready(program(params, self._on_all_devices(zeros)))
 
     def fetched(self, slices: Slices) -> Params:
         """Sends each device its own pieces, and returns the padded parameters on the mesh."""
         blocks = [
-            place(jax.device_put({p.name: slices[p.shard][p.name] for p in pieces}, device))
-            for pieces, place, device in zip(self.held, self._place, self._devices, strict=True)
+            place(
+                jax.device_put({p.name: slices[p.shard][p.name] for p in self.held[number]}, device)
+            )
+            for (number, device), place in zip(self._here, self._place, strict=True)
         ]
 
         def array(path: Any, like: jax.ShapeDtypeStruct) -> jax.Array:
@@ -191,12 +234,12 @@ class PartitionedGradientFn:
           The gradient, a slice for each shard.
         """
         leaves = jax.tree_util.tree_leaves_with_path(gradient)
-        blocks: dict[Any, Blocks] = {device: {} for device in self._devices}
+        blocks: dict[Any, Blocks] = {device: {} for _, device in self._here}
         for path, leaf in leaves:
             for shard in leaf.addressable_shards:
                 blocks[shard.device][path_name(path)] = shard.data
         found: Pieces = {}
-        for device, take in zip(self._devices, self._take, strict=True):
+        for (_, device), take in zip(self._here, self._take, strict=True):
             found |= jax.device_put(take(blocks[device]), home)
         return tuple({p.name: found[p.name] for p in pieces} for pieces in self.partition.shards)
 
@@ -214,6 +257,48 @@ class PartitionedGradientFn:
             self._lowered[key] = self._compute.lower(self._abstract, batch_like)
         return self._lowered[key]
 
+    def _on_all_devices(self, batch: Batch) -> Batch:
+        """Sends a batch to all devices; every process of the replica has the same one."""
+        if not self._spans:
+            return jax.device_put(batch, self._replicated)
+
+        # `device_put` would compare the batches of all processes, by a collective.
+        def everywhere(x: Any) -> jax.Array:
+            parts = [jax.device_put(x, device) for _, device in self._here]
+            return jax.make_array_from_single_device_arrays(x.shape, self._replicated, parts)
+
+        return jax.tree.map(everywhere, batch)
+
+    def _blocks_of(self, held: tuple[HeldPiece, ...], pieces: Pieces) -> Blocks:
+        """Joins the pieces that a device holds to its padded blocks, as the joint program wants."""
+        found: dict[str, list[tuple[Region, Any]]] = {name: [] for name in self._layout.shapes}
+        for piece in held:
+            found[piece.leaf].append((piece.region, pieces[piece.name]))
+        blocks = {
+            name: _padded(parts, self._layout.block_shape(name), self._dtypes[name])
+            for name, parts in found.items()
+        }
+        return {n: b[None] if self.sharding.broadcast_axes(n) else b for n, b in blocks.items()}
+
+
+@final
+class SpanningGradientFn:
+    """The gradient function of a replica that spans several processes, before it is sent to them.
+
+    In each of these processes, it is unpickled as a `PartitionedGradientFn`.
+
+    Args:
+      sharding: how the replica is sharded over its devices.
+      params: the parameters of the whole network; only their shapes and dtypes are used.
+      partition: the partition of all parameters into slices.
+    """
+
+    def __init__(self, sharding: ModelSharding, params: Params, partition: Partition) -> None:
+        self._made_of = sharding, shapes_of(params), partition
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _on_devices_here, self._made_of
+
 
 def shapes_of(params: Params) -> Params:
     """Returns a pytree of the parameters' shapes and dtypes, without their values."""
@@ -223,11 +308,17 @@ def shapes_of(params: Params) -> Params:
 def _on_devices_here(
     sharding: ModelSharding, params: Params, partition: Partition
 ) -> PartitionedGradientFn:
-    return PartitionedGradientFns(sharding, params, partition).of(0)
+    if sharding.processes > 1:
+        devices = joint_devices(sharding.devices, sharding.processes)
+        return PartitionedGradientFn(sharding, params, partition, devices)
+    return PartitionedGradientFns(sharding, params, partition).on_devices(0)
 
 
 def pieces_held(partition: Partition, layout: Layout) -> list[tuple[HeldPiece, ...]]:
     """Returns, for each device, the pieces that make up its blocks.
+
+    If the replica spans several processes, a device gets only what it owns; the devices' joint
+    program gives it the rest (`ModelSharding.broadcast_axes`).
 
     Args:
       partition: the partition of the parameters into slices.
@@ -246,25 +337,13 @@ def pieces_held(partition: Partition, layout: Layout) -> list[tuple[HeldPiece, .
             for piece, owner in pieces
             if owner == device
             or (
-                not layout.owns(piece.leaf, device)
+                layout.processes == 1
+                and not layout.owns(piece.leaf, device)
                 and _within(piece.region, layout.region(piece.leaf, device))
             )
         )
         for device in range(layout.devices)
     ]
-
-
-def _blocks_of(
-    held: tuple[HeldPiece, ...], layout: Layout, dtypes: dict[str, Any], pieces: Pieces
-) -> Blocks:
-    """Joins the pieces that a device holds to its padded blocks."""
-    found: dict[str, list[tuple[Region, Any]]] = {name: [] for name in layout.shapes}
-    for piece in held:
-        found[piece.leaf].append((piece.region, pieces[piece.name]))
-    return {
-        name: _padded(parts, layout.block_shape(name), dtypes[name])
-        for name, parts in found.items()
-    }
 
 
 def _padded(parts: list[tuple[Region, Any]], shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -305,6 +384,7 @@ class PartitionedGradientFns:
     def __init__(self, sharding: ModelSharding, params: Params, partition: Partition) -> None:
         self._sharding, self._params, self._partition = sharding, shapes_of(params), partition
         self._made: dict[int, PartitionedGradientFn] = {}
+        self._spanning = SpanningGradientFn(sharding, params, partition)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments; another process makes the functions for its own devices."""
@@ -329,8 +409,21 @@ class PartitionedGradientFns:
             "fetched_bytes_each": max(fetched),
         }
 
-    def of(self, replica: int) -> PartitionedGradientFn:
-        """Returns the gradient function of a replica, on its own devices.
+    @property
+    def processes(self) -> int:
+        """The number of processes that each replica spans."""
+        return self._sharding.processes
+
+    def of(self, replica: int) -> PartitionedGradientFn | SpanningGradientFn:
+        """Returns the gradient function of a replica.
+
+        Args:
+          replica: the index of the replica.
+        """
+        return self._spanning if self.processes > 1 else self.on_devices(replica)
+
+    def on_devices(self, replica: int) -> PartitionedGradientFn:
+        """Returns the gradient function of a replica, on its own devices of this process.
 
         If there are too few devices, several replicas share a set of devices and take turns.
 

@@ -87,10 +87,12 @@ def trees_for(
     """Returns trees of single slices if the rule is elementwise, otherwise the joined tree.
 
     Args:
-      rule: the optax rule.
+      rule: the optax rule; it is elementwise if the partition is not complete.
       partition: the partition of the parameters into slices.
       slices: the slices of all shards; only their shapes and dtypes are used.
     """
+    if not partition.complete:
+        return RuleTrees(partition, whole=False)
     params = jax.eval_shape(partition.join, slices)
     return RuleTrees(
         partition, not is_elementwise(rule, params, RuleTrees(partition, False).of(slices))
@@ -227,7 +229,8 @@ def _compiled_local(
 class LocalOptimizer:
     """Applies an optax rule to a replica's own parameters between fetches.
 
-    A replica has all of the parameters, so its rule need not be elementwise.
+    A replica has all of the parameters, so its rule need not be elementwise, unless the replica
+    spans several processes.
 
     Args:
       rule: the optax rule.

@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from dbjax.model_parallel.sharding import Layout, Region, path_name
 from dbjax.optim.elementwise import AbsentLeaf
 from dbjax.types import Params, Slice, Slices
 
+T = TypeVar("T")
 Block = tuple[Region, Any]  # a region of an array, and the values there
 
 
@@ -97,11 +98,25 @@ class Partition:
       treedef: the structure of the parameters.
       shards: the pieces of each shard; together they cover every leaf once, in order.
       absent: for each leaf, the node that replaces it in the trees of shards that do not hold it.
+      complete: whether the shards hold all of the parameters (see `of_process`).
     """
 
     treedef: jax.tree_util.PyTreeDef
     shards: tuple[tuple[Piece, ...], ...]
     absent: tuple[AbsentLeaf, ...]
+    complete: bool = True
+
+    def of_process(self, process: int, processes: int) -> Partition:
+        """Returns the part of the partition that one of a replica's processes fetches and pushes.
+
+        Args:
+          process: the index of the process.
+          processes: the number of processes of a replica.
+        """
+        if processes == 1:
+            return self
+        shards = shards_of_process(self.shards, process, processes)
+        return dataclasses.replace(self, shards=shards, complete=False)
 
     def split(self, tree: Params) -> Slices:
         """Splits a pytree into the shards' slices.
@@ -178,6 +193,18 @@ class Partition:
         return places
 
 
+def shards_of_process(of_shards: tuple[T, ...], process: int, processes: int) -> tuple[T, ...]:
+    """Returns what belongs to the shards that hold the part of one of a replica's processes.
+
+    Args:
+      of_shards: something for each shard.
+      process: the index of the process.
+      processes: the number of processes of a replica, which divides the number of shards.
+    """
+    each = len(of_shards) // processes
+    return of_shards[process * each : (process + 1) * each]
+
+
 def partition_params(params: Params, shards: int, layout: Layout | None = None) -> Partition:
     """Partitions parameters into slices of equal size in bytes, to within one row of a leaf.
 
@@ -189,6 +216,8 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
     of shards serves its own group of devices: each of 4 devices communicates only with its own 2 of
     8 shards, or shares one of 2 shards with another device. Slices are then equal within a group.
 
+    If a replica spans several processes, each communicates only with its own shards.
+
     Paper: section 4.1, on reducing communication between shards and machines.
 
     Args:
@@ -198,8 +227,8 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
         parallelism.
 
     Raises:
-      ValueError: there are more shards than rows, a leaf is not an array, or two leaves or pieces
-        have the same name.
+      ValueError: there are more shards than rows, a leaf is not an array, two leaves or pieces have
+        the same name, or the shards cannot be divided among the processes of a replica.
     """
     paths, treedef = jax.tree_util.tree_flatten_with_path(params)
     if shards < 1:
@@ -216,8 +245,7 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
     blocks = _blocks({path_name(path): leaf.shape for path, leaf in paths}, layout)
     width = [leaf.dtype.itemsize for _, leaf in paths]
     sizes = [numbers_in(piece.region) * width[piece.leaf] for piece in blocks]
-    count = layout.devices if layout else 1
-    borders = _borders(sizes, [block.device for block in blocks], count, shards)
+    borders = _borders(sizes, [block.device for block in blocks], layout, shards)
     found: list[list[Piece]] = [[] for _ in range(shards)]
     begins = itertools.accumulate(sizes, initial=0)
     for begin, size, block in zip(begins, sizes, blocks, strict=False):
@@ -230,8 +258,22 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
             f"shards={shards} is too many for these parameters: {len(empty)} would hold nothing"
         )
     _require_other_names(found)
+    if layout is not None:
+        _require_own_process(found, layout)
     absent = tuple(AbsentLeaf(leaf.shape, str(leaf.dtype)) for _, leaf in paths)
     return Partition(treedef, tuple(map(tuple, found)), absent)
+
+
+def _require_own_process(shards: Sequence[Sequence[Piece]], layout: Layout) -> None:
+    """Raises ValueError if a shard would hold pieces of another process than its own."""
+    for index, pieces in enumerate(shards):
+        own = index * layout.processes // len(shards)
+        for piece in pieces:
+            if layout.process(piece.device) != own:
+                raise ValueError(
+                    f"params/{piece.name} has no elements, so it is on no process of "
+                    f"processes={layout.processes}; leave it out, or use processes=1"
+                )
 
 
 def _require_other_names(shards: Sequence[Sequence[Piece]]) -> None:
@@ -280,23 +322,20 @@ def _blocks(shapes: dict[str, tuple[int, ...]], layout: Layout | None) -> list[P
     ]
 
 
-def _borders(sizes: list[int], devices: list[int], count: int, shards: int) -> list[float]:
+def _borders(
+    sizes: list[int], devices: list[int], layout: Layout | None, shards: int
+) -> list[float]:
     """Returns where each shard begins and the last one ends, in bytes from the first block's start.
 
     Args:
       sizes: the size of each block, in bytes.
       devices: the index of the device that owns each block.
-      count: the number of devices.
+      layout: the layout of the blocks; None: no model parallelism.
       shards: the number of shards.
     """
-    groups = math.gcd(shards, count)
-    of_group = [0] * groups
-    for size, device in zip(sizes, devices, strict=True):
-        of_group[device * groups // count] += size
-    if not all(of_group):  # some devices hold nothing
-        groups, of_group = 1, [sum(sizes)]
+    of_group = _group_sizes(sizes, devices, layout, shards)
     ends = itertools.accumulate(of_group, initial=0)
-    each = shards // groups
+    each = shards // len(of_group)
     return [
         *(
             begin + (end - begin) * i / each
@@ -305,6 +344,37 @@ def _borders(sizes: list[int], devices: list[int], count: int, shards: int) -> l
         ),
         float(sum(sizes)),
     ]
+
+
+def _group_sizes(
+    sizes: list[int], devices: list[int], layout: Layout | None, shards: int
+) -> list[int]:
+    """Returns the sizes of groups of devices that have shards of their own, in bytes.
+
+    There are as many groups as possible such that each holds something.
+
+    Raises:
+      ValueError: the processes of a replica cannot have shards of their own.
+    """
+    count, processes = (layout.devices, layout.processes) if layout else (1, 1)
+    if shards % processes:
+        raise ValueError(
+            f"shards={shards} must be a multiple of processes={processes}: each process of a "
+            "replica has shards of its own"
+        )
+    of_group: list[int] = []
+    for groups in (math.gcd(shards, count), processes):
+        of_group = [0] * groups
+        for size, device in zip(sizes, devices, strict=True):
+            of_group[device * groups // count] += size
+        if all(of_group):
+            return of_group
+    if processes == 1:  # there are only empty leaves
+        return of_group
+    raise ValueError(
+        f"processes={processes}: process {of_group.index(0)} of a replica would hold no "
+        "parameters; use fewer"
+    )
 
 
 def _split(block: Piece, begin: int, size: int, borders: list[float]) -> list[tuple[int, Piece]]:

@@ -106,7 +106,9 @@ class ReplicaSession:
         """
         progress = node.saved_progress()
         if progress is None:
-            pushes = min(await server.broadcast(Shard.pushed, node.name)) if node.incarnation else 0
+            pushes = 0
+            if node.incarnation:
+                pushes = server.least(await server.broadcast(Shard.pushed, node.name))
             step, nothing = pushes * options.n_push, AccumulatedGradient()
             progress = _Progress(step, pushes, None, nothing, None, ready(None), None, None)
         return cls(node, server, options, progress)

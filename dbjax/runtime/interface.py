@@ -289,6 +289,27 @@ class Runtime(Protocol):
           A future of what the process returns.
         """
 
+    def spawn_group(
+        self,
+        names: Sequence[str],
+        main: Callable[Concatenate[Node, P], Coroutine[Any, Any, T]],
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> list[Future[T]]:
+        """Starts processes that compute jointly: JAX sees the devices of all of them in each.
+
+        Each is the coroutine `main(node, ...)` in an operating-system process of its own, where
+        `jax.process_index()` is the index of its node's name. If one of the nodes fails, all fail,
+        and all come back together.
+
+        Returns:
+          A future of what each process returns.
+
+        Raises:
+          ValueError: all nodes of this runtime are in one operating-system process.
+        """
+
     def observe(
         self,
         name: str,

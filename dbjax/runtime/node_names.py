@@ -11,7 +11,7 @@ _BACKUP = "/backup"
 class NodeKind(enum.Enum):
     """The kinds of nodes, by what runs on them."""
 
-    REPLICA = "replica"  # a model replica, "replica/3"
+    REPLICA = "replica"  # a model replica, "replica/3", or one of its processes, "replica/3/1"
     SHARD = "shard"  # the primary copy of a parameter server's shard, "shard/0"
     BACKUP = "backup"  # the second copy of a shard, "shard/0/backup"
     COORDINATOR = "coordinator"  # Sandblaster's coordinator
@@ -32,6 +32,16 @@ def replica_name(replica: int) -> str:
     return f"replica/{replica}"
 
 
+def member_name(replica: int, process: int) -> str:
+    """Returns the name of the node of one process of a replica, "replica/3" for the first of them.
+
+    Args:
+      replica: the index of the replica.
+      process: the index of the process, if the replica spans several; 0 otherwise.
+    """
+    return f"{replica_name(replica)}/{process}" if process else replica_name(replica)
+
+
 def backup_name(service: str) -> str:
     """Returns the name of the node that runs the backup of a service."""
     return service + _BACKUP
@@ -47,7 +57,6 @@ def kind_label(node: str) -> str:
     return re.sub(r"/\d+", "", node)
 
 
-def node_order(node: str) -> tuple[str, int]:
+def node_order(node: str) -> tuple[str, tuple[int, ...], str]:
     """Returns a key for sorting names of nodes, by which "replica/2" precedes "replica/10"."""
-    number = re.search(r"/(\d+)$", node)
-    return (node.split("/")[0], int(number.group(1)) if number else -1)
+    return (node.split("/")[0], tuple(map(int, re.findall(r"/(\d+)", node))), node)

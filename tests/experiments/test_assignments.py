@@ -144,6 +144,11 @@ def test_a_space_may_vary_what_nodes_that_die_go_on_from():
          "it needs a machine's bandwidth_bytes_per_s"),
         (["cluster.size_scale=3"], "it needs a bandwidth_bytes_per_s"),
         (["sharding.host_devices=3"], "it needs sharding.devices above 1"),
+        (["sharding.processes=2"], "it needs sharding.devices above 1"),
+        (["sharding.processes=2", "sharding.devices=4"], "processes=2 needs runtime=ray, not virt"),
+        (["sharding.processes=3", "sharding.devices=4", "runtime=ray"],
+         "processes=3 must divide sharding.devices=4"),
+        (["sharding.processes=0", "sharding.devices=4", "runtime=ray"], "must be at least 1"),
         (["rule.nesterov=true"], "rule 'sgd': nesterov=True has no effect: set momentum too"),
         (["rule.accumulator_dtype=foo"], "accumulator_dtype='foo' has no effect: set momentum"),
         (["options.n_fetch=2", "options.local_rule.name=rmsprop",
@@ -168,6 +173,7 @@ def test_what_would_be_ignored_is_refused(given, said):
         ["cluster.machine.cards=3", "cluster.machine.bandwidth_bytes_per_s=1e9"],
         ["cluster.size_scale=3", "cluster.memory_bandwidth_bytes_per_s=1e9"],
         ["sharding.host_devices=3", "sharding.devices=2"],
+        ["sharding.processes=2", "sharding.devices=4", "runtime=ray"],
     ],
 )  # fmt: skip
 def test_what_has_an_effect_is_taken(given):

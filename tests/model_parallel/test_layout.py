@@ -125,6 +125,10 @@ def test_mistakes_are_named():
         ModelSharding((("a", 2), ("b", 2)), (("w", P("e")),), no_loss)
     with pytest.raises(ValueError, match="axis 'a' has size 0; it must be an integer of at"):
         ModelSharding((("a", 0),), (), no_loss)
+    with pytest.raises(ValueError, match="processes=0 must be an integer of at least 1"):
+        ModelSharding((("a", 4),), (), no_loss, processes=0)
+    with pytest.raises(ValueError, match=r"4 devices .* over processes=3; use a divisor of 4"):
+        ModelSharding((("a", 4),), (), no_loss, processes=3)
     sharding = ModelSharding((("a", 2), ("b", 512)), (), no_loss)
     with pytest.raises(ValueError, match=r"over 1024 .* are \d+; .*jax_num_cpu_devices"):
         sharding.mesh(jax.devices())

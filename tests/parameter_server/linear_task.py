@@ -48,8 +48,9 @@ def linear_cut(rows):
                 begin = jax.lax.axis_index(along) * size if along else 0
                 mine = jax.lax.dynamic_slice_in_dim(mine, begin, size, dim)
             value = jnp.sum(block * mine)
-            for axis in axes.keys() - set(axes_of(spec)):
-                value = jnp.where(jax.lax.axis_index(axis) == axes[axis] - 1, value, 0)
+            for axis in axes:  # a set's order would differ in the processes of a replica
+                if axis not in axes_of(spec):
+                    value = jnp.where(jax.lax.axis_index(axis) == axes[axis] - 1, value, 0)
             total += jax.lax.psum(value, tuple(axes))
         return total
 

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec as P
@@ -127,3 +128,39 @@ def test_names_say_which_part_of_what_a_device_holds():
         ["b", "w[0:5]"],
         ["w[5:10]"],
     ]
+
+
+def over_two_processes(tree, rules, shards):
+    sharding = ModelSharding((("a", 2), ("b", 2)), rules, None, processes=2)
+    return partition_params(tree, shards, Layout(sharding, tree))
+
+
+def test_each_process_has_its_own_shards():
+    """Device 0 owns `b`; the first process has devices 0 and 1, the second one 2 and 3."""
+    tree = {"b": np.zeros(3), "w": np.zeros((10, 8))}
+    partition = over_two_processes(tree, (("w", P(None, ("a", "b"))), ("b", P())), 4)
+    parts = [partition.of_process(process, 2) for process in range(2)]
+    assert [*parts[0].shards, *parts[1].shards] == list(partition.shards)
+    assert [{piece.device for pieces in part.shards for piece in pieces} for part in parts] == [
+        {0, 1},
+        {2, 3},
+    ]
+    assert partition.of_process(0, 1) is partition
+
+
+@pytest.mark.parametrize(
+    ("rules", "shards", "said"),
+    [
+        (P("a"), 3, "shards=3 must be a multiple of processes=2"),
+        (P("b"), 2, "process 1 of a replica would hold no parameters"),
+    ],
+)
+def test_processes_without_their_own_shards_are_refused(rules, shards, said):
+    with pytest.raises(ValueError, match=said):
+        over_two_processes({"w": np.zeros((4, 4))}, (("w", rules),), shards)
+
+
+def test_what_is_on_no_process_is_refused():
+    tree = {"w": np.zeros((4, 4)), "x": np.zeros((2, 0))}
+    with pytest.raises(ValueError, match=r"params/x.* has no elements, so it is on no process"):
+        over_two_processes(tree, (("w|x", P("a")),), 2)

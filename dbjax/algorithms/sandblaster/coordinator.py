@@ -207,7 +207,7 @@ def _gradients(
         server.like,
     )
     if server.gradients:
-        return [of(server.gradients.of(r)) for r in range(replicas)]
+        return [of(server.gradients.on_devices(r)) for r in range(replicas)]
     return [DeferredGradientSums(of()) if deferred else of()] * replicas
 
 

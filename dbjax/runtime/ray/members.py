@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import ray
@@ -36,6 +36,7 @@ class _Member:
     actor: Any
     end: Future[Any] | None  # of its coroutine
     peer: Peer
+    address: str = ""  # where JAX can listen in it
     ready: bool = False
     stopped: bool = False
     suspected: int = -1  # the incarnation that somebody could not reach
@@ -51,6 +52,7 @@ class Members:
     Args:
       actors: Ray's handles of the processes, by the node's name.
       nodes: all nodes by name, encoded.
+      groups: the names of the nodes that compute jointly, by each one's name (`spawn_group`).
       ends: the futures of the coroutines that run on nodes, by the node's name.
       peers: the driver's view of the processes.
       threads: the driver's threads runtime, with its clock and its trace.
@@ -65,6 +67,7 @@ class Members:
         self,
         actors: Mapping[str, Any],
         nodes: Mapping[str, Message],
+        groups: Mapping[str, Sequence[str]],
         ends: Mapping[str, Future[Any]],
         peers: Peers,
         threads: ThreadsRuntime,
@@ -72,7 +75,7 @@ class Members:
         report: Callable[[Batch], None],
     ) -> None:
         self._peers, self._threads, self._hang_s, self._report = peers, threads, hang_s, report
-        self._engine, self._nodes = threads.engine, ray.put(nodes)
+        self._engine, self._nodes, self._groups = threads.engine, ray.put(nodes), groups
         self._changed = threading.Condition()
         self.logs: dict[WrittenLog, int] = {}
         self._running = self._ending = self._closed = False
@@ -190,21 +193,19 @@ class Members:
     def _live(self, member: _Member) -> None:
         """Follows an incarnation of a process, until it dies or is killed."""
         actor, before = member.actor, member.peer.memory
-        machine, memory, path = ray.get(actor.hello.remote(), timeout=_START_S)
+        machine, memory, path, address = ray.get(actor.hello.remote(), timeout=_START_S)
         if memory == before:  # it counts as dead
             ray.kill(actor, no_restart=False)
             return
         with self._changed:
             incarnation = member.peer.incarnation + 1
             member.peer = Peer(member.name, incarnation, actor, machine, memory)
-            actor.begin.remote(
-                member.peer._replace(actor=None),
-                self._engine.incarnation + incarnation,
-                member.end is not None and not member.end.done() and not self._ending,
-                self._up() if self._running else [],
-                self._saved(member.name),
-                self._nodes,
-            )
+            member.address = address
+            group = self._group(member)
+            if all(other.peer.actor is not None for other in group):
+                for index, other in enumerate(group):
+                    joins = (group[0].address, len(group), index) if len(group) > 1 else None
+                    self._begin(other, joins)
         log = WrittenLog(member.name, machine, path)
         if path:
             self.logs[log] = 0
@@ -214,6 +215,8 @@ class Members:
                 return
             batch: Batch = decode(heard)
             with self._changed:
+                if member.peer.actor is None:  # it counts as dead
+                    return
                 self._report(batch)
                 if path:
                     self.logs[log] += batch.lines.count("\n")
@@ -223,6 +226,22 @@ class Members:
             if member.suspected == incarnation:  # it lives, but callers were told that it is dead
                 ray.kill(actor, no_restart=False)
                 return
+
+    def _begin(self, member: _Member, joins: tuple[str, int, int] | None) -> None:
+        ends = [other.end for other in self._group(member) if other.end is not None]
+        member.actor.begin.remote(
+            member.peer._replace(actor=None),
+            self._engine.incarnation + member.peer.incarnation,
+            not self._ending and not all(end.done() for end in ends),
+            self._up() if self._running else [],
+            self._saved(member.name),
+            self._nodes,
+            joins,
+        )
+
+    def _group(self, member: _Member) -> list[_Member]:
+        """Returns the processes that compute jointly with this one and fail with it, and itself."""
+        return [self._members[name] for name in self._groups.get(member.name, [member.name])]
 
     def _happened(self, member: _Member | None, kind: str, value: Any = None) -> None:
         """Takes notice of an event in a process; None: in the driver."""
@@ -266,22 +285,30 @@ class Members:
             raise RuntimeError(f"the process of {member.name} has not come up in {_START_S:g} s")
 
     def _died(self, member: _Member) -> None:
-        """Takes notice that a process is dead; it will be started again."""
+        """Takes notice that a process, and so its group, is dead; they will be started again."""
         with self._changed:
-            was_up, was_ready = member.peer.actor is not None, member.ready
-            member.ready, member.peer = False, member.peer._replace(actor=None)
-            if was_ready and self._running and not self._ending:
-                self._record(member, "died")
-            if was_up and self._running:
-                self._tell_all(member.peer)
-            elif was_up:  # nobody has heard of it yet, so the next one takes its place
-                member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
-                member.deaths += 1
-                if member.deaths > _DEATHS:
-                    raise RuntimeError(f"the process of {member.name} died {member.deaths} times "
-                                       "while it was starting: see Ray's logs of it")  # fmt: skip
+            was_up = member.peer.actor is not None
+            for other in self._group(member) if was_up else ():
+                if other is not member and other.peer.actor is not None:
+                    ray.kill(other.actor, no_restart=False)
+                    self._bury(other)
+            self._bury(member)
         if not was_up:
             time.sleep(_AGAIN_S)
+
+    def _bury(self, member: _Member) -> None:
+        was_up, was_ready = member.peer.actor is not None, member.ready
+        member.ready, member.peer = False, member.peer._replace(actor=None)
+        if was_ready and self._running and not self._ending:
+            self._record(member, "died")
+        if was_up and self._running:
+            self._tell_all(member.peer)
+        elif was_up:  # nobody has heard of it yet, so the next one takes its place
+            member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
+            member.deaths += 1
+            if member.deaths > _DEATHS:
+                raise RuntimeError(f"the process of {member.name} died {member.deaths} times "
+                                   "while it was starting: see Ray's logs of it")  # fmt: skip
 
     def _up(self) -> list[Peer]:
         return [self._peers.me, *(m.peer for m in self._members.values() if m.ready)]
@@ -298,5 +325,5 @@ class Members:
         return {n: v for n, v in states.items() if f"{node}/".startswith(f"{n}/")}
 
     def _record(self, member: _Member, event: str) -> None:
-        if self._engine.trace is not None:
+        if self._engine.trace is not None and member is self._group(member)[0]:
             self._engine.trace.record(member.name, self._engine.now_s(), {"event": event})

@@ -7,7 +7,6 @@ large.
 
 from __future__ import annotations
 
-import functools
 import io
 import pickle
 from collections.abc import Mapping
@@ -57,7 +56,7 @@ class _Pickler(ray.cloudpickle.Pickler):
         self._dtype = dtype
 
     def reducer_override(self, thing: Any) -> Any:
-        if type(thing) is not _jax_array():
+        if not isinstance(thing, jax.Array) or jnp.issubdtype(thing.dtype, jax.dtypes.extended):
             return super().reducer_override(thing)
         host = np.asarray(thing)
         sent = host.astype(self._dtype, copy=False) if host.dtype == np.float32 else host
@@ -69,11 +68,6 @@ def _arrived(data: Host, sent: Any, dtype: Any, shape: tuple[int, ...]) -> jax.A
     host = data.view(sent).reshape(shape).astype(dtype, copy=False)
     made: jax.Array = jax.device_put(host, may_alias=True)
     return made
-
-
-@functools.cache
-def _jax_array() -> type:
-    return type(jnp.zeros(()))
 
 
 def encode(value: Any, route: Route = _ROUTE) -> Message:

@@ -68,6 +68,9 @@ class Placement:
         """Starts all processes, and returns Ray's handles of them by the names of their nodes."""
         groups: dict[str, Any] = {"concurrency_groups": {"control": 100}}
         kind: Any = ray.remote(**groups)(Process)
+        elsewhere = settings
+        if self._options.replica_gpus:  # services keep arrays in the machine's memory
+            elsewhere = settings._replace(jax=settings.jax | {"jax_platforms": "cpu"})
         options = {"max_restarts": -1, "namespace": f"dbjax {secrets.token_hex(4)}"}
         if self._options.env:
             options["runtime_env"] = {"env_vars": dict(self._options.env)}
@@ -78,7 +81,7 @@ class Placement:
                 num_gpus=asked.get("GPU", 0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
                 **options,
-            ).remote(settings)
+            ).remote(settings if "GPU" in asked else elsewhere)
             for index, (name, asked) in enumerate(zip(self._names, self._bundles, strict=True))
         }
 

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import logging
+import os
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -17,6 +19,7 @@ from dbjax.runtime.context import DRIVER, Caller, calling_as
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.interface import size_bytes
+from dbjax.runtime.joint import free_address, join
 from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, failed, here
 from dbjax.runtime.ray.log_files import LogFile
 from dbjax.runtime.ray.messages import Message, decode, encode
@@ -25,7 +28,9 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Span, Trace
 
 _LISTEN_S = 0.2  # how often a process sends what it has recorded, and shows that it is alive
+_GROUP_S = 0.5  # what processes still compute jointly at the end is given up then
 _LARGE = 2**20  # a reply of more bytes is copied in a thread of its own
+_LOG = logging.getLogger(__name__)
 Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a function, its arguments
 
 
@@ -122,13 +127,20 @@ class Process:
         self._orders: dict[str, _Order] = {}
         self._events: list[tuple[Any, ...]] = []
         self._news = asyncio.Event()  # there are events
+        self._end_s: float | None = None  # how long the end of the run may take here
 
     @_control
-    async def hello(self) -> tuple[str, str, str]:
-        """Returns Ray's name of this machine, the owner of this process's memory, and its log."""
+    async def hello(self) -> tuple[str, str, str, str]:
+        """Returns where this process is.
+
+        Returns:
+          Ray's name of this machine, the owner of this process's memory, its log, and an address at
+          which JAX can listen here if the process is the first of a group.
+        """
         self._loop = asyncio.get_running_loop()
         log = self._log_file.path if self._log_file is not None else ""
-        return ray.get_runtime_context().get_node_id(), here.arena.owner, log
+        address = free_address(ray.util.get_node_ip_address())
+        return ray.get_runtime_context().get_node_id(), here.arena.owner, log, address
 
     @_control
     async def begin(
@@ -139,6 +151,7 @@ class Process:
         peers: list[Peer],
         states: dict[str, Any],
         nodes: dict[str, Message],
+        group: tuple[str, int, int] | None,
     ) -> None:
         """Makes the service and the coroutine, before anything can call the service.
 
@@ -151,6 +164,7 @@ class Process:
           peers: the processes that can be called.
           states: the states of the node's service in the last checkpoint, by their names.
           nodes: all nodes by name, encoded.
+          group: the arguments of `joint.join`; None: the process computes by itself.
         """
         if me.memory != here.arena.owner:
             return
@@ -158,6 +172,9 @@ class Process:
         here.learn(peers)
         self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
         self._threads.latest_states = states
+        if group is not None:
+            self._end_s = _GROUP_S
+            await asyncio.to_thread(_join, *group)
         try:
             await asyncio.to_thread(self._make, nodes[me.name], with_main)
         except Exception as error:
@@ -213,8 +230,11 @@ class Process:
     async def stop(self) -> None:
         """Ends the run here, after the steps that are being computed."""
         try:
-            await asyncio.to_thread(self._threads.finish)
-            await asyncio.to_thread(jax.block_until_ready, self._trace.rows)
+            async with asyncio.timeout(self._end_s):
+                await asyncio.to_thread(self._threads.finish)
+                await asyncio.to_thread(jax.block_until_ready, self._trace.rows)
+        except TimeoutError:
+            pass  # another process of the group has stopped before it computed the same
         except Exception as error:
             self._tell("lost", failed(error))
         if self._log is not None:
@@ -316,6 +336,15 @@ async def _done(future: Future[Any]) -> None:
         loop, done = asyncio.get_running_loop(), asyncio.Event()
         future.on_done(lambda: loop.call_soon_threadsafe(done.set))
         await done.wait()
+
+
+def _join(*group: Any) -> None:
+    """Joins a group, or ends this process: if one of a group fails, all are started again."""
+    try:
+        join(*group)
+    except Exception:
+        _LOG.exception("cannot join the other processes of the replica")
+        os._exit(1)
 
 
 def _taken(items: list[Any], count: int | None = None) -> list[Any]:

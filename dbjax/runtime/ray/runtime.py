@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 import jax
@@ -73,6 +73,7 @@ class RayRuntime:
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
         self._nodes: dict[str, RayNode] = {}
+        self._groups: dict[str, Sequence[str]] = {}
         self._ends: dict[str, Future[Any]] = {}
         self._peers = Peers()
         self._engine = self._threads.engine
@@ -100,6 +101,12 @@ class RayRuntime:
         future: Future[Any] = Future(("end", name))
         self._ends[name] = future
         return future
+
+    def spawn_group(
+        self, names: Sequence[str], main: ProcessFn, /, *args: Any, **kwargs: Any
+    ) -> list[Future[Any]]:
+        self._groups |= dict.fromkeys(names, names)
+        return [self.spawn(name, main, *args, **kwargs) for name in names]
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         self._threads.observe(name, main, *args, **kwargs)
@@ -186,6 +193,7 @@ class RayRuntime:
         members = self._members = Members(
             placement.start(settings),
             encode_all(self._nodes),
+            self._groups,
             self._ends,
             self._peers,
             self._threads,

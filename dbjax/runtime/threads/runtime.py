@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError
@@ -80,6 +80,13 @@ class ThreadsRuntime:
         self._process_threads.append(thread)
         self.engine.threads = len(self._process_threads)
         return future
+
+    def spawn_group(
+        self, names: Sequence[str], main: ProcessFn, /, *args: Any, **kwargs: Any
+    ) -> list[Future[Any]]:
+        raise ValueError(
+            f"{names[0]}: a replica of several processes needs runtime='ray', not 'threads'"
+        )
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         node = ThreadNode(self.engine, name, observer=True)

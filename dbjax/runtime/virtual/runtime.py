@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import logging
 import math
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, Literal, final
 
 from dbjax.errors import DeadlockError, NodeDied
@@ -110,6 +110,13 @@ class VirtualRuntime:
         self.simulator.at(self.simulator.now_s, process.start, None)
         self._failures_of(node).add(process)
         return process.future
+
+    def spawn_group(
+        self, names: Sequence[str], main: ProcessFn, /, *args: Any, **kwargs: Any
+    ) -> list[Future[Any]]:
+        raise ValueError(
+            f"{names[0]}: a replica of several processes needs runtime='ray', not 'virtual'"
+        )
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
         node = VirtualNode(self.simulator, self.services, name, observer=True)
