@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -133,7 +134,8 @@ class Members:
         """Ends all processes."""
         self._closed = True
         for member in self._members.values():
-            ray.kill(member.actor, no_restart=True)
+            with contextlib.suppress(ValueError):  # Ray has been shut down
+                ray.kill(member.actor, no_restart=True)
         end_s = time.monotonic() + _CLOSE_S
         for follower in self._followers:
             follower.join(max(0.0, end_s - time.monotonic()))
