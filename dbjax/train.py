@@ -219,6 +219,8 @@ def run(
     placed = _place_or_fall_back(setup, resume)
     if log is not None and resume is not None:
         log.no_replay("it was resumed from a checkpoint")
+    if log is not None and ray is not None and ray.wire_dtype != "float32":
+        log.no_replay("it rounded what replicas and shards sent each other", has_all_calls=True)
     try:
         return _run(setup, placed, task_warnings)
     finally:

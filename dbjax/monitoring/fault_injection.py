@@ -50,8 +50,8 @@ class Chaos:
             victim = nodes[random.integers(len(nodes))]
             if await _may_die(node, victim, nodes):
                 hang = self.hangs and bool(random.integers(2))
-                node.record(event="hung" if hang else "killed", victim=victim)
-                runtime.kill(victim, hang=hang)
+                if runtime.kill(victim, hang=hang):
+                    node.record(event="hung" if hang else "killed", victim=victim)
 
 
 async def _may_die(node: Node, victim: str, nodes: Sequence[str]) -> bool:
@@ -98,7 +98,7 @@ def kills(rows: Sequence[Row]) -> list[Kill]:
     injected: dict[str, Row] = {}  # by node, until the runtime notices
     for i, row in enumerate(rows):
         if row.get("event") in ("killed", "hung"):
-            injected[row["victim"]] = row
+            injected.setdefault(row["victim"], row)
         if row.get("event") == "died":
             back_s = (
                 later["time_s"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from dbjax.arguments import short_repr
 from dbjax.runtime.context import of_service
 from dbjax.runtime.event_log import CallName, Incarnation, Note, Script, Served
-from dbjax.runtime.node_names import service_name
+from dbjax.runtime.node_names import replica_of, service_name
 
 _Place = tuple[Incarnation, int]  # an incarnation of a service, and how many of its events precede
 
@@ -68,12 +68,12 @@ def account_for_pushes(script: Script) -> PushAccount:
         raise ValueError(
             f"the event log breaks off {script.breaks_off}, so it does not have all pushes"
         )
-    if script.no_replay is not None:
+    if script.no_replay is not None and not script.has_all_calls:
         raise ValueError(f"the event log does not have all pushes: {script.no_replay}")
     acknowledged = {
-        PushId(shard, replica, sequence)
-        for replica, life in script.callers()
-        for shard, sequence in script.seen(replica, life, "acknowledged")
+        PushId(shard, replica_of(caller), sequence)
+        for caller, life in script.callers()
+        for shard, sequence in script.seen(caller, life, "acknowledged")
     }
     applied = collections.Counter(_applied(script))
     lost = sorted(acknowledged - applied.keys())

@@ -167,9 +167,14 @@ class EventLog:
         """Records that the runtime allows programs to put arithmetic off (see `Runtime`)."""
         self._line({"defers arithmetic": True})
 
-    def no_replay(self, why: str) -> None:
-        """Records that the run cannot be replayed from this log, and why."""
-        self._line({"no replay": why})
+    def no_replay(self, why: str, *, has_all_calls: bool = False) -> None:
+        """Records that the run cannot be replayed from this log, and why.
+
+        Args:
+          why: the reason.
+          has_all_calls: whether the log has all calls all the same.
+        """
+        self._line({"no replay": why, "has all calls": has_all_calls})
 
     def take(self, lines: str) -> None:
         """Appends complete lines, such as those of another process's log of this run."""
@@ -300,6 +305,7 @@ class Script:
     Attributes:
       defers_arithmetic: whether the runtime allowed programs to put arithmetic off.
       no_replay: why the run cannot be replayed; None: it can.
+      has_all_calls: whether the log of a run that cannot be replayed has all calls all the same.
       breaks_off: the place at which the log breaks off, such as "after line 7"; None: the log is
         complete.
 
@@ -311,6 +317,7 @@ class Script:
     def __init__(self, lines: Iterable[str]) -> None:
         self.defers_arithmetic = False
         self.no_replay: str | None = None
+        self.has_all_calls = True
         self.breaks_off: str | None = "after line 1"
         self._events: dict[Incarnation, list[Event]] = {}
         self._states: dict[Incarnation, int | None] = {}
@@ -387,6 +394,7 @@ class Script:
     def _take(self, entry: dict[str, Any]) -> None:
         if "no replay" in entry:
             self.no_replay = entry["no replay"]
+            self.has_all_calls &= entry["has all calls"]
         elif "defers arithmetic" in entry:
             self.defers_arithmetic = True
         elif "service" in entry:

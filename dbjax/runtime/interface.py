@@ -340,12 +340,15 @@ class Runtime(Protocol):
     def nodes(self) -> list[str]:
         """The names of all nodes except observers."""
 
-    def kill(self, name: str, *, hang: bool = False) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> bool:
         """Makes a node fail, as if its machine had lost power.
 
         Args:
           name: the name of the node.
           hang: whether it stands still instead, without an end, until the runtime notices.
+
+        Returns:
+          Whether the node was up; otherwise nothing happens.
 
         Raises:
           ValueError: there is no node of that name, or nodes of this runtime cannot fail or hang.

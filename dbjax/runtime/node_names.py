@@ -42,6 +42,11 @@ def member_name(replica: int, process: int) -> str:
     return f"{replica_name(replica)}/{process}" if process else replica_name(replica)
 
 
+def replica_of(member: str) -> str:
+    """Returns the name of the replica to which a process belongs: "replica/3" for "replica/3/1"."""
+    return re.sub(r"^(replica/\d+)/\d+$", r"\1", member)
+
+
 def backup_name(service: str) -> str:
     """Returns the name of the node that runs the backup of a service."""
     return service + _BACKUP

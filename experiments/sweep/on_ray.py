@@ -17,6 +17,7 @@ from dbjax.runtime.ray import RayOptions
 from experiments.sweep.pool import Worker
 from experiments.sweep.worker import ONE_THREAD, serve
 
+_POLL_S = 0.5
 _START_S = 120.0  # time allowed for a worker to start: it imports JAX
 
 
@@ -80,7 +81,8 @@ class Actor:
     def _carry_there(self, theirs: Connection) -> None:
         with contextlib.suppress(Exception):  # one end has gone: `_carry_back` closes the other
             while True:
-                self._get(self._actor.give.remote(theirs.recv()))
+                if theirs.poll(_POLL_S):  # a blocked `recv` would keep a closed connection open
+                    self._get(self._actor.give.remote(theirs.recv()))
 
     def _carry_back(self, theirs: Connection) -> None:
         """Carries results until the actor dies or is ended, which closes the connection."""

@@ -155,10 +155,10 @@ def test_arrays_travel_as_memory_and_are_never_pickled(monkeypatch, machine):
         assert place != begins  # mapped a second time
         segment.data[:4] = np.float32([7]).view(np.uint8)
         assert found["a"][0] == 7  # no copy
-        assert segment.reader[0] == 1
+        assert segment.loan[0] == 1
         del found
         gc.collect()
-        assert segment.reader[0] == 0
+        assert segment.loan[0] == 0
 
 
 def test_the_wire_dtype_rounds_float32_and_nothing_else():
@@ -220,9 +220,38 @@ def test_memory_is_used_again_when_nobody_reads_it():
     assert seen[0] == 0
     assert len(arena.segments) == 2
     arena.take_back("reader")
-    assert not any(segment.reader[0] for segment in arena.segments)
+    assert not any(segment.loan[0] for segment in arena.segments)
     forget(arena.owner)
     assert seen[0] == 0  # its memory stays until it is let go
+
+
+def test_who_counts_as_dead_frees_nothing_that_others_read():
+    arena = Arena()
+    dead = sent(jnp.zeros(10_000), Route("dead", arena))[0]
+    arena.take_back("dead")
+    found = sent(jnp.ones(10_000), Route("reader", arena))[0]
+    (segment,) = arena.segments
+    del dead
+    gc.collect()
+    assert segment.loan[0] == 2
+    assert found[0] == 1
+
+
+def test_what_is_being_written_for_the_dead_is_not_lent_to_others(monkeypatch):
+    """A process may die while a message to it is copied."""
+    arena, copyto = Arena(), np.copyto
+
+    def die(target, source):
+        monkeypatch.setattr(np, "copyto", copyto)
+        arena.take_back("dead")
+        arena.lend("reader", [np.ones(2**20, np.uint8)])
+        copyto(target, source)
+
+    monkeypatch.setattr(np, "copyto", die)
+    arena.lend("dead", [np.zeros(2**20, np.uint8)])
+    of_dead, of_reader = arena.segments
+    assert (of_dead.loan[0], of_reader.loan[0]) == (0, 2)
+    assert of_reader.data[0] == 1
 
 
 def test_too_few_cpus_are_said_at_once(cluster):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import logging
 import math
@@ -14,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError
+from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, RayActorError
 
 from dbjax.runtime.interface import Future
 from dbjax.runtime.ray.handle import Peer, Peers, chained
@@ -38,6 +37,7 @@ class _Member:
     end: Future[Any] | None  # of its coroutine
     peer: Peer
     address: str = ""  # where JAX can listen in it
+    begun: Any = None  # what Ray will return of `Process.begin`
     ready: bool = False
     stopped: bool = False
     suspected: int = -1  # the incarnation that somebody could not reach
@@ -105,22 +105,27 @@ class Members:
         """Returns the names of the nodes whose processes are up and have not stopped."""
         return [n for n, m in self._members.items() if m.ready and not m.stopped]
 
-    def kill(self, name: str, hang: bool) -> None:
-        """Kills or stops a node's process, if it is up."""
+    def kill(self, name: str, hang: bool) -> bool:
+        """Kills or stops a node's process, if it is up, and returns whether it was."""
         member = self._members[name]
-        if member.ready and hang:
+        ready = member.ready
+        if ready and hang:
             member.actor.__ray_call__.remote(lambda _: os.kill(os.getpid(), signal.SIGSTOP))
-        elif member.ready:
+        elif ready:
             ray.kill(member.actor, no_restart=False)
+        return ready
 
-    def go(self) -> None:
-        """Starts all coroutines and observers, now that all services are ready."""
+    def go(self) -> bool:
+        """Starts all coroutines and observers; returns False if a process is not ready any more."""
         with self._changed:
+            if self.missing():
+                return False
             self._running = True
             self._peers.learn(self._up())
             self._threads.start()
             for member in self._members.values():
                 self._go(member)
+        return True
 
     def stop(self) -> None:
         """Tells all processes to stop."""
@@ -134,8 +139,7 @@ class Members:
         """Ends all processes."""
         self._closed = True
         for member in self._members.values():
-            with contextlib.suppress(ValueError):  # Ray has been shut down
-                ray.kill(member.actor, no_restart=True)
+            ray.kill(member.actor, no_restart=True)
         end_s = time.monotonic() + _CLOSE_S
         for follower in self._followers:
             follower.join(max(0.0, end_s - time.monotonic()))
@@ -178,8 +182,8 @@ class Members:
             while not self._closed:
                 try:
                     self._live(member)
-                except RayActorError as error:
-                    if error.actor_init_failed:
+                except (RayActorError, ObjectLostError, NodeDiedError) as error:
+                    if isinstance(error, RayActorError) and error.actor_init_failed:
                         why = str(error).strip().splitlines()[-1]
                         raise RuntimeError(
                             f"the process of {member.name} did not start: {why}"
@@ -212,6 +216,9 @@ class Members:
         if path:
             self.logs[log] = 0
         while not self._closed:
+            if member.begun is not None and ray.wait([member.begun], timeout=0)[0]:
+                ray.get(member.begun)  # raises what `begin` could not report
+                member.begun = None
             heard = ray.get(actor.listen.remote(memory), timeout=self._hang_s)
             if heard is None:  # Ray has restarted it already
                 return
@@ -231,7 +238,7 @@ class Members:
 
     def _begin(self, member: _Member, joins: tuple[str, int, int] | None) -> None:
         ends = [other.end for other in self._group(member) if other.end is not None]
-        member.actor.begin.remote(
+        member.begun = member.actor.begin.remote(
             member.peer._replace(actor=None),
             self._engine.incarnation + member.peer.incarnation,
             not self._ending and not all(end.done() for end in ends),
@@ -248,7 +255,8 @@ class Members:
     def _happened(self, member: _Member | None, kind: str, value: Any = None) -> None:
         """Takes notice of an event in a process; None: in the driver."""
         if kind == "suspect":
-            self._members[value.name].suspected = value.incarnation
+            suspected = self._members[value.name]
+            suspected.suspected = max(suspected.suspected, value.incarnation)
         elif kind == "failed":
             self._failed = self._failed or chained(*decode(value))
         elif kind == "lost":
@@ -318,7 +326,7 @@ class Members:
     def _tell_all(self, news: Peer) -> None:
         self._peers.learn([news])
         for member in self._members.values():
-            if member.ready and member.name != news.name:
+            if member.peer.actor is not None and member.name != news.name:
                 member.actor.learn.remote([news])
 
     def _saved(self, node: str) -> dict[str, Any]:

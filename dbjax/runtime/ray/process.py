@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import itertools
+import json
 import logging
 import os
 from collections.abc import Callable
@@ -229,16 +230,16 @@ class Process:
     @_control
     async def stop(self) -> None:
         """Ends the run here, after the steps that are being computed."""
+        limit = asyncio.timeout(self._end_s)
         try:
-            async with asyncio.timeout(self._end_s):
+            async with limit:
                 await asyncio.to_thread(self._threads.finish)
                 await asyncio.to_thread(jax.block_until_ready, self._trace.rows)
-        except TimeoutError:
-            pass  # another process of the group has stopped before it computed the same
+            if self._log is not None:
+                self._log.flush()
         except Exception as error:
-            self._tell("lost", failed(error))
-        if self._log is not None:
-            self._log.flush()
+            if not limit.expired():  # or another process of the group has stopped too early
+                self._tell("lost", failed(error))
         self._tell("stopped")
 
     async def call(
@@ -257,7 +258,7 @@ class Process:
           counts as dead.
         """
         process = origin.process
-        if incarnation != here.me.incarnation:
+        if incarnation != here.me.incarnation or here.is_dead(process):
             return None
         order = self._orders.get(process.name)
         if order is None or order.incarnation < process.incarnation:
@@ -292,10 +293,15 @@ class Process:
             return failed(TypeError(f"{what}: {one_line(error)}"))
 
     def _write(self, lines: str) -> None:
-        """Writes lines of the event log where they survive the death of this process."""
-        assert self._log_file is not None
-        self._log_file.write(lines)
+        """Writes lines of the event log, also where they survive the death of this process."""
         self._lines.append(lines)
+        try:
+            if self._log_file is not None:
+                self._log_file.write(lines)
+        except OSError as error:
+            self._log_file = None
+            why = f"the log of {here.me.name} could not be written: {one_line(error)}"
+            self._lines.append(json.dumps({"no replay": why, "has all calls": False}) + "\n")
 
     def _ended(self, ended: Future[Any]) -> None:
         error = ended.error()

@@ -18,7 +18,7 @@ import ray
 from dbjax.errors import one_line
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
-from dbjax.runtime.node_names import NodeKind, kind_of
+from dbjax.runtime.node_names import NodeKind, backup_name, kind_of, service_name
 from dbjax.runtime.ray.handle import Peer, Peers, RayHandle
 from dbjax.runtime.ray.members import Members
 from dbjax.runtime.ray.messages import encode_all
@@ -29,6 +29,7 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Trace
 
 ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
+_BACK_S = 120.0  # how long services may take to come back at the end; each imports jax
 _SAID_S = 60.0  # how often a warning names the processes that are not ready
 _STOP_S = 5.0  # how long processes may finish their computations after an interrupt
 _LOG = logging.getLogger(__name__)
@@ -117,11 +118,11 @@ class RayRuntime:
     def nodes(self) -> list[str]:
         return list(self._nodes)
 
-    def kill(self, name: str, *, hang: bool = False) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> bool:
         """See `Runtime`. Ray starts a process again that was killed, by dbjax if it hangs."""
         if name not in self._nodes or self._members is None:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._nodes)}")
-        self._members.kill(name, hang)
+        return self._members.kill(name, hang)
 
     @property
     def latest_states(self) -> dict[str, Any]:
@@ -138,8 +139,10 @@ class RayRuntime:
         return {}
 
     def revive(self) -> None:
-        if self._members is not None:
-            self._await_ready(self._members, lambda: False)
+        if self._members is not None and not self._members.wait(lambda: not self._lacking(), _BACK_S):
+            raise RuntimeError(
+                f"no process has come back within {_BACK_S:g} s for {', '.join(self._lacking())}"
+            )
 
     def run(self, until_s: float = math.inf) -> float:
         """See `Runtime`. Services still answer the driver afterwards, until `close`."""
@@ -166,11 +169,11 @@ class RayRuntime:
         self._engine.stop()
         self._engine.pool.shutdown(wait=False)
         self._peers.close()
-        if self._members is not None:
-            self._members.close()
         placement, self._placement = self._placement, None
-        if placement is not None:
-            self._take_rests()
+        if placement is not None and ray.is_initialized():  # otherwise Ray would start anew
+            if self._members is not None:
+                self._members.close()
+                self._take_rests()
             placement.close()
 
     def _start(self) -> Members:
@@ -201,19 +204,27 @@ class RayRuntime:
             self._take,
         )
         self._peers.tell = members.tell
-        self._await_ready(members, self._stopping.is_set)
-        self._require_going_on()
-        members.go()
+        self._await_ready(members)
+        while not members.go():  # somebody has died since
+            self._await_ready(members)
         return members
+
+    def _lacking(self) -> list[str]:
+        """Returns the names of the services of which no copy is up."""
+        missing = self._members.missing() if self._members is not None else []
+        down = {name for name in missing if self._nodes[name].service is not None}
+        copies = {name: {name, backup_name(name)} & self._nodes.keys() for name in self._nodes}
+        return sorted(n for n in down if n == service_name(n) and copies[n] <= down)
 
     def _require_going_on(self) -> None:
         """Raises KeyboardInterrupt if a run is stopped before it begins, as it has no results."""
         if self._stopping.is_set():
             raise KeyboardInterrupt
 
-    def _await_ready(self, members: Members, given_up: Callable[[], bool]) -> None:
-        while not members.wait(lambda: not members.missing() or given_up(), _SAID_S):
+    def _await_ready(self, members: Members) -> None:
+        while not members.wait(lambda: not members.missing() or self._stopping.is_set(), _SAID_S):
             _LOG.warning("not ready yet, perhaps still compiling: %s", ", ".join(members.missing()))
+        self._require_going_on()
 
     def _await_stop(self, members: Members) -> None:
         """Waits until all running processes have stopped; after an interrupt, at most 5 s."""

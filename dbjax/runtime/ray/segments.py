@@ -1,8 +1,8 @@
 """Shared memory of the processes on one machine: one process writes it, others read it in place.
 
 Ray's object store does the same for any object, but touches fresh pages for each. Here, memory is
-written again once its reader has released it. A segment begins with the number of its reader, who
-sets it to 0 when it needs the segment no more, and tells nobody else.
+written again once its reader has released it. A segment begins with the number of the loan. The
+reader sets it to 0 when it needs the segment no more, and tells nobody else.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 
 Host = np.ndarray[Any, Any]
 SHARES = sys.platform == "linux"  # memory without a name, which is freed with its last process
-_HEADER = 4096  # the bytes before the data, of which the reader's number needs 4
+_HEADER = 4096  # the bytes before the data, of which the number of the loan needs 8
 _ALIGNMENT = 64  # bytes; XLA needs it to use memory in place
 
 
@@ -33,8 +33,9 @@ class Lease(NamedTuple):
     """
 
     owner: str  # the arena
-    file: str  # that the segment appears to be
+    file: str  # the path at which the segment can be opened
     nbytes: int
+    number: int  # of the loan
 
     def __reduce__(self) -> Any:
         return _borrow, tuple(self)
@@ -48,7 +49,8 @@ class _Segment:
         self.nbytes = _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
         os.ftruncate(handle, self.nbytes)
         memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
-        self.reader, self.data = memory[:4].view(np.uint32), memory[_HEADER:]
+        self.loan, self.data = memory[:8].view(np.uint64), memory[_HEADER:]
+        self.reader, self.written = "", True  # of the last loan: to whom, and whether it is complete
 
 
 @final
@@ -59,7 +61,8 @@ class Arena:
         self.owner = secrets.token_hex(8)  # a name that no other arena has
         self.segments: list[_Segment] = []
         self._lock = threading.Lock()
-        self._numbers: dict[str, int] = collections.defaultdict(itertools.count(1).__next__)
+        self._loans = itertools.count(1)
+        self._dead: set[str] = set()  # readers
 
     def lend(self, reader: str, arrays: Sequence[Host]) -> tuple[Lease, list[tuple[int, int]]]:
         """Writes arrays of bytes to a segment, and lends it to the process of that name.
@@ -71,23 +74,30 @@ class Arena:
         *begins, nbytes = itertools.accumulate(sizes, initial=0)
         places = [(i, i + array.nbytes) for i, array in zip(begins, arrays, strict=True)]
         with self._lock:
-            segment = self._free(nbytes)
-            segment.reader[0] = self._numbers[reader]
+            segment, number = self._free(nbytes), next(self._loans)
+            segment.loan[0], segment.reader, segment.written = number, reader, False
         for array, (begin, end) in zip(arrays, places, strict=True):
             np.copyto(segment.data[begin:end], array)
-        return Lease(self.owner, segment.file, segment.nbytes), places
+        with self._lock:
+            segment.written = True
+            self._release_dead()
+        return Lease(self.owner, segment.file, segment.nbytes, number), places
 
     def take_back(self, reader: str) -> None:
-        """Releases everything that was lent to a process, which must be dead."""
+        """Releases everything that was or will be lent to a process, which must be dead."""
         with self._lock:
-            for segment in self.segments:
-                if segment.reader[0] == self._numbers[reader]:
-                    segment.reader[0] = 0
+            self._dead.add(reader)
+            self._release_dead()
+
+    def _release_dead(self) -> None:
+        for segment in self.segments:
+            if segment.written and segment.reader in self._dead:
+                segment.loan[0] = 0
 
     def _free(self, nbytes: int) -> _Segment:
         """Returns the smallest segment that is large enough and that nobody reads, or a new one."""
         for segment in sorted(self.segments, key=lambda segment: segment.nbytes):
-            if nbytes <= segment.data.nbytes <= 2 * nbytes + _HEADER and not segment.reader[0]:
+            if nbytes <= segment.data.nbytes <= 2 * nbytes + _HEADER and not segment.loan[0]:
                 return segment
         self.segments.append(_Segment(nbytes))
         return self.segments[-1]
@@ -101,13 +111,19 @@ def forget(owner: str) -> None:
     _mapped.pop(owner, None)
 
 
-def _borrow(owner: str, file: str, nbytes: int) -> Host:
+def _borrow(owner: str, file: str, nbytes: int, number: int) -> Host:
     segment = _mapped[owner].get(file)
     if segment is None:
         with open(file, "r+b") as opened:
             segment = _mapped[owner].setdefault(file, mmap.mmap(opened.fileno(), nbytes))
     memory = np.frombuffer(segment, np.uint8, offset=_HEADER)  # which is the base of its views
     memory.flags.writeable = False
-    reader = np.frombuffer(segment, np.uint32, 1)
-    weakref.finalize(memory, reader.__setitem__, 0, 0).atexit = False
+    loan = np.frombuffer(segment, np.uint64, 1)
+    weakref.finalize(memory, _release, loan, number).atexit = False
     return memory
+
+
+def _release(loan: Host, number: int) -> None:
+    """Ends a loan, unless it was taken back and the segment has been lent anew."""
+    if loan[0] == number:
+        loan[0] = 0

@@ -100,7 +100,7 @@ class ThreadsRuntime:
         names = (*self.engine.services, *(thread.name for thread in self._process_threads))
         return list(dict.fromkeys(names))
 
-    def kill(self, name: str, *, hang: bool = False) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> bool:
         raise ValueError(
             f"kill({name!r}): nodes of runtime='threads' cannot fail; use virtual or ray"
         )

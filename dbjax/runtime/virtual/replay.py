@@ -116,7 +116,7 @@ class ReplayRuntime:
     def nodes(self) -> list[str]:
         return list(self._handles)
 
-    def kill(self, name: str, *, hang: bool = False) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> bool:
         raise ValueError(f"kill({name!r}): in a replay, nodes fail where the log says so")
 
     def between_events(self, do: Callable[[], object]) -> None:

@@ -141,13 +141,15 @@ class VirtualRuntime:
     def nodes(self) -> list[str]:
         return list(self._failures)
 
-    def kill(self, name: str, *, hang: bool = False) -> None:
+    def kill(self, name: str, *, hang: bool = False) -> bool:
         """See `Runtime`. The node is back after a time drawn with its `mean_time_to_repair_s`."""
         if name not in self._failures:
             raise ValueError(f"kill({name!r}): no such node; there are {', '.join(self._failures)}")
         if hang:
             raise ValueError(f"kill({name!r}, hang=True): only nodes of runtime='ray' can hang")
+        alive = self._failures[name].alive
         _ = self._kill(name)
+        return alive
 
     @journaled
     def _kill(self, name: str) -> Future[None]:
