@@ -11,7 +11,7 @@ import dbjax
 from tests.simulation import invariants, storage
 from tests.simulation.book import Book, Copies, Violation
 from tests.simulation.case import Case
-from tests.simulation.clusters import checkpoint_every, cluster, config, nodes, task
+from tests.simulation.clusters import checkpoint_every, config, nodes, run
 from tests.simulation.listening import listening
 
 LIMIT_S = 300.0  # far beyond the last failure
@@ -58,17 +58,14 @@ def calm(case: Case) -> dbjax.Result:
 
 @functools.lru_cache(maxsize=64)
 def _calm(case: Case) -> dbjax.Result:
-    return dbjax.run(task(case), config(case), cluster=cluster(case))
+    return run(case)
 
 
 def _run(case: Case) -> Ran:
     made, book, trace = config(case), Book(_copies(case)), dbjax.Trace()
     trace.listeners.append(book.note)
     with listening(book, case), _violations():
-        result = dbjax.run(
-            task(case), made, cluster=cluster(case), checkpoint_every=checkpoint_every(case),
-            until_s=LIMIT_S, trace=trace,
-        )  # fmt: skip
+        result = run(case, checkpoint_every=checkpoint_every(case), until_s=LIMIT_S, trace=trace)
     return Ran(case, made, result, book, trace.rows)
 
 
