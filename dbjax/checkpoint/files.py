@@ -25,6 +25,9 @@ _FORMAT = 3
 _OVERHEAD_BYTES = 200_000  # the maximum size of what Orbax writes in addition to the arrays
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to the name of a directory it writes
 _LOG = logging.getLogger("dbjax")
+# The number of the latest checkpoint that this process began to write in each directory. It is not
+# used again: threads of a write that failed may still write under it, into the other checkpoint.
+_LATEST: dict[Path, int] = {}
 
 
 @final
@@ -50,7 +53,7 @@ class Checkpoints:
         self._directory, self._keep, self._ocp = Path(directory).absolute(), keep, ocp
         self._overwrite = overwrite
         self._full = False  # whether the disk was full the last time
-        self._writing = 0  # the number of the latest checkpoint
+        self._writing = 0  # the number of the checkpoint that was begun last
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
@@ -115,8 +118,9 @@ class Checkpoints:
         )
         if self._has_room(sum(array.nbytes for array in arrays.values)):
             self.wait()  # so that `_seal` finds only the checkpoint being written
-            # A thread of a write that failed may still be writing under its number.
-            self._writing = 1 + max([self._writing, *self._steps()])
+            directory = self._directory.resolve()
+            self._writing = 1 + max([_LATEST.get(directory, 0), *self._steps()])
+            _LATEST[directory] = self._writing
             self._manager.save(self._writing, args=parts)
 
     def _seal(self) -> None:

@@ -95,17 +95,19 @@ class Kill:
 def kills(rows: Sequence[Row]) -> list[Kill]:
     """Finds the failures that the rows of a run record, in order of time."""
     found: list[Kill] = []
-    injected: dict[str, Row] = {}  # by node, until the runtime notices
+    causes = [row for row in rows if row.get("event") in ("killed", "hung")]
     for i, row in enumerate(rows):
-        if row.get("event") in ("killed", "hung"):
-            injected.setdefault(row["victim"], row)
-        if row.get("event") == "died":
-            back_s = (
-                later["time_s"]
-                for later in rows[i + 1 :]
-                if later.get("event") == "returned" and later["node"] == row["node"]
-            )
-            cause = injected.pop(row["node"], row)
-            after_s = next(back_s, math.inf) - cause["time_s"]
-            found.append(Kill(row["node"], cause["time_s"], after_s, cause["event"] == "hung"))
+        if row.get("event") != "died":
+            continue
+        name, noticed_s = row["node"], row["time_s"]
+        earlier = [c for c in causes if c["victim"] == name and c["time_s"] <= noticed_s]
+        causes = [c for c in causes if c not in earlier]
+        cause = earlier[0] if earlier else row
+        back_s = (
+            later["time_s"]
+            for later in rows[i + 1 :]
+            if later.get("event") == "returned" and later["node"] == name
+        )
+        after_s = next(back_s, math.inf) - cause["time_s"]
+        found.append(Kill(name, cause["time_s"], after_s, cause["event"] == "hung"))
     return found

@@ -120,6 +120,19 @@ def test_a_write_that_fails_costs_no_other_checkpoint_and_leaves_nothing(name, t
     assert threading.enumerate() == before  # threads that wait would hold up the end of the process
 
 
+def test_the_number_of_a_failed_write_is_not_used_again(tmp_path):
+    """Threads of that write may still write under it, and would damage the other checkpoint."""
+    with (
+        mock.patch.object(os, "rename", side_effect=OSError(errno.ENOSPC, "No space left")),
+        Checkpoints(tmp_path / "kept") as checkpoints,
+    ):
+        checkpoints.save(content(1))
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    with Checkpoints(tmp_path / "link") as checkpoints:
+        checkpoints.save(content(2))
+    assert steps(tmp_path / "kept") == [2]
+
+
 def test_all_files_are_on_disk_before_a_checkpoint_has_its_name(tmp_path):
     def fsync(descriptor):
         right(descriptor)

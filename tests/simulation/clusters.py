@@ -17,6 +17,18 @@ from tests.simulation.problems import BOWL, COUNTED, RULE
 COMPUTE_S = 0.1
 
 
+def run(case: Case, **given: Any) -> dbjax.Result:
+    """Runs a case.
+
+    Raises:
+      KeyboardInterrupt: a signal has ended the run early, so its numbers say nothing.
+    """
+    result = dbjax.run(task(case), config(case), cluster=cluster(case), **given)
+    if by := result.summary["interrupted"]:
+        raise KeyboardInterrupt(by)
+    return result
+
+
 def task(case: Case) -> dbjax.Task:
     return BOWL if case.method == "sandblaster" else COUNTED
 

@@ -12,7 +12,7 @@ from dbjax.monitoring.push_account import account_for_pushes
 from tests.simulation import invariants, storage
 from tests.simulation.book import Book, Copies, Violation
 from tests.simulation.case import Case
-from tests.simulation.clusters import checkpoint_every, cluster, config, nodes, task
+from tests.simulation.clusters import checkpoint_every, config, nodes, run, task
 from tests.simulation.listening import listening
 
 LIMIT_S = 300.0  # far beyond the last failure
@@ -54,11 +54,12 @@ def check_replayable(case: Case) -> None:
     """The event log of a run gives the same bytes again, and tells what became of every push."""
     lines: list[str] = []
     with _violations(case):
-        result = dbjax.run(
-            task(case), config(case), cluster=cluster(case),
-            checkpoint_every=checkpoint_every(case), until_s=LIMIT_S,
+        result = run(
+            case,
+            checkpoint_every=checkpoint_every(case),
+            until_s=LIMIT_S,
             log=dbjax.EventLog(lines.append),
-        )  # fmt: skip
+        )
         again = dbjax.replay(task(case), config(case), dbjax.Script(lines))
         account = account_for_pushes(dbjax.Script(lines))
     if again.params_sha256 != result.summary["params_sha256"]:
@@ -81,17 +82,14 @@ def calm(case: Case) -> dbjax.Result:
 
 @functools.lru_cache(maxsize=64)
 def _calm(case: Case) -> dbjax.Result:
-    return dbjax.run(task(case), config(case), cluster=cluster(case))
+    return run(case)
 
 
 def _run(case: Case) -> Ran:
     made, book, trace = config(case), Book(_copies(case)), dbjax.Trace()
     trace.listeners.append(book.note)
     with listening(book, case), _violations():
-        result = dbjax.run(
-            task(case), made, cluster=cluster(case), checkpoint_every=checkpoint_every(case),
-            until_s=LIMIT_S, trace=trace,
-        )  # fmt: skip
+        result = run(case, checkpoint_every=checkpoint_every(case), until_s=LIMIT_S, trace=trace)
     return Ran(case, made, result, book, trace.rows)
 
 

@@ -21,7 +21,7 @@ from dbjax.checkpoint import Checkpoints, CheckpointState
 from dbjax.checkpoint.encoding import ArrayTable, bytes_of, encode
 from tests.simulation.book import Violation
 from tests.simulation.case import Case
-from tests.simulation.clusters import checkpoint_every, cluster, config, task, usual_end_s
+from tests.simulation.clusters import checkpoint_every, run, usual_end_s
 from tests.simulation.disk_faults import (
     AT_REST,
     WRITES,
@@ -207,10 +207,7 @@ def _resume(case: Case, disk: Disk, until_s: float | None) -> dbjax.Result | Non
 
 
 def _run(case: Case, **given: Any) -> dbjax.Result:
-    every = checkpoint_every(case)
-    return dbjax.run(
-        task(case), config(case), cluster=cluster(case), checkpoint_every=every, **given
-    )
+    return run(case, checkpoint_every=checkpoint_every(case), **given)
 
 
 def _told(result: dbjax.Result) -> str:
@@ -219,7 +216,7 @@ def _told(result: dbjax.Result) -> str:
     Rows of warnings are left out: an interrupted run has reported what went wrong when it ended, a
     whole one later. The summary has the same warnings.
     """
-    summary = {k: v for k, v in result.summary.items() if k not in ("wall_s", "interrupted")}
+    summary = {k: v for k, v in result.summary.items() if k != "wall_s"}
     rows = [
         row | {"loss": float(row.get("loss", 0))}
         for row in result.trace.rows

@@ -7,15 +7,17 @@ the command that replays it. The long run, with its number of schedules:
 """
 
 import os
+import signal
 import time
 
 import pytest
 from hypothesis import given
 
-from tests.simulation.book import Violation
+from tests.simulation.book import Book, Violation
 from tests.simulation.case import Case, case_of
 from tests.simulation.replay import parsed
 from tests.simulation.simulate import check_deterministic, check_replayable, simulate
+from tests.simulation.storage import Disk
 from tests.simulation.strategies import Tried, cases, schedules
 
 # Where a write is cut short, threads of Orbax still call back to a loop that has ended.
@@ -44,6 +46,19 @@ def test_what_has_to_hold_holds_in_every_schedule():
 @pytest.mark.parametrize("seed", [0, 2, 5, 22, 33, 54, 57, 62])  # most notice a planted fault
 def test_it_holds_on_a_disk_that_fails(seed):
     simulate(case_of(seed, storage=4))
+
+
+@pytest.mark.parametrize("kind", [Book, Disk])  # in a run without a disk that fails, or with one
+def test_a_signal_that_ends_a_run_is_no_violation(kind, monkeypatch):
+    def note(*given):
+        if not came:
+            came.append(signal.raise_signal(signal.SIGINT))
+        return right(*given)
+
+    came, right = [], kind.note
+    monkeypatch.setattr(kind, "note", note)
+    with pytest.raises(KeyboardInterrupt, match="SIGINT"):
+        simulate(case_of(3, storage=1))  # which writes a checkpoint before its end
 
 
 @pytest.mark.slow

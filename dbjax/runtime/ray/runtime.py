@@ -139,7 +139,9 @@ class RayRuntime:
         return {}
 
     def revive(self) -> None:
-        if self._members is not None and not self._members.wait(lambda: not self._lacking(), _BACK_S):
+        if self._members is not None and not self._members.wait(
+            lambda: not self._lacking(), _BACK_S
+        ):
             raise RuntimeError(
                 f"no process has come back within {_BACK_S:g} s for {', '.join(self._lacking())}"
             )

@@ -50,7 +50,8 @@ class _Segment:
         os.ftruncate(handle, self.nbytes)
         memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
         self.loan, self.data = memory[:8].view(np.uint64), memory[_HEADER:]
-        self.reader, self.written = "", True  # of the last loan: to whom, and whether it is complete
+        self.reader = ""  # to whom it was lent last
+        self.written = True  # whether all of that is in it
 
 
 @final
