@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import functools
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from optuna.trial import TrialState, create_trial
 
 from experiments.command_line import load_config
 from experiments.sweep import __main__ as command
+from experiments.sweep.on_ray import actors
 from experiments.sweep.plan import Plan
 from experiments.sweep.pool import Pool, Process
 from experiments.sweep.run import sweep
@@ -367,3 +369,22 @@ def test_a_signal_to_all_processes_cuts_no_trial_short(tmp_path):
             said = pool.messages(60)
     assert said[0][1].error == ""
     assert json.loads(said[0][1].files["summary.json"])["interrupted"] is None
+
+
+class Dies:
+    """A job that ends the process in which it is looked at."""
+
+    @property
+    def prunes(self):
+        os._exit(1)
+
+
+@pytest.mark.slow
+def test_a_worker_on_ray_that_dies_is_an_outcome():
+    ray = pytest.importorskip("ray", reason="dbjax[ray] is not installed")
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    with actors("local") as start, Pool(start, 1) as pool:
+        pool.give(0, Dies())
+        ((number, outcome),) = pool.messages(LIMIT_S)
+    assert number == 0
+    assert outcome.error == "its process died: on Ray"
