@@ -53,7 +53,7 @@ def check_deterministic(case: Case) -> None:
 def check_replayable(case: Case) -> None:
     """The event log of a run gives the same bytes again, and tells what became of every push."""
     lines: list[str] = []
-    with _violations(case):
+    with _violations():
         result = run(
             case,
             checkpoint_every=checkpoint_every(case),
