@@ -205,7 +205,7 @@ def test_a_replay_names_the_file(text, left, capsys):
 
 
 def test_a_replay_names_a_summary_whose_digest_is_none(left, capsys, monkeypatch):
-    monkeypatch.setattr(replay, "_script", lambda path: None)
+    monkeypatch.setattr(replay, "read_log", lambda workdir: None)
     monkeypatch.setattr("dbjax.replay", lambda *_, **__: None)
     summary = json.loads((left / "summary.json").read_text())
     (left / "summary.json").write_text(json.dumps(summary | {"params_sha256": 5}))
