@@ -155,7 +155,7 @@ class RayHandle:
         self.name, self._peers, self.peer = name, peers, Peer(name)
         self._lock = threading.Lock()
         self._open: dict[_Call, None] = {}
-        self._hoping: list[Callable[[], None]] = []
+        self._awaiting_return: list[Callable[[], None]] = []
         self._sender = ThreadPoolExecutor(1, "send")  # starts a thread when it is used
         self._sent: tuple[Peer, int] = self.peer, 0  # how many calls the latest peer was sent
 
@@ -193,7 +193,7 @@ class RayHandle:
         with self._lock:
             alive = self.peer.actor is not None or self.name in self._peers.engine.services
             if not alive:
-                self._hoping.append(answer)
+                self._awaiting_return.append(answer)
         if alive:
             answer()
         if caller is DRIVER:
@@ -202,7 +202,7 @@ class RayHandle:
 
     def learn(self, peer: Peer) -> None:
         """Takes notice that the process has died or come back; its open calls then fail."""
-        hoping: list[Callable[[], None]] = []
+        awaiting: list[Callable[[], None]] = []
         with self._lock:
             before = self.peer
             if before.age() >= peer.age():
@@ -210,13 +210,13 @@ class RayHandle:
             self.peer = peer
             dead, self._open = self._open, {}
             if peer.actor is not None:
-                hoping, self._hoping = self._hoping, []
+                awaiting, self._awaiting_return = self._awaiting_return, []
         for gone in (before,) if peer.actor is not None else (before, peer):
             self._peers.arena.take_back(gone.reader())
             forget(gone.memory)
         for call in dead:
             self._die(call)
-        for answer in hoping:
+        for answer in awaiting:
             answer()
 
     def close(self) -> None:

@@ -199,7 +199,8 @@ class Members:
     def _live(self, member: _Member) -> None:
         """Follows an incarnation of a process, until it dies or is killed."""
         actor, before = member.actor, member.peer.memory
-        machine, memory, path, address = ray.get(actor.hello.remote(), timeout=_START_S)
+        hello = actor.hello.remote(len(self._group(member)) > 1)
+        machine, memory, path, address = ray.get(hello, timeout=_START_S)
         if memory == before:  # it counts as dead
             ray.kill(actor, no_restart=False)
             return
@@ -301,19 +302,19 @@ class Members:
             for other in self._group(member) if was_up else ():
                 if other is not member and other.peer.actor is not None:
                     ray.kill(other.actor, no_restart=False)
-                    self._bury(other)
-            self._bury(member)
+                    self._declare_dead(other)
+            self._declare_dead(member)
         if not was_up:
             time.sleep(_AGAIN_S)
 
-    def _bury(self, member: _Member) -> None:
+    def _declare_dead(self, member: _Member) -> None:
         was_up, was_ready = member.peer.actor is not None, member.ready
         member.ready, member.peer = False, member.peer._replace(actor=None)
         if was_ready and self._running and not self._ending:
             self._record(member, "died")
         if was_up and self._running:
             self._tell_all(member.peer)
-        elif was_up:  # nobody has heard of it yet, so the next one takes its place
+        elif was_up:  # no other process has heard of it: the next one gets the same incarnation
             member.peer = member.peer._replace(incarnation=member.peer.incarnation - 1)
             member.deaths += 1
             if member.deaths > _DEATHS:

@@ -29,7 +29,7 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Span, Trace
 
 _LISTEN_S = 0.2  # how often a process sends what it has recorded, and shows that it is alive
-_GROUP_S = 0.5  # what processes still compute jointly at the end is given up then
+_GROUP_S = 0.5  # how long processes may still compute jointly at the end of a run
 _LARGE = 2**20  # a reply of more bytes is copied in a thread of its own
 _LOG = logging.getLogger(__name__)
 Start = tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]  # a function, its arguments
@@ -131,8 +131,11 @@ class Process:
         self._end_s: float | None = None  # how long the end of the run may take here
 
     @_control
-    async def hello(self) -> tuple[str, str, str, str]:
+    async def hello(self, in_group: bool) -> tuple[str, str, str, str]:
         """Returns where this process is.
+
+        Args:
+          in_group: whether it will be one of a group.
 
         Returns:
           Ray's name of this machine, the owner of this process's memory, its log, and an address at
@@ -140,7 +143,7 @@ class Process:
         """
         self._loop = asyncio.get_running_loop()
         log = self._log_file.path if self._log_file is not None else ""
-        address = free_address(ray.util.get_node_ip_address())
+        address = free_address(ray.util.get_node_ip_address()) if in_group else ""
         return ray.get_runtime_context().get_node_id(), here.arena.owner, log, address
 
     @_control
