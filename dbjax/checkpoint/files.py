@@ -25,9 +25,10 @@ _FORMAT = 3
 _OVERHEAD_BYTES = 200_000  # the maximum size of what Orbax writes in addition to the arrays
 _UNFINISHED = ".orbax-checkpoint-tmp"  # what Orbax appends to the name of a directory it writes
 _LOG = logging.getLogger("dbjax")
-# The number of the latest checkpoint that this process began to write in each directory. It is not
-# used again: threads of a write that failed may still write under it, into the other checkpoint.
-_LATEST: dict[Path, int] = {}
+# The highest number of a checkpoint in each directory whose write has failed in this process, or
+# has not ended. It is not used again: threads of that write may still write under it, into the
+# other checkpoint.
+_FAILED: dict[Path, int] = {}
 
 
 @final
@@ -54,6 +55,7 @@ class Checkpoints:
         self._overwrite = overwrite
         self._full = False  # whether the disk was full the last time
         self._writing = 0  # the number of the checkpoint that was begun last
+        self._failed = 0  # the highest number of one that had failed before
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
             self._manager = self._open()
@@ -119,8 +121,9 @@ class Checkpoints:
         if self._has_room(sum(array.nbytes for array in arrays.values)):
             self.wait()  # so that `_seal` finds only the checkpoint being written
             directory = self._directory.resolve()
-            self._writing = 1 + max([_LATEST.get(directory, 0), *self._steps()])
-            _LATEST[directory] = self._writing
+            self._failed = _FAILED.get(directory, 0)
+            self._writing = 1 + max([self._failed, *self._steps()])
+            _FAILED[directory] = self._writing
             self._manager.save(self._writing, args=parts)
 
     def _seal(self) -> None:
@@ -151,7 +154,8 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Waits until all checkpoints are on disk."""
-        self._guarded(self._manager.wait_until_finished)
+        if self._guarded(self._manager.wait_until_finished) and self._writing in self._steps():
+            _FAILED[self._directory.resolve()] = self._failed
 
     def latest(self) -> CheckpointState | None:
         """Reads the newest complete checkpoint, and warns of newer ones that cannot be read.
@@ -219,7 +223,8 @@ class Checkpoints:
             content = dataclasses.replace(content, exact=ExactState(exact[0], exact[1], arrays))
         return content
 
-    def _guarded(self, write: Any) -> None:
+    def _guarded(self, write: Any) -> bool:
+        """Writes, or warns of what went wrong; returns whether nothing did."""
         try:
             write()
         except Exception as error:
@@ -228,6 +233,8 @@ class Checkpoints:
                 self._directory, one_line(error, kind=False),
             )  # fmt: skip
             self._reopen()
+            return False
+        return True
 
     def _reopen(self) -> None:
         """Opens the directory anew after a failed write.

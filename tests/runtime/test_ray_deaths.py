@@ -212,7 +212,7 @@ def test_a_death_while_the_run_comes_up_is_like_any_other(runtime):
         return (await log.call(Log.life))[0]
 
     def kill():
-        while runtime._members is None:
+        while runtime._members is None or runtime._members._members["log"].peer.actor is None:
             time.sleep(0.01)
         os.kill(pid(runtime, "log"), signal.SIGKILL)
 
