@@ -82,11 +82,6 @@ def dbjax_on_ray(arrays: Sequence[Any], options: RayOptions) -> Case:
     return case
 
 
-def halved(options: RayOptions) -> RayOptions:
-    """The same options, with bfloat16 on the wire."""
-    return dataclasses.replace(options, wire_dtype="bfloat16")
-
-
 def object_store(arrays: Sequence[Any], **options: Any) -> Case:
     """A case: an actor of Ray that is called with NumPy arrays, as Ray sends them."""
     import ray

@@ -21,8 +21,8 @@ from dbjax.runtime.ray.log_files import WrittenLog
 from dbjax.runtime.ray.messages import Message, decode
 from dbjax.runtime.ray.process import Batch
 from dbjax.runtime.threads import ThreadsRuntime
+from dbjax.runtime.threads.engine import POLL_S
 
-POLL_S = 0.1
 _AGAIN_S = 0.2
 _CLOSE_S = 5.0
 _START_S = 120.0  # how long a process may take to start; each imports jax
