@@ -69,15 +69,20 @@ def write_text(path: Path, text: str) -> None:
     Raises:
       OSError: the file cannot be written; the error names it.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a binary file atomically, as `write_text` does."""
     with os_errors_naming(path):
-        _replace(path, text)
+        _replace(path, content)
 
 
-def _replace(path: Path, text: str) -> None:
+def _replace(path: Path, content: bytes) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
-        with os.fdopen(handle, "w") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

@@ -74,13 +74,27 @@ class Stream:
         return Keyed(self._examples_at(step), numbers)
 
     def _examples_at(self, step: int) -> Batch:
-        begin, size = step * self.batch_size, len(self.part)
-        positions = np.arange(begin, begin + self.batch_size)
-        epochs, places = np.divmod(positions, size)
-        if epochs[0] == epochs[-1]:
-            return self.examples.gather(self._order(int(epochs[0]))[places])
-        chosen = [self._order(int(e))[places[epochs == e]] for e in np.unique(epochs)]
-        return self.examples.gather(np.concatenate(chosen))
+        return self.examples.gather(self.indices(np.array([step]))[0])
+
+    def indices(self, steps: Indices) -> Indices:
+        """Returns the indices of the examples of mini-batches.
+
+        Args:
+          steps: the numbers of the steps, int64 [steps].
+
+        Returns:
+          int64 [steps, batch_size].
+        """
+        positions = steps[:, None] * self.batch_size + np.arange(self.batch_size)
+        epochs, places = np.divmod(positions, len(self.part))
+        first = epochs[0, 0]
+        if first == epochs[-1, -1] and first == epochs.min() == epochs.max():
+            return self._order(int(first))[places]
+        found = np.empty_like(places)
+        for epoch in np.unique(epochs):
+            these = epochs == epoch
+            found[these] = self._order(int(epoch))[places[these]]
+        return found
 
     def __iter__(self) -> Iterator[Batch]:
         step = 0

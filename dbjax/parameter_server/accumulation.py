@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 
+from dbjax.parameter_server.abstract import is_abstract, plus
 from dbjax.parameter_server.gradient_sums import add
 from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.parameter_server.shard import Push
@@ -39,7 +40,7 @@ class AccumulatedGradient:
         """
         if self.gradient is None:
             return AccumulatedGradient(gradient, versions, examples)
-        total = add(self.gradient, gradient)
+        total = plus(self.gradient, gradient) if is_abstract(gradient) else add(self.gradient, gradient)
         return AccumulatedGradient(total, self.versions, self.examples + examples)
 
     def messages(

@@ -6,6 +6,7 @@ Paper: section 4.1.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
 
@@ -14,9 +15,16 @@ import optax
 
 from dbjax.model_parallel.sharding import Layout, ModelSharding
 from dbjax.optim.inputs import initial
+from dbjax.parameter_server.abstract import (
+    AbstractGradientFn,
+    AbstractLocalOptimizer,
+    AbstractRule,
+    ArithmeticRecorder,
+    DependsOnValues,
+)
 from dbjax.parameter_server.failover_client import serve_replicated
 from dbjax.parameter_server.gradient_fn import GradientFn, PartitionedGradientFns, shapes_of
-from dbjax.parameter_server.optimizer import checked_trees, server_rule
+from dbjax.parameter_server.optimizer import LocalOptimizer, checked_trees, server_rule
 from dbjax.parameter_server.partition import (
     Partition,
     compiled_split,
@@ -75,6 +83,7 @@ class ParameterServer(Generic[S]):
         self.nbytes = tuple(map(slice_nbytes, like))
         self.gradients = gradients
         self.joint = False
+        self._recorder: ArithmeticRecorder | None = None
 
     @classmethod
     def serve(
@@ -128,6 +137,8 @@ class ParameterServer(Generic[S]):
                 f"ModelSharding.processes={sharding.processes} is for methods whose replicas push "
                 "independently of each other, such as downpour; use processes=1"
             )
+        if runtime.recorder is not None:
+            return cls._recorded(runtime, make, params, shards, args, name, backups, sharding, rule)
         params = initial(params)
         partition = partition_params(params, shards, Layout(sharding, params) if sharding else None)
         slices = compiled_split(partition)(params)
@@ -145,6 +156,44 @@ class ParameterServer(Generic[S]):
             for i, slice_ in enumerate(slices)
         ]
         return cls(handles, partition, shapes_of(slices), gradients)
+
+    @classmethod
+    def _recorded(
+        cls,
+        runtime: Runtime,
+        make: Callable[..., S],
+        params: Params | Callable[[], Params],
+        shards: int,
+        args: tuple[Any, ...],
+        name: str,
+        backups: int,
+        sharding: ModelSharding | None,
+        rule: optax.GradientTransformation | None,
+    ) -> ParameterServer[S]:
+        """Does what `serve` does, with slices without values (`parameter_server.abstract`)."""
+        recorder: ArithmeticRecorder = runtime.recorder
+        if sharding is not None or rule is None:
+            raise DependsOnValues("its replicas are sharded over devices, or it has no server rule")
+        shapes = jax.eval_shape(lambda: initial(params))
+        partition = partition_params(shapes, shards)
+        like = jax.eval_shape(partition.split, shapes)
+        checked_trees(rule, partition, like)
+        abstract = AbstractRule(recorder, rule)
+        handles = [
+            serve_replicated(runtime, f"{name}/{i}", backups, make, slice_, abstract, *args)
+            for i, slice_ in enumerate(recorder.params(list(map(slice_nbytes, like))))
+        ]
+        server = cls(handles, partition, like)
+        server._recorder = recorder
+        return server
+
+    def local_optimizer(
+        self, rule: optax.GradientTransformation
+    ) -> LocalOptimizer | AbstractLocalOptimizer:
+        """Returns what applies a rule to a replica's own parameters, between fetches."""
+        if self._recorder is not None:
+            return AbstractLocalOptimizer(self._recorder)
+        return LocalOptimizer(rule, self.partition)
 
     def broadcast(
         self, method: Callable[Concatenate[S, P], T], /, *args: P.args, **kwargs: P.kwargs
@@ -213,6 +262,11 @@ class ParameterServer(Generic[S]):
           batch: a mini-batch; all mini-batches have its shapes and dtypes.
           replicas: the number of replicas.
         """
+        if (recorder := self._recorder) is not None:
+            real = GradientFn(loss, self.partition, self.like, batch, None)
+            lower = functools.partial(real.lower, self.like, batch)
+            found: Any = [AbstractGradientFn(recorder, r, lower) for r in range(replicas)]
+            return found  # type: ignore[no-any-return]
         devices = [self.gradients.of(r) if self.gradients else None for r in range(replicas)]
         made = {
             on: GradientFn(loss, self.partition, self.like, batch, on)

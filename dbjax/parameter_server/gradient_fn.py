@@ -47,7 +47,7 @@ class GradientFn:
         on_devices: PartitionedGradientFn | SpanningGradientFn | None,
     ) -> None:
         self._made_of = (loss, partition, slices, batch, on_devices)
-        self._compute: Any = on_devices or _compiled(loss, partition)
+        self._compute: Any = on_devices or compiled_gradient(loss, partition)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments; another process compiles the function again."""
@@ -72,7 +72,8 @@ class GradientFn:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(loss: LossFn, partition: Partition) -> jax.stages.Wrapped:
+def compiled_gradient(loss: LossFn, partition: Partition) -> jax.stages.Wrapped:
+    """Compiles (slices, batch) -> (loss, slices of its gradient), once for equal arguments."""
     of_batch = jax.value_and_grad(functools.partial(loss_of, loss))
 
     @jax.jit

@@ -154,6 +154,10 @@ class ServerRule:
     init: Callable[[Slice], ServerState]
     apply: jax.stages.Wrapped
 
+    def compile_ahead(self, params: Slice, state: ServerState) -> None:
+        """Compiles the update of a slice."""
+        self.apply.lower(params, state, params, 1).compile()
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles what the rule is made of; another process compiles it again."""
         return server_rule, (self.rule, self.trees)
@@ -209,7 +213,7 @@ def _zero_if_finite(values: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=16)  # all replicas share one compiled step
-def _compiled_local(
+def compiled_local(
     rule: optax.GradientTransformation, partition: Partition
 ) -> tuple[Callable[[Slices], Any], Callable[..., tuple[Slices, Any]]]:
     """Compiles the rule's `init` and its step."""
@@ -241,7 +245,7 @@ class LocalOptimizer:
     """
 
     def __init__(self, rule: optax.GradientTransformation, partition: Partition) -> None:
-        self._init, self._apply = _compiled_local(rule, partition)
+        self._init, self._apply = compiled_local(rule, partition)
         self.state: Any = None
 
     def step(self, slices: Slices, gradient: Slices) -> Slices:

@@ -16,6 +16,7 @@ import optax
 
 from dbjax.model_parallel.sharding import Layout, Region, path_name
 from dbjax.optim.elementwise import AbsentLeaf
+from dbjax.parameter_server.abstract import AbstractSlice
 from dbjax.types import Params, Slice, Slices
 
 T = TypeVar("T")
@@ -234,7 +235,7 @@ def partition_params(params: Params, shards: int, layout: Layout | None = None) 
     if shards < 1:
         raise ValueError(f"shards={shards} must be at least 1")
     for path, leaf in paths:
-        if not hasattr(leaf, "nbytes") or not hasattr(leaf, "shape"):
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
             raise ValueError(
                 f"params/{path_name(path)} is a {type(leaf).__name__}; make it an array"
             )
@@ -293,6 +294,8 @@ def is_absent(value: Any) -> bool:
 
 def slice_nbytes(slice_: Slice) -> int:
     """Returns the size of a slice, in bytes."""
+    if isinstance(slice_, AbstractSlice):
+        return slice_.nbytes
     return sum(value.size * value.dtype.itemsize for value in slice_.values())
 
 

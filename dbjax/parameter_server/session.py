@@ -13,7 +13,6 @@ import optax
 
 from dbjax.parameter_server.accumulation import AccumulatedGradient
 from dbjax.parameter_server.client import Fetched, ParameterServer
-from dbjax.parameter_server.optimizer import LocalOptimizer
 from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.parameter_server.shard import Shard
 from dbjax.runtime.interface import Future, Node, note, ready
@@ -79,9 +78,7 @@ class ReplicaSession:
         progress: _Progress,
     ) -> None:
         self._node, self._server, self._options = node, server, options
-        self._optimizer = options.local_rule and LocalOptimizer(
-            options.local_rule, server.partition
-        )
+        self._optimizer = options.local_rule and server.local_optimizer(options.local_rule)
         self._step, self._pushes = progress.step, progress.pushes
         self.params, self.memory = progress.params, progress.memory
         self._accumulated = progress.accumulated

@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+from dbjax.parameter_server.abstract import AbstractSlice
 from dbjax.parameter_server.optimizer import ServerRule, ServerState
 from dbjax.parameter_server.partition import is_absent, slice_nbytes
 from dbjax.parameter_server.staleness import StalenessAccounting
@@ -140,7 +141,7 @@ class Shard:
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
         self._node, self._rule = node, rule
         self._state = rule.init(params)
-        rule.apply.lower(params, self._state, params, 1).compile()  # before the first push arrives
+        rule.compile_ahead(params, self._state)  # before the first push arrives
         self._nbytes = slice_nbytes(params)
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}
@@ -233,7 +234,8 @@ class Shard:
         if push.sequence < due:
             self._counts.repeated += 1
             return self._snapshot.version
-        _check_like(push, self._snapshot.params)
+        if not isinstance(push.gradient, AbstractSlice):
+            _check_like(push, self._snapshot.params)
         note("applied", push.replica, push.sequence)
         self._counts.lost += push.sequence - due
         self._sequences[push.replica] = push.sequence

@@ -11,6 +11,7 @@ from typing import final
 import jax
 
 from dbjax.errors import DbjaxError, ServiceError
+from dbjax.parameter_server.abstract import AbstractSlice, is_abstract, mean
 from dbjax.parameter_server.accumulation import AccumulatedGradient
 from dbjax.parameter_server.client import Fetched, ParameterServer
 from dbjax.parameter_server.optimizer import ServerRule
@@ -67,7 +68,7 @@ class SynchronousShard:
 
     def __init__(self, node: Node, params: Slice, rule: ServerRule, replicas: int) -> None:
         self._shard = Shard(node, params, rule)
-        if replicas > 1:
+        if replicas > 1 and not isinstance(params, AbstractSlice):
             _mean.lower([params] * replicas).compile()  # before the first push arrives
         self._replicas = replicas
         self._arrived: dict[str, tuple[Push, Future[Snapshot]]] = {}
@@ -174,7 +175,8 @@ class SynchronousShard:
         self._steps, self._lost_steps = pushes[0].sequence + 1, False
         gradient = pushes[0].gradient
         if len(pushes) > 1:
-            gradient = _mean([push.gradient for push in pushes])
+            gradients = [push.gradient for push in pushes]
+            gradient = mean(gradients) if is_abstract(gradients) else _mean(gradients)
         for push in pushes[1:]:  # the shard itself notes the first one
             note("applied", push.replica, push.sequence)
         self._shard.push(

@@ -228,10 +228,13 @@ class Runtime(Protocol):
     Attributes:
       clock: "virtual" if time is modelled, "wall" if it is real.
       latest_states: the latest checkpointed state of each service, by the name of that state.
+      recorder: records arithmetic, which is then not done (`parameter_server.abstract`); None: it
+        is done.
     """
 
     clock: Literal["virtual", "wall"]
     latest_states: dict[str, SavedState]
+    recorder: Any
 
     @property
     def nodes_can_fail(self) -> bool:

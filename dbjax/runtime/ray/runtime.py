@@ -56,6 +56,7 @@ class RayRuntime:
 
     clock: Literal["virtual", "wall"] = "wall"
     defers_arithmetic = False
+    recorder = None
     nodes_can_fail = True
 
     def __init__(

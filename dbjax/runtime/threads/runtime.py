@@ -44,6 +44,7 @@ class ThreadsRuntime:
 
     clock: Literal["virtual", "wall"] = "wall"
     defers_arithmetic = False
+    recorder = None
     nodes_can_fail = False  # a node fails only together with this operating-system process
 
     def __init__(

@@ -45,6 +45,8 @@ class VirtualRuntime:
       incarnation: how many times the run was resumed, not counting exact resumptions.
       journals: whether coroutines keep journals, in memory, so that the run can be resumed exactly
         where it stood (`dbjax.checkpoint`).
+      recorder: records arithmetic instead of doing it (`parameter_server.abstract`); None: it is
+        done.
 
     Attributes:
       defers_arithmetic: see `Runtime`.
@@ -67,6 +69,7 @@ class VirtualRuntime:
         begin_s: float = 0.0,
         incarnation: int = 0,
         journals: bool = False,
+        recorder: Any = None,
     ) -> None:
         cluster = (cluster or Cluster()).seeded(seed)
         if cluster.compute_s == "costs":
@@ -75,6 +78,9 @@ class VirtualRuntime:
         if log is not None:
             log.defers_arithmetic()
         self.network = Network(self.simulator)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.now_s = lambda: self.simulator.now_s
         self._nodes: dict[str, VirtualNode] = {}
         self._processes: list[Process] = []
         self._observers: list[Process] = []

@@ -1,0 +1,278 @@
+"""Slices without values, on which arithmetic is recorded instead of done.
+
+In virtual time, who computes when depends on sizes and durations, but not on the values of
+parameters and gradients. A runtime with an `ArithmeticRecorder` therefore runs an algorithm on
+abstract slices, and finds the timing of a run far faster than the run itself would
+(`dbjax.schedules`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import jax
+import optax
+
+from dbjax.errors import DbjaxError
+from dbjax.runtime.interface import current
+from dbjax.types import Slices
+
+
+class DependsOnValues(DbjaxError):
+    """The timing of a program cannot be recorded without its arithmetic; the message says why."""
+
+
+class AbstractSlice:
+    """A slice of which only the size is known.
+
+    Attributes:
+      nbytes: its size, in bytes.
+    """
+
+    __slots__ = ("nbytes",)
+
+    def __init__(self, nbytes: int) -> None:
+        self.nbytes = nbytes
+
+    def __jax_array__(self) -> Any:
+        raise DependsOnValues("it computes with parameters or gradients in a way of its own")
+
+
+@final
+class AbstractParams(AbstractSlice):
+    """A slice of parameters.
+
+    Attributes:
+      shard: the index of the shard that holds the slice.
+      version: the version of the slice, as the shard served it.
+      after: the number of the gradient with which a replica took a local step to these parameters;
+        -1: they are as the shard served them.
+    """
+
+    __slots__ = ("after", "shard", "version")
+
+    def __init__(self, nbytes: int, shard: int, version: int, after: int = -1) -> None:
+        self.nbytes, self.shard, self.version, self.after = nbytes, shard, version, after
+
+
+@final
+class AbstractGradient(AbstractSlice):
+    """A slice of the sum, or of the mean, of gradients.
+
+    Attributes:
+      gradients: the numbers of the gradients, in the order in which they are added.
+      mean: whether it is their mean.
+    """
+
+    __slots__ = ("gradients", "mean")
+
+    def __init__(self, nbytes: int, gradients: tuple[int, ...], mean: bool = False) -> None:
+        self.nbytes, self.gradients, self.mean = nbytes, gradients, mean
+
+
+@final
+class AbstractLoss:
+    """The loss that was computed with a gradient.
+
+    Attributes:
+      gradient: the number of the gradient.
+    """
+
+    __slots__ = ("gradient",)
+
+    def __init__(self, gradient: int) -> None:
+        self.gradient = gradient
+
+    def __float__(self) -> float:
+        raise DependsOnValues("it looks at the loss while it runs")
+
+
+class RecordedGradient(NamedTuple):
+    """How a gradient was computed.
+
+    Attributes:
+      replica: the number of the replica.
+      step: the number of its mini-batch.
+      versions: the versions of the shards' slices that the replica had fetched last.
+      after: see `AbstractParams`.
+      life: how often the replica's node had come back after a failure.
+    """
+
+    replica: int
+    step: int
+    versions: tuple[int, ...]
+    after: int
+    life: int
+
+
+class RecordedUpdate(NamedTuple):
+    """An update of a shard.
+
+    Attributes:
+      gradients: the numbers of the gradients whose sum or mean it applied.
+      mean: whether it was the mean.
+      time_s: when, in seconds on the run's clock.
+    """
+
+    gradients: tuple[int, ...]
+    mean: bool
+    time_s: float
+
+
+@final
+class ArithmeticRecorder:
+    """Records the arithmetic of replicas and shards.
+
+    Attributes:
+      gradients: all gradients, in the order in which replicas began to compute them; the place of
+        each is its number.
+      stepped: the numbers of the gradients with which replicas took local steps.
+      updates: the updates of each shard, in order.
+      now_s: tells the time on the run's clock, in seconds.
+    """
+
+    def __init__(self) -> None:
+        self.gradients: list[RecordedGradient] = []
+        self.stepped: set[int] = set()
+        self.updates: list[list[RecordedUpdate]] = []
+        self.now_s: Callable[[], float] = lambda: 0.0
+        self._nbytes: list[int] = []
+
+    def params(self, nbytes: Sequence[int]) -> tuple[AbstractParams, ...]:
+        """Returns the initial slices, given their sizes in bytes."""
+        self.updates = [[] for _ in nbytes]
+        self._nbytes = list(nbytes)
+        return tuple(AbstractParams(size, shard, 0) for shard, size in enumerate(nbytes))
+
+    def gradient(
+        self, replica: int, params: tuple[AbstractParams, ...], step: int
+    ) -> tuple[AbstractLoss, tuple[AbstractGradient, ...]]:
+        """Records that a replica computes a gradient of a mini-batch, by its number."""
+        number = len(self.gradients)
+        versions = tuple([slice_.version for slice_ in params])
+        life = current.caller.incarnation
+        self.gradients.append(RecordedGradient(replica, step, versions, params[0].after, life))
+        numbers = (number,)
+        pieces = tuple([AbstractGradient(nbytes, numbers) for nbytes in self._nbytes])
+        return AbstractLoss(number), pieces
+
+    def step_locally(
+        self, params: tuple[AbstractParams, ...], gradient: tuple[AbstractGradient, ...]
+    ) -> tuple[AbstractParams, ...]:
+        """Records that a replica applies a gradient to its own parameters."""
+        (number,) = gradient[0].gradients
+        self.stepped.add(number)
+        return tuple([AbstractParams(p.nbytes, p.shard, p.version, number) for p in params])
+
+    def apply(self, params: AbstractParams, gradient: AbstractGradient) -> AbstractParams:
+        """Records that a shard applies an update to its slice.
+
+        The two copies of a shard apply the same updates, of which one is recorded.
+
+        Raises:
+          DependsOnValues: the shard was restored from a checkpoint, and applies another update in
+            the place of one that it has lost.
+        """
+        updates, version = self.updates[params.shard], params.version
+        if version == len(updates):
+            updates.append(RecordedUpdate(gradient.gradients, gradient.mean, self.now_s()))
+        elif updates[version].gradients != gradient.gradients:
+            raise DependsOnValues(f"shard/{params.shard} goes back to a checkpoint")
+        return AbstractParams(params.nbytes, params.shard, version + 1)
+
+
+@final
+class AbstractRule:
+    """Stands for a `ServerRule`, and records the updates.
+
+    Args:
+      recorder: records them.
+      rule: the optax rule.
+    """
+
+    def __init__(self, recorder: ArithmeticRecorder, rule: optax.GradientTransformation) -> None:
+        self.rule, self._apply = rule, recorder.apply
+
+    def init(self, params: AbstractParams) -> AbstractState:
+        """Returns the state of the rule."""
+        return AbstractState()
+
+    def compile_ahead(self, params: AbstractParams, state: AbstractState) -> None:
+        """Does nothing."""
+
+    def apply(
+        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
+    ) -> tuple[AbstractParams, AbstractState]:
+        """Records an update."""
+        return self._apply(params, gradient), state
+
+
+@final
+class AbstractLocalOptimizer:
+    """Stands for a `LocalOptimizer`, and records the local steps.
+
+    Args:
+      recorder: records them.
+
+    Attributes:
+      state: nothing.
+    """
+
+    def __init__(self, recorder: ArithmeticRecorder) -> None:
+        self.step: Callable[..., Any] = recorder.step_locally
+        self.state: Any = None
+
+
+class AbstractState(NamedTuple):
+    """Stands for a `ServerState`; pushes are refused only for their values."""
+
+    rule: tuple[Any, ...] = ()
+    refused: tuple[int, int] = (0, 0)
+
+
+@final
+class AbstractGradientFn:
+    """Stands for the `GradientFn` of a replica, and records the gradients.
+
+    Args:
+      recorder: records them.
+      replica: the number of the replica.
+      lower: lowers the real gradient function, for runs whose durations are computed from costs.
+    """
+
+    def __init__(
+        self,
+        recorder: ArithmeticRecorder,
+        replica: int,
+        lower: Callable[[], jax.stages.Lowered],
+    ) -> None:
+        self._recorder, self._replica, self._lower = recorder, replica, lower
+
+    def __call__(self, params: Any, step: int) -> Any:
+        return self._recorder.gradient(self._replica, params, step)
+
+    def work(self, params: Any, step: int) -> int:
+        """Returns the same for all mini-batches, whose sizes are equal."""
+        return 0
+
+    def lower(self, params: Any, step: int) -> jax.stages.Lowered:
+        """Lowers the real gradient function."""
+        return self._lower()
+
+
+def is_abstract(slices: Any) -> bool:
+    """Returns whether slices have no values."""
+    return isinstance(slices[0], AbstractSlice)
+
+
+def plus(a: Slices, b: Slices) -> Any:
+    """Returns the sum of abstract gradients, a slice for each shard."""
+    pairs: Any = zip(a, b, strict=True)
+    return tuple(AbstractGradient(x.nbytes, x.gradients + y.gradients) for x, y in pairs)
+
+
+def mean(gradients: Sequence[Any]) -> Any:
+    """Returns the mean of slices of abstract gradients."""
+    numbers = tuple(number for gradient in gradients for number in gradient.gradients)
+    return AbstractGradient(gradients[0].nbytes, numbers, mean=True)

@@ -1,0 +1,300 @@
+"""The arithmetic of a schedule as one compiled program, which runs in chunks of turns.
+
+A shard keeps its latest versions in a ring, an array [versions, ...] for each piece: a gradient
+reads the version at which it was computed, and an update writes the next one. Layout decides the
+speed: XLA updates such arrays in place, but would copy one array of all parameters in every turn.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, final
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from dbjax.parameter_server.gradient_fn import compiled_gradient
+from dbjax.parameter_server.gradient_sums import add
+from dbjax.parameter_server.optimizer import (
+    ServerState,
+    checked_trees,
+    compiled_local,
+    server_rule,
+)
+from dbjax.parameter_server.partition import compiled_split, partition_params
+from dbjax.schedules.plan import Plan, Planner
+from dbjax.schedules.schedule import Schedule
+from dbjax.schedules.turns import Turns
+from dbjax.task import Task
+from dbjax.types import Batch, Keyed, LossFn, Params, Slices
+
+_UNROLLED = 4  # the gradients of a push; if there are more, the program has a loop
+
+
+class Carry(NamedTuple):
+    """What the program keeps from turn to turn.
+
+    Attributes:
+      params: the current slice of every shard.
+      states: the state of every shard's rule.
+      ring: the latest versions of every slice, arrays [versions, ...].
+      pending: pushes that not all shards have applied, arrays [pushes, ...]; None: there are none.
+      own: the parameters of replicas that take local steps, arrays [replicas, ...]; None: no
+        replica needs them in a later turn.
+      local: the states of the replicas' local rule, arrays [replicas, ...]; None: there are none.
+    """
+
+    params: Slices
+    states: tuple[ServerState, ...]
+    ring: Slices
+    pending: Slices | None
+    own: Slices | None
+    local: Any
+
+
+class Traits(NamedTuple):
+    """What a program needs for a schedule; without it, it is smaller and faster.
+
+    Attributes:
+      size: the largest number of gradients in a push.
+      mean: whether a push carries their mean.
+      pending: how many pushes must be kept until all shards have applied them.
+      own: whether replicas compute gradients at parameters of their own.
+      kept: whether they need them in a later turn.
+      local: whether the local rule has a state.
+    """
+
+    size: int
+    mean: bool
+    pending: int
+    own: bool
+    kept: bool
+    local: bool
+
+
+@final
+class CompiledArithmetic:
+    """The arithmetic of a schedule.
+
+    Args:
+      task: the task that is trained.
+      rule: the server rule.
+      local_rule: the rule of local steps.
+      schedule: the schedule.
+      turns: its turns.
+      replicas: the number of replicas among which the data is divided.
+
+    Attributes:
+      partition: the partition of the parameters into slices.
+      planner: plans the turns.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        rule: optax.GradientTransformation,
+        local_rule: optax.GradientTransformation,
+        schedule: Schedule,
+        turns: Turns,
+        replicas: int,
+    ) -> None:
+        self.partition = partition_params(task.shapes, schedule.shards)
+        self.planner = Planner(task, schedule, turns, replicas)
+        like = jax.eval_shape(self.partition.split, task.shapes)
+        self._rule = server_rule(rule, checked_trees(rule, self.partition, like))
+        self._init, step = compiled_local(local_rule, self.partition)
+        self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
+        self._ring, self._replicas = turns.ring, replicas
+        self._run = _compiled_chunk(
+            compiled_gradient(task.loss, self.partition),
+            self._rule.apply,
+            self._init,
+            step,
+            self._traits,
+        )
+
+    def begin(self, params: Params) -> Carry:
+        """Returns the carry before the first turn."""
+        slices, traits = compiled_split(self.partition)(params), self._traits
+        local = jax.eval_shape(self._init, slices)
+        return Carry(
+            jax.tree.map(jnp.copy, slices),  # which is donated
+            tuple(map(self._rule.init, slices)),
+            tuple(map(_ring, slices, self._ring)),
+            _zeros(traits.pending, slices) if traits.pending else None,
+            _zeros(self._replicas, slices) if traits.kept else None,
+            _zeros(self._replicas, local) if traits.local else None,
+        )
+
+    def run(self, carry: Carry, plan: Plan, count: int) -> tuple[Carry, jax.Array]:
+        """Runs the first `count` turns of a plan. The carry is donated.
+
+        Returns:
+          The carry, and the losses of the gradients, [turns, n].
+        """
+        found: tuple[Carry, jax.Array] = self._run(carry, plan, self.planner.data, count)
+        return found
+
+    def slices(self, carry: Carry, versions: Sequence[int]) -> Slices:
+        """Returns the slices at these versions, which must still be in the ring."""
+        return tuple(
+            jax.tree.map(lambda a, at=version % size: a[at], kept)
+            for kept, version, size in zip(carry.ring, versions, self._ring, strict=True)
+        )
+
+
+def _traits(schedule: Schedule, turns: Turns, size: int, local: Any) -> Traits:
+    """Finds what the program of a schedule needs."""
+    starts = schedule.first[:-1]
+    return Traits(
+        size,
+        schedule.mean and size > 1,
+        turns.pending,
+        bool(np.any(schedule.own)),
+        bool(np.any(schedule.own[starts])),
+        bool(np.any(schedule.stepped)) and bool(jax.tree.leaves(local)),
+    )
+
+
+def _ring(slice_: Any, size: int) -> Any:
+    return jax.tree.map(lambda a: jnp.broadcast_to(a, (size, *a.shape)).copy(), slice_)
+
+
+def _zeros(count: int, like: Any) -> Any:
+    return jax.tree.map(lambda a: jnp.zeros((count, *a.shape), a.dtype), like)
+
+
+def _at(arrays: Any, index: Any) -> Any:
+    return jax.tree.map(lambda a: jax.lax.dynamic_index_in_dim(a, index, keepdims=False), arrays)
+
+
+def _set(arrays: Any, index: Any, values: Any) -> Any:
+    return jax.tree.map(
+        lambda a, v: jax.lax.dynamic_update_index_in_dim(a, v, index, 0), arrays, values
+    )
+
+
+def _where(condition: Any, new: Any, old: Any) -> Any:
+    return jax.tree.map(lambda n, o: jnp.where(condition, n, o), new, old)
+
+
+def _if(condition: Any, function: Callable[..., Any], *args: Any, keep: Any = None) -> Any:
+    """Returns `function(*args)`, or `keep` if the condition is false; None: zeros.
+
+    XLA does not fuse what is inside with what is outside. So the function is compiled as it is by
+    itself, and gives the same bytes, which it would not if its sums were fused with other loops.
+    """
+    like = jax.eval_shape(function, *args)
+    other = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like) if keep is None else keep
+    return jax.lax.cond(condition, lambda *args: function(*args), lambda *_: other, *args)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_chunk(
+    gradient_fn: Callable[..., Any],
+    apply: Callable[..., Any],
+    init_local: Callable[..., Any],
+    step_locally: Callable[..., Any],
+    traits: Traits,
+) -> Any:
+    """Compiles (carry, plan, data, count) -> (carry, losses)."""
+
+    def batch_of(given: Any, data: Any) -> Batch:
+        if data is None:
+            return given
+        rows = given.batch if isinstance(given, Keyed) else given
+        batch = jax.tree.map(lambda a: a.at[rows].get(mode="promise_in_bounds"), data)
+        return Keyed(batch, given.numbers) if isinstance(given, Keyed) else batch
+
+    class Replica(NamedTuple):
+        """A replica while it computes a push."""
+
+        own: Any
+        local: Any
+        total: Any
+
+    def gradient(ring: Slices, replica: Replica, x: Plan, data: Any, first: bool) -> Any:
+        """Computes one gradient of a push, and adds it to the others."""
+        slices: Slices = tuple(_at(kept, x.read[s]) for s, kept in enumerate(ring))
+        if traits.own:
+            slices = _where(x.own, replica.own, slices)
+        batch = batch_of(x.batch, data)
+        loss, found = _if(x.computes, gradient_fn, slices, batch)
+        own, local = replica.own, replica.local
+        if traits.own or traits.local:
+            if not traits.local:
+                local = init_local(slices)
+            else:
+                local = _if(x.fresh, lambda slices, _: init_local(slices), slices, local, keep=local)
+            keep = replica.own, local
+            own, after = _if(x.stepped, step_locally, slices, local, found, keep=keep)
+            local = after if traits.local else None
+        total = found if first else _if(x.computes, add, replica.total, found, keep=replica.total)
+        return Replica(own, local, total), loss
+
+    def push(carry: Carry, x: Plan, data: Any) -> tuple[Replica, jax.Array]:
+        """Computes the gradients of a push."""
+        own = _at(carry.own, x.replica) if traits.kept else carry.params
+        local = _at(carry.local, x.replica) if traits.local else None
+        replica = Replica(own, local, None)
+        each = x._replace(keep=0, take=0, applies=0, write=0, examples=0, replica=0)
+        of = lambda i: Plan(*(v if isinstance(v, int) else _at(v, i) for v in each))  # noqa: E731
+        replica, loss = gradient(carry.ring, replica, of(0), data, True)
+        losses = [loss]
+        if traits.size <= _UNROLLED:
+            for i in range(1, traits.size):
+                replica, loss = gradient(carry.ring, replica, of(i), data, False)
+                losses.append(loss)
+            return replica, jnp.stack(losses)
+
+        def further(i: Any, state: tuple[Replica, jax.Array]) -> tuple[Replica, jax.Array]:
+            replica, losses = state
+            replica, loss = gradient(carry.ring, replica, of(i), data, False)
+            return replica, losses.at[i].set(loss)
+
+        every = jnp.zeros(traits.size, loss.dtype).at[0].set(loss)
+        found: tuple[Replica, jax.Array] = jax.lax.fori_loop(
+            1, traits.size, further, (replica, every)
+        )
+        return found
+
+    def turn(carry: Carry, x: Plan, data: Any) -> tuple[Carry, jax.Array]:
+        replica, losses = push(carry, x, data)
+        total = replica.total
+        if traits.mean:
+            total = jax.tree.map(lambda a: a / traits.size, total)
+        pending = carry.pending
+        if traits.pending:
+            pending = _set(pending, x.keep, total)
+        params, states, ring = [], [], []
+        for s, (before, state, kept) in enumerate(
+            zip(carry.params, carry.states, carry.ring, strict=True)
+        ):
+            mine = _at(pending[s], x.take[s]) if pending is not None else total[s]
+            new = _if(x.applies[s], apply, before, state, mine, x.examples[s], keep=(before, state))
+            params.append(new[0])
+            states.append(new[1])
+            ring.append(_set(kept, x.write[s], new[0]))
+        own = _set(carry.own, x.replica, replica.own) if traits.kept else None
+        local = _set(carry.local, x.replica, replica.local) if traits.local else None
+        after = Carry(tuple(params), tuple(states), tuple(ring), pending, own, local)
+        return after, losses
+
+    def chunk(carry: Carry, plan: Plan, data: Any, count: Any) -> tuple[Carry, jax.Array]:
+        shape = plan.computes.shape
+        first = jax.tree.map(lambda a: a[0], plan)
+        loss = jax.eval_shape(lambda c, x, d: turn(c, x, d)[1], carry, first, data)
+
+        def body(i: Any, state: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
+            carry, losses = state
+            carry, loss = turn(carry, _at(plan, i), data)
+            return carry, losses.at[i].set(loss)
+
+        losses = jnp.zeros(shape, loss.dtype)
+        found: tuple[Carry, jax.Array] = jax.lax.fori_loop(0, count, body, (carry, losses))
+        return found
+
+    return jax.jit(chunk, donate_argnums=0)
