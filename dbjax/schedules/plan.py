@@ -80,15 +80,17 @@ class Planner:
         gathers = isinstance(task.examples, ArrayExamples)
         self.data = jax.tree.map(jnp.asarray, task.examples.tree) if gathers else None
         self.chunk = max(1, min(_TURNS, len(turns), self._most_turns()))
-        self._number, self._every = self._gradients(turns), self._all_turns(turns)
+        self._number = self._gradients(turns)
+        self._every = self._all_turns(turns)
 
-    def plan(self, begin: int) -> tuple[Plan, int]:
+    def plan(self, begin: int, end: int) -> tuple[Plan, int]:
         """Returns the plan of a chunk, and how many of its turns there are.
 
         Args:
           begin: the first turn of the chunk.
+          end: the turn before which it ends at the latest.
         """
-        count = min(self.chunk, len(self._number) - begin)
+        count = min(self.chunk, end - begin)
         number = self._padded(self._number[begin : begin + count])
         plan = jax.tree.map(lambda a: self._padded(a[begin : begin + count]), self._every)
         return plan._replace(batch=self._batches(number)), count
@@ -115,7 +117,7 @@ class Planner:
 
     def _all_turns(self, turns: Turns) -> Plan:
         """Returns the plan of all turns, without mini-batches."""
-        schedule, number = self._schedule, self._number_of(turns)
+        schedule, number = self._schedule, self._number
         before, ring = turns.versions()[:-1], np.array(turns.ring)
         slots = max(1, turns.pending)
         push_slot = turns.computed % slots
@@ -136,8 +138,6 @@ class Planner:
             write=((before + 1) % ring).astype(np.int32),
             examples=examples[pushes].astype(np.int32),
         )
-
-    _number_of = _gradients
 
     def _batches(self, number: Ints) -> Any:
         """Returns the mini-batches of gradients, or the indices of their examples."""

@@ -1,15 +1,17 @@
-"""The turns of a compiled run: which push is computed in each, and which update every shard applies.
+"""The turns of a compiled run: which push is computed in each, and which one each shard applies.
 
 In a turn, the gradients of one push are computed, and then every shard applies at most one push.
 Shards may apply the same pushes in different orders. Staleness leaves slack, so there are nearly
 always as many turns as pushes; where there are not, shards or replicas are idle for a turn.
+
+Turns are divided by borders, the moments at which somebody looks at the run: an evaluation, a
+checkpoint, the end. At a border, every shard has exactly the version that it has at that moment.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
@@ -26,10 +28,9 @@ class Turns:
 
     Attributes:
       computes: the number of the push whose gradients are computed in a turn; -1: none; int32 [T].
-      computed: the turn in which a push is computed, int32 [P].
+      computed: the turn in which a push is computed, int64 [P].
       applies: the number of the push that a shard applies in a turn; -1: none; int32 [T, S].
-      reached: for each shard, the number of turns until it has that version, int64 [versions]; its
-        first entry is 0.
+      ends: how many turns there are up to each border, int64 [borders].
       ring: for each shard, how many of its latest versions must be kept, so that every version is
         there when it is read.
       pending: how many pushes must be kept between being computed and being applied by the last
@@ -39,60 +40,68 @@ class Turns:
     computes: Ints
     computed: Ints
     applies: Ints
-    reached: tuple[Ints, ...]
+    ends: Any
     ring: tuple[int, ...]
     pending: int
 
     def __len__(self) -> int:
         return len(self.computes)
 
-    def versions(self) -> Ints:
+    def versions(self) -> Any:
         """Returns the version of each shard before every turn and after the last, [T + 1, S]."""
         steps = np.cumsum(self.applies >= 0, axis=0)
         return np.concatenate([np.zeros_like(steps[:1]), steps])
 
 
-def turns_of(schedule: Schedule, looks: Sequence[Sequence[int]] = ()) -> Turns:
+def turns_of(schedule: Schedule, borders: Any = None) -> Turns:
     """Orders the arithmetic of a schedule.
 
     Args:
       schedule: the schedule.
-      looks: versions of all shards that somebody wants to see together, such as an evaluation.
+      borders: the versions of all shards at each border, ascending, int [borders, S]; the last one
+        is the end. None: there is only the end.
 
     Returns:
       Turns in which every version exists before it is read.
+
+    Raises:
+      ValueError: pushes wait for each other, which cannot happen in a run.
     """
+    if borders is None:
+        borders = (schedule.position >= 0).sum(0)[None]
+    borders = np.asarray(borders)
+    order = _by_deadline(schedule)
+    segment = np.stack(  # of every update, and thus of the push that is computed for the first one
+        [np.searchsorted(borders[:, s], schedule.position[:, s], "right")
+         for s in range(schedule.shards)], 1)  # fmt: skip
+    segment = np.where(schedule.position < 0, len(borders) - 1, segment)
+    mine = segment.min(1)[order]
+    order = order[np.argsort(mine, kind="stable")]
+    cuts = np.searchsorted(np.sort(mine), np.arange(len(borders) + 1))
     updates = [_in_order(column) for column in schedule.position.T]
-    placed = _placed(schedule, updates, _by_deadline(schedule), _ROUNDS)
-    if placed is None:  # two pushes wait for each other in this order; in that of time, none do
-        in_time = np.arange(schedule.pushes)
-        placed = _placed(schedule, updates, in_time, 10 * schedule.pushes + 10)
-        assert placed is not None
-    computed, applied = placed
-    count = 1 + int(max(turns.max(initial=-1) for turns in (computed, *applied)))
-    computes = np.full(count, -1, np.int32)
-    computes[computed] = np.arange(schedule.pushes)
-    applies = np.full((count, schedule.shards), -1, np.int32)
+    turn = np.full(schedule.pushes, -1, np.int64)
+    applied = [np.empty(len(pushes), np.int64) for pushes in updates]
+    begin, before, ends = 0, np.zeros(schedule.shards, np.int64), list[int]()
+    for number, border in enumerate(borders):
+        pushes = order[cuts[number] : cuts[number + 1]]
+        begin = _place(schedule, pushes, updates, before, border, begin, turn, applied)
+        ends.append(begin)
+        before = border
+    computes = np.full(begin, -1, np.int32)
+    computes[turn] = np.arange(schedule.pushes)
+    applies = np.full((begin, schedule.shards), -1, np.int32)
     for shard, (turns, pushes) in enumerate(zip(applied, updates, strict=True)):
         applies[turns, shard] = pushes
-    reached = tuple(np.concatenate([[0], turns + 1]) for turns in applied)
-    made = Turns(computes, computed.astype(np.int32), applies, reached, (), 0)
-    return dataclasses.replace(
-        made, ring=_ring(schedule, made, looks), pending=_pending(schedule, made)
-    )
+    made = Turns(computes, turn, applies, np.array(ends), (), 0)
+    return dataclasses.replace(made, ring=_ring(schedule, made), pending=_pending(schedule, made))
 
 
-def seen_after(turns: Turns, versions: Sequence[int]) -> int:
-    """Returns after how many turns all shards have these versions, or later ones."""
-    return int(max(reached[v] for reached, v in zip(turns.reached, versions, strict=True)))
-
-
-def _in_order(position: Ints) -> Ints:
+def _in_order(position: Ints) -> Any:
     """Returns the numbers of the pushes that a shard applies, in their order."""
     return np.argsort(position, kind="stable")[np.count_nonzero(position < 0) :]
 
 
-def _by_deadline(schedule: Schedule) -> Ints:
+def _by_deadline(schedule: Schedule) -> Any:
     """Orders pushes by when they are needed, or can be computed if that is later.
 
     Each replica's come in order. Those that no shard applies come before the replica's next one.
@@ -108,50 +117,78 @@ def _by_deadline(schedule: Schedule) -> Ints:
     return mine[np.argsort(key, kind="stable")]
 
 
-def _placed(
-    schedule: Schedule, updates: Sequence[Ints], order: Ints, rounds: int
-) -> tuple[Ints, list[Ints]] | None:
-    """Finds the first turns in which pushes can be computed in this order, and applied.
+def _place(
+    schedule: Schedule,
+    pushes: Any,
+    updates: list[Any],
+    before: Any,
+    border: Any,
+    begin: int,
+    turn: Any,
+    applied: list[Any],
+) -> int:
+    """Finds the turns of everything between two borders.
+
+    Args:
+      schedule: the schedule.
+      pushes: the pushes that are computed, in the order that is tried.
+      updates: the pushes that each shard applies, in order.
+      before: the versions at the first border.
+      border: the versions at the second one.
+      begin: the number of turns up to the first border.
+      turn: the turn in which each push is computed; those of `pushes` are set.
+      applied: the turns of each shard's updates; those between the borders are set.
 
     Returns:
-      The turn in which each push is computed, and for every shard those of its updates; None if
-      they are not found in so many rounds.
+      The number of turns up to the second border.
     """
-    turn = np.empty(schedule.pushes, np.int64)
-    turn[order] = np.arange(schedule.pushes)
-    for _ in range(rounds):
-        applied = [_ascending(turn[pushes]) for pushes in updates]
-        ready = np.zeros(schedule.gradients, np.int64)
-        for shard, turns in enumerate(applied):
-            after = np.concatenate([[0], turns + 1])
-            np.maximum(ready, after[schedule.version[:, shard]], out=ready)
-        needs = np.maximum.reduceat(ready, schedule.first[:-1])
-        due = _ascending(np.maximum(needs, turn)[order])
-        if np.array_equal(due, turn[order]):
-            return turn, applied
-        turn[order] = due
-    return None
+    for ordered, rounds in ((pushes, _ROUNDS), (np.sort(pushes), 10 * len(pushes) + 10)):
+        turn[ordered] = begin + np.arange(len(ordered))
+        for _ in range(rounds):
+            for s, of_shard in enumerate(updates):
+                due = turn[of_shard[before[s] : border[s]]]
+                applied[s][before[s] : border[s]] = _ascending(np.maximum(due, begin))
+            needs = _needs(schedule, ordered, before, applied, begin)
+            due = _ascending(np.maximum(needs, turn[ordered]))
+            if np.array_equal(due, turn[ordered]):
+                last = [applied[s][border[s] - 1] for s in range(len(updates)) if border[s]]
+                return int(max([begin - 1, *due[-1:], *last])) + 1
+            turn[ordered] = due
+        # Two pushes wait for each other in the first order. In the order of time, none do.
+    raise ValueError("Schedule: pushes wait for each other; number them in an order of time")
 
 
-def _ascending(turns: Ints) -> Ints:
+def _needs(schedule: Schedule, pushes: Any, before: Any, applied: list[Any], begin: int) -> Any:
+    """Returns the first turn in which all versions exist that each push is computed at."""
+    if not len(pushes):
+        return pushes
+    sizes = (schedule.first[pushes + 1] - schedule.first[pushes]).astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    gradients = np.repeat(schedule.first[pushes] - starts, sizes) + np.arange(sizes.sum())
+    ready = np.full(len(gradients), begin, np.int64)
+    for s, turns in enumerate(applied):
+        version = schedule.version[gradients, s]
+        late = version > before[s]
+        ready[late] = np.maximum(ready[late], turns[version[late] - 1] + 1)
+    return np.maximum.reduceat(ready, starts)
+
+
+def _ascending(turns: Any) -> Any:
     """Returns the earliest strictly ascending turns that are not before the given ones."""
     at = np.arange(len(turns))
     return np.maximum.accumulate(turns - at) + at if len(turns) else turns
 
 
-def _ring(schedule: Schedule, turns: Turns, looks: Sequence[Sequence[int]]) -> tuple[int, ...]:
+def _ring(schedule: Schedule, turns: Turns) -> tuple[int, ...]:
     """Returns how many versions of each shard must be kept; one more is being written."""
-    versions, at = turns.versions(), turns.computed[schedule.push]
-    oldest = (versions[at] - schedule.version).max(0, initial=0)
-    if len(looks):
-        seen = [versions[seen_after(turns, look)] - np.asarray(look) for look in looks]
-        oldest = np.maximum(oldest, np.max(seen, axis=0))
+    versions = turns.versions()[turns.computed[schedule.push]]
+    oldest = (versions - schedule.version).max(0, initial=0)
     return tuple(int(age) + 2 for age in oldest)
 
 
 def _pending(schedule: Schedule, turns: Turns) -> int:
     """Returns how many pushes must be kept at once until the last shard has applied them."""
-    last = turns.computed.astype(np.int64)
+    last = turns.computed.copy()
     for shard in range(schedule.shards):
         turn = np.flatnonzero(turns.applies[:, shard] >= 0)
         np.maximum.at(last, turns.applies[turn, shard], turn)
