@@ -9,7 +9,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from dbjax.arguments import keyword_hints, require_known, require_positive, require_seed
 from dbjax.checkpoint import (
@@ -28,6 +28,7 @@ from dbjax.monitoring.evaluator import (
     card_utilisation,
     evaluation,
     evaluator,
+    record_evaluation,
     schedule,
 )
 from dbjax.monitoring.health import (
@@ -45,7 +46,8 @@ from dbjax.monitoring.metrics import (
     summarise,
     train_loss,
 )
-from dbjax.parameter_server import Report
+from dbjax.parameter_server import Fetched, Report
+from dbjax.parameter_server.abstract import DependsOnValues
 from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.event_log import EventLog
@@ -54,6 +56,8 @@ from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.schedules.execution import Execution
+from dbjax.schedules.timing import Look, Timing, time_run
 from dbjax.signals import on_interrupt
 from dbjax.task import Task
 from dbjax.types import Params
@@ -61,7 +65,9 @@ from dbjax.validation import algorithm_of, require_resumable, require_sound, req
 
 BackgroundFn = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
+Executor = Literal["auto", "engine", "compiled"]
 _LOG = logging.getLogger("dbjax")
+_WORTH_COMPILING = 500  # gradients; fewer are done sooner than their program is compiled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,6 +142,7 @@ def run(
     trace: Trace | None = None,
     log: EventLog | None = None,
     ray: RayOptions | None = None,
+    executor: Executor = "auto",
 ) -> Result:
     """Trains `task` with the algorithm to which `config` belongs.
 
@@ -174,6 +181,11 @@ def run(
         replay the run.
       ray: where the processes of the Ray runtime are placed, and which resources they ask for;
         None: `RayOptions()`.
+      executor: how the arithmetic of a virtual run is done. "engine" does it while the program
+        runs. "compiled" runs the program without arithmetic first, and then does all of it in one
+        compiled program, which is much faster for small networks and gives the same numbers. "auto"
+        takes the compiled one where it can and where it pays; the summary says which was taken, and
+        why.
 
     Returns:
       The final parameters, a summary, and a trace.
@@ -187,7 +199,7 @@ def run(
     require_task(task)
     algorithm_of(config)
     # `resume` and `runtime` are checked below, with errors that give better remedies.
-    own = ("resume", "runtime")
+    own = ("resume", "runtime", "executor")
     hints = {name: hint for name, hint in keyword_hints(run).items() if name not in own}
     require_known("dbjax.run", {name: given[name] for name in hints}, hints)
     _require_times(config, until_s, evaluate_every_s)
@@ -216,13 +228,23 @@ def run(
         log,
         ray,
     )
+    if executor not in get_args(Executor):
+        raise ValueError(f"executor={executor!r} is neither 'auto' nor 'engine' nor 'compiled'")
+    why_not = "executor='engine'" if executor == "engine" else _why_not_compiled(setup, resume)
+    if why_not is None:
+        try:
+            return _run_compiled(setup, task_warnings, only=executor == "compiled")
+        except DependsOnValues as error:
+            why_not = str(error)
+    if executor == "compiled":
+        raise ValueError(f"executor='compiled': {why_not}; use executor='auto'")
     placed = _place_or_fall_back(setup, resume)
     if log is not None and resume is not None:
         log.no_replay("it was resumed from a checkpoint")
     if log is not None and ray is not None and ray.wire_dtype != "float32":
         log.no_replay("it rounded what replicas and shards sent each other", has_all_calls=True)
     try:
-        return _run(setup, placed, task_warnings)
+        return _run(setup, placed, task_warnings, why_not)
     finally:
         placed.runtime.close()
         if log is not None:
@@ -241,8 +263,92 @@ def _require_times(config: Any, until_s: float | None, evaluate_every_s: float |
         require_positive("evaluate_every_s", evaluate_every_s, "; or None")
 
 
-def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:
+def _why_not_compiled(setup: _Setup, resume: CheckpointState | None) -> str | None:
+    """Returns why the arithmetic of a run cannot be compiled; None: as far as is known, it can."""
+    reasons = {
+        f"runtime={setup.runtime!r} is timed by real machines": setup.runtime != "virtual",
+        "background may look at the run while it goes on": setup.background is not None,
+        "an event log was asked for": setup.log is not None,
+        "the replicas are sharded over devices": setup.task.sharding is not None,
+        "the run is resumed": resume is not None,
+        "the run takes checkpoints": setup.checkpoints is not None
+        or setup.checkpoint_every not in (None, Every()),
+    }
+    return next((reason for reason, holds in reasons.items() if holds), None)
+
+
+def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result:
+    """Times a run, and then does its arithmetic in one compiled program.
+
+    Args:
+      setup: the run.
+      task_warnings: what is wrong with the task.
+      only: whether the engine may not do it instead.
+
+    Raises:
+      DependsOnValues: the engine must do it, or does it sooner; the message says why.
+    """
     task, config, trace = setup.task, setup.config, setup.trace
+    begin, running = time.perf_counter(), list[VirtualRuntime]()
+
+    def timing_until(until_s: float) -> Timing:
+        evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows[:0])
+        return time_run(
+            task,
+            config,
+            setup.cluster,
+            until_s=until_s,
+            evaluations=evaluations,
+            seed=setup.seed,
+            max_spans=trace.max_spans,
+            started=running.append,
+        )
+
+    def stop() -> None:
+        for runtime in running:
+            runtime.stop()
+
+    with on_interrupt(stop) as interrupted:
+        timing = timing_until(setup.until_s)
+        if interrupted.by is not None:
+            timing = timing_until(0.0)
+        count = timing.schedule.gradients
+        if not only and count < _WORTH_COMPILING:
+            raise DependsOnValues(f"compiling would take longer than its {count} gradients")
+
+        def evaluate(look: Look, fetched: Fetched, reports: list[Report]) -> None:
+            record_evaluation(
+                timing.program, task, trace, lambda: look.busy, look.time_s, fetched, reports
+            )
+
+        log_warnings(trace, 0.0, task_warnings)
+        with watching_losses(trace, timing.program.recent_losses):
+            execution = Execution(task, config, timing, trace, evaluate)
+            finished = execution.run(lambda: interrupted.by is not None, timing_until)
+    timing, slices, reports = finished
+    for span in timing.spans.spans:
+        trace.span(span.node, span.kind, span.start_s, span.end_s)
+    trace.dropped_spans += timing.spans.dropped_spans
+    end = timing.end
+    return _finish(
+        setup,
+        task_warnings,
+        timing.program,
+        "virtual",
+        end.time_s,
+        time.perf_counter() - begin,
+        end.busy,
+        interrupted.by,
+        Fetched(slices, end.versions),
+        reports,
+        {"name": "compiled", "why": "its timing does not depend on values"},
+    )
+
+
+def _run(
+    setup: _Setup, placed: _Placed, task_warnings: list[str], why_not: str | None
+) -> Result:
+    trace = setup.trace
     runtime, program, manager, _, resumed_rows = placed
     log_warnings(trace, 0.0, task_warnings)
     begin = time.perf_counter()
@@ -260,21 +366,58 @@ def _run(setup: _Setup, placed: _Placed, task_warnings: list[str]) -> Result:
 
     manager.save_final(end_s, final_problems)
     final = program.server.fetch(program.shard.peek).result()
-    params, last_reports = program.join(final.slices), reports()
+    last_reports = reports()
     if runtime.clock == "virtual":
         check_staleness_accounting(last_reports)
+    return _finish(
+        setup,
+        task_warnings,
+        program,
+        runtime.clock,
+        end_s,
+        wall_s,
+        busy,
+        interrupted.by,
+        final,
+        last_reports,
+        {"name": "engine", "why": why_not},
+        resumed_rows,
+    )
+
+
+def _finish(
+    setup: _Setup,
+    task_warnings: list[str],
+    program: Program,
+    clock: str,
+    end_s: float,
+    wall_s: float,
+    busy: Row,
+    interrupted: str | None,
+    final: Fetched,
+    last_reports: list[Report],
+    executor: Row,
+    resumed_rows: int = 0,
+) -> Result:
+    """Evaluates the final parameters, and makes the summary."""
+    task, config, trace = setup.task, setup.config, setup.trace
+    params = program.join(final.slices)
+    problems: Row = {}
+    with best_effort("the check for problems of the run"):
+        problems = warn_of_problems(program, trace, end_s, last_reports)
     last = progress(last_reports) | {"train_loss": train_loss(trace.rows, program.recent_losses)}
     with best_effort("the evaluation of the final parameters"):
         last = dict(evaluation(program, task, trace, final, last_reports))
-    trace.record("evaluator", end_s, last | busy | final_problems())
+    trace.record("evaluator", end_s, last | busy | problems)
     digest = None
     with best_effort("params_sha256, the digest of the final parameters"):
         digest = params_sha256(params)
     summary = summarise(trace, last_reports, program, resumed_rows) | {
-        "clock": runtime.clock,
+        "clock": clock,
+        "executor": executor,
         "time_s": end_s,
         "wall_s": wall_s,
-        "interrupted": interrupted.by,
+        "interrupted": interrupted,
         "params_sha256": digest,
     }
     if task.most_frequent is not None:
@@ -339,7 +482,9 @@ def _place(
         trace,
     )
     evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows)
-    runtime.observe("evaluator", evaluator, runtime, program, task, trace, evaluations)
+    busy = functools.partial(card_utilisation, runtime)
+    evaluate = functools.partial(record_evaluation, program, task, trace, busy)
+    runtime.observe("evaluator", evaluator, program, evaluations, evaluate)
     if setup.checkpoint_every not in (None, Every()):
         runtime.observe("checkpointer", manager.run, setup.checkpoint_every)
     if setup.background is not None:

@@ -47,15 +47,19 @@ def schedule(every_s: float, until_s: float, rows: Sequence[Row]) -> EvaluationS
 
 async def evaluator(
     node: Node,
-    runtime: Runtime,
     program: Program,
-    task: Task,
-    trace: Trace,
     schedule: EvaluationSchedule,
+    evaluate: Callable[[float, Fetched, list[Report]], object],
 ) -> None:
     """Evaluates at the times k * `every_s` that are before the end; `run` evaluates at the end.
 
-    This is an observer (`Runtime.observe`). An evaluation that fails is logged and skipped.
+    This is an observer (`Runtime.observe`).
+
+    Args:
+      node: the node of the observer.
+      program: the program that runs.
+      schedule: when to evaluate.
+      evaluate: is called with the time, the parameters and the reports of all shards.
     """
     every_s, until_s = schedule.every_s, schedule.until_s
     k = node.saved_progress()
@@ -66,12 +70,35 @@ async def evaluator(
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.server.fetch(program.shard.peek)
         reports = await program.server.broadcast(program.shard.report)
-        found = counted(program, trace, reports)
-        with best_effort(f"the evaluation at {node.now():.4g} s"):
-            found = evaluation(program, task, trace, fetched, reports)
-        news = warn_of_problems(program, trace, node.now(), reports)
-        node.record(**found, **card_utilisation(runtime), **news)
+        evaluate(node.now(), fetched, reports)
         k = max(k + 1, math.ceil(node.now() / every_s))
+
+
+def record_evaluation(
+    program: Program,
+    task: Task,
+    trace: Trace,
+    busy: Callable[[], Row],
+    time_s: float,
+    fetched: Fetched,
+    reports: list[Report],
+) -> None:
+    """Records an evaluation, with warnings of what has gone wrong; logs and skips what fails.
+
+    Args:
+      program: the program that runs.
+      task: the task that it trains.
+      trace: the trace of the run.
+      busy: returns how long network cards have been busy, see `card_utilisation`.
+      time_s: the time on the run's clock, in seconds.
+      fetched: the parameters to evaluate.
+      reports: the reports of all shards.
+    """
+    found = counted(program, trace, reports)
+    with best_effort(f"the evaluation at {time_s:.4g} s"):
+        found = evaluation(program, task, trace, fetched, reports)
+    news = warn_of_problems(program, trace, time_s, reports)
+    trace.record("evaluator", time_s, {**found, **busy(), **news})
 
 
 def evaluation(

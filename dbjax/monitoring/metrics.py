@@ -29,7 +29,7 @@ RESERVED = frozenset({
     "portions", "calls", "backups_started", "backups_won", "replicas_lost", "rewinds",
     "round_trips", "bytes_sent", "bytes_received",
     "staleness_updates", "replica_devices", "refused_pushes", "repeated_pushes", "lost_pushes",
-    "deaths", "returns", "clock", "wall_s", "interrupted", "params_sha256",
+    "deaths", "returns", "clock", "executor", "wall_s", "interrupted", "params_sha256",
     "iterations", "stopped_because", "backups", "coordinator", "phases_s",
     "staleness_histogram", "config", "versions", "warnings", "most_frequent_class",
 })  # fmt: skip

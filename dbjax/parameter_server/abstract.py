@@ -189,14 +189,20 @@ class AbstractRule:
     Args:
       recorder: records them.
       rule: the optax rule.
+      state_nbytes: the size of the rule's state on each shard, in bytes.
     """
 
-    def __init__(self, recorder: ArithmeticRecorder, rule: optax.GradientTransformation) -> None:
-        self.rule, self._apply = rule, recorder.apply
+    def __init__(
+        self,
+        recorder: ArithmeticRecorder,
+        rule: optax.GradientTransformation,
+        state_nbytes: Sequence[int],
+    ) -> None:
+        self.rule, self._apply, self._state_nbytes = rule, recorder.apply, state_nbytes
 
     def init(self, params: AbstractParams) -> AbstractState:
         """Returns the state of the rule."""
-        return AbstractState()
+        return AbstractState(self._state_nbytes[params.shard])
 
     def compile_ahead(self, params: AbstractParams, state: AbstractState) -> None:
         """Does nothing."""
@@ -225,8 +231,15 @@ class AbstractLocalOptimizer:
 
 
 class AbstractState(NamedTuple):
-    """Stands for a `ServerState`; pushes are refused only for their values."""
+    """Stands for a `ServerState`, of which only the size is known.
 
+    Attributes:
+      nbytes: its size, in bytes.
+      rule: nothing.
+      refused: none, since pushes are refused for their values.
+    """
+
+    nbytes: int
     rule: tuple[Any, ...] = ()
     refused: tuple[int, int] = (0, 0)
 

@@ -177,8 +177,9 @@ class ParameterServer(Generic[S]):
         shapes = jax.eval_shape(lambda: initial(params))
         partition = partition_params(shapes, shards)
         like = jax.eval_shape(partition.split, shapes)
-        checked_trees(rule, partition, like)
-        abstract = AbstractRule(recorder, rule)
+        real = server_rule(rule, checked_trees(rule, partition, like))
+        states = [_nbytes(jax.eval_shape(real.init, slice_)) for slice_ in like]
+        abstract = AbstractRule(recorder, rule, states)
         handles = [
             serve_replicated(runtime, f"{name}/{i}", backups, make, slice_, abstract, *args)
             for i, slice_ in enumerate(recorder.params(list(map(slice_nbytes, like))))
@@ -312,6 +313,11 @@ class ParameterServer(Generic[S]):
     def _scatter(self, method: Callable[[S, M], Any], messages: Iterable[M]) -> list[Future[Any]]:
         pairs = zip(self.shards, messages, strict=True)
         return [shard.call(method, message) for shard, message in pairs]
+
+
+def _nbytes(shapes: Any) -> int:
+    """Returns the size of arrays of these shapes and dtypes, in bytes."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
 
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:

@@ -116,6 +116,21 @@ class CompiledArithmetic:
             self._traits,
         )
 
+    def adopt(self, carry: Carry) -> Carry:
+        """Returns a carry of another schedule, whose turns so far are the same, for this one.
+
+        The rings must have the same sizes.
+        """
+        traits, like = self._traits, carry.params
+        local = jax.eval_shape(self._init, like)
+        own = carry.own if carry.own is not None else _zeros(self._replicas, like)
+        states = carry.local if carry.local is not None else _zeros(self._replicas, local)
+        return carry._replace(
+            pending=_zeros(traits.pending, like) if traits.pending else None,
+            own=own if traits.kept else None,
+            local=states if traits.local else None,
+        )
+
     def begin(self, params: Params) -> Carry:
         """Returns the carry before the first turn."""
         slices, traits = compiled_split(self.partition)(params), self._traits

@@ -80,7 +80,7 @@ class Planner:
         gathers = isinstance(task.examples, ArrayExamples)
         self.data = jax.tree.map(jnp.asarray, task.examples.tree) if gathers else None
         self.chunk = max(1, min(_TURNS, len(turns), self._most_turns()))
-        self._number = self._gradients(turns)
+        self._number = self._all_gradients(turns)
         self._every = self._all_turns(turns)
 
     def plan(self, begin: int, end: int) -> tuple[Plan, int]:
@@ -95,6 +95,10 @@ class Planner:
         plan = jax.tree.map(lambda a: self._padded(a[begin : begin + count]), self._every)
         return plan._replace(batch=self._batches(number)), count
 
+    def gradients(self, begin: int, count: int) -> Ints:
+        """Returns the index of each gradient of some turns, or -1, [turns, n]."""
+        return self._number[begin : begin + count]
+
     def _most_turns(self) -> int:
         if self.data is not None:
             return _TURNS
@@ -106,7 +110,7 @@ class Planner:
         missing = self.chunk - len(array)
         return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
-    def _gradients(self, turns: Turns) -> Ints:
+    def _all_gradients(self, turns: Turns) -> Ints:
         """Returns the index of each gradient of the push of each turn, or -1, [T, n]."""
         first = self._schedule.first
         places = np.arange(self.size)

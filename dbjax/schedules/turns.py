@@ -30,7 +30,8 @@ class Turns:
       computes: the number of the push whose gradients are computed in a turn; -1: none; int32 [T].
       computed: the turn in which a push is computed, int64 [P].
       applies: the number of the push that a shard applies in a turn; -1: none; int32 [T, S].
-      ends: how many turns there are up to each border, int64 [borders].
+      ends: how many turns there are up to each border, and at the end of all, int64 [borders + 1].
+        After the last border, those gradients are computed that no shard applies.
       ring: for each shard, how many of its latest versions must be kept, so that every version is
         there when it is read.
       pending: how many pushes must be kept between being computed and being applied by the last
@@ -74,15 +75,15 @@ def turns_of(schedule: Schedule, borders: Any = None) -> Turns:
     segment = np.stack(  # of every update, and thus of the push that is computed for the first one
         [np.searchsorted(borders[:, s], schedule.position[:, s], "right")
          for s in range(schedule.shards)], 1)  # fmt: skip
-    segment = np.where(schedule.position < 0, len(borders) - 1, segment)
+    segment = np.where(schedule.position < 0, len(borders), segment)
     mine = segment.min(1)[order]
     order = order[np.argsort(mine, kind="stable")]
-    cuts = np.searchsorted(np.sort(mine), np.arange(len(borders) + 1))
+    cuts = np.searchsorted(np.sort(mine), np.arange(len(borders) + 2))
     updates = [_in_order(column) for column in schedule.position.T]
     turn = np.full(schedule.pushes, -1, np.int64)
     applied = [np.empty(len(pushes), np.int64) for pushes in updates]
     begin, before, ends = 0, np.zeros(schedule.shards, np.int64), list[int]()
-    for number, border in enumerate(borders):
+    for number, border in enumerate([*borders, borders[-1]]):
         pushes = order[cuts[number] : cuts[number + 1]]
         begin = _place(schedule, pushes, updates, before, border, begin, turn, applied)
         ends.append(begin)
@@ -151,7 +152,7 @@ def _place(
             needs = _needs(schedule, ordered, before, applied, begin)
             due = _ascending(np.maximum(needs, turn[ordered]))
             if np.array_equal(due, turn[ordered]):
-                last = [applied[s][border[s] - 1] for s in range(len(updates)) if border[s]]
+                last = [turns[end - 1] for turns, end in zip(applied, border, strict=True) if end]
                 return int(max([begin - 1, *due[-1:], *last])) + 1
             turn[ordered] = due
         # Two pushes wait for each other in the first order. In the order of time, none do.
