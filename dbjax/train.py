@@ -19,8 +19,13 @@ from dbjax.checkpoint import (
     CheckpointState,
     Every,
     ExactResume,
+    RunSignature,
+    checkpointer,
+    rows_to_keep,
     run_signature,
 )
+from dbjax.checkpoint.compiled import CompiledState
+from dbjax.checkpoint.encoding import ArrayTable, resolve_nodes
 from dbjax.costs.speedup import CompiledSteps
 from dbjax.errors import best_effort
 from dbjax.monitoring.evaluator import (
@@ -56,7 +61,7 @@ from dbjax.runtime.ray import RayOptions, ray_runtime
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
-from dbjax.schedules.execution import Execution
+from dbjax.schedules.execution import Execution, Observers, program_digest
 from dbjax.schedules.timing import Look, Timing, time_run
 from dbjax.signals import on_interrupt
 from dbjax.task import Task
@@ -233,7 +238,7 @@ def run(
     why_not = "executor='engine'" if executor == "engine" else _why_not_compiled(setup, resume)
     if why_not is None:
         try:
-            return _run_compiled(setup, task_warnings, only=executor == "compiled")
+            return _run_compiled(setup, resume, task_warnings, only=executor == "compiled")
         except DependsOnValues as error:
             why_not = str(error)
     if executor == "compiled":
@@ -270,18 +275,20 @@ def _why_not_compiled(setup: _Setup, resume: CheckpointState | None) -> str | No
         "background may look at the run while it goes on": setup.background is not None,
         "an event log was asked for": setup.log is not None,
         "the replicas are sharded over devices": setup.task.sharding is not None,
-        "the run is resumed": resume is not None,
-        "the run takes checkpoints": setup.checkpoints is not None
-        or setup.checkpoint_every not in (None, Every()),
+        "it is resumed from a run that was not compiled": resume is not None
+        and resume.compiled is None,
     }
     return next((reason for reason, holds in reasons.items() if holds), None)
 
 
-def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result:
+def _run_compiled(
+    setup: _Setup, resume: CheckpointState | None, task_warnings: list[str], only: bool
+) -> Result:
     """Times a run, and then does its arithmetic in one compiled program.
 
     Args:
       setup: the run.
+      resume: the checkpoint of a compiled run to resume from; None: the run begins.
       task_warnings: what is wrong with the task.
       only: whether the engine may not do it instead.
 
@@ -290,17 +297,18 @@ def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result
     """
     task, config, trace = setup.task, setup.config, setup.trace
     begin, running = time.perf_counter(), list[VirtualRuntime]()
+    signature = run_signature(task.shapes, config)
 
     def timing_until(until_s: float) -> Timing:
-        evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows[:0])
         return time_run(
             task,
             config,
             setup.cluster,
             until_s=until_s,
-            evaluations=evaluations,
+            evaluations=schedule(setup.evaluate_every_s, setup.until_s, ()),
             seed=setup.seed,
             max_spans=trace.max_spans,
+            checkpoint_every=setup.checkpoint_every,
             started=running.append,
         )
 
@@ -308,12 +316,28 @@ def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result
         for runtime in running:
             runtime.stop()
 
+    def save(time_s: float, states: list[Any], exact: CompiledState) -> None:
+        if setup.checkpoints is not None:
+            incarnation = resume.incarnation if resume is not None else 0
+            content = CheckpointState(
+                signature.about,
+                config.replicas,
+                timing.program.server.partition.shards,
+                tuple(states),
+                incarnation,
+                time_s,
+                rows_to_keep(trace.rows, timing.program.recent_losses),
+                compiled=exact,
+            )
+            setup.checkpoints.save(content, ArrayTable(signature.structures))
+
     with on_interrupt(stop) as interrupted:
         timing = timing_until(setup.until_s)
         if interrupted.by is not None:
-            timing = timing_until(0.0)
+            timing = timing_until(resume.time_s if resume is not None else 0.0)
+        exact = resume and _fitting(setup, resume, signature, timing)
         count = timing.schedule.gradients
-        if not only and count < _WORTH_COMPILING:
+        if not only and exact is None and count < _WORTH_COMPILING:
             raise DependsOnValues(f"compiling would take longer than its {count} gradients")
 
         def evaluate(look: Look, fetched: Fetched, reports: list[Report]) -> None:
@@ -321,15 +345,29 @@ def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result
                 timing.program, task, trace, lambda: look.busy, look.time_s, fetched, reports
             )
 
+        if exact is not None:
+            assert resume is not None
+            trace.resume_after(resume.rows)
+            timing = timing.with_border(exact.versions, resume.time_s)
         log_warnings(trace, 0.0, task_warnings)
+        observers = Observers(
+            evaluate,
+            save if setup.checkpoints is not None else None,
+            lambda: interrupted.by is not None,
+            timing_until,
+        )
         with watching_losses(trace, timing.program.recent_losses):
-            execution = Execution(task, config, timing, trace, evaluate)
-            finished = execution.run(lambda: interrupted.by is not None, timing_until)
-    timing, slices, reports = finished
+            execution = Execution(task, config, timing, trace, observers)
+            finished = execution.run() if exact is None else execution.resume(exact)
+    timing, end = finished.timing, finished.timing.end
     for span in timing.spans.spans:
         trace.span(span.node, span.kind, span.start_s, span.end_s)
     trace.dropped_spans += timing.spans.dropped_spans
-    end = timing.end
+    if setup.checkpoints is not None:
+        with best_effort("the check for problems of the run"):
+            warn_of_problems(timing.program, trace, end.time_s, finished.reports)
+        save(end.time_s, finished.states, finished.exact)
+        setup.checkpoints.wait()
     return _finish(
         setup,
         task_warnings,
@@ -339,15 +377,28 @@ def _run_compiled(setup: _Setup, task_warnings: list[str], only: bool) -> Result
         time.perf_counter() - begin,
         end.busy,
         interrupted.by,
-        Fetched(slices, end.versions),
-        reports,
+        Fetched(finished.slices, end.versions),
+        finished.reports,
         {"name": "compiled", "why": "its timing does not depend on values"},
     )
 
 
-def _run(
-    setup: _Setup, placed: _Placed, task_warnings: list[str], why_not: str | None
-) -> Result:
+def _fitting(
+    setup: _Setup, resume: CheckpointState, signature: RunSignature, timing: Timing
+) -> CompiledState | None:
+    """Returns the exact state of a checkpoint.
+
+    Raises:
+      DependsOnValues: the checkpoint is of another program.
+    """
+    assert resume.compiled is not None
+    exact: CompiledState = resolve_nodes(resume.compiled, signature.structures)
+    if exact.program != program_digest(timing, exact.versions):
+        raise DependsOnValues("it is resumed with another program: only from the shards' states")
+    return exact
+
+
+def _run(setup: _Setup, placed: _Placed, task_warnings: list[str], why_not: str | None) -> Result:
     trace = setup.trace
     runtime, program, manager, _, resumed_rows = placed
     log_warnings(trace, 0.0, task_warnings)
@@ -486,7 +537,8 @@ def _place(
     evaluate = functools.partial(record_evaluation, program, task, trace, busy)
     runtime.observe("evaluator", evaluator, program, evaluations, evaluate)
     if setup.checkpoint_every not in (None, Every()):
-        runtime.observe("checkpointer", manager.run, setup.checkpoint_every)
+        every = setup.checkpoint_every
+        runtime.observe("checkpointer", checkpointer, runtime, program, every, manager.take)
     if setup.background is not None:
         runtime.observe("background", setup.background, runtime)
     if isinstance(runtime, VirtualRuntime) and runtime.simulator.journals:

@@ -78,35 +78,13 @@ class CheckpointManager:
         self._trace = trace
         self.exactly: ExactResume | None = None
 
-    async def run(self, node: Node, every: Every) -> None:
-        """Takes checkpoints while the run continues; this costs no time of the cluster.
-
-        Args:
-          node: the node of the observer that takes the checkpoints.
-          every: the interval between two checkpoints.
-        """
-        seconds = math.inf if every.seconds is None else every.seconds
-        taken_s, updates = node.saved_progress() or (node.now(), await self._updates())
-        while True:
-            node.save_progress((taken_s, updates))
-            due_s = taken_s + seconds
-            if every.updates is None:
-                await node.sleep(max(0.0, due_s - node.now()))
-            else:
-                await self._wait(node, due_s, updates + every.updates)
-            taken_s, updates = max(due_s, node.now()), await self._updates()
-            calls = itertools.count(current.caller.calls + 1)  # the numbers of the next calls
-            states = await self._program.server.broadcast(self._program.shard.checkpoint)
-            shards = self._program.server.shards
-            self._runtime.latest_states = {
-                shard.name: SavedState(state, next(calls))
-                for shard, state in zip(shards, states, strict=True)
-            }
-            content = self._content(states, node.now())
-            if self._checkpoints is not None and self.exactly is None:
-                self._checkpoints.save(content, self._arrays())
-            elif self._checkpoints is not None:
-                self._runtime.between_events(functools.partial(self._save, content))
+    def take(self, time_s: float, states: list[Any]) -> None:
+        """Saves the states of the shards at this moment."""
+        content = self._content(states, time_s)
+        if self._checkpoints is not None and self.exactly is None:
+            self._checkpoints.save(content, self._arrays())
+        elif self._checkpoints is not None:
+            self._runtime.between_events(functools.partial(self._save, content))
 
     def save_final(self, time_s: float, look: Callable[[], object]) -> None:
         """Takes the last checkpoint after the end of the run, and waits until all are on disk.
@@ -163,21 +141,60 @@ class CheckpointManager:
             self.exactly = None
             return None
 
-    async def _updates(self) -> int:
-        reports = await self._program.server.broadcast(self._program.shard.report)
-        return min(report.version for report in reports)
 
-    async def _wait(self, node: Node, due_s: float, updates: int) -> None:
-        """Waits until `due_s`, or until every shard has applied `updates` updates.
+async def checkpointer(
+    node: Node,
+    runtime: Runtime,
+    program: Program,
+    every: Every,
+    take: Callable[[float, list[Any]], object],
+) -> None:
+    """Takes checkpoints while a run continues; this costs no time of the cluster.
 
-        It polls more often as the number of updates approaches the limit: each time it waits for
-        half the expected remaining time. This is at least half the time of an update; otherwise
-        the polls before the last update would become ever more frequent, without end.
-        """
-        begin_s, before, step_s = node.now(), await self._updates(), 1e-3
-        now = before
-        while now < updates and node.now() < due_s:
-            await node.sleep(min(step_s, max(0.0, due_s - node.now())))
-            now = await self._updates()
-            each_s = (node.now() - begin_s) / max(1, now - before)
-            step_s = min(2 * step_s, (updates - now) / 2 * each_s)
+    This is an observer (`Runtime.observe`).
+
+    Args:
+      node: the node of the observer.
+      runtime: the runtime, where shards that have failed find the latest states.
+      program: the program that runs.
+      every: the interval between two checkpoints.
+      take: is called with the time and the states of all shards.
+    """
+    seconds = math.inf if every.seconds is None else every.seconds
+    taken_s, updates = node.saved_progress() or (node.now(), await _updates(program))
+    while True:
+        node.save_progress((taken_s, updates))
+        due_s = taken_s + seconds
+        if every.updates is None:
+            await node.sleep(max(0.0, due_s - node.now()))
+        else:
+            await _wait(node, program, due_s, updates + every.updates)
+        taken_s, updates = max(due_s, node.now()), await _updates(program)
+        calls = itertools.count(current.caller.calls + 1)  # the numbers of the next calls
+        states = await program.server.broadcast(program.shard.checkpoint)
+        runtime.latest_states = {
+            shard.name: SavedState(state, next(calls))
+            for shard, state in zip(program.server.shards, states, strict=True)
+        }
+        take(node.now(), states)
+
+
+async def _updates(program: Program) -> int:
+    reports = await program.server.broadcast(program.shard.report)
+    return min(report.version for report in reports)
+
+
+async def _wait(node: Node, program: Program, due_s: float, updates: int) -> None:
+    """Waits until `due_s`, or until every shard has applied `updates` updates.
+
+    It polls more often as the number of updates approaches the limit: each time it waits for
+    half the expected remaining time. This is at least half the time of an update; otherwise
+    the polls before the last update would become ever more frequent, without end.
+    """
+    begin_s, before, step_s = node.now(), await _updates(program), 1e-3
+    now = before
+    while now < updates and node.now() < due_s:
+        await node.sleep(min(step_s, max(0.0, due_s - node.now())))
+        now = await _updates(program)
+        each_s = (node.now() - begin_s) / max(1, now - before)
+        step_s = min(2 * step_s, (updates - now) / 2 * each_s)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import optax
 
+from dbjax.checkpoint.compiled import CompiledState
 from dbjax.checkpoint.encoding import resolve_nodes
 from dbjax.checkpoint.exact import ExactState
 from dbjax.checkpoint.trees import Structures, node_of
@@ -65,6 +66,7 @@ class CheckpointState:
       time_s: the time of the checkpoint, in seconds on the run's clock.
       rows: the rows of the trace that later statistics need.
       exact: the exact state of a virtual run, to the last bit; None: it was not saved.
+      compiled: the exact state of a compiled run; None: it was not one.
       stored: the place of the checkpoint on disk; None: it is only in memory.
     """
 
@@ -76,6 +78,7 @@ class CheckpointState:
     time_s: float
     rows: tuple[Row, ...] = ()
     exact: ExactState | None = None
+    compiled: CompiledState | None = None
     stored: StoredCheckpoint | None = dataclasses.field(default=None, compare=False)
 
     def states(self, expected: RunSignature, replicas: int, partition: Partition) -> list[Any]:

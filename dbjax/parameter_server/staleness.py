@@ -89,6 +89,10 @@ class StalenessAccounting:
         self._offsets += computed_at - known.last
         known.last = self.version = version + 1
 
+    def fetched_last(self) -> list[int]:
+        """Returns the version of the latest fetch of each replica."""
+        return [known.served[-1] if known.served else known.last for known in self._replicas.values()]
+
     def _served(self, replica: str, version: int) -> bool:
         known = self._replicas.get(replica)
         return known is not None and version in known.served

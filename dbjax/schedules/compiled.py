@@ -16,6 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from dbjax.checkpoint.compiled import CompiledState, PendingPush
+from dbjax.parameter_server.abstract import DependsOnValues
 from dbjax.parameter_server.gradient_fn import compiled_gradient
 from dbjax.parameter_server.gradient_sums import add
 from dbjax.parameter_server.optimizer import (
@@ -29,7 +31,7 @@ from dbjax.schedules.plan import Plan, Planner
 from dbjax.schedules.schedule import Schedule
 from dbjax.schedules.turns import Turns
 from dbjax.task import Task
-from dbjax.types import Batch, Keyed, LossFn, Params, Slices
+from dbjax.types import Batch, Keyed, Params, Slices
 
 _UNROLLED = 4  # the gradients of a push; if there are more, the program has a loop
 
@@ -108,6 +110,7 @@ class CompiledArithmetic:
         self._init, step = compiled_local(local_rule, self.partition)
         self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
         self._ring, self._replicas = turns.ring, replicas
+        self._schedule, self._turns = schedule, turns
         self._run = _compiled_chunk(
             compiled_gradient(task.loss, self.partition),
             self._rule.apply,
@@ -133,16 +136,82 @@ class CompiledArithmetic:
 
     def begin(self, params: Params) -> Carry:
         """Returns the carry before the first turn."""
-        slices, traits = compiled_split(self.partition)(params), self._traits
-        local = jax.eval_shape(self._init, slices)
+        return self.begin_with(_copy(compiled_split(self.partition)(params)))
+
+    def begin_with(self, slices: Slices) -> Carry:
+        """Returns the carry before the first turn, given the initial slices, which it takes."""
+        traits, local = self._traits, jax.eval_shape(self._init, slices)
         return Carry(
-            jax.tree.map(jnp.copy, slices),  # which is donated
+            slices,
             tuple(map(self._rule.init, slices)),
             tuple(map(_ring, slices, self._ring)),
             _zeros(traits.pending, slices) if traits.pending else None,
             _zeros(self._replicas, slices) if traits.kept else None,
             _zeros(self._replicas, local) if traits.local else None,
         )
+
+    def save(self, carry: Carry, turns: int, versions: Sequence[int]) -> dict[str, Any]:
+        """Returns copies of what a `CompiledState` holds of a carry.
+
+        Args:
+          carry: the carry.
+          turns: after how many turns it is.
+          versions: the version of each shard.
+        """
+        rings = zip(carry.ring, versions, self._ring, strict=True)
+        return {
+            "params": _copy(carry.params),
+            "rules": _copy(carry.states),
+            "ring": tuple(_taken(kept, _kept_versions(v, size) % size) for kept, v, size in rings),
+            "pending": tuple(
+                PendingPush(*key, _at(carry.pending, place))
+                for key, place in self._waiting(turns).items()
+            ),
+            "own": _copy(carry.own),
+            "local": _copy(carry.local),
+        }
+
+    def load(self, state: CompiledState, turns: int) -> Carry:
+        """Returns the carry that was saved in a run of the same program.
+
+        Args:
+          state: the state.
+          turns: after how many turns it was saved.
+
+        Raises:
+          DependsOnValues: a later gradient needs a version that was not saved.
+        """
+        later = self._turns.computed[self._schedule.push] >= turns
+        for s, saved in enumerate(state.ring):
+            oldest = state.versions[s] + 1 - len(jax.tree.leaves(saved)[0])
+            if np.any(self._schedule.version[later & ~self._schedule.own, s] < oldest):
+                raise DependsOnValues("the checkpoint lacks old versions that are still needed")
+        carry = self.begin_with(_copy(state.params))
+        rings = zip(carry.ring, state.ring, state.versions, self._ring, strict=True)
+        pending, waiting = carry.pending, self._waiting(turns)
+        for push in state.pending:
+            place = waiting[push.replica, push.life, push.step]
+            pending = _set(pending, place, push.gradient)
+        made = self.adopt(carry._replace(own=_copy(state.own), local=_copy(state.local)))
+        return made._replace(
+            states=_copy(state.rules),
+            ring=tuple(_restored(kept, saved, v, size) for kept, saved, v, size in rings),
+            pending=pending,
+        )
+
+    def _waiting(self, turns: int) -> dict[tuple[int, int, int], int]:
+        """Returns where the pushes wait that some shards have not applied after so many turns.
+
+        They are named by the replica, the life and the step of their first gradients.
+        """
+        schedule, found = self._schedule, {}
+        last = self._turns.applied(schedule).max(1)
+        for push in np.flatnonzero((self._turns.computed < turns) & (last >= turns)):
+            first = schedule.first[push]
+            name = schedule.replica[first], schedule.life[first], schedule.step[first]
+            replica, life, step = map(int, name)
+            found[replica, life, step] = int(self._turns.computed[push] % self._turns.pending)
+        return found
 
     def run(self, carry: Carry, plan: Plan, count: int) -> tuple[Carry, jax.Array]:
         """Runs the first `count` turns of a plan. The carry is donated.
@@ -152,6 +221,11 @@ class CompiledArithmetic:
         """
         found: tuple[Carry, jax.Array] = self._run(carry, plan, self.planner.data, count)
         return found
+
+    def has(self, versions: Sequence[int], current: Sequence[int]) -> bool:
+        """Returns whether the rings still have these versions, given the current ones."""
+        of_shards = zip(versions, current, self._ring, strict=True)
+        return all(now + 2 - size <= version <= now for version, now, size in of_shards)
 
     def slices(self, carry: Carry, versions: Sequence[int]) -> Slices:
         """Returns the slices at these versions, which must still be in the ring."""
@@ -172,6 +246,30 @@ def _traits(schedule: Schedule, turns: Turns, size: int, local: Any) -> Traits:
         bool(np.any(schedule.own[starts])),
         bool(np.any(schedule.stepped)) and bool(jax.tree.leaves(local)),
     )
+
+
+def _copy(arrays: Any) -> Any:
+    """Returns copies: a carry is donated to the next chunk."""
+    return jax.tree.map(lambda a: jnp.array(a, copy=True), arrays)
+
+
+def _kept_versions(version: int, size: int) -> Any:
+    """Returns the versions in a ring besides the one that is written next, the oldest first."""
+    return np.arange(max(0, version + 2 - size), version + 1)
+
+
+def _taken(arrays: Any, places: Any) -> Any:
+    return jax.tree.map(lambda a: a[places], arrays)
+
+
+def _restored(ring: Any, saved: Any, version: int, size: int) -> Any:
+    """Returns a ring with the latest of the saved versions in their places."""
+
+    def places(a: Any, s: Any) -> Any:
+        versions = _kept_versions(version, size)[-len(s) :]
+        return a.at[versions % size].set(jnp.asarray(s)[-len(versions) :])
+
+    return jax.tree.map(places, ring, saved)
 
 
 def _ring(slice_: Any, size: int) -> Any:
@@ -243,7 +341,9 @@ def _compiled_chunk(
             if not traits.local:
                 local = init_local(slices)
             else:
-                local = _if(x.fresh, lambda slices, _: init_local(slices), slices, local, keep=local)
+                local = _if(
+                    x.fresh, lambda slices, _: init_local(slices), slices, local, keep=local
+                )
             keep = replica.own, local
             own, after = _if(x.stepped, step_locally, slices, local, found, keep=keep)
             local = after if traits.local else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
@@ -11,15 +12,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dbjax.checkpoint.compiled import CompiledState, DueEvaluation
+from dbjax.checkpoint.exact.exact import software_digest
 from dbjax.parameter_server import Fetched, Report
+from dbjax.parameter_server.abstract import AbstractParams, AbstractState
 from dbjax.runtime.trace import Row, Trace
 from dbjax.schedules.compiled import Carry, CompiledArithmetic
-from dbjax.schedules.timing import Border, Look, Timing
+from dbjax.schedules.timing import Look, Timing
 from dbjax.schedules.turns import Turns
 from dbjax.task import Task
 from dbjax.types import Slices
 
 Evaluate = Callable[[Look, Fetched, list[Report]], object]
+Save = Callable[[float, list[Any], CompiledState], object]
 
 
 class Finished(NamedTuple):
@@ -29,23 +34,32 @@ class Finished(NamedTuple):
       timing: the timing of the run; if it was interrupted, up to that moment.
       slices: the final parameters, a slice for each shard.
       reports: the final reports of all shards.
+      states: the final states of all shards.
+      exact: the exact state, which a checkpoint holds besides those of the shards.
     """
 
     timing: Timing
     slices: Slices
     reports: list[Report]
+    states: list[Any]
+    exact: CompiledState
 
 
-class _Seen(NamedTuple):
-    """The values at a border.
+class Observers(NamedTuple):
+    """Who looks at a run.
 
     Attributes:
-      slices: the parameters, a slice for each shard.
-      refused: the number of refused pushes of each shard, and of their examples, [S, 2].
+      evaluate: is called for every evaluation but the last, in order with the rows.
+      save: is called for every checkpoint with its time, the states of the shards, and the exact
+        state; None: there are no checkpoints.
+      interrupted: whether the run is to end.
+      up_to: returns the timing of the same run if it ended at that time.
     """
 
-    slices: Slices
-    refused: Any
+    evaluate: Evaluate
+    save: Save | None
+    interrupted: Callable[[], bool]
+    up_to: Callable[[float], Timing]
 
 
 @final
@@ -57,59 +71,115 @@ class Execution:
       config: the Config of the algorithm.
       timing: the timing of the run.
       trace: the trace that rows are recorded into.
-      evaluate: is called for every evaluation but the last, in order with the rows.
+      observers: who looks at the run.
     """
 
     def __init__(
-        self, task: Task, config: Any, timing: Timing, trace: Trace, evaluate: Evaluate
+        self, task: Task, config: Any, timing: Timing, trace: Trace, observers: Observers
     ) -> None:
-        self._task, self._config, self._trace, self._evaluate = task, config, trace, evaluate
-        self.timing, self._turns = timing, timing.turns()
+        self._task, self._config, self._trace = task, config, trace
+        self._observers, self._turns = observers, timing.turns()
+        self.timing = timing
         self._arithmetic = _arithmetic(task, config, timing, self._turns)
         self._losses = np.full(timing.schedule.gradients, np.nan, np.float32)
         self._known = np.zeros(timing.schedule.gradients, bool)
         self._computed: collections.deque[tuple[Any, jax.Array]] = collections.deque()
-        self._seen: collections.deque[tuple[Look, _Seen]] = collections.deque()
-        self._recorded = 0  # rows
+        self._due: collections.deque[tuple[Look, DueEvaluation]] = collections.deque()
+        self._recorded, self._evaluated_s = 0, -1.0
 
-    def run(
-        self, interrupted: Callable[[], bool], up_to: Callable[[float], Timing]
-    ) -> Finished:
-        """Runs to the end, or to the next border after an interrupt.
+    def run(self) -> Finished:
+        """Runs to the end, or to the next border after an interrupt."""
+        carry = self._arithmetic.begin(self._task.start())
+        return self._run(carry, 0)
 
-        Args:
-          interrupted: whether the run is to end.
-          up_to: returns the timing of the same run if it ended at that time.
-        """
-        carry, begin = self._arithmetic.begin(self._task.start()), 0
-        for border, end in zip(self.timing.borders, self._turns.ends, strict=False):
+    def resume(self, state: CompiledState) -> Finished:
+        """Runs from a saved state on, which `fits`."""
+        border = next(
+            number
+            for number, border in enumerate(self.timing.borders)
+            if border.look is None and border.versions == state.versions
+        )
+        self._recorded, self._evaluated_s = state.recorded, state.evaluated_s
+        carry = self._arithmetic.load(state, int(self._turns.ends[border]))
+        self._known[self._before(state.recorded)] = True
+        due = {one.time_s: one for one in state.due}
+        for look in (border.look for border in self.timing.borders[:border]):
+            if look is None or look.states is not None:
+                continue
+            if look.time_s in due:
+                self._due.append((look, due[look.time_s]))
+            elif look.time_s > state.evaluated_s and self._arithmetic.has(
+                look.versions, state.versions
+            ):
+                slices = self._arithmetic.slices(carry, look.versions)
+                self._due.append((look, DueEvaluation(look.time_s, slices, _copied(carry)[1])))
+                self._evaluated_s = look.time_s
+        return self._run(carry, border + 1)
+
+    def _before(self, recorded: int) -> list[int]:
+        return [row["loss"] for row in self.timing.rows[:recorded] if "loss" in row]
+
+    def _run(self, carry: Carry, first: int) -> Finished:
+        """Runs from a border on."""
+        begin = int(self._turns.ends[first - 1]) if first else 0
+        last = len(self.timing.borders) - 1
+        for number in range(first, last + 1):
+            border, end = self.timing.borders[number], int(self._turns.ends[number])
             carry = self._compute(carry, begin, end)
             begin = end
-            if border.look is not None and border is not self.timing.borders[-1]:
-                self._seen.append((border.look, _Seen(*_copied(carry))))
+            if border.look is not None and number < last:
+                self._look(carry, border.look, end)
             self._record()
-            if border.look is None and interrupted():
-                return self._end_early(carry, up_to(border.time_s))
+            if border.look is None and self._observers.interrupted():
+                return self._end_early(carry, self._observers.up_to(border.time_s))
         return self._end(carry, begin)
+
+    def _look(self, carry: Carry, look: Look, turns: int) -> None:
+        """Keeps what an evaluation needs, or saves a checkpoint."""
+        if look.states is not None:
+            self._save(carry, look, turns)
+        else:
+            self._evaluated_s = look.time_s
+            self._due.append((look, DueEvaluation(look.time_s, *_copied(carry))))
+
+    def _save(self, carry: Carry, look: Look, turns: int) -> None:
+        if self._observers.save is None:
+            return
+        self._drain()
+        self._record()
+        state = self._state(carry, look, turns)
+        self._observers.save(look.time_s, _states(look, state), state)
+
+    def _state(self, carry: Carry, look: Look, turns: int) -> CompiledState:
+        return CompiledState(
+            program_digest(self.timing, look.versions),
+            look.versions,
+            self._recorded,
+            self._evaluated_s,
+            tuple(due for _, due in self._due),
+            **self._arithmetic.save(carry, turns, look.versions),
+        )
 
     def _end_early(self, carry: Carry, timing: Timing) -> Finished:
         """Ends at a border, where the timing ends now."""
         turns = dataclasses.replace(timing.turns(), ring=self._turns.ring)
         index = _indices(timing, self.timing)
-        losses, known = self._losses, self._known
         self._drain()
+        self._losses, self._known = self._losses[index], self._known[index]
         self.timing, self._turns = timing, turns
-        self._losses, self._known = losses[index], known[index]
         self._arithmetic = _arithmetic(self._task, self._config, timing, turns)
         return self._end(self._arithmetic.adopt(carry), int(turns.ends[-2]))
 
     def _end(self, carry: Carry, begin: int) -> Finished:
         """Computes the gradients that no shard applies, whose losses are recorded all the same."""
-        slices, refused = _copied(carry)
+        end, (slices, refused) = self.timing.end, _copied(carry)
+        state = self._state(carry, end, begin)
         self._compute(carry, begin, int(self._turns.ends[-1]))
         self._drain()
         self._record()
-        return Finished(self.timing, slices, _with_refused(self.timing.end.reports, refused))
+        reports = _with_refused(end.reports, refused)
+        exact = dataclasses.replace(state, recorded=self._recorded, due=())
+        return Finished(self.timing, slices, reports, _states(end, exact), exact)
 
     def _compute(self, carry: Carry, begin: int, end: int) -> Carry:
         """Runs the turns from `begin` to `end`."""
@@ -119,15 +189,16 @@ class Execution:
             carry, losses = self._arithmetic.run(carry, plan, count)
             self._computed.append((planner.gradients(begin, count), losses))
             if len(self._computed) > 1:  # the latest chunk is still being computed
-                self._look_at(*self._computed.popleft())
+                self._take(*self._computed.popleft())
             begin += count
         return carry
 
     def _drain(self) -> None:
         while self._computed:
-            self._look_at(*self._computed.popleft())
+            self._take(*self._computed.popleft())
 
-    def _look_at(self, numbers: Any, losses: jax.Array) -> None:
+    def _take(self, numbers: Any, losses: jax.Array) -> None:
+        """Waits for the losses of a chunk."""
         there = numbers >= 0
         found = np.asarray(losses)[: len(numbers)][there]
         self._losses[numbers[there]], self._known[numbers[there]] = found, True
@@ -141,16 +212,27 @@ class Execution:
     def _known_rows(self) -> Iterator[Row]:
         rows = self.timing.rows
         while True:
-            while self._seen and self._seen[0][0].rows == self._recorded:
-                look, seen = self._seen.popleft()
-                fetched = Fetched(seen.slices, look.versions)
-                self._evaluate(look, fetched, _with_refused(look.reports, seen.refused))
+            while self._due and self._due[0][0].rows == self._recorded:
+                look, due = self._due.popleft()
+                reports = _with_refused(look.reports, due.refused)
+                self._observers.evaluate(look, Fetched(due.slices, look.versions), reports)
             if self._recorded == len(rows):
                 return
             row = rows[self._recorded]
             if "loss" in row and not self._known[row["loss"]]:
                 return
             yield row
+
+
+def program_digest(timing: Timing, versions: tuple[int, ...]) -> str:
+    """Returns what the exact state of a compiled run depends on, as a digest in hexadecimal.
+
+    Args:
+      timing: the timing of the run.
+      versions: the versions of the shards at that moment; what comes later does not matter.
+    """
+    found = f"{timing.schedule.digest_until(versions)} {software_digest()}"
+    return hashlib.sha256(found.encode()).hexdigest()
 
 
 def _arithmetic(task: Task, config: Any, timing: Timing, turns: Turns) -> CompiledArithmetic:
@@ -162,6 +244,31 @@ def _copied(carry: Carry) -> tuple[Slices, Any]:
     """Returns what is to be seen of a carry, which is donated to the next chunk."""
     refused = jnp.stack([state.refused for state in carry.states])
     return jax.tree.map(jnp.copy, carry.params), refused
+
+
+def _states(look: Look, exact: CompiledState) -> list[Any]:
+    """Returns the states of all shards, with their values."""
+    assert look.states is not None
+    return [
+        _with_values(*of_shard)
+        for of_shard in zip(look.states, exact.params, exact.rules, strict=True)
+    ]
+
+
+def _with_values(state: Any, params: Any, rule: Any) -> Any:
+    """Returns the state of a shard with values for its parameters and for its rule's state."""
+    if isinstance(state, AbstractParams):
+        return params
+    if isinstance(state, AbstractState):
+        return rule
+    if not dataclasses.is_dataclass(state) or isinstance(state, type):
+        return state
+    values = {
+        field.name: _with_values(getattr(state, field.name), params, rule)
+        for field in dataclasses.fields(state)
+        if field.init
+    }
+    return dataclasses.replace(state, **values)
 
 
 def _with_refused(reports: list[Report], refused: Any) -> list[Report]:

@@ -30,7 +30,10 @@ def schedule_of(recorder: ArithmeticRecorder) -> tuple[Schedule, Ints]:
     carried = dict.fromkeys(update.gradients for update in updates)
     means = {update.mean for update in updates}
     used = set(itertools.chain.from_iterable(carried))
-    groups = [*carried, *((number,) for number in range(len(recorder.gradients)) if number not in used)]
+    groups = [
+        *carried,
+        *((number,) for number in range(len(recorder.gradients)) if number not in used),
+    ]
     _require_each_once(groups, len(recorder.gradients))
     groups.sort(key=lambda group: group[-1] if len(group) == 1 else max(group))
     push_of = {group: push for push, group in enumerate(groups)}

@@ -106,6 +106,23 @@ class Schedule:
         """For each push, the index of its first gradient, and at the end K; int32 [P + 1]."""
         return np.searchsorted(self.push, np.arange(self.pushes + 1)).astype(np.int32)
 
+    def digest_until(self, versions: Any) -> str:
+        """Returns a digest of everything before the shards have these versions, in hexadecimal.
+
+        It is the same for a run that lasts longer.
+        """
+        before = (self.position >= 0) & (self.position < np.asarray(versions))
+        pushes = before.any(1)
+        gradients = pushes[self.push]
+        found = hashlib.sha256()
+        for name in ("replica", "step", "version", "own", "stepped", "life"):
+            found.update(np.ascontiguousarray(getattr(self, name)[gradients]).data)
+        found.update(np.diff(self.first)[pushes].tobytes())
+        for name, absent in (("position", -1), ("time_s", -1.0)):
+            kept = np.where(before, getattr(self, name), absent)[pushes]
+            found.update(kept.tobytes())
+        return found.hexdigest()
+
     def staleness(self) -> Ints:
         """Returns the staleness of pushes: the updates since their oldest gradient was computed.
 

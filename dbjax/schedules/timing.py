@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from dbjax.checkpoint import Every, checkpointer
 from dbjax.errors import one_line
 from dbjax.monitoring.evaluator import EvaluationSchedule, card_utilisation, evaluator
 from dbjax.monitoring.metrics import check_staleness_accounting
@@ -36,6 +37,7 @@ class Look(NamedTuple):
       versions: the version of each shard.
       reports: the reports of all shards; no pushes are refused in them.
       busy: how long network cards have been busy, see `card_utilisation`.
+      states: the states of the shards, for a checkpoint; None: nobody asked for them.
     """
 
     time_s: float
@@ -43,6 +45,7 @@ class Look(NamedTuple):
     versions: tuple[int, ...]
     reports: list[Report]
     busy: Row
+    states: list[Any] | None = None
 
 
 class Border(NamedTuple):
@@ -87,7 +90,25 @@ class Timing:
 
     def turns(self) -> Turns:
         """Orders the arithmetic."""
-        return turns_of(self.schedule, [border.versions for border in self.borders])
+        found = turns_of(self.schedule, [border.versions for border in self.borders])
+        held = zip(self.end.versions, self.end.reports, found.ring, strict=True)
+        ring = tuple(max(size, version - _held(report) + 2) for version, report, size in held)
+        return dataclasses.replace(found, ring=ring)
+
+    def with_border(self, versions: tuple[int, ...], time_s: float) -> Timing:
+        """Returns the same timing with another border, after others at the same moment.
+
+        Raises:
+          ValueError: shards never had these versions at that moment.
+        """
+        *others, end = self.borders
+        before = [b for b in others if (b.time_s, sum(b.versions)) <= (time_s, sum(versions))]
+        after = [*others[len(before) :], end]
+        ascends = all(np.all(np.less_equal(b.versions, versions)) for b in before[-1:])
+        if not ascends or np.any(np.less(after[0].versions, versions)):
+            raise ValueError(f"the shards do not have the versions {versions} at {time_s:g} s")
+        borders = [*before, Border(time_s, versions), *after]
+        return dataclasses.replace(self, borders=borders)
 
 
 @final
@@ -122,6 +143,7 @@ def time_run(
     evaluations: EvaluationSchedule,
     seed: int,
     max_spans: int = 0,
+    checkpoint_every: Every | None = None,
     started: Callable[[VirtualRuntime], object] = lambda runtime: None,
 ) -> Timing:
     """Runs an algorithm on a virtual cluster without arithmetic.
@@ -134,6 +156,7 @@ def time_run(
       evaluations: when the run is evaluated.
       seed: the seed of the algorithm, and of the cluster if it has none.
       max_spans: the largest number of spans to collect.
+      checkpoint_every: how often checkpoints are taken; None: only at the end.
       started: is called with the runtime before it runs, so that the run may be stopped.
 
     Raises:
@@ -150,9 +173,16 @@ def time_run(
         busy = card_utilisation(runtime)
         looks.append(Look(time_s, len(trace.rows), fetched.versions, reports, busy))
 
+    def take(time_s: float, states: list[Any]) -> None:
+        versions = tuple(map(len, recorder.updates))
+        looks.append(Look(time_s, len(trace.rows), versions, [], {}, states))
+
     try:
         program: Program = algorithm_of(config).program(runtime, abstract, config)
         runtime.observe("evaluator", evaluator, program, evaluations, look)
+        if checkpoint_every not in (None, Every()):
+            every = checkpoint_every
+            runtime.observe("checkpointer", checkpointer, runtime, program, every, take)
         started(runtime)
         end_s, busy = runtime.run(until_s), card_utilisation(runtime)
     except Exception as error:  # an error of the program itself comes again on the engine
@@ -163,10 +193,16 @@ def time_run(
     check_staleness_accounting(reports)
     if versions != tuple(map(len, recorder.updates)):
         raise DependsOnValues("a shard goes back to a checkpoint")
-    looks.append(Look(end_s, len(trace.rows), versions, reports, busy))
+    states = program.server.broadcast(program.shard.checkpoint).result()
+    looks.append(Look(end_s, len(trace.rows), versions, reports, busy, states))
     schedule, index = schedule_of(recorder)
     rows = [_with_index(row, index) for row in trace.rows]
     return Timing(schedule, rows, trace, _borders(schedule, looks), program)
+
+
+def _held(report: Report) -> int:
+    """Returns the oldest version that a replica has fetched last, and may still use."""
+    return min(report.staleness.fetched_last(), default=report.version)
 
 
 def _reason(error: BaseException) -> DependsOnValues:

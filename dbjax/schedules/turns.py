@@ -48,6 +48,13 @@ class Turns:
     def __len__(self) -> int:
         return len(self.computes)
 
+    def applied(self, schedule: Schedule) -> Any:
+        """Returns the turn in which each shard applies a push, or -1, int64 [P, S]."""
+        found = np.full(schedule.position.shape, -1, np.int64)
+        turn, shard = np.nonzero(self.applies >= 0)
+        found[self.applies[turn, shard], shard] = turn
+        return found
+
     def versions(self) -> Any:
         """Returns the version of each shard before every turn and after the last, [T + 1, S]."""
         steps = np.cumsum(self.applies >= 0, axis=0)
@@ -189,9 +196,6 @@ def _ring(schedule: Schedule, turns: Turns) -> tuple[int, ...]:
 
 def _pending(schedule: Schedule, turns: Turns) -> int:
     """Returns how many pushes must be kept at once until the last shard has applied them."""
-    last = turns.computed.copy()
-    for shard in range(schedule.shards):
-        turn = np.flatnonzero(turns.applies[:, shard] >= 0)
-        np.maximum.at(last, turns.applies[turn, shard], turn)
+    last = np.maximum(turns.applied(schedule).max(1), turns.computed)
     longest = int((last - turns.computed).max(initial=0))
     return longest + 1 if longest else 0

@@ -51,7 +51,7 @@ class ExactResume:
     def __init__(self, runtime: VirtualRuntime, config: Any, structures: Structures) -> None:
         add_package_of(type(config).__module__)
         self._runtime, self._names, self._structures = runtime, Names(runtime), structures
-        self._program = f"{self._names.digest} {_software()}"
+        self._program = f"{self._names.digest} {software_digest()}"
 
     def take(self, arrays: ArrayTable) -> ExactState:
         """Takes the state between two events, without changing the run.
@@ -85,7 +85,7 @@ class ExactResume:
 
 
 @functools.cache
-def _software() -> str:
+def software_digest() -> str:
     """Returns a digest of the software that results depend on: Python, packages, and dbjax."""
     digest = hashlib.sha256(platform.python_version().encode())
     for name in _PACKAGES:
