@@ -48,6 +48,8 @@ class CompiledState:
       program: a digest of the timing of the run so far, and of the software it depends on.
       versions: the version of each shard.
       recorded: the number of rows that have been recorded.
+      losses: the losses of gradients that have been computed and whose rows come later: the
+        numbers of the replica, its life and the step, and the loss.
       evaluated_s: the time of the last evaluation so far; -1: there was none.
       due: evaluations up to then that wait for losses.
       params: the parameters, a slice for each shard.
@@ -61,6 +63,7 @@ class CompiledState:
     program: str
     versions: tuple[int, ...]
     recorded: int
+    losses: tuple[tuple[int, int, int, float], ...]
     evaluated_s: float
     due: tuple[DueEvaluation, ...]
     params: Slices

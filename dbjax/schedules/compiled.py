@@ -190,8 +190,9 @@ class CompiledArithmetic:
         rings = zip(carry.ring, state.ring, state.versions, self._ring, strict=True)
         pending, waiting = carry.pending, self._waiting(turns)
         for push in state.pending:
-            place = waiting[push.replica, push.life, push.step]
-            pending = _set(pending, place, push.gradient)
+            place = waiting.get((push.replica, push.life, push.step))
+            if place is not None:  # otherwise the replica failed before other shards had it
+                pending = _set(pending, place, push.gradient)
         made = self.adopt(carry._replace(own=_copy(state.own), local=_copy(state.local)))
         return made._replace(
             states=_copy(state.rules),
@@ -205,7 +206,7 @@ class CompiledArithmetic:
         They are named by the replica, the life and the step of their first gradients.
         """
         schedule, found = self._schedule, {}
-        last = self._turns.applied(schedule).max(1)
+        last = self._turns.needed_until(schedule)
         for push in np.flatnonzero((self._turns.computed < turns) & (last >= turns)):
             first = schedule.first[push]
             name = schedule.replica[first], schedule.life[first], schedule.step[first]

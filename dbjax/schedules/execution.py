@@ -85,6 +85,7 @@ class Execution:
         self._known = np.zeros(timing.schedule.gradients, bool)
         self._computed: collections.deque[tuple[Any, jax.Array]] = collections.deque()
         self._due: collections.deque[tuple[Look, DueEvaluation]] = collections.deque()
+        self._coming: collections.deque[Look] = collections.deque()  # evaluations after this
         self._recorded, self._evaluated_s = 0, -1.0
 
     def run(self) -> Finished:
@@ -101,7 +102,10 @@ class Execution:
         )
         self._recorded, self._evaluated_s = state.recorded, state.evaluated_s
         carry = self._arithmetic.load(state, int(self._turns.ends[border]))
-        self._known[self._before(state.recorded)] = True
+        where = {key: index for index, key in enumerate(_keys(self.timing))}
+        for *key, loss in state.losses:
+            index = where[tuple(key)]
+            self._losses[index], self._known[index] = loss, True
         due = {one.time_s: one for one in state.due}
         for look in (border.look for border in self.timing.borders[:border]):
             if look is None or look.states is not None:
@@ -116,11 +120,18 @@ class Execution:
                 self._evaluated_s = look.time_s
         return self._run(carry, border + 1)
 
-    def _before(self, recorded: int) -> list[int]:
-        return [row["loss"] for row in self.timing.rows[:recorded] if "loss" in row]
+    def _losses_ahead(self) -> Iterator[tuple[int, int, int, float]]:
+        """Returns the known losses whose rows come later."""
+        rows, ahead = self.timing.rows[: self._recorded], self._known.copy()
+        ahead[[row["loss"] for row in rows if "loss" in row]] = False
+        keys = _keys(self.timing)
+        for index in np.flatnonzero(ahead):
+            yield *keys[index], float(self._losses[index])
 
     def _run(self, carry: Carry, first: int) -> Finished:
         """Runs from a border on."""
+        looks = (border.look for border in self.timing.borders[first:-1])
+        self._coming.extend(look for look in looks if look is not None and look.states is None)
         begin = int(self._turns.ends[first - 1]) if first else 0
         last = len(self.timing.borders) - 1
         for number in range(first, last + 1):
@@ -140,6 +151,7 @@ class Execution:
             self._save(carry, look, turns)
         else:
             self._evaluated_s = look.time_s
+            self._coming.popleft()
             self._due.append((look, DueEvaluation(look.time_s, *_copied(carry))))
 
     def _save(self, carry: Carry, look: Look, turns: int) -> None:
@@ -155,6 +167,7 @@ class Execution:
             program_digest(self.timing, look.versions),
             look.versions,
             self._recorded,
+            tuple(self._losses_ahead()),
             self._evaluated_s,
             tuple(due for _, due in self._due),
             **self._arithmetic.save(carry, turns, look.versions),
@@ -165,6 +178,7 @@ class Execution:
         turns = dataclasses.replace(timing.turns(), ring=self._turns.ring)
         index = _indices(timing, self.timing)
         self._drain()
+        self._coming.clear()
         self._losses, self._known = self._losses[index], self._known[index]
         self.timing, self._turns = timing, turns
         self._arithmetic = _arithmetic(self._task, self._config, timing, turns)
@@ -178,7 +192,7 @@ class Execution:
         self._drain()
         self._record()
         reports = _with_refused(end.reports, refused)
-        exact = dataclasses.replace(state, recorded=self._recorded, due=())
+        exact = dataclasses.replace(state, recorded=self._recorded, losses=(), due=())
         return Finished(self.timing, slices, reports, _states(end, exact), exact)
 
     def _compute(self, carry: Carry, begin: int, end: int) -> Carry:
@@ -216,7 +230,9 @@ class Execution:
                 look, due = self._due.popleft()
                 reports = _with_refused(look.reports, due.refused)
                 self._observers.evaluate(look, Fetched(due.slices, look.versions), reports)
-            if self._recorded == len(rows):
+            if self._recorded == len(rows) or (
+                self._coming and self._coming[0].rows == self._recorded
+            ):
                 return
             row = rows[self._recorded]
             if "loss" in row and not self._known[row["loss"]]:
@@ -292,11 +308,13 @@ def _values(row: Row, losses: Any) -> Row:
     return values
 
 
+def _keys(timing: Timing) -> list[tuple[int, int, int]]:
+    """Returns the replica, its life and the step of each gradient, which together are unique."""
+    of = timing.schedule
+    return list(zip(of.replica.tolist(), of.life.tolist(), of.step.tolist(), strict=True))
+
+
 def _indices(shorter: Timing, longer: Timing) -> Any:
     """Returns for each gradient of a run its index in the same run when it lasted longer."""
-    keys = []
-    for timing in (longer, shorter):
-        s = timing.schedule
-        keys.append(list(zip(s.replica.tolist(), s.life.tolist(), s.step.tolist(), strict=True)))
-    where = {key: index for index, key in enumerate(keys[0])}
-    return np.array([where[key] for key in keys[1]], np.int64)
+    where = {key: index for index, key in enumerate(_keys(longer))}
+    return np.array([where[key] for key in _keys(shorter)], np.int64)

@@ -55,6 +55,20 @@ class Turns:
         found[self.applies[turn, shard], shard] = turn
         return found
 
+    def needed_until(self, schedule: Schedule) -> Any:
+        """Returns the last turn in which a shard applies a push, or in which it is computed, [P].
+
+        A push that some shards have applied at the end, and others have not, is needed for longer:
+        the run may be resumed.
+        """
+        first, replica = schedule.first[:-1], schedule.replica[schedule.first[:-1]]
+        lives = np.zeros(schedule.replicas, np.int64)
+        np.maximum.at(lives, schedule.replica, schedule.life)
+        some = (schedule.position >= 0).any(1) & (schedule.position < 0).any(1)
+        unfinished = some & (schedule.life[first] == lives[replica])
+        last = np.maximum(self.applied(schedule).max(1), self.computed)
+        return np.where(unfinished, len(self), last)
+
     def versions(self) -> Any:
         """Returns the version of each shard before every turn and after the last, [T + 1, S]."""
         steps = np.cumsum(self.applies >= 0, axis=0)
@@ -196,6 +210,5 @@ def _ring(schedule: Schedule, turns: Turns) -> tuple[int, ...]:
 
 def _pending(schedule: Schedule, turns: Turns) -> int:
     """Returns how many pushes must be kept at once until the last shard has applied them."""
-    last = np.maximum(turns.applied(schedule).max(1), turns.computed)
-    longest = int((last - turns.computed).max(initial=0))
+    longest = int((turns.needed_until(schedule) - turns.computed).max(initial=0))
     return longest + 1 if longest else 0
