@@ -335,7 +335,7 @@ def _run_compiled(
         timing = timing_until(setup.until_s)
         if interrupted.by is not None:
             timing = timing_until(resume.time_s if resume is not None else 0.0)
-        exact = resume and _fitting(setup, resume, signature, timing)
+        exact = None if resume is None else _fitting(resume, signature, timing)
         count = timing.schedule.gradients
         if not only and exact is None and count < _WORTH_COMPILING:
             raise DependsOnValues(f"compiling would take longer than its {count} gradients")
@@ -384,7 +384,7 @@ def _run_compiled(
 
 
 def _fitting(
-    setup: _Setup, resume: CheckpointState, signature: RunSignature, timing: Timing
+    resume: CheckpointState, signature: RunSignature, timing: Timing
 ) -> CompiledState | None:
     """Returns the exact state of a checkpoint.
 

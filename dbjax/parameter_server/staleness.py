@@ -91,7 +91,8 @@ class StalenessAccounting:
 
     def fetched_last(self) -> list[int]:
         """Returns the version of the latest fetch of each replica."""
-        return [known.served[-1] if known.served else known.last for known in self._replicas.values()]
+        replicas = self._replicas.values()
+        return [known.served[-1] if known.served else known.last for known in replicas]
 
     def _served(self, replica: str, version: int) -> bool:
         known = self._replicas.get(replica)

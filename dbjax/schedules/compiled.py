@@ -111,9 +111,9 @@ class CompiledArithmetic:
         self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
         self._ring, self._replicas = turns.ring, replicas
         self._schedule, self._turns = schedule, turns
+        functions: Any = compiled_gradient(task.loss, self.partition), self._rule.apply
         self._run = _compiled_chunk(
-            compiled_gradient(task.loss, self.partition),
-            self._rule.apply,
+            *functions,
             self._init,
             step,
             self._traits,

@@ -103,8 +103,8 @@ class Execution:
         self._recorded, self._evaluated_s = state.recorded, state.evaluated_s
         carry = self._arithmetic.load(state, int(self._turns.ends[border]))
         where = {key: index for index, key in enumerate(_keys(self.timing))}
-        for *key, loss in state.losses:
-            index = where[tuple(key)]
+        for replica, life, step, loss in state.losses:
+            index = where[replica, life, step]
             self._losses[index], self._known[index] = loss, True
         due = {one.time_s: one for one in state.due}
         for look in (border.look for border in self.timing.borders[:border]):
@@ -192,7 +192,8 @@ class Execution:
         self._drain()
         self._record()
         reports = _with_refused(end.reports, refused)
-        exact = dataclasses.replace(state, recorded=self._recorded, losses=(), due=())
+        ahead = tuple(self._losses_ahead())
+        exact = dataclasses.replace(state, recorded=self._recorded, losses=ahead, due=())
         return Finished(self.timing, slices, reports, _states(end, exact), exact)
 
     def _compute(self, carry: Carry, begin: int, end: int) -> Carry:

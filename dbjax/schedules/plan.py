@@ -77,8 +77,9 @@ class Planner:
         self._batch_size, self._seed = task.batch_size, task.seed or 0
         self._schedule = schedule
         self.size = int(np.diff(schedule.first).max(initial=1))
-        gathers = isinstance(task.examples, ArrayExamples)
-        self.data = jax.tree.map(jnp.asarray, task.examples.tree) if gathers else None
+        self.data: Any = None
+        if isinstance(task.examples, ArrayExamples):
+            self.data = jax.tree.map(jnp.asarray, task.examples.tree)
         self.chunk = max(1, min(_TURNS, len(turns), self._most_turns()))
         self._number = self._all_gradients(turns)
         self._every = self._all_turns(turns)
@@ -160,7 +161,7 @@ class Planner:
         return Keyed(batch, numbers.astype(np.uint32).reshape(*number.shape, 3))
 
 
-def indices_of(streams: Sequence[Stream], replica: Ints, step: Ints) -> Any:
+def indices_of(streams: Sequence[Stream], replica: Any, step: Any) -> Any:
     """Returns the indices of the examples of mini-batches.
 
     Args:

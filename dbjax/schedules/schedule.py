@@ -111,8 +111,8 @@ class Schedule:
 
         It is the same for a run that lasts longer.
         """
-        before = (self.position >= 0) & (self.position < np.asarray(versions))
-        pushes = before.any(1)
+        before: Any = (self.position >= 0) & (self.position < np.asarray(versions))
+        pushes: Any = before.any(1)
         gradients = pushes[self.push]
         found = hashlib.sha256()
         for name in ("replica", "step", "version", "own", "stepped", "life"):
@@ -133,8 +133,9 @@ class Schedule:
         return np.where(self.position < 0, -1, self.position - oldest).astype(np.int32)
 
     def version_skew(self) -> Ints:
-        """Returns by how many updates the slices differed that a replica computed with, int32 [K]."""
-        return (self.version.max(1) - self.version.min(1)).astype(np.int32)
+        """Returns by how many updates the slices differed that a gradient was computed at, [K]."""
+        skew: Ints = (self.version.max(1) - self.version.min(1)).astype(np.int32)
+        return skew
 
     def throughput(self) -> Floats:
         """Returns the updates per second of each replica, mean over shards, float64 [replicas].
@@ -284,7 +285,7 @@ def round_robin(pushes: int, replicas: int) -> Schedule:
 
 def _single(replica: Any, step: Any, version: Any) -> Schedule:
     """Returns a schedule of one shard, in which every push carries one gradient."""
-    at = np.arange(len(replica))
+    at: Any = np.arange(len(replica))
     nothing = np.zeros(len(at), bool)
     return Schedule(replica, step, version[:, None], nothing, nothing, 0 * at, at, at[:, None],
                     at[:, None].astype(float))  # fmt: skip

@@ -39,7 +39,7 @@ class Turns:
     """
 
     computes: Ints
-    computed: Ints
+    computed: Any
     applies: Ints
     ends: Any
     ring: tuple[int, ...]
