@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from dbjax.arguments import require_seed, short_repr
 from dbjax.errors import ReplayError
 from dbjax.monitoring.metrics import params_sha256
+from dbjax.parameter_server.abstract import ArithmeticRecorder, DependsOnValues
 from dbjax.program import Program
 from dbjax.runtime.event_log import Script
 from dbjax.runtime.virtual import ReplayRuntime
+from dbjax.schedules.execution import run_schedule
+from dbjax.schedules.recording import schedule_of
+from dbjax.schedules.timing import AbstractTask, unless_recordable
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
 
+Executor = Literal["auto", "engine", "compiled"]
 _LOG = logging.getLogger("dbjax")
 
 
@@ -35,7 +40,14 @@ class Replayed(NamedTuple):
     breaks_off: str | None = None
 
 
-def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replayed:
+def replay(
+    task: Task,
+    config: Any,
+    script: Script,
+    *,
+    seed: int = 0,
+    executor: Executor = "auto",
+) -> Replayed:
     """Replays a run in threads or on Ray call by call, and arrives at the same bytes.
 
     Every service serves its calls in the order of the log, and every node sees the times that it
@@ -48,6 +60,9 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       config: the Config of the run's algorithm.
       script: the event log of the run, `dbjax.Script(lines)`.
       seed: the seed of the run.
+      executor: how the arithmetic is done: "engine" does it call by call, "compiled" in one
+        compiled program afterwards, which is faster and gives the same bytes; "auto" takes the
+        compiled one where it can.
 
     Returns:
       The parameters, their digest, and how much was replayed.
@@ -56,6 +71,7 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
       ReplayError: the log says that it is not enough, as that of a resumed run does; or replicas
         span processes; or a version differs from the log; or the log has calls that the program
         never makes.
+      ValueError: the arithmetic of this run cannot be compiled, with executor="compiled".
       TypeError: an argument has the wrong type.
     """
     require_task(task)
@@ -71,10 +87,45 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
         raise ReplayError(f"this run cannot be replayed: {script.no_replay}")
     if script.breaks_off is None and not script.count():
         raise ReplayError("the event log holds no calls: there is nothing to replay")
-    seed = require_seed("seed", seed)
+    task = task.seeded(require_seed("seed", seed))
+    if executor != "engine":
+        try:
+            return _compiled(task, config, script, seed)
+        except DependsOnValues as error:
+            if executor == "compiled":
+                raise ValueError(f"executor='compiled': {error}; use executor='auto'") from error
     runtime = ReplayRuntime(script, seed=seed)
-    program: Program = algorithm_of(config).program(runtime, task.seeded(seed), config)
+    program: Program = algorithm_of(config).program(runtime, task, config)
     runtime.run()
+    done = _require_whole(runtime, script)
+    params = program.join(program.server.fetch(program.shard.peek).result().slices)
+    return Replayed(params, params_sha256(params), done, script.breaks_off)
+
+
+def _compiled(task: Task, config: Any, script: Script, seed: int) -> Replayed:
+    """Replays the calls without arithmetic, and then does all of it in one compiled program.
+
+    Raises:
+      DependsOnValues: the arithmetic of this run cannot be compiled.
+    """
+    recorder = ArithmeticRecorder()
+    runtime = ReplayRuntime(script, seed=seed, recorder=recorder)
+    with unless_recordable():
+        program: Program = algorithm_of(config).program(runtime, AbstractTask.of(task), config)
+        runtime.run()
+    versions = program.server.fetch(program.shard.peek).result().versions
+    schedule, _ = schedule_of(recorder, versions)
+    done = _require_whole(runtime, script)
+    params = program.join(run_schedule(task, config, schedule))
+    return Replayed(params, params_sha256(params), done, script.breaks_off)
+
+
+def _require_whole(runtime: ReplayRuntime, script: Script) -> int:
+    """Returns how many calls were replayed; warns if the log breaks off.
+
+    Raises:
+      ReplayError: the program did not make all calls of the log.
+    """
     done, there_are = runtime.replayed(), script.count()
     if script.breaks_off is not None:
         _LOG.warning(
@@ -86,5 +137,4 @@ def replay(task: Task, config: Any, script: Script, *, seed: int = 0) -> Replaye
             f"only {done} of the {there_are} calls in the log were made: the log is damaged, or "
             "belongs to another program"
         )
-    params = program.join(program.server.fetch(program.shard.peek).result().slices)
-    return Replayed(params, params_sha256(params), done, script.breaks_off)
+    return done

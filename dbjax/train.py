@@ -379,7 +379,11 @@ def _run_compiled(
         interrupted.by,
         Fetched(finished.slices, end.versions),
         finished.reports,
-        {"name": "compiled", "why": "its timing does not depend on values"},
+        {
+            "name": "compiled",
+            "why": "its timing does not depend on values",
+            "nbytes": execution.nbytes,
+        },
     )
 
 

@@ -109,7 +109,7 @@ class CompiledArithmetic:
         self._rule = server_rule(rule, checked_trees(rule, self.partition, like))
         self._init, step = compiled_local(local_rule, self.partition)
         self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
-        self._ring, self._replicas = turns.ring, replicas
+        self._ring, self._replicas, self._like = turns.ring, replicas, like
         self._schedule, self._turns = schedule, turns
         functions: Any = compiled_gradient(task.loss, self.partition), self._rule.apply
         self._run = _compiled_chunk(
@@ -118,6 +118,12 @@ class CompiledArithmetic:
             step,
             self._traits,
         )
+
+    @functools.cached_property
+    def nbytes(self) -> int:
+        """The size of the carry, in bytes."""
+        leaves = jax.tree.leaves(jax.eval_shape(self.begin_with, self._like))
+        return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
     def adopt(self, carry: Carry) -> Carry:
         """Returns a carry of another schedule, whose turns so far are the same, for this one.

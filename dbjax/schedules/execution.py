@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
+import os
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, final
 
 import jax
@@ -15,14 +18,16 @@ import numpy as np
 from dbjax.checkpoint.compiled import CompiledState, DueEvaluation
 from dbjax.checkpoint.exact.exact import software_digest
 from dbjax.parameter_server import Fetched, Report
-from dbjax.parameter_server.abstract import AbstractParams, AbstractState
+from dbjax.parameter_server.abstract import AbstractParams, AbstractState, DependsOnValues
 from dbjax.runtime.trace import Row, Trace
 from dbjax.schedules.compiled import Carry, CompiledArithmetic
+from dbjax.schedules.schedule import Schedule
 from dbjax.schedules.timing import Look, Timing
-from dbjax.schedules.turns import Turns
+from dbjax.schedules.turns import Turns, turns_of
 from dbjax.task import Task
 from dbjax.types import Slices
 
+_SHARE = 0.5  # of the free memory: evaluations and checkpoints need copies
 Evaluate = Callable[[Look, Fetched, list[Report]], object]
 Save = Callable[[float, list[Any], CompiledState], object]
 
@@ -80,13 +85,29 @@ class Execution:
         self._task, self._config, self._trace = task, config, trace
         self._observers, self._turns = observers, timing.turns()
         self.timing = timing
-        self._arithmetic = _arithmetic(task, config, timing, self._turns)
+        self._arithmetic = _arithmetic(task, config, timing.schedule, self._turns)
+        self._require_memory()
         self._losses = np.full(timing.schedule.gradients, np.nan, np.float32)
         self._known = np.zeros(timing.schedule.gradients, bool)
         self._computed: collections.deque[tuple[Any, jax.Array]] = collections.deque()
         self._due: collections.deque[tuple[Look, DueEvaluation]] = collections.deque()
         self._coming: collections.deque[Look] = collections.deque()  # evaluations after this
         self._recorded, self._evaluated_s = 0, -1.0
+
+    @property
+    def nbytes(self) -> int:
+        """The size of what the program keeps from turn to turn, in bytes."""
+        return self._arithmetic.nbytes
+
+    def _require_memory(self) -> None:
+        """Raises DependsOnValues if old versions of the parameters do not fit into memory."""
+        free = free_bytes()
+        if self.nbytes > free * _SHARE:
+            rings = ", ".join(f"{size:,}" for size in sorted(set(self._turns.ring)))
+            raise DependsOnValues(
+                f"{rings} versions of the parameters must be kept, {self.nbytes / 1e9:.3g} GB, and "
+                f"{free / 1e9:.3g} GB are free"
+            )
 
     def run(self) -> Finished:
         """Runs to the end, or to the next border after an interrupt."""
@@ -181,7 +202,7 @@ class Execution:
         self._coming.clear()
         self._losses, self._known = self._losses[index], self._known[index]
         self.timing, self._turns = timing, turns
-        self._arithmetic = _arithmetic(self._task, self._config, timing, turns)
+        self._arithmetic = _arithmetic(self._task, self._config, timing.schedule, turns)
         return self._end(self._arithmetic.adopt(carry), int(turns.ends[-2]))
 
     def _end(self, carry: Carry, begin: int) -> Finished:
@@ -241,6 +262,38 @@ class Execution:
             yield row
 
 
+def free_bytes() -> int:
+    """Returns how much memory of jax's first device is free, in bytes."""
+    of_device = jax.local_devices()[0].memory_stats()
+    if of_device:
+        return int(of_device["bytes_limit"] - of_device["bytes_in_use"])
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        text = Path("/proc/meminfo").read_text()
+        return 1024 * int(text.split("MemAvailable:")[1].split()[0])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def run_schedule(task: Task, config: Any, schedule: Schedule) -> Slices:
+    """Does the arithmetic of a schedule.
+
+    Args:
+      task: the task, with a seed.
+      config: the Config of the method.
+      schedule: the schedule.
+
+    Returns:
+      The final parameters, a slice for each shard.
+    """
+    turns = turns_of(schedule)
+    arithmetic = _arithmetic(task, config, schedule, turns)
+    carry, begin, end = arithmetic.begin(task.start()), 0, int(turns.ends[0])
+    while begin < end:
+        plan, count = arithmetic.planner.plan(begin, end)
+        carry, _ = arithmetic.run(carry, plan, count)
+        begin += count
+    return carry.params
+
+
 def program_digest(timing: Timing, versions: tuple[int, ...]) -> str:
     """Returns what the exact state of a compiled run depends on, as a digest in hexadecimal.
 
@@ -252,9 +305,9 @@ def program_digest(timing: Timing, versions: tuple[int, ...]) -> str:
     return hashlib.sha256(found.encode()).hexdigest()
 
 
-def _arithmetic(task: Task, config: Any, timing: Timing, turns: Turns) -> CompiledArithmetic:
+def _arithmetic(task: Task, config: Any, schedule: Schedule, turns: Turns) -> CompiledArithmetic:
     local = getattr(config, "local_rule", None) or config.rule
-    return CompiledArithmetic(task, config.rule, local, timing.schedule, turns, config.replicas)
+    return CompiledArithmetic(task, config.rule, local, schedule, turns, config.replicas)
 
 
 def _copied(carry: Carry) -> tuple[Slices, Any]:

@@ -12,7 +12,7 @@ import numpy as np
 from dbjax.data.examples import ArrayExamples
 from dbjax.data.stream import Stream
 from dbjax.schedules.schedule import Ints, Schedule
-from dbjax.schedules.turns import Turns
+from dbjax.schedules.turns import Turns, rounded
 from dbjax.task import Task
 from dbjax.types import Keyed
 
@@ -80,7 +80,7 @@ class Planner:
         self.data: Any = None
         if isinstance(task.examples, ArrayExamples):
             self.data = jax.tree.map(jnp.asarray, task.examples.tree)
-        self.chunk = max(1, min(_TURNS, len(turns), self._most_turns()))
+        self.chunk = max(1, min(_TURNS, rounded(len(turns)), self._most_turns()))
         self._number = self._all_gradients(turns)
         self._every = self._all_turns(turns)
 

@@ -10,7 +10,7 @@ from dbjax.parameter_server.abstract import ArithmeticRecorder, DependsOnValues
 from dbjax.schedules.schedule import Ints, Schedule
 
 
-def schedule_of(recorder: ArithmeticRecorder) -> tuple[Schedule, Ints]:
+def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tuple[Schedule, Ints]:
     """Returns the schedule of a run whose arithmetic was recorded.
 
     Pushes are in the order in which replicas began to compute their last gradients. A gradient
@@ -19,13 +19,17 @@ def schedule_of(recorder: ArithmeticRecorder) -> tuple[Schedule, Ints]:
 
     Args:
       recorder: the recorded arithmetic.
+      versions: the versions of the shards at the end.
 
     Returns:
       The schedule, and for each number of a recorded gradient its index in the schedule.
 
     Raises:
-      DependsOnValues: a push carries gradients in a way that a schedule cannot describe.
+      DependsOnValues: a push carries gradients in a way that a schedule cannot describe, or a shard
+        has lost updates.
     """
+    if versions != tuple(map(len, recorder.updates)):
+        raise DependsOnValues("a shard goes back to a checkpoint")
     updates = list(itertools.chain.from_iterable(recorder.updates))
     carried = dict.fromkeys(update.gradients for update in updates)
     means = {update.mean for update in updates}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
 import numpy as np
@@ -20,7 +21,7 @@ from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.schedules.recording import schedule_of
 from dbjax.schedules.schedule import Ints, Schedule
-from dbjax.schedules.turns import Turns, turns_of
+from dbjax.schedules.turns import Turns, rounded, turns_of
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of
@@ -92,7 +93,9 @@ class Timing:
         """Orders the arithmetic."""
         found = turns_of(self.schedule, [border.versions for border in self.borders])
         held = zip(self.end.versions, self.end.reports, found.ring, strict=True)
-        ring = tuple(max(size, version - _held(report) + 2) for version, report, size in held)
+        ring = tuple(
+            max(size, rounded(version - _held(report) + 2)) for version, report, size in held
+        )
         return dataclasses.replace(found, ring=ring)
 
     def with_border(self, versions: tuple[int, ...], time_s: float) -> Timing:
@@ -123,8 +126,13 @@ class _StepNumbers:
         return step
 
 
-class _AbstractTask(Task):
+class AbstractTask(Task):
     """A task whose parameters and mini-batches have no values."""
+
+    @classmethod
+    def of(cls, task: Task) -> AbstractTask:
+        """Returns the abstract task of a task."""
+        return cls(**{field.name: getattr(task, field.name) for field in dataclasses.fields(task)})
 
     def start(self) -> Params:
         return self.shapes
@@ -166,7 +174,6 @@ def time_run(
     recorder, trace = ArithmeticRecorder(), Trace(max_spans=max_spans)
     runtime = VirtualRuntime(cluster, seed=seed, trace=trace, recorder=recorder)
     runtime.simulator.ends_itself = getattr(config, "steps", None) is not None
-    abstract = _AbstractTask(**{f.name: getattr(task, f.name) for f in dataclasses.fields(task)})
     looks = list[Look]()
 
     def look(time_s: float, fetched: Fetched, reports: list[Report]) -> None:
@@ -177,25 +184,21 @@ def time_run(
         versions = tuple(map(len, recorder.updates))
         looks.append(Look(time_s, len(trace.rows), versions, [], {}, states))
 
-    try:
-        program: Program = algorithm_of(config).program(runtime, abstract, config)
+    with unless_recordable():
+        program: Program = algorithm_of(config).program(runtime, AbstractTask.of(task), config)
         runtime.observe("evaluator", evaluator, program, evaluations, look)
         if checkpoint_every not in (None, Every()):
             every = checkpoint_every
             runtime.observe("checkpointer", checkpointer, runtime, program, every, take)
         started(runtime)
         end_s, busy = runtime.run(until_s), card_utilisation(runtime)
-    except Exception as error:  # an error of the program itself comes again on the engine
-        raise _reason(error) from error
     runtime.revive()
     versions = program.server.fetch(program.shard.peek).result().versions
     reports = program.server.broadcast(program.shard.report).result()
     check_staleness_accounting(reports)
-    if versions != tuple(map(len, recorder.updates)):
-        raise DependsOnValues("a shard goes back to a checkpoint")
     states = program.server.broadcast(program.shard.checkpoint).result()
     looks.append(Look(end_s, len(trace.rows), versions, reports, busy, states))
-    schedule, index = schedule_of(recorder)
+    schedule, index = schedule_of(recorder, versions)
     rows = [_with_index(row, index) for row in trace.rows]
     return Timing(schedule, rows, trace, _borders(schedule, looks), program)
 
@@ -203,6 +206,18 @@ def time_run(
 def _held(report: Report) -> int:
     """Returns the oldest version that a replica has fetched last, and may still use."""
     return min(report.staleness.fetched_last(), default=report.version)
+
+
+@contextlib.contextmanager
+def unless_recordable() -> Iterator[None]:
+    """Turns every error in the block into `DependsOnValues`.
+
+    An error of the program itself comes again on the engine.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _reason(error) from error
 
 
 def _reason(error: BaseException) -> DependsOnValues:

@@ -53,6 +53,7 @@ class ReplayRuntime:
     Args:
       script: the event log.
       seed: the seed of the program.
+      recorder: records arithmetic instead of doing it; None: it is done.
 
     Attributes:
       clock: "wall", since nothing about the time of a replay is modelled.
@@ -64,7 +65,8 @@ class ReplayRuntime:
     clock: Literal["virtual", "wall"] = "wall"
     nodes_can_fail = True
 
-    def __init__(self, script: Script, *, seed: int = 0) -> None:
+    def __init__(self, script: Script, *, seed: int = 0, recorder: Any = None) -> None:
+        self.recorder = recorder
         self.defers_arithmetic = script.defers_arithmetic
         self.simulator = Simulator(Cluster(compute_s=0.0).seeded(seed), seed)
         self._script, self._last_asked = script, script.last_asked()
