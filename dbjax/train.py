@@ -347,17 +347,17 @@ def _run_compiled(
 
         if exact is not None:
             assert resume is not None
-            trace.resume_after(resume.rows)
             timing = timing.with_border(exact.versions, resume.time_s)
-        log_warnings(trace, 0.0, task_warnings)
         observers = Observers(
             evaluate,
             save if setup.checkpoints is not None else None,
             lambda: interrupted.by is not None,
             timing_until,
         )
+        execution = Execution(task, config, timing, trace, observers)
+        trace.resume_after(resume.rows if resume is not None else ())
+        log_warnings(trace, 0.0, task_warnings)
         with watching_losses(trace, timing.program.recent_losses):
-            execution = Execution(task, config, timing, trace, observers)
             finished = execution.run() if exact is None else execution.resume(exact)
     timing, end = finished.timing, finished.timing.end
     for span in timing.spans.spans:

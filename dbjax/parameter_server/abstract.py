@@ -204,7 +204,7 @@ class AbstractRule:
         """Returns the state of the rule."""
         return AbstractState(self._state_nbytes[params.shard])
 
-    def compile_ahead(self, params: AbstractParams, state: AbstractState) -> None:
+    def compile_for(self, params: AbstractParams, state: AbstractState) -> None:
         """Does nothing."""
 
     def apply(

@@ -154,7 +154,7 @@ class ServerRule:
     init: Callable[[Slice], ServerState]
     apply: jax.stages.Wrapped
 
-    def compile_ahead(self, params: Slice, state: ServerState) -> None:
+    def compile_for(self, params: Slice, state: ServerState) -> None:
         """Compiles the update of a slice."""
         self.apply.lower(params, state, params, 1).compile()
 

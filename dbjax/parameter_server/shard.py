@@ -141,7 +141,7 @@ class Shard:
     def __init__(self, node: Node, params: Slice, rule: ServerRule) -> None:
         self._node, self._rule = node, rule
         self._state = rule.init(params)
-        rule.compile_ahead(params, self._state)  # before the first push arrives
+        rule.compile_for(params, self._state)  # before the first push arrives
         self._nbytes = slice_nbytes(params)
         self._snapshot = Snapshot(0, params, self._nbytes)
         self._sequences: dict[str, int] = {}

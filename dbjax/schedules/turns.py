@@ -97,7 +97,7 @@ def turns_of(schedule: Schedule, borders: Any = None) -> Turns:
         [np.searchsorted(borders[:, s], schedule.position[:, s], "right")
          for s in range(schedule.shards)], 1)  # fmt: skip
     segment = np.where(schedule.position < 0, len(borders), segment)
-    mine = segment.min(1)[order]
+    mine = _not_after_the_next(schedule, segment.min(1))[order]
     order = order[np.argsort(mine, kind="stable")]
     cuts = np.searchsorted(np.sort(mine), np.arange(len(borders) + 2))
     updates = [_in_order(column) for column in schedule.position.T]
@@ -126,17 +126,33 @@ def _in_order(position: Ints) -> Any:
 def _by_deadline(schedule: Schedule) -> Any:
     """Orders pushes by when they are needed, or can be computed if that is later.
 
-    Each replica's come in order. Those that no shard applies come before the replica's next one.
+    Each replica's come in order.
     """
     position = np.where(schedule.position < 0, _NEVER, schedule.position).min(1)
     needs = np.maximum.reduceat(schedule.version.max(1), schedule.first[:-1])
-    replica, life, step = (
-        getattr(schedule, name)[schedule.first[:-1]] for name in ("replica", "life", "step")
-    )
-    mine = np.lexsort((step, life, replica))  # replica by replica
-    key = np.maximum(position, needs)[mine] + replica[mine].astype(np.int64) * 2 * _NEVER
-    key = np.minimum.accumulate(key[::-1])[::-1] % (2 * _NEVER)
-    return mine[np.argsort(key, kind="stable")]
+    mine = _replica_by_replica(schedule)
+    key = _not_after_the_next(schedule, np.maximum(position, needs))
+    return mine[np.argsort(key[mine], kind="stable")]
+
+
+def _replica_by_replica(schedule: Schedule) -> Any:
+    """Returns the numbers of all pushes, those of each replica in order."""
+    names = ("step", "life", "replica")
+    return np.lexsort([getattr(schedule, name)[schedule.first[:-1]] for name in names])
+
+
+def _not_after_the_next(schedule: Schedule, values: Any) -> Any:
+    """Lowers the value of a push to that of the replica's next one, if it is larger.
+
+    A push that no shard applies, since its replica has failed, must be computed before the next:
+    the replica's local steps come in order.
+    """
+    mine = _replica_by_replica(schedule)
+    replica = schedule.replica[schedule.first[:-1]][mine].astype(np.int64)
+    ordered = values[mine] + replica * 2 * _NEVER
+    found = np.empty(len(mine), np.int64)
+    found[mine] = np.minimum.accumulate(ordered[::-1])[::-1] % (2 * _NEVER)
+    return found
 
 
 def _place(
@@ -220,5 +236,5 @@ def rounded(count: int) -> int:
     Schedules that differ only in their seeds then have programs of the same shapes, so that their
     program is compiled once. At most a quarter of the memory is wasted.
     """
-    step = 2 ** max(0, count.bit_length() - 3)
+    step = 1 << max(0, count.bit_length() - 3)
     return -(-count // step) * step
