@@ -20,6 +20,8 @@ from dbjax.runtime.cluster import Outage as Outage
 from dbjax.runtime.event_log import EventLog as EventLog
 from dbjax.runtime.event_log import Script as Script
 from dbjax.runtime.trace import Trace as Trace
+from dbjax.schedules.schedule import Schedule as Schedule
+from dbjax.schedules.timing import schedule as schedule
 from dbjax.task import Task as Task
 from dbjax.train import Result as Result
 from dbjax.train import run as run

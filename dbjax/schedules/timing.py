@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, final
 
@@ -24,7 +25,7 @@ from dbjax.schedules.schedule import Ints, Schedule
 from dbjax.schedules.turns import Turns, rounded, turns_of
 from dbjax.task import Task
 from dbjax.types import Params
-from dbjax.validation import algorithm_of
+from dbjax.validation import algorithm_of, require_task
 
 _BETWEEN = 1024  # pushes between two borders, at the most
 
@@ -206,6 +207,46 @@ def time_run(
 def _held(report: Report) -> int:
     """Returns the oldest version that a replica has fetched last, and may still use."""
     return min(report.staleness.fetched_last(), default=report.version)
+
+
+def schedule(
+    task: Task,
+    config: Any,
+    cluster: Cluster | None = None,
+    *,
+    until_s: float | None = None,
+    seed: int = 0,
+) -> Schedule:
+    """Returns the timing of a run in virtual time, whose arithmetic is not done.
+
+    Args:
+      task: the task; only shapes and the number of examples are used.
+      config: the Config of the algorithm.
+      cluster: the cluster; None: `Cluster()`.
+      until_s: when the run ends, in seconds on its clock; None: when every replica has taken its
+        steps.
+      seed: the seed of the run.
+
+    Raises:
+      ValueError: nothing would end the run, or its timing depends on values.
+    """
+    require_task(task)
+    algorithm_of(config)
+    if until_s is None and getattr(config, "steps", None) is None:
+        raise ValueError("nothing would end this run: give until_s, or steps in the config")
+    until_s = math.inf if until_s is None else until_s
+    try:
+        found = time_run(
+            task.seeded(seed),
+            config,
+            cluster,
+            until_s=until_s,
+            evaluations=EvaluationSchedule(math.inf, until_s, 1),
+            seed=seed,
+        )
+    except DependsOnValues as error:
+        raise ValueError(f"no schedule can be made of this run: {error}") from error
+    return found.schedule
 
 
 @contextlib.contextmanager
