@@ -26,7 +26,6 @@ from dbjax.checkpoint import (
 )
 from dbjax.checkpoint.compiled import CompiledState
 from dbjax.checkpoint.encoding import ArrayTable, resolve_nodes
-from dbjax.costs.speedup import CompiledSteps
 from dbjax.errors import best_effort
 from dbjax.monitoring.evaluator import (
     EvaluationSchedule,
@@ -62,7 +61,7 @@ from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.schedules.execution import Execution, Observers, program_digest
-from dbjax.schedules.timing import Look, Timing, time_run
+from dbjax.schedules.timing import Look, Timing, cluster_for, time_run
 from dbjax.signals import on_interrupt
 from dbjax.task import Task
 from dbjax.types import Params
@@ -222,7 +221,7 @@ def run(
         task,
         config,
         runtime,
-        cluster and _cluster_for_task(cluster, task),
+        cluster and cluster_for(cluster, task),
         math.inf if until_s is None else until_s,
         math.inf if evaluate_every_s is None else evaluate_every_s,
         checkpoint_every,
@@ -573,19 +572,6 @@ def _resume_exactly(setup: _Setup, resume: CheckpointState | None) -> _Placed | 
         vars(placed.evaluations).update(vars(evaluations))
         runtime.restart("evaluator")
     return placed
-
-
-def _cluster_for_task(cluster: Cluster, task: Task) -> Cluster:
-    """Completes a cluster with what depends on the task.
-
-    A replica gets as many machines as the task is sharded over, and `compute_s="costs"` becomes
-    the function that computes the costs.
-    """
-    if task.sharding:
-        cluster = dataclasses.replace(cluster, replica_machines=task.sharding.devices)
-    if cluster.compute_s == "costs":
-        cluster = dataclasses.replace(cluster, compute_s=CompiledSteps())
-    return cluster
 
 
 def _make_runtime(setup: _Setup, begin_s: float, incarnation: int, journals: bool) -> Runtime:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from dbjax.checkpoint import Every, checkpointer
+from dbjax.costs.speedup import CompiledSteps
 from dbjax.errors import one_line
 from dbjax.monitoring.evaluator import EvaluationSchedule, card_utilisation, evaluator
 from dbjax.monitoring.metrics import check_staleness_accounting
@@ -209,6 +210,19 @@ def _held(report: Report) -> int:
     return min(report.staleness.fetched_last(), default=report.version)
 
 
+def cluster_for(cluster: Cluster, task: Task) -> Cluster:
+    """Completes a cluster with what depends on the task.
+
+    A replica gets as many machines as the task is sharded over, and `compute_s="costs"` becomes
+    the function that computes the costs.
+    """
+    if task.sharding:
+        cluster = dataclasses.replace(cluster, replica_machines=task.sharding.devices)
+    if cluster.compute_s == "costs":
+        cluster = dataclasses.replace(cluster, compute_s=CompiledSteps())
+    return cluster
+
+
 def schedule(
     task: Task,
     config: Any,
@@ -239,7 +253,7 @@ def schedule(
         found = time_run(
             task.seeded(seed),
             config,
-            cluster,
+            cluster and cluster_for(cluster, task),
             until_s=until_s,
             evaluations=EvaluationSchedule(math.inf, until_s, 1),
             seed=seed,
