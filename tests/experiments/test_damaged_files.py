@@ -264,7 +264,7 @@ def test_a_full_disk_names_the_picture_and_loses_nothing(tmp_path, capsys, caplo
     monkeypatch.setattr("experiments.plots.FigureCanvasAgg.print_png", full)
     monkeypatch.setattr("tensorboardX.SummaryWriter", full)
     monkeypatch.setattr("dbjax.run_dir.writer.chrome_trace", full)
-    monkeypatch.setattr("dbjax.train.params_sha256", full)
+    monkeypatch.setattr("dbjax.executors.setup.params_sha256", full)
     assert run.main([*RUN, f"--workdir={tmp_path}"]) == 0
     reports = ["params_sha256", str(tmp_path / "tensorboard"), str(tmp_path / "trace.json"),
                str(tmp_path / "curves.png")]  # fmt: skip
