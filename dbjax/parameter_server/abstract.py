@@ -9,7 +9,7 @@ abstract slices, and finds the timing of a run far faster than the run itself wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import jax
 import optax
@@ -106,18 +106,19 @@ class RecordedGradient(NamedTuple):
     life: int
 
 
-class RecordedUpdate(NamedTuple):
-    """An update of a shard.
+# An update of a shard: the numbers of the gradients whose sum or mean it applied, whether it was the
+# mean, and when, in seconds on the run's clock. There are many, and plain tuples are made fastest.
+RecordedUpdate = tuple[tuple[int, ...], bool, float]
+
+
+class Clock(Protocol):
+    """Something that knows the time.
 
     Attributes:
-      gradients: the numbers of the gradients whose sum or mean it applied.
-      mean: whether it was the mean.
-      time_s: when, in seconds on the run's clock.
+      now_s: the time on the run's clock, in seconds.
     """
 
-    gradients: tuple[int, ...]
-    mean: bool
-    time_s: float
+    now_s: float
 
 
 @final
@@ -129,14 +130,15 @@ class ArithmeticRecorder:
         each is its number.
       stepped: the numbers of the gradients with which replicas took local steps.
       updates: the updates of each shard, in order.
-      now_s: tells the time on the run's clock, in seconds.
+      clock: the clock of the run, which the runtime sets.
     """
+
+    clock: Clock
 
     def __init__(self) -> None:
         self.gradients: list[RecordedGradient] = []
         self.stepped: set[int] = set()
         self.updates: list[list[RecordedUpdate]] = []
-        self.now_s: Callable[[], float] = lambda: 0.0
         self._nbytes: list[int] = []
 
     def params(self, nbytes: Sequence[int]) -> tuple[AbstractParams, ...]:
@@ -176,8 +178,8 @@ class ArithmeticRecorder:
         """
         updates, version = self.updates[params.shard], params.version
         if version == len(updates):
-            updates.append(RecordedUpdate(gradient.gradients, gradient.mean, self.now_s()))
-        elif updates[version].gradients != gradient.gradients:
+            updates.append((gradient.gradients, gradient.mean, self.clock.now_s))
+        elif updates[version][0] != gradient.gradients:
             raise DependsOnValues(f"shard/{params.shard} goes back to a checkpoint")
         return AbstractParams(params.nbytes, params.shard, version + 1)
 

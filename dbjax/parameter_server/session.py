@@ -122,7 +122,7 @@ class ReplicaSession:
     @slices.setter
     def slices(self, slices: Slices) -> None:
         assert self.params is not None
-        self.params = dataclasses.replace(self.params, slices=slices)
+        self.params = self.params._replace(slices=slices)
 
     def steps(self, limit: int | None) -> Iterator[int]:
         """Iterates over the remaining steps, and saves the replica's progress before each.
@@ -191,7 +191,7 @@ class ReplicaSession:
             self.params = None  # the old slices are no longer needed: this frees their memory
         elif self._optimizer is not None and self.params is not None:
             slices = self._optimizer.step(self.params.slices, gradient)
-            self.params = dataclasses.replace(self.params, slices=slices)
+            self.params = self.params._replace(slices=slices)
 
     async def start_push(self) -> None:
         """Waits until the previous push is acknowledged, then starts the next one.

@@ -52,7 +52,7 @@ class Trace:
       resumed_rows: the number of rows, at the beginning, that belong to the earlier part of a
         resumed run.
       spans: the spans, at most `max_spans` of them.
-      dropped_spans: the number of further spans, which were not collected.
+      dropped_spans: the number of further spans, which were not collected; 0 if `max_spans` is 0.
       listeners: functions that are called with every row as it comes. One that raises an error is
         removed, with a warning.
     """
@@ -121,10 +121,13 @@ class Trace:
             self.listeners.remove(listen)
 
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
-        """Adds a span, or counts it as dropped if there are `max_spans` already."""
+        """Adds a span, or counts it as dropped if there are `max_spans` already.
+
+        If `max_spans` is 0, it does nothing.
+        """
         if len(self.spans) < self.max_spans:
             self.spans.append(Span(node, kind, start_s, end_s))
-        else:
+        elif self.max_spans:
             self.dropped_spans += 1
 
 

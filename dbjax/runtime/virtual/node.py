@@ -71,8 +71,8 @@ class VirtualNode:
         value = fn(*args, **kwargs)
         begin_s = simulator.now_s
         end_s = begin_s if self.observer else begin_s + self._duration_s(fn, args)
-        if simulator.trace is not None and not self.observer:
-            simulator.trace.span(self.name, "compute", begin_s, end_s)
+        if simulator.spans is not None and not self.observer:
+            simulator.spans.span(self.name, "compute", begin_s, end_s)
         future: Future[Any] = Future("compute")
         simulator.at(end_s, future.set_result, value, unnoticed=self.observer)
         return future

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import heapq
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from typing import Any, final
 
 from dbjax.errors import DbjaxError
@@ -40,6 +40,7 @@ class Simulator:
       journals: whether coroutines keep journals (see `dbjax.runtime.virtual.journal`).
 
     Attributes:
+      spans: the trace that collects spans; None: they are not collected.
       now_s: the time on the clock, in seconds.
       running: the number of processes that have not ended.
       ends_itself: whether the processes end even if time stands still. If not, a run until a time
@@ -59,6 +60,7 @@ class Simulator:
     ) -> None:
         self.cluster, self.seed, self.incarnation = cluster, seed, incarnation
         self.trace, self.log, self.journals = trace, log, journals
+        self.spans = trace if trace is not None and trace.max_spans else None
         self.now_s = begin_s
         self.running = 0
         self.ends_itself = False
@@ -66,7 +68,7 @@ class Simulator:
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
         self._order = itertools.count()
-        self._end_s = begin_s  # when the last event happened while a process was running
+        self._end_s = begin_s  # when the last process ended
         self._stopping = False
         self._pauses: list[Callable[[], object]] = []
         self._halting = False  # whether to stop or to pause before the next event
@@ -84,7 +86,12 @@ class Simulator:
             end without it.
         """
         heap = self._unnoticed if unnoticed else self._events
-        heapq.heappush(heap, (time_s, next(self._order), do, argument))
+        heappush(heap, (time_s, next(self._order), do, argument))
+
+    def process_ended(self) -> None:
+        """Is called when a process has ended."""
+        self.running -= 1
+        self._end_s = self.now_s
 
     def stop(self) -> None:
         """Ends `run` before the next event."""
@@ -122,7 +129,9 @@ class Simulator:
                 for pause in pauses:
                     pause()
                 self._advance(until_s, nodes)
-        return until_s if self.running and not self._stopping else self._end_s
+        if not self.running:
+            return self._end_s
+        return self.now_s if self._stopping else until_s
 
     def raise_lost_error(self) -> None:
         """Raises the first error of a future that nobody awaits."""
@@ -147,24 +156,19 @@ class Simulator:
 
     def _some_events(self, count: int, until_s: float) -> bool:
         """Runs at most `count` events; returns whether nothing is left to do."""
-        events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
-        end_s = self._end_s
+        events, unnoticed = self._events, self._unnoticed
         for _ in range(count):
-            if not events or self._halting:
-                break
-            heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
+            if self._halting or not events:
+                return True
+            heap = events
+            if unnoticed and self.running and unnoticed[0] < events[0]:
+                heap = unnoticed
             if heap[0][0] > until_s:
                 self.now_s = until_s
-                break
-            self.now_s, _, do, argument = pop(heap)
-            if self.running:
-                end_s = self.now_s
+                return True
+            self.now_s, _, do, argument = heappop(heap)
             do(argument)
-        else:
-            self._end_s = end_s
-            return False
-        self._end_s = end_s
-        return True
+        return False
 
 
 @contextlib.contextmanager
