@@ -167,8 +167,10 @@ class ArithmeticRecorder:
         self.stepped.add(number)
         return tuple([AbstractParams(p.nbytes, p.shard, p.version, number) for p in params])
 
-    def apply(self, params: AbstractParams, gradient: AbstractGradient) -> AbstractParams:
-        """Records that a shard applies an update to its slice.
+    def apply(
+        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
+    ) -> tuple[AbstractParams, AbstractState]:
+        """Records that a shard applies an update to its slice; see `ServerRule.apply`.
 
         The two copies of a shard apply the same updates, of which one is recorded.
 
@@ -181,7 +183,7 @@ class ArithmeticRecorder:
             updates.append((gradient.gradients, gradient.mean, self.clock.now_s))
         elif updates[version][0] != gradient.gradients:
             raise DependsOnValues(f"shard/{params.shard} goes back to a checkpoint")
-        return AbstractParams(params.nbytes, params.shard, version + 1)
+        return AbstractParams(params.nbytes, params.shard, version + 1), state
 
 
 @final
@@ -200,7 +202,7 @@ class AbstractRule:
         rule: optax.GradientTransformation,
         state_nbytes: Sequence[int],
     ) -> None:
-        self.rule, self._apply, self._state_nbytes = rule, recorder.apply, state_nbytes
+        self.rule, self.apply, self._state_nbytes = rule, recorder.apply, state_nbytes
 
     def init(self, params: AbstractParams) -> AbstractState:
         """Returns the state of the rule."""
@@ -208,12 +210,6 @@ class AbstractRule:
 
     def compile_ahead(self, params: AbstractParams, state: AbstractState) -> None:
         """Does nothing."""
-
-    def apply(
-        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
-    ) -> tuple[AbstractParams, AbstractState]:
-        """Records an update."""
-        return self._apply(params, gradient), state
 
 
 @final

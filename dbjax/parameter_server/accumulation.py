@@ -67,6 +67,9 @@ class AccumulatedGradient(NamedTuple):
         return _pushes(left, replica, sequence, self.examples, size_bytes)
 
 
+NOTHING = AccumulatedGradient()
+
+
 def _pushes(
     left: list[tuple[int, Slice]],
     replica: str,

@@ -67,6 +67,7 @@ class ParameterServer(Generic[S]):
 
     Attributes:
       nbytes: the size of each slice, in bytes.
+      names: the names of the shards.
       joint: whether other processes of a replica have the other shards (see `of_process`).
     """
 
@@ -79,6 +80,7 @@ class ParameterServer(Generic[S]):
     ) -> None:
         self.shards, self.partition, self.like = tuple(shards), partition, like
         self.nbytes = tuple(map(slice_nbytes, like))
+        self.names = tuple(shard.name for shard in self.shards)
         self.gradients = gradients
         self.joint = False
         self._recorder: ArithmeticRecorder | None = None

@@ -18,8 +18,7 @@ from dbjax.runtime.interface import Future, Node, note, ready
 from dbjax.types import Slice
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A shard's slice at one moment; its arrays are shared by reference and never change.
 
     Attributes:

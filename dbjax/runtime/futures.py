@@ -205,11 +205,10 @@ class _Waiting(Generic[T, R]):
     def arrive(self, future: Future[T]) -> None:
         """Is called when one of the futures is done."""
         futures = self._futures
-        error = future.error()
-        if error is not None:
+        if future._error is not None:
             if next(self._first_error) == 0:
                 self._failed(futures.index(future))
-                self._together.set_error(error, futures)
+                self._together.set_error(future._error, futures)
         elif next(self._arrived) == len(futures):
             self._together.set_result(self._combine([f.result() for f in futures]))
 

@@ -55,6 +55,7 @@ from dbjax.runtime.context import calling_as as calling_as
 from dbjax.runtime.context import current as current
 from dbjax.runtime.context import journaled as journaled
 from dbjax.runtime.context import note as note
+from dbjax.runtime.context import note_each as note_each
 from dbjax.runtime.futures import ArrivalQueue as ArrivalQueue
 from dbjax.runtime.futures import Arrivals as Arrivals
 from dbjax.runtime.futures import Future as Future

@@ -17,6 +17,7 @@ from dbjax.errors import one_line
 
 Row = dict[str, Any]
 _LOG = logging.getLogger("dbjax")
+_PLAIN = (float, int, str)  # isinstance(..., jax.Array) is slow
 _LATEST = 256  # how many of the latest rows may hold scalars that jax is still computing
 
 
@@ -135,7 +136,8 @@ def _make_plain(row: Row) -> None:
     """Replaces jax scalars in a row by Python numbers, since each array takes kilobytes."""
     for name, value in row.items():
         if (
-            isinstance(value, jax.Array)
+            type(value) not in _PLAIN
+            and isinstance(value, jax.Array)
             and value.ndim == 0
             and jnp.issubdtype(value.dtype, np.number)
             and not value.is_deleted()

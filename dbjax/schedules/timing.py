@@ -17,6 +17,7 @@ from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.runtime.virtual.simulator import rare_garbage_collection
 from dbjax.schedules.recording import schedule_of
 from dbjax.schedules.schedule import Ints, Schedule
 from dbjax.schedules.turns import Turns, turns_of
@@ -113,6 +114,7 @@ class _AbstractTask(Task):
         return _StepNumbers(self.batch_size)
 
 
+@rare_garbage_collection()
 def time_run(
     task: Task,
     config: Any,

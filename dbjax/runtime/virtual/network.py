@@ -101,7 +101,9 @@ class Network:
         if free_s > begin_s:
             begin_s = free_s
         if size:
-            bandwidth = min(source.bandwidth_bytes_per_s, target.bandwidth_bytes_per_s)
+            bandwidth = source.bandwidth_bytes_per_s
+            if target.bandwidth_bytes_per_s < bandwidth:
+                bandwidth = target.bandwidth_bytes_per_s
             wire_s = size * self._size_scale / bandwidth
             sender.egress_busy_s += wire_s
         sender.egress_free_s = begin_s + wire_s

@@ -247,7 +247,7 @@ class VirtualRuntime:
 
     def _start_observer(self, process: Process) -> None:
         process.future.on_done(lambda: self._stop_if_lost(process))
-        self.simulator.at(self.simulator.now_s, process.start, None, unnoticed=True)
+        self.simulator.at_unnoticed(self.simulator.now_s, process.start, None)
 
     def _process_ended(self, process: Process) -> None:
         self.simulator.process_ended()

@@ -112,6 +112,7 @@ class VirtualService:
         self.node, self.name, self._make, self._saved = node, node.name, make, saved
         self._caller, self._failures = caller, failures
         self._interface, self._send = node.interface, network.send
+        self._service_s = simulator.cluster.service_s
         self._stream = caller.observations.events
         saved_state = saved()
         with calling_as(self._caller):
@@ -178,7 +179,7 @@ class VirtualService:
             if call.caller.node.observer:
                 call.future.set_result(None)
             else:
-                self._send_back(call, 0, self._settle, None)
+                self._send(self._interface, call.caller.node.interface, 0, self._settle, (call, None))
 
     def revive(self) -> None:
         """Makes the service again after a run, if its node is down."""
@@ -259,8 +260,11 @@ class VirtualService:
             self._serve_coroutine(call, value)
             return
         simulator, node = self._simulator, self.node
-        busy_s = service_time_s(simulator.cluster, call.size + node.memory_traffic_bytes)
-        node.memory_traffic_bytes = 0
+        traffic_bytes = call.size + node.memory_traffic_bytes
+        busy_s = self._service_s
+        if traffic_bytes:
+            busy_s = service_time_s(simulator.cluster, traffic_bytes)
+            node.memory_traffic_bytes = 0
         if simulator.spans is not None:
             now_s = simulator.now_s
             simulator.spans.span(self.name, call.method, now_s, now_s + busy_s)
@@ -268,7 +272,7 @@ class VirtualService:
             self._busy = True
             simulator.at(simulator.now_s + busy_s, self._served, (call, value))
         else:
-            self._deliver(call, value)
+            self._reply(call, value)
 
     def _record(self, events: ServiceStream, call: _Call) -> None:
         """Records that the call is served now."""
@@ -277,15 +281,8 @@ class VirtualService:
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
-            self._deliver(*served)
+            self._reply(*served)
             self._continue()
-
-    def _deliver(self, call: _Call, value: Any) -> None:
-        """Replies with the value. A deferred reply is sent once it is settled."""
-        if isinstance(value, Future):
-            value.on_done(lambda: self._reply_with(call, value))
-        else:
-            self._reply(call, value)
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
         simulator = self._simulator
@@ -317,14 +314,20 @@ class VirtualService:
             self._reply(call, value)
 
     def _reply(self, call: _Call, value: Any) -> None:
-        """Answers a call with a value."""
+        """Answers a call with a value. A deferred reply is sent once it is settled."""
+        if isinstance(value, Future):
+            value.on_done(lambda: self._reply_with(call, value))
+            return
         if call.lost:
             return
         self._unanswered.pop(call, None)
-        if call.caller.node.observer:
+        caller = call.caller.node
+        if caller.observer:
             call.future.set_result(value)
         else:
-            self._send_back(call, 0 if value is None else size_bytes(value), self._settle, value)
+            self._send(
+                self._interface, caller.interface, size_bytes(value), self._settle, (call, value)
+            )
 
     def _fail(self, call: _Call, error: Exception) -> None:
         """Answers a call with the error that its method has raised."""
@@ -341,17 +344,16 @@ class VirtualService:
         if caller.observer:
             call.future.set_error(failure)
         else:
-            self._send_back(call, 0, self._settle_error, failure)
+            self._send_error(call, failure)
 
     def _refuse(self, call: _Call) -> None:
         """Tells the caller that the node has failed, as a broken connection would."""
-        error = NodeDied(f"{self.name} died before it answered {call.method}")
-        self._send_back(call, 0, self._settle_error, error)
+        self._send_error(call, NodeDied(f"{self.name} died before it answered {call.method}"))
 
-    def _send_back(
-        self, call: _Call, size: int, settle: Callable[[tuple[_Call, Any]], None], reply: Any
-    ) -> None:
-        self._send(self._interface, call.caller.node.interface, size, settle, (call, reply))
+    def _send_error(self, call: _Call, error: Exception) -> None:
+        self._send(
+            self._interface, call.caller.node.interface, 0, self._settle_error, (call, error)
+        )
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
         """Gives the caller its answer, unless it has failed since it made the call."""

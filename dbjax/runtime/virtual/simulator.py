@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import itertools
 import math
 from collections.abc import Callable, Iterator
 from heapq import heappop, heappush
@@ -67,26 +66,30 @@ class Simulator:
         self.failed: list[tuple[Future[Any], Exception]] = []
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
-        self._order = itertools.count()
+        self._scheduled = 0  # the number of events so far
         self._end_s = begin_s  # when the last process ended
         self._stopping = False
         self._pauses: list[Callable[[], object]] = []
         self._halting = False  # whether to stop or to pause before the next event
 
-    def at(
-        self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
-    ) -> None:
+    def at(self, time_s: float, do: Callable[[Any], object], argument: Any) -> None:
         """Schedules an event. Events at the same time happen in the order of scheduling.
 
         Args:
           time_s: when it happens, in seconds on the clock.
           do: the function to call then.
           argument: the argument of that function.
-          unnoticed: whether the modelled program does not depend on the event, so that the run may
-            end without it.
         """
-        heap = self._unnoticed if unnoticed else self._events
-        heappush(heap, (time_s, next(self._order), do, argument))
+        order = self._scheduled = self._scheduled + 1
+        heappush(self._events, (time_s, order, do, argument))
+
+    def at_unnoticed(self, time_s: float, do: Callable[[Any], object], argument: Any) -> None:
+        """Schedules an event on which the modelled program does not depend.
+
+        The run may end without it. Otherwise it is like any other event, see `at`.
+        """
+        order = self._scheduled = self._scheduled + 1
+        heappush(self._unnoticed, (time_s, order, do, argument))
 
     def process_ended(self) -> None:
         """Is called when a process has ended."""
