@@ -39,7 +39,9 @@ class AccumulatedGradient(NamedTuple):
         """
         if self.gradient is None:
             return AccumulatedGradient(gradient, versions, examples)
-        total = plus(self.gradient, gradient) if is_abstract(gradient) else add(self.gradient, gradient)
+        total = (
+            plus(self.gradient, gradient) if is_abstract(gradient) else add(self.gradient, gradient)
+        )
         return AccumulatedGradient(total, self.versions, self.examples + examples)
 
     def messages(

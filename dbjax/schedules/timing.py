@@ -114,7 +114,7 @@ class _AbstractTask(Task):
         return _StepNumbers(self.batch_size)
 
 
-@rare_garbage_collection()
+@rare_garbage_collection(1_000_000)  # none of them holds an array
 def time_run(
     task: Task,
     config: Any,

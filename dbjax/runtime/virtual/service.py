@@ -179,7 +179,9 @@ class VirtualService:
             if call.caller.node.observer:
                 call.future.set_result(None)
             else:
-                self._send(self._interface, call.caller.node.interface, 0, self._settle, (call, None))
+                self._send(
+                    self._interface, call.caller.node.interface, 0, self._settle, (call, None)
+                )
 
     def revive(self) -> None:
         """Makes the service again after a run, if its node is down."""
@@ -370,12 +372,11 @@ class VirtualService:
     def _settle_error(self, reply: tuple[_Call, Exception]) -> None:
         """Gives the caller an error, unless it has failed since it made the call."""
         call, error = reply
-        caller = call.caller
-        if call.incarnation != caller.incarnation:
+        if call.incarnation != call.caller.incarnation:
             return
         if self._simulator.log is not None:
             died = isinstance(error, NodeDied)
-            caller.observations.answered(call.number, call.attempt, died=died)
+            call.caller.observations.answered(call.number, call.attempt, died=died)
         call.future.set_error(error)
 
 
