@@ -9,7 +9,7 @@ abstract slices, and finds the timing of a run far faster than the run itself wo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, Protocol, final
 
 import jax
 import optax
@@ -106,18 +106,19 @@ class RecordedGradient(NamedTuple):
     life: int
 
 
-class RecordedUpdate(NamedTuple):
-    """An update of a shard.
+# An update of a shard: the numbers of the gradients whose sum or mean it applied, whether it was the
+# mean, and when, in seconds on the run's clock. There are many, and plain tuples are made fastest.
+RecordedUpdate = tuple[tuple[int, ...], bool, float]
+
+
+class Clock(Protocol):
+    """Something that knows the time.
 
     Attributes:
-      gradients: the numbers of the gradients whose sum or mean it applied.
-      mean: whether it was the mean.
-      time_s: when, in seconds on the run's clock.
+      now_s: the time on the run's clock, in seconds.
     """
 
-    gradients: tuple[int, ...]
-    mean: bool
-    time_s: float
+    now_s: float
 
 
 @final
@@ -129,14 +130,15 @@ class ArithmeticRecorder:
         each is its number.
       stepped: the numbers of the gradients with which replicas took local steps.
       updates: the updates of each shard, in order.
-      now_s: tells the time on the run's clock, in seconds.
+      clock: the clock of the run, which the runtime sets.
     """
+
+    clock: Clock
 
     def __init__(self) -> None:
         self.gradients: list[RecordedGradient] = []
         self.stepped: set[int] = set()
         self.updates: list[list[RecordedUpdate]] = []
-        self.now_s: Callable[[], float] = lambda: 0.0
         self._nbytes: list[int] = []
 
     def params(self, nbytes: Sequence[int]) -> tuple[AbstractParams, ...]:
@@ -165,8 +167,10 @@ class ArithmeticRecorder:
         self.stepped.add(number)
         return tuple([AbstractParams(p.nbytes, p.shard, p.version, number) for p in params])
 
-    def apply(self, params: AbstractParams, gradient: AbstractGradient) -> AbstractParams:
-        """Records that a shard applies an update to its slice.
+    def apply(
+        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
+    ) -> tuple[AbstractParams, AbstractState]:
+        """Records that a shard applies an update to its slice; see `ServerRule.apply`.
 
         The two copies of a shard apply the same updates, of which one is recorded.
 
@@ -176,10 +180,10 @@ class ArithmeticRecorder:
         """
         updates, version = self.updates[params.shard], params.version
         if version == len(updates):
-            updates.append(RecordedUpdate(gradient.gradients, gradient.mean, self.now_s()))
-        elif updates[version].gradients != gradient.gradients:
+            updates.append((gradient.gradients, gradient.mean, self.clock.now_s))
+        elif updates[version][0] != gradient.gradients:
             raise DependsOnValues(f"shard/{params.shard} goes back to a checkpoint")
-        return AbstractParams(params.nbytes, params.shard, version + 1)
+        return AbstractParams(params.nbytes, params.shard, version + 1), state
 
 
 @final
@@ -198,7 +202,7 @@ class AbstractRule:
         rule: optax.GradientTransformation,
         state_nbytes: Sequence[int],
     ) -> None:
-        self.rule, self._apply, self._state_nbytes = rule, recorder.apply, state_nbytes
+        self.rule, self.apply, self._state_nbytes = rule, recorder.apply, state_nbytes
 
     def init(self, params: AbstractParams) -> AbstractState:
         """Returns the state of the rule."""
@@ -206,12 +210,6 @@ class AbstractRule:
 
     def compile_for(self, params: AbstractParams, state: AbstractState) -> None:
         """Does nothing."""
-
-    def apply(
-        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
-    ) -> tuple[AbstractParams, AbstractState]:
-        """Records an update."""
-        return self._apply(params, gradient), state
 
 
 @final

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from dbjax.parameter_server.abstract import is_abstract, plus
 from dbjax.parameter_server.gradient_sums import add
@@ -12,8 +12,7 @@ from dbjax.parameter_server.shard import Push
 from dbjax.types import Slice, Slices
 
 
-@dataclasses.dataclass(frozen=True)
-class AccumulatedGradient:
+class AccumulatedGradient(NamedTuple):
     """The sum of a replica's gradients since its last push; empty at first.
 
     Paper: Algorithm 1.1, "accruedgradients".
@@ -68,6 +67,9 @@ class AccumulatedGradient:
             raise ValueError("no gradient has been accumulated: push after the first gradient")
         left = list(zip(self.versions, self.gradient, strict=True))[::-1]
         return _pushes(left, replica, sequence, self.examples, size_bytes)
+
+
+NOTHING = AccumulatedGradient()
 
 
 def _pushes(

@@ -5,10 +5,9 @@ Paper: section 4.1.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Concatenate, Generic, ParamSpec, TypeVar, final
+from typing import Any, Concatenate, Generic, NamedTuple, ParamSpec, TypeVar, final
 
 import jax
 import optax
@@ -44,8 +43,7 @@ Restore = Callable[[Partition], Sequence[Any]]  # partition of a new run -> a st
 P = ParamSpec("P")
 
 
-@dataclasses.dataclass(frozen=True)
-class Fetched:
+class Fetched(NamedTuple):
     """Parameters as the shards served them: a slice with its own version from each shard.
 
     Attributes:
@@ -69,6 +67,7 @@ class ParameterServer(Generic[S]):
 
     Attributes:
       nbytes: the size of each slice, in bytes.
+      names: the names of the shards.
       joint: whether other processes of a replica have the other shards (see `of_process`).
     """
 
@@ -81,6 +80,7 @@ class ParameterServer(Generic[S]):
     ) -> None:
         self.shards, self.partition, self.like = tuple(shards), partition, like
         self.nbytes = tuple(map(slice_nbytes, like))
+        self.names = tuple(shard.name for shard in self.shards)
         self.gradients = gradients
         self.joint = False
         self._recorder: ArithmeticRecorder | None = None
@@ -321,4 +321,4 @@ def _nbytes(shapes: Any) -> int:
 
 
 def _fetched(snapshots: list[Snapshot]) -> Fetched:
-    return Fetched(tuple(s.params for s in snapshots), tuple(s.version for s in snapshots))
+    return Fetched(tuple([s.params for s in snapshots]), tuple([s.version for s in snapshots]))

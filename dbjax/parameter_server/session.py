@@ -11,11 +11,11 @@ from typing import Any, NamedTuple, final
 
 import optax
 
-from dbjax.parameter_server.accumulation import AccumulatedGradient
+from dbjax.parameter_server.accumulation import NOTHING, AccumulatedGradient
 from dbjax.parameter_server.client import Fetched, ParameterServer
 from dbjax.parameter_server.partition import slice_nbytes
 from dbjax.parameter_server.shard import Shard
-from dbjax.runtime.interface import Future, Node, note, ready
+from dbjax.runtime.interface import Future, Node, note_each, ready
 from dbjax.types import Slice, Slices
 
 
@@ -106,8 +106,8 @@ class ReplicaSession:
             pushes = 0
             if node.incarnation:
                 pushes = server.least(await server.broadcast(Shard.pushed, node.name))
-            step, nothing = pushes * options.n_push, AccumulatedGradient()
-            progress = _Progress(step, pushes, None, nothing, None, ready(None), None, None)
+            step = pushes * options.n_push
+            progress = _Progress(step, pushes, None, NOTHING, None, ready(None), None, None)
         return cls(node, server, options, progress)
 
     @property
@@ -122,7 +122,7 @@ class ReplicaSession:
     @slices.setter
     def slices(self, slices: Slices) -> None:
         assert self.params is not None
-        self.params = dataclasses.replace(self.params, slices=slices)
+        self.params = self.params._replace(slices=slices)
 
     def steps(self, limit: int | None) -> Iterator[int]:
         """Iterates over the remaining steps, and saves the replica's progress before each.
@@ -191,7 +191,7 @@ class ReplicaSession:
             self.params = None  # the old slices are no longer needed: this frees their memory
         elif self._optimizer is not None and self.params is not None:
             slices = self._optimizer.step(self.params.slices, gradient)
-            self.params = dataclasses.replace(self.params, slices=slices)
+            self.params = self.params._replace(slices=slices)
 
     async def start_push(self) -> None:
         """Waits until the previous push is acknowledged, then starts the next one.
@@ -204,7 +204,7 @@ class ReplicaSession:
         await self._acknowledged()
         options = self._options
         messages = self._accumulated.messages(self._node.name, self._pushes, options.push_bytes)
-        self._accumulated = AccumulatedGradient()
+        self._accumulated = NOTHING
         self._pushing = self._server.push(Shard.push, messages)
         self._pushes += 1
 
@@ -219,8 +219,7 @@ class ReplicaSession:
         """Waits until every shard has acknowledged the last push, and notes it in the event log."""
         await self._pushing
         if self._pushes:
-            for shard in self._server.shards:
-                note("acknowledged", shard.name, self._pushes - 1)
+            note_each("acknowledged", self._server.names, self._pushes - 1)
 
     def _progress(self) -> _Progress:
         return _Progress(

@@ -6,7 +6,7 @@ Paper: section 4.1.
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -18,8 +18,7 @@ from dbjax.runtime.interface import Future, Node, note, ready
 from dbjax.types import Slice
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Snapshot:
+class Snapshot(NamedTuple):
     """A shard's slice at one moment; its arrays are shared by reference and never change.
 
     Attributes:
@@ -34,8 +33,7 @@ class Snapshot:
     nbytes: int
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Push:
+class Push(NamedTuple):
     """A replica's accumulated gradient for one shard.
 
     Attributes:
@@ -230,25 +228,28 @@ class Shard:
         Raises:
           ValueError: a piece is missing, or its shape or dtype differs from the parameters'.
         """
-        due = self.pushed(push.replica)
-        if push.sequence < due:
-            self._counts.repeated += 1
-            return self._snapshot.version
+        replica, sequence = push.replica, push.sequence
+        counts, before = self._counts, self._snapshot
+        due = self.pushed(replica)
+        if sequence < due:
+            counts.repeated += 1
+            return before.version
         if not isinstance(push.gradient, AbstractSlice):
-            _check_like(push, self._snapshot.params)
-        note("applied", push.replica, push.sequence)
-        self._counts.lost += push.sequence - due
-        self._sequences[push.replica] = push.sequence
-        self._counts.bytes_pushed += push.nbytes
-        before = self._snapshot
+            _check_like(push, before.params)
+        note("applied", replica, sequence)
+        counts.lost += sequence - due
+        self._sequences[replica] = sequence
+        counts.bytes_pushed += push.nbytes
         params, self._state = self._rule.apply(
             before.params, self._state, push.gradient, push.examples
         )
-        self._counts.examples += push.examples
-        self._snapshot = Snapshot(before.version + 1, params, self._nbytes)
-        self.staleness.applied(push.replica, push.version, before.version)
-        self._wake()
-        return before.version + 1
+        counts.examples += push.examples
+        version = before.version + 1
+        self._snapshot = Snapshot(version, params, self._nbytes)
+        self.staleness.applied(replica, push.version, before.version)
+        if self._waiting:
+            self._wake()
+        return version
 
     def reached(self, version: int) -> Future[None]:
         """Answers once the shard has applied `version` updates (a deferred reply).

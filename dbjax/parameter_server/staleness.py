@@ -26,7 +26,7 @@ import copy
 import dataclasses
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class _Replica:
     joined: int  # version at the first fetch
     last: int  # version right after its last push, or `joined`

@@ -180,8 +180,7 @@ class SynchronousShard:
         for push in pushes[1:]:  # the shard itself notes the first one
             note("applied", push.replica, push.sequence)
         self._shard.push(
-            dataclasses.replace(
-                pushes[0],
+            pushes[0]._replace(
                 gradient=gradient,
                 examples=sum(push.examples for push in pushes),
                 nbytes=sum(push.nbytes for push in pushes),

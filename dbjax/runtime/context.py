@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar, final
 
 from dbjax.runtime.event_log import DRIVER_LABEL, WAIT
@@ -202,6 +202,13 @@ def all_of(futures: Sequence[Future[T]], combine: Callable[[list[T]], R]) -> Fut
 def note(kind: str, name: str, number: int) -> None:
     """Writes a name and a number into the event log, if there is one; a replay ignores them."""
     current.caller.observations.note(kind, name, number)
+
+
+def note_each(kind: str, names: Iterable[str], number: int) -> None:
+    """Notes several names with the same number, see `note`."""
+    observations = current.caller.observations
+    for name in names:
+        observations.note(kind, name, number)
 
 
 def journaled(

@@ -57,8 +57,9 @@ class Future(Generic[T]):
         """
         if not self._settled:
             raise RuntimeError(f"result() of {self.label} before it is done: await it")
-        self.see()
+        self.awaited = True
         if self._error is not None:
+            self.see()
             raise self._error
         return self._value  # type: ignore[return-value]
 
@@ -75,8 +76,12 @@ class Future(Generic[T]):
 
     def set_result(self, value: T) -> None:
         """Settles the future with a value, and runs its callbacks."""
+        if self._settled:
+            raise RuntimeError(f"{self.label} was settled twice")
         self._value = value
-        self._settle()
+        self._settled = True
+        if self._callbacks:
+            self._run_callbacks()
 
     def set_error(self, error: BaseException, children: Sequence[Future[Any]] = ()) -> None:
         """Settles the future with an error, and runs its callbacks.
@@ -86,11 +91,14 @@ class Future(Generic[T]):
           children: the futures from which the error comes. Whoever looks at this future's outcome
             has looked at theirs.
         """
+        if self._settled:
+            raise RuntimeError(f"{self.label} was settled twice")
         self._error = error
         self._children = children
         if self.awaited:  # another error of the same parent was seen before this one came
             self.see()
-        self._settle()
+        self._settled = True
+        self._run_callbacks()
 
     def watched(self) -> bool:
         """Returns whether anyone waits for the outcome, or has looked at it."""
@@ -131,12 +139,6 @@ class Future(Generic[T]):
         self.on_done(settle)
         return made
 
-    def _settle(self) -> None:
-        if self._settled:
-            raise RuntimeError(f"{self.label} was settled twice")
-        self._settled = True
-        self._run_callbacks()
-
     def _run_callbacks(self) -> None:
         callbacks = self._callbacks
         while callbacks:
@@ -175,23 +177,40 @@ def all_of(
       A future that is done when all are done, or fails with the first error of any of them.
     """
     together: Future[R] = Future(futures[0].label if futures else "")
-    first_error = itertools.count()
-    arrived = itertools.count(1)
-
-    def arrive(future: Future[T]) -> None:
-        error = future.error()
-        if error is not None:
-            if next(first_error) == 0:
-                failed(futures.index(future))
-                together.set_error(error, futures)
-        elif next(arrived) == len(futures):
-            together.set_result(combine([f.result() for f in futures]))
-
     if not futures:
         together.set_result(combine([]))
+    waiting = _Waiting(futures, combine, failed, together)
     for future in futures:
-        future.on_done(functools.partial(arrive, future))
+        future.on_done(functools.partial(waiting.arrive, future))
     return together
+
+
+@final
+class _Waiting(Generic[T, R]):
+    """The state of `all_of`. Several threads may settle the futures: its counters are atomic."""
+
+    __slots__ = ("_arrived", "_combine", "_failed", "_first_error", "_futures", "_together")
+
+    def __init__(
+        self,
+        futures: Sequence[Future[T]],
+        combine: Callable[[list[T]], R],
+        failed: Callable[[int], object],
+        together: Future[R],
+    ) -> None:
+        self._futures, self._combine, self._failed = futures, combine, failed
+        self._together = together
+        self._arrived, self._first_error = itertools.count(1), itertools.count()
+
+    def arrive(self, future: Future[T]) -> None:
+        """Is called when one of the futures is done."""
+        futures = self._futures
+        if future._error is not None:
+            if next(self._first_error) == 0:
+                self._failed(futures.index(future))
+                self._together.set_error(future._error, futures)
+        elif next(self._arrived) == len(futures):
+            self._together.set_result(self._combine([f.result() for f in futures]))
 
 
 def first_of(

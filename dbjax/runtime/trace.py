@@ -17,6 +17,7 @@ from dbjax.errors import one_line
 
 Row = dict[str, Any]
 _LOG = logging.getLogger("dbjax")
+_PLAIN = (float, int, str)  # isinstance(..., jax.Array) is slow
 _LATEST = 256  # how many of the latest rows may hold scalars that jax is still computing
 
 
@@ -52,7 +53,7 @@ class Trace:
       resumed_rows: the number of rows, at the beginning, that belong to the earlier part of a
         resumed run.
       spans: the spans, at most `max_spans` of them.
-      dropped_spans: the number of further spans, which were not collected.
+      dropped_spans: the number of further spans, which were not collected; 0 if `max_spans` is 0.
       listeners: functions that are called with every row as it comes. One that raises an error is
         removed, with a warning.
     """
@@ -121,10 +122,13 @@ class Trace:
             self.listeners.remove(listen)
 
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
-        """Adds a span, or counts it as dropped if there are `max_spans` already."""
+        """Adds a span, or counts it as dropped if there are `max_spans` already.
+
+        If `max_spans` is 0, it does nothing.
+        """
         if len(self.spans) < self.max_spans:
             self.spans.append(Span(node, kind, start_s, end_s))
-        else:
+        elif self.max_spans:
             self.dropped_spans += 1
 
 
@@ -132,7 +136,8 @@ def _make_plain(row: Row) -> None:
     """Replaces jax scalars in a row by Python numbers, since each array takes kilobytes."""
     for name, value in row.items():
         if (
-            isinstance(value, jax.Array)
+            type(value) not in _PLAIN
+            and isinstance(value, jax.Array)
             and value.ndim == 0
             and jnp.issubdtype(value.dtype, np.number)
             and not value.is_deleted()

@@ -31,8 +31,8 @@ def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tupl
     if versions != tuple(map(len, recorder.updates)):
         raise DependsOnValues("a shard goes back to a checkpoint")
     updates = list(itertools.chain.from_iterable(recorder.updates))
-    carried = dict.fromkeys(update.gradients for update in updates)
-    means = {update.mean for update in updates}
+    carried = dict.fromkeys(gradients for gradients, _, _ in updates)
+    means = {mean for _, mean, _ in updates}
     used = set(itertools.chain.from_iterable(carried))
     groups = [
         *carried,
@@ -47,9 +47,9 @@ def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tupl
     position = np.full((len(groups), len(recorder.updates)), -1, np.int32)
     time_s = np.full(position.shape, np.nan)
     for shard, of_shard in enumerate(recorder.updates):
-        pushes = [push_of[update.gradients] for update in of_shard]
+        pushes = [push_of[gradients] for gradients, _, _ in of_shard]
         position[pushes, shard] = np.arange(len(pushes))
-        time_s[pushes, shard] = [update.time_s for update in of_shard]
+        time_s[pushes, shard] = [at_s for _, _, at_s in of_shard]
     found = [recorder.gradients[number] for number in order]
     _require_chains(recorder)
     stepped = np.zeros(len(order), bool)

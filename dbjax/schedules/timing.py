@@ -21,6 +21,7 @@ from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.runtime.virtual.simulator import rare_garbage_collection
 from dbjax.schedules.recording import schedule_of
 from dbjax.schedules.schedule import Ints, Schedule
 from dbjax.schedules.turns import Turns, rounded, turns_of
@@ -144,6 +145,7 @@ class AbstractTask(Task):
         return _StepNumbers(self.batch_size)
 
 
+@rare_garbage_collection(1_000_000)  # none of them holds an array
 def time_run(
     task: Task,
     config: Any,

@@ -39,11 +39,11 @@ class ShardsOnly(Kept):
 
 
 class Stopping:
-    """A heap of which the run ends after so many events."""
+    """Takes events from the heap, and ends the run after so many."""
 
     def __init__(self, after):
         self.left, self.popped = after, 0
-        self.heappush, self.machines = heapq.heappush, None
+        self.machines = None
 
     def heappop(self, heap):
         self.popped += 1
@@ -63,7 +63,7 @@ def run(config, monkeypatch, stop=-1, **kwargs):
         return before(self, until_s)
 
     with monkeypatch.context() as patched:
-        patched.setattr(simulator, "heapq", stopping)
+        patched.setattr(simulator, "heappop", stopping.heappop)
         patched.setattr(VirtualRuntime, "run", noted)
         result = dbjax.run(TASK, config, **kwargs)
     return result, stopping.popped

@@ -234,6 +234,38 @@ def test_spans_tell_what_happened():
     assert told == "main compute 0-2; sink take 3-3.5; main take 2-4.5"
 
 
+def test_spans_that_were_not_asked_for_do_not_count_as_dropped():
+    def dropped(max_spans):
+        trace = Trace(max_spans=max_spans)
+        runtime = VirtualRuntime(trace=trace)
+
+        async def main(node):
+            await node.compute(int)
+            await node.compute(int)
+
+        runtime.spawn("main", main)
+        runtime.run()
+        return trace.dropped_spans
+
+    assert (dropped(1), dropped(0)) == (1, 0)
+
+
+@pytest.mark.parametrize("law", ["constant", "lognormal", "exponential"])
+def test_durations_drawn_many_at_once_are_those_drawn_one_by_one(law):
+    def end_s(compute_s):
+        machine = Machine(law=law, sigma=0.5 if law == "lognormal" else 0.0)
+        runtime = VirtualRuntime(Cluster(compute_s=compute_s, machine=machine), seed=3)
+
+        async def main(node):
+            for _ in range(600):
+                await node.compute(int)
+
+        runtime.spawn("main", main)
+        return runtime.run()
+
+    assert end_s(0.1) == end_s(lambda fn, args: 0.1)  # a function may draw in between
+
+
 @pytest.mark.parametrize(
     ("make", "text"),
     [

@@ -38,7 +38,7 @@ class FailureInjector:
         self.alive = True
         for failure in simulator.cluster.failures:
             if failure.node == node.name and failure.at_s >= simulator.now_s:
-                simulator.at(failure.at_s, self._die, (None, failure.back_s), unnoticed=True)
+                simulator.at_unnoticed(failure.at_s, self._die, (None, failure.back_s))
         self._schedule_next_failure()
 
     def add(self, hosted: Hosted) -> None:
@@ -59,7 +59,7 @@ class FailureInjector:
             draws = self._node.draws
             at_s = self._simulator.now_s + draws.exponential(machine.mean_time_between_failures_s)
             death = (self._node.incarnation, at_s + self._repair_s())
-            self._simulator.at(at_s, self._die, death, unnoticed=True)
+            self._simulator.at_unnoticed(at_s, self._die, death)
 
     def _repair_s(self) -> float:
         repair_s = self._node.machine.mean_time_to_repair_s

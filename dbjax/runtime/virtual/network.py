@@ -23,7 +23,7 @@ class NetworkCard:
     """A full-duplex network card: when each direction is free, and how long it was busy."""
 
     def __init__(self, name: str, machine: Machine) -> None:
-        self.name, self.machine = name, machine
+        self.name, self.bandwidth_bytes_per_s = name, machine.bandwidth_bytes_per_s
         self.egress_free_s = 0.0  # when the sending side will have sent all it was given
         self.ingress_free_s = -1.0  # when the receiving side will have received all that came
         self.egress_busy_s = self.ingress_busy_s = 0.0  # the total busy time up to those moments
@@ -97,11 +97,16 @@ class Network:
             return
         sender = source.card_to(target.name) if source.cards else source
         receiver = target.card_to(source.name) if target.cards else target
-        bandwidth = min(source.machine.bandwidth_bytes_per_s, target.machine.bandwidth_bytes_per_s)
-        wire_s = size * self._size_scale / bandwidth
-        begin_s = max(simulator.now_s, sender.egress_free_s)
+        begin_s, free_s, wire_s = simulator.now_s, sender.egress_free_s, 0.0
+        if free_s > begin_s:
+            begin_s = free_s
+        if size:
+            bandwidth = source.bandwidth_bytes_per_s
+            if target.bandwidth_bytes_per_s < bandwidth:
+                bandwidth = target.bandwidth_bytes_per_s
+            wire_s = size * self._size_scale / bandwidth
+            sender.egress_busy_s += wire_s
         sender.egress_free_s = begin_s + wire_s
-        sender.egress_busy_s += wire_s
         arrival = (receiver, wire_s, deliver, message)
         if self._links is None:
             simulator.at(begin_s + self._latency_s, self._receive, arrival)
@@ -110,13 +115,15 @@ class Network:
 
     def _receive(self, arrival: Arrival) -> None:
         card, wire_s, deliver, message = arrival
-        now_s, free_s = self._simulator.now_s, card.ingress_free_s
-        if wire_s == 0 and free_s < now_s:
+        begin_s, free_s = self._simulator.now_s, card.ingress_free_s
+        if free_s >= begin_s:  # even at equal times, an earlier message is in the heap already
+            begin_s = free_s
+        elif wire_s == 0:
             deliver(message)
-        else:  # even at equal times an earlier message comes first: it is in the heap already
-            end_s = card.ingress_free_s = max(now_s, free_s) + wire_s
-            card.ingress_busy_s += wire_s
-            self._simulator.at(end_s, deliver, message)
+            return
+        end_s = card.ingress_free_s = begin_s + wire_s
+        card.ingress_busy_s += wire_s
+        self._simulator.at(end_s, deliver, message)
 
 
 @final

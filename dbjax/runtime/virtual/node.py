@@ -18,6 +18,8 @@ from dbjax.runtime.step_time import PhasedStep
 from dbjax.runtime.virtual.network import NetworkInterface
 from dbjax.runtime.virtual.simulator import Simulator
 
+_FACTORS_AHEAD = 256
+
 
 @final
 class VirtualNode:
@@ -54,6 +56,9 @@ class VirtualNode:
         machines = cluster.replica_machines if is_replica else 1
         self.interface = NetworkInterface(name, self.machine, machines * self.machine.cards)
         self.memory_traffic_bytes = 0
+        self._at = simulator.at_unnoticed if observer else simulator.at
+        self._factors: list[float] = []  # of the next computations, the next one last
+        self._factors_ahead = 1 if self._draws_only_factors() else 0  # how many to draw next
 
     @functools.cached_property
     def draws(self) -> np.random.Generator:
@@ -65,16 +70,23 @@ class VirtualNode:
         time_s: float = caller.said(caller.observations.now(self.simulator.now_s))
         return time_s
 
-    @journaled
     def compute(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        journal = current.caller.journal
+        if journal is None:
+            return self._compute(fn, args, kwargs)
+        return journal.given(self._compute, fn, args, kwargs)
+
+    def _compute(
+        self, fn: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
         simulator = self.simulator
         value = fn(*args, **kwargs)
         begin_s = simulator.now_s
         end_s = begin_s if self.observer else begin_s + self._duration_s(fn, args)
-        if simulator.trace is not None and not self.observer:
-            simulator.trace.span(self.name, "compute", begin_s, end_s)
+        if simulator.spans is not None and not self.observer:
+            simulator.spans.span(self.name, "compute", begin_s, end_s)
         future: Future[Any] = Future("compute")
-        simulator.at(end_s, future.set_result, value, unnoticed=self.observer)
+        self._at(end_s, future.set_result, value)
         return future
 
     def sleep(self, seconds: float) -> Future[None]:
@@ -85,8 +97,7 @@ class VirtualNode:
     @journaled
     def _sleep(self, seconds: float) -> Future[None]:
         future: Future[None] = Future("sleep")
-        time_s = self.simulator.now_s + seconds
-        self.simulator.at(time_s, future.set_result, None, unnoticed=self.observer)
+        self._at(self.simulator.now_s + seconds, future.set_result, None)
         return future
 
     def first(
@@ -133,12 +144,32 @@ class VirtualNode:
     def _duration_s(self, fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
         machine, cluster = self.machine, self.simulator.cluster
         compute_s = cluster.compute_s
-        cost: Any = compute_s(fn, args) if callable(compute_s) else compute_s
-        if isinstance(cost, PhasedStep):
-            return cost.draw_s(machine, cluster, self.draws)
-        if cost is not compute_s:
+        cost: Any = compute_s
+        if callable(compute_s):
+            cost = compute_s(fn, args)
+            if isinstance(cost, PhasedStep):
+                return cost.draw_s(machine, cluster, self.draws)
             require_finite("what Cluster.compute_s returned", cost)
-        return float(cost / machine.speed * machine.factors(self.draws))
+        return float(cost / machine.speed * self._factor())
+
+    def _factor(self) -> float:
+        """Draws the factor by which the time of the next computation differs from its mean.
+
+        NumPy draws many at once far faster than one by one, and the same ones.
+        """
+        if not self._factors_ahead:
+            return float(self.machine.factors(self.draws))
+        if not self._factors:
+            self._factors = self.machine.factors(self.draws, (self._factors_ahead,))[::-1].tolist()
+            self._factors_ahead = min(2 * self._factors_ahead, _FACTORS_AHEAD)
+        return self._factors.pop()
+
+    def _draws_only_factors(self) -> bool:
+        """Returns whether `draws` is used for nothing but one factor for each computation."""
+        machine = self.machine
+        if callable(self.simulator.cluster.compute_s) or machine.straggle_probability:
+            return False
+        return math.isinf(machine.mean_time_between_failures_s + machine.mean_time_to_repair_s)
 
 
 def service_time_s(cluster: Cluster, size: float) -> float:

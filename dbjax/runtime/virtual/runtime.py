@@ -80,7 +80,7 @@ class VirtualRuntime:
         self.network = Network(self.simulator)
         self.recorder = recorder
         if recorder is not None:
-            recorder.now_s = lambda: self.simulator.now_s
+            recorder.clock = self.simulator
         self._nodes: dict[str, VirtualNode] = {}
         self._processes: list[Process] = []
         self._observers: list[Process] = []
@@ -197,12 +197,15 @@ class VirtualRuntime:
 
         They record no rows meanwhile, since the trace has those rows already.
         """
-        trace, self.simulator.trace = self.simulator.trace, None
+        simulator = self.simulator
+        trace, spans = simulator.trace, simulator.spans
+        simulator.trace = simulator.spans = None
         try:
             for one in self._coroutines():
                 one.fast_forward()
         finally:
-            self.simulator.trace, current.caller = trace, DRIVER
+            simulator.trace, simulator.spans = trace, spans
+            current.caller = DRIVER
 
     def _coroutines(self) -> Iterator[Process | VirtualService]:
         """Everything that may have a waiting coroutine."""
@@ -244,10 +247,10 @@ class VirtualRuntime:
 
     def _start_observer(self, process: Process) -> None:
         process.future.on_done(lambda: self._stop_if_lost(process))
-        self.simulator.at(self.simulator.now_s, process.start, None, unnoticed=True)
+        self.simulator.at_unnoticed(self.simulator.now_s, process.start, None)
 
     def _process_ended(self, process: Process) -> None:
-        self.simulator.running -= 1
+        self.simulator.process_ended()
         self._stop_if_lost(process)
 
     def _stop_if_lost(self, process: Process) -> None:

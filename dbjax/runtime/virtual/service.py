@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import deque
 from collections.abc import Callable, Coroutine
+from types import CoroutineType
 from typing import Any, final
 
 from dbjax.errors import NodeDied, ServiceError
@@ -32,8 +33,12 @@ class _Call:
     """A message to a service, and the future of its reply.
 
     Attributes:
+      method: the name of the method.
+      incarnation: the incarnation of the caller that made the call.
       number: the caller's number of the call.
       attempt: how often the caller had made the call before.
+      sent_s: when it was made, in seconds on the clock.
+      future: the future of the reply.
       size: the size of the arguments, in bytes.
       lost: whether the service's node failed before it answered the call.
     """
@@ -50,7 +55,6 @@ class _Call:
         "number",
         "sent_s",
         "size",
-        "source",
     )
 
     def __init__(
@@ -65,11 +69,18 @@ class _Call:
         future: Future[Any],
     ) -> None:
         self.method, self.args, self.kwargs = method, args, kwargs
-        self.caller, self.incarnation, self.source = caller, caller.incarnation, caller.node
+        self.caller, self.incarnation = caller, caller.incarnation
         self.number, self.attempt = number, attempt
         self.sent_s, self.future = sent_s, future
-        self.size = size_bytes(args) + (size_bytes(kwargs) if kwargs else 0)
+        self.size = size_bytes(kwargs) if kwargs else 0
+        for argument in args:
+            self.size += size_bytes(argument)
         self.lost = False
+
+    def on(self, service: Any) -> Any:
+        """Calls the method of the service."""
+        method = getattr(service, self.method)
+        return method(*self.args, **self.kwargs) if self.kwargs else method(*self.args)
 
 
 @final
@@ -101,6 +112,7 @@ class VirtualService:
         self.node, self.name, self._make, self._saved = node, node.name, make, saved
         self._caller, self._failures = caller, failures
         self._interface, self._send = node.interface, network.send
+        self._service_s = simulator.cluster.service_s
         self._stream = caller.observations.events
         saved_state = saved()
         with calling_as(self._caller):
@@ -112,16 +124,22 @@ class VirtualService:
         self._unanswered: dict[_Call, None] = {}
         self._waiting_for_return: list[_Call] = []
 
-    @journaled
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
-        caller, simulator = current.caller, self._simulator
-        name = method.__name__
-        future: Future[Any] = Future((name, self.name))
-        call = _Call(name, args, kwargs, caller, *number_call(caller), simulator.now_s, future)
-        if call.source.observer:
+        caller = current.caller
+        if caller.journal is None:
+            return self._call(caller, method.__name__, args, kwargs)
+        return caller.journal.given(self._call, caller, method.__name__, args, kwargs)
+
+    def _call(
+        self, caller: Caller, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Future[Any]:
+        future: Future[Any] = Future((method, self.name))
+        number, attempt = number_call(caller)
+        call = _Call(method, args, kwargs, caller, number, attempt, self._simulator.now_s, future)
+        if caller.node.observer:
             self._answer_observer(call)
         else:
-            self._send(call.source.interface, self._interface, call.size, self._arrive, call)
+            self._send(caller.node.interface, self._interface, call.size, self._arrive, call)
         return future
 
     @journaled
@@ -158,10 +176,12 @@ class VirtualService:
         self._make_again()
         waiting, self._waiting_for_return = self._waiting_for_return, []
         for call in waiting:
-            if call.source.observer:
+            if call.caller.node.observer:
                 call.future.set_result(None)
             else:
-                self._send_back(call, 0, None)
+                self._send(
+                    self._interface, call.caller.node.interface, 0, self._settle, (call, None)
+                )
 
     def revive(self) -> None:
         """Makes the service again after a run, if its node is down."""
@@ -181,9 +201,7 @@ class VirtualService:
             return
         for name, value in (journal.attributes or {}).items():
             setattr(self.service, name, value)
-        call = journal.call
-        method = getattr(self.service, call.method)
-        self._driver.fast_forward(method(*call.args, **call.kwargs))
+        self._driver.fast_forward(journal.call.on(self.service))
 
     def _make_again(self) -> None:
         """Makes the service from the latest checkpointed state, as its next incarnation."""
@@ -203,68 +221,70 @@ class VirtualService:
         if events is not None and changes_what_follows(call.caller, call.method, call.args):
             self._record(events, call)
         try:
-            call.future.set_result(getattr(self.service, call.method)(*call.args, **call.kwargs))
+            call.future.set_result(call.on(self.service))
         except Exception as error:
-            self._reply(call, None, error)
+            self._fail(call, error)
 
     def _arrive(self, call: _Call) -> None:
         if not self._failures.alive:
             self._refuse(call)
             return
         self._unanswered[call] = None
-        self._queue.append(call)
-        if not self._busy:
-            self._serve()
+        if self._busy:
+            self._queue.append(call)
+        else:
+            self._serve(call)
 
-    def _serve(self) -> None:
-        """Serves the waiting calls, until one takes time."""
-        simulator, queue, events = self._simulator, self._queue, self._stream
-        while queue:
-            call = queue.popleft()
-            current.caller = self._caller
-            if events is not None:
-                self._record(events, call)
-            try:
-                value = getattr(self.service, call.method)(*call.args, **call.kwargs)
-            except Exception as error:
-                if events is not None:
-                    events.served(error)
-                self._reply(call, None, error)
-                continue
-            if events is not None:
-                events.served(value)
-            if isinstance(value, Coroutine):
-                self._busy = True
-                self._serve_coroutine(call, value)
-                return
-            busy_s = service_time_s(simulator.cluster, call.size + self.node.memory_traffic_bytes)
-            self.node.memory_traffic_bytes = 0
-            now_s = simulator.now_s
-            if simulator.trace is not None:
-                simulator.trace.span(self.name, call.method, now_s, now_s + busy_s)
-            if busy_s > 0:
-                self._busy = True
-                simulator.at(now_s + busy_s, self._served, (call, value))
-                return
-            self._deliver(call, value)
+    def _continue(self) -> None:
+        """Serves the calls that have waited while the service was busy, until one takes time."""
         self._busy = False
+        queue = self._queue
+        while queue and not self._busy:
+            self._serve(queue.popleft())
+
+    def _serve(self, call: _Call) -> None:
+        """Serves a call. The service is busy afterwards if that takes time."""
+        events = self._stream
+        current.caller = self._caller
+        if events is not None:
+            self._record(events, call)
+        try:
+            value = call.on(self.service)
+        except Exception as error:
+            if events is not None:
+                events.served(error)
+            self._fail(call, error)
+            return
+        if events is not None:
+            events.served(value)
+        if isinstance(value, CoroutineType):
+            self._busy = True
+            self._serve_coroutine(call, value)
+            return
+        simulator, node = self._simulator, self.node
+        traffic_bytes = call.size + node.memory_traffic_bytes
+        busy_s = self._service_s
+        if traffic_bytes:
+            busy_s = service_time_s(simulator.cluster, traffic_bytes)
+            node.memory_traffic_bytes = 0
+        if simulator.spans is not None:
+            now_s = simulator.now_s
+            simulator.spans.span(self.name, call.method, now_s, now_s + busy_s)
+        if busy_s > 0:
+            self._busy = True
+            simulator.at(simulator.now_s + busy_s, self._served, (call, value))
+        else:
+            self._reply(call, value)
 
     def _record(self, events: ServiceStream, call: _Call) -> None:
         """Records that the call is served now."""
-        life = OBSERVER if call.source.observer else call.incarnation
+        life = OBSERVER if call.caller.node.observer else call.incarnation
         events.serve(call.caller.label, life, call.number, call.attempt)
 
     def _served(self, served: tuple[_Call, Any]) -> None:
         if not served[0].lost:
-            self._deliver(*served)
-            self._serve()
-
-    def _deliver(self, call: _Call, value: Any) -> None:
-        """Replies with the value. A deferred reply is sent once it is settled."""
-        if isinstance(value, Future):
-            value.on_done(lambda: self._reply_with(call, value))
-        else:
-            self._reply(call, value, None)
+            self._reply(*served)
+            self._continue()
 
     def _serve_coroutine(self, call: _Call, coroutine: Coroutine[Any, Any, Any]) -> None:
         simulator = self._simulator
@@ -273,10 +293,10 @@ class VirtualService:
 
         def ended() -> None:
             self._driver = None
-            if simulator.trace is not None:
-                simulator.trace.span(self.name, call.method, begin_s, simulator.now_s)
+            if simulator.spans is not None:
+                simulator.spans.span(self.name, call.method, begin_s, simulator.now_s)
             self._reply_with(call, outcome)
-            self._serve()
+            self._continue()
 
         outcome.on_done(ended)
         steps: Steppable = coroutine
@@ -289,52 +309,75 @@ class VirtualService:
 
     def _reply_with(self, call: _Call, outcome: Future[Any]) -> None:
         try:
-            self._reply(call, outcome.result(), None)
+            value = outcome.result()
         except Exception as error:
-            self._reply(call, None, error)
+            self._fail(call, error)
+        else:
+            self._reply(call, value)
 
-    def _reply(self, call: _Call, value: Any, error: Exception | None) -> None:
+    def _reply(self, call: _Call, value: Any) -> None:
+        """Answers a call with a value. A deferred reply is sent once it is settled."""
+        if isinstance(value, Future):
+            value.on_done(lambda: self._reply_with(call, value))
+            return
         if call.lost:
             return
         self._unanswered.pop(call, None)
-        if error is not None:
-            failure = ServiceError(
-                f"{self.name}.{call.method}, called by {call.source.name}, "
-                f"failed at {self._simulator.now_s:g} s: {type(error).__name__}: {error}"
-            )
-            failure.__cause__ = error
-            self._simulator.failed.append((call.future, failure))
-            if call.source.observer:
-                call.future.set_error(failure)
-            else:
-                self._send_back(call, 0, failure)
-        elif call.source.observer:
+        caller = call.caller.node
+        if caller.observer:
             call.future.set_result(value)
         else:
-            size = 0 if value is None else size_bytes(value)
-            self._send(self._interface, call.source.interface, size, self._settle, (call, value))
+            self._send(
+                self._interface, caller.interface, size_bytes(value), self._settle, (call, value)
+            )
+
+    def _fail(self, call: _Call, error: Exception) -> None:
+        """Answers a call with the error that its method has raised."""
+        if call.lost:
+            return
+        self._unanswered.pop(call, None)
+        caller = call.caller.node
+        failure = ServiceError(
+            f"{self.name}.{call.method}, called by {caller.name}, "
+            f"failed at {self._simulator.now_s:g} s: {type(error).__name__}: {error}"
+        )
+        failure.__cause__ = error
+        self._simulator.failed.append((call.future, failure))
+        if caller.observer:
+            call.future.set_error(failure)
+        else:
+            self._send_error(call, failure)
 
     def _refuse(self, call: _Call) -> None:
         """Tells the caller that the node has failed, as a broken connection would."""
-        self._send_back(call, 0, NodeDied(f"{self.name} died before it answered {call.method}"))
+        self._send_error(call, NodeDied(f"{self.name} died before it answered {call.method}"))
 
-    def _send_back(self, call: _Call, size: int, reply: Any) -> None:
-        self._send(self._interface, call.source.interface, size, self._settle, (call, reply))
+    def _send_error(self, call: _Call, error: Exception) -> None:
+        self._send(
+            self._interface, call.caller.node.interface, 0, self._settle_error, (call, error)
+        )
 
     def _settle(self, reply: tuple[_Call, Any]) -> None:
+        """Gives the caller its answer, unless it has failed since it made the call."""
         call, value = reply
         caller, simulator = call.caller, self._simulator
         if call.incarnation != caller.incarnation:
-            return  # the caller has failed since it made the call
-        if simulator.log is not None:
-            died = isinstance(value, NodeDied)
-            caller.observations.answered(call.number, call.attempt, died=died)
-        if isinstance(value, (NodeDied, ServiceError)):
-            call.future.set_error(value)
             return
-        if simulator.trace is not None and call.method != "up":
-            simulator.trace.span(call.source.name, call.method, call.sent_s, simulator.now_s)
+        if simulator.log is not None:
+            caller.observations.answered(call.number, call.attempt, died=False)
+        if simulator.spans is not None and call.method != "up":
+            simulator.spans.span(caller.node.name, call.method, call.sent_s, simulator.now_s)
         call.future.set_result(value)
+
+    def _settle_error(self, reply: tuple[_Call, Exception]) -> None:
+        """Gives the caller an error, unless it has failed since it made the call."""
+        call, error = reply
+        if call.incarnation != call.caller.incarnation:
+            return
+        if self._simulator.log is not None:
+            died = isinstance(error, NodeDied)
+            call.caller.observations.answered(call.number, call.attempt, died=died)
+        call.future.set_error(error)
 
 
 def _shallow_copies(attributes: dict[str, Any]) -> dict[str, Any]:

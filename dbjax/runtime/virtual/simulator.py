@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import heapq
-import itertools
 import math
 from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
 from typing import Any, final
 
 from dbjax.errors import DbjaxError
@@ -40,6 +39,7 @@ class Simulator:
       journals: whether coroutines keep journals (see `dbjax.runtime.virtual.journal`).
 
     Attributes:
+      spans: the trace that collects spans; None: they are not collected.
       now_s: the time on the clock, in seconds.
       running: the number of processes that have not ended.
       ends_itself: whether the processes end even if time stands still. If not, a run until a time
@@ -59,32 +59,42 @@ class Simulator:
     ) -> None:
         self.cluster, self.seed, self.incarnation = cluster, seed, incarnation
         self.trace, self.log, self.journals = trace, log, journals
+        self.spans = trace if trace is not None and trace.max_spans else None
         self.now_s = begin_s
         self.running = 0
         self.ends_itself = False
         self.failed: list[tuple[Future[Any], Exception]] = []
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
-        self._order = itertools.count()
-        self._end_s = begin_s  # when the last event happened while a process was running
+        self._scheduled = 0  # the number of events so far
+        self._end_s = begin_s  # when the last process ended
         self._stopping = False
         self._pauses: list[Callable[[], object]] = []
         self._halting = False  # whether to stop or to pause before the next event
 
-    def at(
-        self, time_s: float, do: Callable[[Any], object], argument: Any, *, unnoticed: bool = False
-    ) -> None:
+    def at(self, time_s: float, do: Callable[[Any], object], argument: Any) -> None:
         """Schedules an event. Events at the same time happen in the order of scheduling.
 
         Args:
           time_s: when it happens, in seconds on the clock.
           do: the function to call then.
           argument: the argument of that function.
-          unnoticed: whether the modelled program does not depend on the event, so that the run may
-            end without it.
         """
-        heap = self._unnoticed if unnoticed else self._events
-        heapq.heappush(heap, (time_s, next(self._order), do, argument))
+        order = self._scheduled = self._scheduled + 1
+        heappush(self._events, (time_s, order, do, argument))
+
+    def at_unnoticed(self, time_s: float, do: Callable[[Any], object], argument: Any) -> None:
+        """Schedules an event on which the modelled program does not depend.
+
+        The run may end without it. Otherwise it is like any other event, see `at`.
+        """
+        order = self._scheduled = self._scheduled + 1
+        heappush(self._unnoticed, (time_s, order, do, argument))
+
+    def process_ended(self) -> None:
+        """Is called when a process has ended."""
+        self.running -= 1
+        self._end_s = self.now_s
 
     def stop(self) -> None:
         """Ends `run` before the next event."""
@@ -122,7 +132,9 @@ class Simulator:
                 for pause in pauses:
                     pause()
                 self._advance(until_s, nodes)
-        return until_s if self.running and not self._stopping else self._end_s
+        if not self.running:
+            return self._end_s
+        return self.now_s if self._stopping else until_s
 
     def raise_lost_error(self) -> None:
         """Raises the first error of a future that nobody awaits."""
@@ -147,35 +159,34 @@ class Simulator:
 
     def _some_events(self, count: int, until_s: float) -> bool:
         """Runs at most `count` events; returns whether nothing is left to do."""
-        events, unnoticed, pop = self._events, self._unnoticed, heapq.heappop
-        end_s = self._end_s
+        events, unnoticed = self._events, self._unnoticed
         for _ in range(count):
-            if not events or self._halting:
-                break
-            heap = unnoticed if self.running and unnoticed and unnoticed[0] < events[0] else events
+            if self._halting or not events:
+                return True
+            heap = events
+            if unnoticed and self.running and unnoticed[0] < events[0]:
+                heap = unnoticed
             if heap[0][0] > until_s:
                 self.now_s = until_s
-                break
-            self.now_s, _, do, argument = pop(heap)
-            if self.running:
-                end_s = self.now_s
+                return True
+            self.now_s, _, do, argument = heappop(heap)
             do(argument)
-        else:
-            self._end_s = end_s
-            return False
-        self._end_s = end_s
-        return True
+        return False
 
 
 @contextlib.contextmanager
-def rare_garbage_collection() -> Iterator[None]:
+def rare_garbage_collection(new_objects: int = 100_000) -> Iterator[None]:
     """Makes Python search for cyclic garbage rarely while the block runs.
 
     The futures of thousands of replicas are many objects with few cycles. With Python's default
     thresholds, the search took half the time of a run of 10,000 replicas.
+
+    Args:
+      new_objects: after how many new objects Python searches. Within another such block, the
+        larger number counts.
     """
     before = gc.get_threshold()
-    gc.set_threshold(100_000, 50, 1_000)
+    gc.set_threshold(max(new_objects, before[0]), 50, 1_000)
     gc.freeze()
     try:
         yield
