@@ -106,8 +106,8 @@ class RecordedGradient(NamedTuple):
     life: int
 
 
-# An update of a shard: the numbers of the gradients whose sum or mean it applied, whether it was the
-# mean, and when, in seconds on the run's clock. There are many, and plain tuples are made fastest.
+# An update of a shard: the numbers of the gradients whose sum or mean it applied, whether it was
+# the mean, and when, in seconds on the run's clock. Plain tuples are made fastest.
 RecordedUpdate = tuple[tuple[int, ...], bool, float]
 
 

@@ -331,6 +331,8 @@ def _with_values(state: Any, params: Any, rule: Any) -> Any:
         return params
     if isinstance(state, AbstractState):
         return rule
+    if isinstance(state, tuple) and hasattr(state, "_make"):
+        return state._make(_with_values(part, params, rule) for part in state)
     if not dataclasses.is_dataclass(state) or isinstance(state, type):
         return state
     values = {

@@ -66,9 +66,11 @@ class ReplayRuntime:
     nodes_can_fail = True
 
     def __init__(self, script: Script, *, seed: int = 0, recorder: Any = None) -> None:
-        self.recorder = recorder
         self.defers_arithmetic = script.defers_arithmetic
         self.simulator = Simulator(Cluster(compute_s=0.0).seeded(seed), seed)
+        self.recorder = recorder
+        if recorder is not None:
+            recorder.clock = self.simulator
         self._script, self._last_asked = script, script.last_asked()
         self._handles: dict[str, ReplayHandle] = {}
         self._services: dict[Incarnation, ReplayedService] = {}
