@@ -108,9 +108,9 @@ def test_who_is_given_up_dies(runtime):
 
 async def give_up(service):
     """Finds that a service does not answer, as if this process's connection to it were broken."""
-    from dbjax.runtime.ray.handle import here
+    from dbjax.runtime.ray.handle import PEERS
 
-    here.tell("suspect", here.get(service.name).peer._replace(actor=None))
+    PEERS.tell("suspect", PEERS[service.name].peer._replace(actor=None))
 
 
 def require_end(pid):
@@ -228,7 +228,7 @@ def test_a_death_while_the_run_comes_up_is_like_any_other(runtime):
 
 def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
     """Rather than when it should have come up."""
-    monkeypatch.setattr("dbjax.runtime.ray.members._START_S", 1000.0)
+    monkeypatch.setattr("dbjax.runtime.ray.members.START_S", 1000.0)
     options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
     runtime = dbjax.runtime.ray.ray_runtime(options)
     runtime.serve("log", Log)

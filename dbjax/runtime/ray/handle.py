@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, final
 
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from dbjax.errors import NodeDied, one_line
 from dbjax.runtime.context import DRIVER, Caller, current, number_call, number_wait
@@ -67,8 +67,8 @@ class _Call:
 
 
 @final
-class Peers:
-    """What this process knows of the others, and its handles of their services.
+class Peers(dict[str, Any]):
+    """All services by name: those of this process themselves, and handles of all others.
 
     Attributes:
       me: this process, without its actor; of no incarnation until the driver has given it its node.
@@ -84,24 +84,26 @@ class Peers:
     tell: Callable[..., object]
 
     def __init__(self) -> None:
+        super().__init__()
         self.wait: Callable[[Future[Any]], object] = lambda future: None
         self.flush: Callable[[], object] = lambda: None
         self.me, self.dtype, self.arena = Peer(""), "float32", Arena()
         self._replies = ThreadPoolExecutor(1, "replies")
-        self._handles: dict[str, RayHandle] = {}
 
-    def get(self, name: str) -> RayHandle:
-        """Returns the handle of the service of that name."""
-        return self._handles.get(name) or self._handles.setdefault(name, RayHandle(name, self))
+    def __missing__(self, name: str) -> RayHandle:
+        handle: RayHandle = self.setdefault(name, RayHandle(name, self))
+        return handle
 
     def learn(self, news: Iterable[Peer]) -> None:
         """Takes notice of processes that have died or come back; old news changes nothing."""
         for peer in news:
-            self.get(peer.name).learn(peer)
+            if peer.name != self.me.name:
+                self[peer.name].learn(peer)
 
     def is_dead(self, process: Peer) -> bool:
         """Returns whether an incarnation of a process is dead, as far as is known here."""
-        return self.get(process.name).peer.age() >= (process.incarnation, True)
+        known: Peer = self[process.name].peer
+        return known.age() >= (process.incarnation, True)
 
     def route(self, process: Peer, caller: str) -> Route:
         """Returns how calls to a process, or replies to it, travel, by the name of their caller."""
@@ -123,17 +125,18 @@ class Peers:
 
     def close(self) -> None:
         """Ends the threads."""
-        for handle in self._handles.values():
+        for handle in self.values():
             handle.close()
         self._replies.shutdown(wait=False, cancel_futures=True)
 
 
-here = Peers()  # those of a process that Ray has started, which is one node
+PEERS = Peers()  # of a process that Ray has started, which is one node
 
 
 def handle(name: str) -> RayHandle:
-    """Returns this process's handle of that name; unpickling a handle calls this."""
-    return here.get(name)
+    """Returns a handle of that name in this process; unpickling a handle calls this."""
+    known = PEERS[name]
+    return known if isinstance(known, RayHandle) else RayHandle(name, PEERS)
 
 
 @final
@@ -142,12 +145,8 @@ class RayHandle:
 
     It can be sent in a message. The process that receives it gets its own handle of that name.
 
-    Args:
-      name: the name of the service.
-      peers: those of this process.
-
     Attributes:
-      name: see above.
+      name: the name of the service.
       peer: the process in which the service runs.
     """
 
@@ -164,10 +163,9 @@ class RayHandle:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         peers, name, caller = self._peers, method.__name__, current.caller
-        services = peers.engine.services
-        if self.name in services:
-            local: Future[Any] = services[self.name].take(name, args, kwargs)
-            return local
+        if (local := peers[self.name]) is not self:  # the service has been made in this process
+            answer: Future[Any] = local.take(name, args, kwargs)
+            return answer
         future: Future[Any] = Future((name, self.name))
         if peers.engine.over():
             return future
@@ -191,7 +189,7 @@ class RayHandle:
         settle = functools.partial(future.set_result, None)
         answer = functools.partial(caller.answered, *number_wait(caller), settle)
         with self._lock:
-            alive = self.peer.actor is not None or self.name in self._peers.engine.services
+            alive = self.peer.actor is not None or self._peers[self.name] is not self
             if not alive:
                 self._awaiting_return.append(answer)
         if alive:
@@ -243,13 +241,17 @@ class RayHandle:
 
     def _settle(self, call: _Call, sent: Any) -> None:
         """Settles the future of a call; it stays open if the process may have died."""
-        error = sent.exception()
-        if isinstance(error, RayTaskError):
-            raise error
-        if error is not None or sent.result() is None:
+        try:
+            message = sent.result()
+            outcome = None if message is None else decode(message)
+        except RayTaskError:
+            raise
+        except (RayError, OSError):  # the memory of the reply may have gone with the process
+            outcome = None
+        if outcome is None:
             self._peers.tell("suspect", call.peer._replace(actor=None))
             return
-        error, cause, value = decode(sent.result())
+        error, cause, value = outcome
         if error is not None:
             self._fail(call, chained(error, cause))
         elif self._close(call):
