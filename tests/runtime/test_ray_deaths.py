@@ -248,6 +248,14 @@ def test_the_end_waits_for_a_long_step(runtime, monkeypatch):
     assert [row["ended"] for row in runtime._trace.rows if "ended" in row] == [2.0]
 
 
+def test_the_end_does_not_wait_for_ever_for_a_step(runtime, monkeypatch, caplog):
+    for limit in ("_STEP_S", "_STOP_S"):
+        monkeypatch.setattr(f"dbjax.runtime.ray.runtime.{limit}", 0.1)
+    runtime.spawn("main", long_step, LIMIT_S)
+    assert runtime.run(until_s=0.3) == 0.3
+    assert "still computing, so their latest records are lost: main" in caplog.messages
+
+
 def test_an_interrupt_does_not_wait_for_a_long_step(runtime, monkeypatch):
     async def interrupt(node):
         await node.sleep(0.3)

@@ -10,13 +10,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, final
 
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayTaskError
 
 from dbjax.errors import NodeDied, one_line
 from dbjax.runtime.context import DRIVER, Caller, current, number_call, number_wait
 from dbjax.runtime.futures import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
-from dbjax.runtime.ray.messages import Message, Route, decode, encode
+from dbjax.runtime.ray.messages import Route, decode, encode, sendable
 from dbjax.runtime.ray.segments import Arena, forget
 from dbjax.runtime.threads.engine import Engine
 
@@ -118,7 +118,7 @@ class Peers(dict[str, Any]):
             try:
                 settle(*args)
             except Exception as error:
-                self.tell("failed", failed(error))
+                self.tell("failed", sendable(error))
 
         with contextlib.suppress(RuntimeError):  # the run is over
             self._replies.submit(guarded)
@@ -163,9 +163,10 @@ class RayHandle:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         peers, name, caller = self._peers, method.__name__, current.caller
-        if (local := peers[self.name]) is not self:  # the service has been made in this process
-            answer: Future[Any] = local.take(name, args, kwargs)
-            return answer
+        service = peers[self.name]
+        if service is not self:  # it runs in this process
+            served: Future[Any] = service.take(name, args, kwargs)
+            return served
         future: Future[Any] = Future((name, self.name))
         if peers.engine.over():
             return future
@@ -241,19 +242,15 @@ class RayHandle:
 
     def _settle(self, call: _Call, sent: Any) -> None:
         """Settles the future of a call; it stays open if the process may have died."""
-        try:
-            message = sent.result()
-            outcome = None if message is None else decode(message)
-        except RayTaskError:
-            raise
-        except (RayError, OSError):  # the memory of the reply may have gone with the process
-            outcome = None
-        if outcome is None:
+        error = sent.exception()
+        if isinstance(error, RayTaskError):
+            raise error
+        if error is not None or sent.result() is None:
             self._peers.tell("suspect", call.peer._replace(actor=None))
             return
-        error, cause, value = outcome
+        error, value = decode(sent.result())
         if error is not None:
-            self._fail(call, chained(error, cause))
+            self._fail(call, error)
         elif self._close(call):
             engine = self._peers.engine
             if engine.trace is not None:
@@ -273,25 +270,3 @@ class RayHandle:
     def _die(self, call: _Call) -> None:
         error = NodeDied(f"{self.name} died before it answered {call.method}")
         call.answer(functools.partial(call.future.set_error, error), died=True)
-
-
-def failed(error: BaseException) -> Message:
-    """Encodes a call's error for `RayHandle`, with its cause, which pickle would drop.
-
-    An error that cannot be pickled is replaced by a RuntimeError with its text.
-    """
-
-    def checked(one: BaseException | None) -> BaseException | None:
-        try:
-            decode(encode(one))
-        except Exception:
-            return RuntimeError(f"{type(one).__name__}: {one}")
-        return one
-
-    return encode((checked(error), checked(error.__cause__), None))
-
-
-def chained(error: Exception, cause: BaseException | None, value: None = None) -> Exception:
-    """Returns the error that `failed` has encoded."""
-    error.__cause__ = cause
-    return error

@@ -17,7 +17,7 @@ from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, RayA
 
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
-from dbjax.runtime.ray.handle import Peer, Peers, chained
+from dbjax.runtime.ray.handle import Peer, Peers
 from dbjax.runtime.ray.messages import decode, encode_all
 from dbjax.runtime.ray.options import START_S
 from dbjax.runtime.ray.process import Batch, LogFile, RayNode
@@ -78,6 +78,7 @@ class Members:
         self._changed, self._home = threading.Condition(), threading.get_ident()
         peers.tell, peers.wait = self._tell, self._wait_for_reply
         self.files: dict[LogFile, int] = {}
+        self._ends = ends
         self._running = self._ending = self._closed = False
         self._failed: BaseException | None = None  # ends the run at once
         self._lost: Exception | None = None  # the first error that nobody awaited
@@ -97,8 +98,7 @@ class Members:
 
     def over(self) -> bool:
         """Returns whether all coroutines have ended, or nobody awaited an error."""
-        ends = [m.end for m in self._members.values() if m.end is not None]
-        return self._lost is not None or all(end.done() for end in ends)
+        return self._lost is not None or all(end.done() for end in self._ends.values())
 
     def late(self) -> list[str]:
         """Returns the names of the nodes whose processes are up and have not stopped."""
@@ -147,9 +147,8 @@ class Members:
         """Raises the first error that nobody awaited."""
         if self._lost is not None:
             raise self._lost
-        for member in self._members.values():
-            end = member.end
-            if end is not None and end.done() and end.error() is not None and not end.awaited:
+        for end in self._ends.values():
+            if end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
     def wait(self, done: Callable[[], bool], timeout_s: float = math.inf) -> bool:
@@ -271,9 +270,9 @@ class Members:
             suspected = self._members[value.name]
             suspected.suspected = max(suspected.suspected, value.incarnation)
         elif kind == "failed":
-            self._failed = self._failed or chained(*decode(value))
+            self._failed = self._failed or value
         elif kind == "lost":
-            self._lost = self._lost or chained(*decode(value))
+            self._lost = self._lost or value
         elif member is None:
             return
         elif kind == "ready":
@@ -284,9 +283,8 @@ class Members:
             if kind == "ended":
                 member.end.set_result(value)
             else:
-                error, lost = chained(*decode(value)), not member.end.watched()
-                member.end.set_error(error)
-                self._lost = self._lost or (error if lost else None)
+                self._lost = self._lost or (None if member.end.watched() else value)
+                member.end.set_error(value)
 
     def _ready(self, member: _Member) -> None:
         member.ready = True

@@ -59,10 +59,21 @@ class _Pickler(ray.cloudpickle.Pickler):
             self.buffers.append(np.frombuffer(data, np.uint8))
         return data.nbytes < _SMALL
 
+    def reducer_override(self, thing: Any) -> Any:
+        if isinstance(thing, BaseException) and thing.__cause__ is not None:  # pickle drops causes
+            return _from, (ray.cloudpickle.dumps(thing), thing.__cause__)
+        return super().reducer_override(thing)
+
     def persistent_id(self, thing: Any) -> int | None:
         if not isinstance(thing, jax.Array) or jnp.issubdtype(thing.dtype, jax.dtypes.extended):
             return None
         return self.arrays.setdefault(id(thing), (len(self.arrays), thing))[0]
+
+
+def _from(pickled: bytes, cause: BaseException) -> BaseException:
+    error: BaseException = pickle.loads(pickled)
+    error.__cause__ = cause
+    return error
 
 
 @final
@@ -121,8 +132,23 @@ def decode(message: Message) -> Any:
         for array, (sent, dtype, shape) in zip(arrays, kinds, strict=False)
     ]
     try:
-        made = jax.device_put(hosts, may_alias=True)  # much faster than each by itself
+        made = jax.device_put(hosts, may_alias=True) if hosts else []  # faster than one by one
         return _Unpickler(body, arrays[len(kinds) :], made).load()
     except jax.errors.JaxRuntimeError as error:  # a class of the parameters was pickled by value
         remedy = "define and register it in a module that every process can import"
         raise RuntimeError(f"{error}: {remedy}") from error
+
+
+def sendable(error: BaseException) -> BaseException:
+    """Returns an error that can be sent, with its causes.
+
+    A RuntimeError with the same text takes the place of what cannot be pickled or unpickled.
+    """
+    try:
+        pickle.loads(ray.cloudpickle.dumps(error))
+        made = error
+    except Exception:
+        made = RuntimeError(f"{type(error).__name__}: {error}")
+    if error.__cause__ is not None:
+        made.__cause__ = sendable(error.__cause__)
+    return made

@@ -22,8 +22,8 @@ from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.interface import size_bytes
 from dbjax.runtime.joint import free_address, join
-from dbjax.runtime.ray.handle import PEERS, Origin, Peer, failed
-from dbjax.runtime.ray.messages import Message, decode, encode
+from dbjax.runtime.ray.handle import PEERS, Origin, Peer
+from dbjax.runtime.ray.messages import Message, decode, encode, sendable
 from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Span, Trace
@@ -53,7 +53,7 @@ class LogFile(NamedTuple):
     path: str
 
     def rest(self, taken: int) -> str:
-        """Returns the lines after the first `taken` ones, and removes the file."""
+        """Returns the lines after the header and the first `taken` ones, and removes the file."""
         with open(self.path) as file:
             lines = file.readlines()
         os.unlink(self.path)
@@ -75,8 +75,8 @@ class Batch(NamedTuple):
     """What a process has recorded since the last batch.
 
     The driver must know these events: ("ready",), ("ended", what the coroutine returned),
-    ("suspect", a peer that does not answer), ("stopped",), or an error that `handle.failed` has
-    encoded: ("ended badly", error), ("failed", error), which ends the run at once, ("lost", error).
+    ("ended badly", its error), ("suspect", a peer that does not answer), ("stopped",), ("lost", an
+    error that nobody awaits), ("failed", an error that ends the run at once).
     """
 
     events: list[tuple[Any, ...]]
@@ -85,14 +85,12 @@ class Batch(NamedTuple):
     lines: str  # of the event log
 
 
-@final
-class _Elsewhere:
+class _Elsewhere(NamedTuple):
     """The node of a caller in another process, which records the spans of its calls itself."""
 
-    elsewhere = True
-
-    def __init__(self, name: str, observer: bool) -> None:
-        self.name, self.observer = name, observer
+    name: str
+    observer: bool
+    elsewhere: bool = True
 
 
 @final
@@ -195,8 +193,11 @@ class Process:
         if group is not None:
             self._end_s = _GROUP_S
             await asyncio.to_thread(_join, *group)
-        await asyncio.to_thread(self._make, nodes[me.name], with_main)
-        self._tell("ready")
+        try:
+            await asyncio.to_thread(self._make, nodes[me.name], with_main)
+            self._tell("ready")
+        except Exception as error:
+            self._tell("failed", sendable(error))
 
     def _make(self, node: Message, with_main: bool) -> None:
         name, service, main, state_name, _ = decode(node)
@@ -254,7 +255,7 @@ class Process:
                 self._log.flush()
         except Exception as error:
             if not limit.expired():  # or another process of the group has stopped too early
-                self._tell("lost", failed(error))
+                self._tell("lost", sendable(error))
         self._tell("stopped")
 
     async def call(
@@ -269,8 +270,8 @@ class Process:
           message: the name of the method, its positional and its keyword arguments.
 
         Returns:
-          A message of (error, its cause, reply); None if this is another incarnation, or the caller
-          counts as dead.
+          A message of (error, reply); None if this is another incarnation, or the caller counts as
+          dead.
         """
         process = origin.process
         if incarnation != PEERS.me.incarnation or PEERS.is_dead(process):
@@ -288,16 +289,15 @@ class Process:
                 future = self._engine.services[PEERS.me.name].take(method, args, kwargs)
             del args, kwargs  # so that their memory can be released
         except Exception as error:  # the message cannot be decoded here
-            return failed(error)
+            return encode((sendable(error), None))
         finally:
             order.taken()
         await _done(future)
+        PEERS.flush()
         try:
-            reply = None, None, future.result()
+            reply = None, future.result()
         except Exception as error:
-            return failed(error)
-        finally:
-            PEERS.flush()
+            return encode((sendable(error), None))
         route = PEERS.route(process, origin.node)
         try:
             if size_bytes(reply) < _LARGE:
@@ -305,7 +305,7 @@ class Process:
             return await asyncio.to_thread(encode, reply, route)
         except Exception as error:
             what = f"{PEERS.me.name}.{method}: its reply cannot be sent"
-            return failed(TypeError(f"{what}: {one_line(error)}"))
+            return encode((TypeError(f"{what}: {one_line(error)}"), None))
 
     def _write(self, lines: str) -> None:
         """Writes lines of the event log, also where they survive the death of this process."""
@@ -325,7 +325,7 @@ class Process:
             self._tell("ended", ended.result())
         else:
             ended.see()
-            self._tell("ended badly", failed(error))
+            self._tell("ended badly", sendable(error))
 
     def _tell(self, *event: Any) -> None:
         """Sends an event to the driver."""
