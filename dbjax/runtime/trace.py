@@ -121,6 +121,14 @@ class Trace:
         if listen in self.listeners:
             self.listeners.remove(listen)
 
+    def take(self, rows: Iterable[Row], spans: Iterable[Span]) -> None:
+        """Adds what the trace of another process has collected."""
+        for row in rows:
+            values = dict(row)
+            self.record(values.pop("node"), values.pop("time_s"), values)
+        for span in spans:
+            self.span(span.node, span.kind, span.start_s, span.end_s)
+
     def span(self, node: str, kind: str, start_s: float, end_s: float) -> None:
         """Adds a span, or counts it as dropped if there are `max_spans` already.
 

@@ -14,11 +14,11 @@ from multiprocessing.connection import Connection
 from typing import Any, final
 
 from dbjax.runtime.ray import RayOptions
+from dbjax.runtime.ray.options import START_S
 from experiments.sweep.pool import Worker
 from experiments.sweep.worker import ONE_THREAD, serve
 
 _POLL_S = 0.5
-_START_S = 120.0  # time allowed for a worker to start: it imports JAX
 
 
 @contextlib.contextmanager
@@ -61,11 +61,11 @@ class Actor:
         ).remote()
         self._get: Callable[..., Any] = ray.get
         try:
-            self._get(self._actor.start.remote(), timeout=_START_S)
+            self._get(self._actor.start.remote(), timeout=START_S)
         except ray.exceptions.GetTimeoutError as error:
             ray.kill(self._actor)
             raise ValueError(
-                f"Ray did not start a worker within {_START_S:g} s: reduce --jobs to its free CPUs"
+                f"Ray did not start a worker within {START_S:g} s: reduce --jobs to its free CPUs"
             ) from error
         self.connection, theirs = multiprocessing.Pipe()
         for carry in (self._carry_there, self._carry_back):

@@ -65,9 +65,9 @@ class Counter:
 
     def give_up(self):
         """Finds that the other copy does not answer, as if the connection to it were broken."""
-        from dbjax.runtime.ray.handle import here
+        from dbjax.runtime.ray.handle import PEERS
 
-        here.tell("suspect", here.get("counter/backup").peer._replace(actor=None))
+        PEERS.tell("suspect", PEERS["counter/backup"].peer._replace(actor=None))
 
     def state(self):
         return self.counted, self.last

@@ -3,6 +3,7 @@
 import gc
 import importlib
 import pickle
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +25,7 @@ from tests.runtime.services import Log, Middle, Slow
 pytest.importorskip("ray", reason="dbjax[ray] is not installed")
 import ray.cloudpickle
 
-from dbjax.runtime.ray.messages import Route, decode, encode, encode_all
+from dbjax.runtime.ray.messages import Route, decode, encode, encode_all, sendable
 from dbjax.runtime.ray.segments import Arena, forget
 
 pytestmark = pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning")
@@ -190,6 +191,46 @@ def test_arrays_of_every_kind_travel(array):
     np.testing.assert_array_equal(np.asarray(found), np.asarray(array))
 
 
+class NeedsTwo(Exception):
+    """Pickle can write it, but cannot make it from its arguments."""
+
+    def __init__(self, name, number):
+        super().__init__(f"{name} {number}")
+
+
+class Locked(Exception):
+    def __init__(self, text):
+        super().__init__(text)
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("error", [NeedsTwo("a", 1), Locked("text")], ids=["load", "dump"])
+def test_an_error_that_cannot_travel_arrives_as_its_text(error):
+    text = f"{type(error).__name__}: {error}"
+    found, _ = sent(sendable(error), Route())
+    assert (type(found), str(found)) == (RuntimeError, text)
+    service_error = ServiceError("log.fail failed")
+    service_error.__cause__ = error
+    found, _ = sent(sendable(service_error), Route())
+    assert (type(found), str(found)) == (ServiceError, "log.fail failed")
+    assert (type(found.__cause__), str(found.__cause__)) == (RuntimeError, text)
+
+
+def test_the_causes_of_errors_travel():
+    try:
+        try:
+            raise KeyError("deep")
+        except KeyError as error:
+            raise ValueError("middle") from error
+    except ValueError as error:
+        top = ServiceError("top")
+        top.__cause__ = error
+    found, _ = sent(sendable(top), Route())
+    assert isinstance(found, ServiceError)
+    assert isinstance(found.__cause__, ValueError)
+    assert isinstance(found.__cause__.__cause__, KeyError)
+
+
 def test_nodes_share_their_arrays_and_need_no_module():
     data, params = np.arange(5000), jnp.ones(5000)
 
@@ -252,6 +293,13 @@ def test_what_is_being_written_for_the_dead_is_not_lent_to_others(monkeypatch):
     of_dead, of_reader = arena.segments
     assert (of_dead.loan[0], of_reader.loan[0]) == (0, 2)
     assert of_reader.data[0] == 1
+
+
+def test_a_file_of_another_process_is_not_read():
+    """The number of a dead process may be used again."""
+    lease, _ = Arena().lend("reader", [np.ones(2**16, np.uint8)])
+    with pytest.raises(FileNotFoundError, match="has ended"):
+        pickle.loads(pickle.dumps(lease._replace(inode=lease.inode + 1)))
 
 
 def test_too_few_cpus_are_said_at_once(cluster):

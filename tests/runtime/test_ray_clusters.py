@@ -176,3 +176,15 @@ def test_nothing_is_lost_when_a_shards_machine_is_cut_off_and_comes_back(by_valu
     assert (result.summary["updates"], result.summary["lost_pushes"]) == (1500, 0)
     undisturbed = dbjax.run(TASK, cfg)
     assert result.summary["params_sha256"] == undisturbed.summary["params_sha256"]
+
+
+def test_the_rest_of_a_log_on_another_machine_is_read_there(by_value, tmp_path):
+    from dbjax.runtime.ray.process import LogFile
+    from dbjax.runtime.ray.runtime import _read
+
+    path = tmp_path / "log"
+    path.write_text("header\n1\n2\n3\nincomplete")
+    with machines_of(by_value, 1) as (_, (other,)):
+        file = LogFile("shard/0", other.node_id, str(path))
+        assert _read(other.node_id, {file: 1}) == "2\n3\n"
+    assert not path.exists()

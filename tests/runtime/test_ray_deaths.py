@@ -108,9 +108,9 @@ def test_who_is_given_up_dies(runtime):
 
 async def give_up(service):
     """Finds that a service does not answer, as if this process's connection to it were broken."""
-    from dbjax.runtime.ray.handle import here
+    from dbjax.runtime.ray.handle import PEERS
 
-    here.tell("suspect", here.get(service.name).peer._replace(actor=None))
+    PEERS.tell("suspect", PEERS[service.name].peer._replace(actor=None))
 
 
 def require_end(pid):
@@ -228,7 +228,7 @@ def test_a_death_while_the_run_comes_up_is_like_any_other(runtime):
 
 def test_a_process_that_cannot_be_made_is_said_at_once(cluster, monkeypatch):
     """Rather than when it should have come up."""
-    monkeypatch.setattr("dbjax.runtime.ray.members._START_S", 1000.0)
+    monkeypatch.setattr("dbjax.runtime.ray.members.START_S", 1000.0)
     options = RayOptions(env={"JAX_NUMPY_RANK_PROMOTION": "nonsense"})
     runtime = dbjax.runtime.ray.ray_runtime(options)
     runtime.serve("log", Log)
@@ -246,6 +246,14 @@ def test_the_end_waits_for_a_long_step(runtime, monkeypatch):
     runtime.spawn("main", long_step, 2.0)
     assert runtime.run(until_s=0.3) == 0.3
     assert [row["ended"] for row in runtime._trace.rows if "ended" in row] == [2.0]
+
+
+def test_the_end_does_not_wait_for_ever_for_a_step(runtime, monkeypatch, caplog):
+    for limit in ("_STEP_S", "_STOP_S"):
+        monkeypatch.setattr(f"dbjax.runtime.ray.runtime.{limit}", 0.1)
+    runtime.spawn("main", long_step, LIMIT_S)
+    assert runtime.run(until_s=0.3) == 0.3
+    assert "still computing, so their latest records are lost: main" in caplog.messages
 
 
 def test_an_interrupt_does_not_wait_for_a_long_step(runtime, monkeypatch):

@@ -16,7 +16,7 @@ from dbjax.errors import NodeDied, one_line
 from dbjax.runtime.context import DRIVER, Caller, current, number_call, number_wait
 from dbjax.runtime.futures import Future
 from dbjax.runtime.node_names import NodeKind, kind_of
-from dbjax.runtime.ray.messages import Message, Route, decode, encode
+from dbjax.runtime.ray.messages import Route, decode, encode, sendable
 from dbjax.runtime.ray.segments import Arena, forget
 from dbjax.runtime.threads.engine import Engine
 
@@ -67,8 +67,8 @@ class _Call:
 
 
 @final
-class Peers:
-    """What this process knows of the others, and its handles of their services.
+class Peers(dict[str, Any]):
+    """All services by name: those of this process themselves, and handles of all others.
 
     Attributes:
       me: this process, without its actor; of no incarnation until the driver has given it its node.
@@ -84,24 +84,26 @@ class Peers:
     tell: Callable[..., object]
 
     def __init__(self) -> None:
+        super().__init__()
         self.wait: Callable[[Future[Any]], object] = lambda future: None
         self.flush: Callable[[], object] = lambda: None
         self.me, self.dtype, self.arena = Peer(""), "float32", Arena()
         self._replies = ThreadPoolExecutor(1, "replies")
-        self._handles: dict[str, RayHandle] = {}
 
-    def get(self, name: str) -> RayHandle:
-        """Returns the handle of the service of that name."""
-        return self._handles.get(name) or self._handles.setdefault(name, RayHandle(name, self))
+    def __missing__(self, name: str) -> RayHandle:
+        handle: RayHandle = self.setdefault(name, RayHandle(name, self))
+        return handle
 
     def learn(self, news: Iterable[Peer]) -> None:
         """Takes notice of processes that have died or come back; old news changes nothing."""
         for peer in news:
-            self.get(peer.name).learn(peer)
+            if peer.name != self.me.name:
+                self[peer.name].learn(peer)
 
     def is_dead(self, process: Peer) -> bool:
         """Returns whether an incarnation of a process is dead, as far as is known here."""
-        return self.get(process.name).peer.age() >= (process.incarnation, True)
+        known: Peer = self[process.name].peer
+        return known.age() >= (process.incarnation, True)
 
     def route(self, process: Peer, caller: str) -> Route:
         """Returns how calls to a process, or replies to it, travel, by the name of their caller."""
@@ -116,24 +118,25 @@ class Peers:
             try:
                 settle(*args)
             except Exception as error:
-                self.tell("failed", failed(error))
+                self.tell("failed", sendable(error))
 
         with contextlib.suppress(RuntimeError):  # the run is over
             self._replies.submit(guarded)
 
     def close(self) -> None:
         """Ends the threads."""
-        for handle in self._handles.values():
+        for handle in self.values():
             handle.close()
         self._replies.shutdown(wait=False, cancel_futures=True)
 
 
-here = Peers()  # those of a process that Ray has started, which is one node
+PEERS = Peers()  # of a process that Ray has started, which is one node
 
 
 def handle(name: str) -> RayHandle:
-    """Returns this process's handle of that name; unpickling a handle calls this."""
-    return here.get(name)
+    """Returns a handle of that name in this process; unpickling a handle calls this."""
+    known = PEERS[name]
+    return known if isinstance(known, RayHandle) else RayHandle(name, PEERS)
 
 
 @final
@@ -142,12 +145,8 @@ class RayHandle:
 
     It can be sent in a message. The process that receives it gets its own handle of that name.
 
-    Args:
-      name: the name of the service.
-      peers: those of this process.
-
     Attributes:
-      name: see above.
+      name: the name of the service.
       peer: the process in which the service runs.
     """
 
@@ -164,10 +163,10 @@ class RayHandle:
 
     def call(self, method: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         peers, name, caller = self._peers, method.__name__, current.caller
-        services = peers.engine.services
-        if self.name in services:
-            local: Future[Any] = services[self.name].take(name, args, kwargs)
-            return local
+        service = peers[self.name]
+        if service is not self:  # it runs in this process
+            served: Future[Any] = service.take(name, args, kwargs)
+            return served
         future: Future[Any] = Future((name, self.name))
         if peers.engine.over():
             return future
@@ -191,7 +190,7 @@ class RayHandle:
         settle = functools.partial(future.set_result, None)
         answer = functools.partial(caller.answered, *number_wait(caller), settle)
         with self._lock:
-            alive = self.peer.actor is not None or self.name in self._peers.engine.services
+            alive = self.peer.actor is not None or self._peers[self.name] is not self
             if not alive:
                 self._awaiting_return.append(answer)
         if alive:
@@ -249,9 +248,9 @@ class RayHandle:
         if error is not None or sent.result() is None:
             self._peers.tell("suspect", call.peer._replace(actor=None))
             return
-        error, cause, value = decode(sent.result())
+        error, value = decode(sent.result())
         if error is not None:
-            self._fail(call, chained(error, cause))
+            self._fail(call, error)
         elif self._close(call):
             engine = self._peers.engine
             if engine.trace is not None:
@@ -271,25 +270,3 @@ class RayHandle:
     def _die(self, call: _Call) -> None:
         error = NodeDied(f"{self.name} died before it answered {call.method}")
         call.answer(functools.partial(call.future.set_error, error), died=True)
-
-
-def failed(error: BaseException) -> Message:
-    """Encodes a call's error for `RayHandle`, with its cause, which pickle would drop.
-
-    An error that cannot be pickled is replaced by a RuntimeError with its text.
-    """
-
-    def checked(one: BaseException | None) -> BaseException | None:
-        try:
-            decode(encode(one))
-        except Exception:
-            return RuntimeError(f"{type(one).__name__}: {one}")
-        return one
-
-    return encode((checked(error), checked(error.__cause__), None))
-
-
-def chained(error: Exception, cause: BaseException | None, value: None = None) -> Exception:
-    """Returns the error that `failed` has encoded."""
-    error.__cause__ = cause
-    return error

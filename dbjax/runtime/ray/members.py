@@ -9,23 +9,23 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, final
 
 import ray
 from ray.exceptions import GetTimeoutError, NodeDiedError, ObjectLostError, RayActorError
 
+from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
-from dbjax.runtime.ray.handle import Peer, Peers, chained
-from dbjax.runtime.ray.log_files import WrittenLog
-from dbjax.runtime.ray.messages import Message, decode
-from dbjax.runtime.ray.process import Batch
+from dbjax.runtime.ray.handle import Peer, Peers
+from dbjax.runtime.ray.messages import decode, encode_all
+from dbjax.runtime.ray.options import START_S
+from dbjax.runtime.ray.process import Batch, LogFile, RayNode
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.threads.engine import POLL_S
 
-_AGAIN_S = 0.2
-_CLOSE_S = 5.0
-_START_S = 120.0  # how long a process may take to start; each imports jax
+_RETRY_S = 0.2  # after which a process is called again that died before it could be reached
+_CLOSE_S = 5.0  # how long the threads that follow the processes may take to end
 _DEATHS = 10  # how often a process may die before it is ready for the first time
 _LOG = logging.getLogger(__name__)
 
@@ -52,33 +52,33 @@ class Members:
 
     Args:
       actors: Ray's handles of the processes, by the node's name.
-      nodes: all nodes by name, encoded.
-      groups: the names of the nodes that compute jointly, by each one's name (`spawn_group`).
+      nodes: all nodes by name.
       ends: the futures of the coroutines that run on nodes, by the node's name.
       peers: the driver's view of the processes.
       threads: the driver's threads runtime, with its clock and its trace.
+      log: the event log, if there is one.
       hang_s: how long a process may give no sign of life, in seconds, until it is killed.
-      report: is called with every batch.
 
     Attributes:
-      logs: how many lines of the event log of each incarnation were in its batches.
+      files: how many lines of the log file of each incarnation the event log has.
     """
 
     def __init__(
         self,
         actors: Mapping[str, Any],
-        nodes: Mapping[str, Message],
-        groups: Mapping[str, Sequence[str]],
+        nodes: Mapping[str, RayNode],
         ends: Mapping[str, Future[Any]],
         peers: Peers,
         threads: ThreadsRuntime,
+        log: EventLog | None,
         hang_s: float,
-        report: Callable[[Batch], None],
     ) -> None:
-        self._peers, self._threads, self._hang_s, self._report = peers, threads, hang_s, report
-        self._engine, self._nodes, self._groups = threads.engine, ray.put(nodes), groups
-        self._changed = threading.Condition()
-        self.logs: dict[WrittenLog, int] = {}
+        self._peers, self._threads, self._log, self._hang_s = peers, threads, log, hang_s
+        self._engine, self._nodes, self._encoded = threads.engine, nodes, ray.put(encode_all(nodes))
+        self._changed, self._home = threading.Condition(), threading.get_ident()
+        peers.tell, peers.wait = self._tell, self._wait_for_reply
+        self.files: dict[LogFile, int] = {}
+        self._ends = ends
         self._running = self._ending = self._closed = False
         self._failed: BaseException | None = None  # ends the run at once
         self._lost: Exception | None = None  # the first error that nobody awaited
@@ -98,8 +98,7 @@ class Members:
 
     def over(self) -> bool:
         """Returns whether all coroutines have ended, or nobody awaited an error."""
-        ends = [m.end for m in self._members.values() if m.end is not None]
-        return self._lost is not None or all(end.done() for end in ends)
+        return self._lost is not None or all(end.done() for end in self._ends.values())
 
     def late(self) -> list[str]:
         """Returns the names of the nodes whose processes are up and have not stopped."""
@@ -148,9 +147,8 @@ class Members:
         """Raises the first error that nobody awaited."""
         if self._lost is not None:
             raise self._lost
-        for member in self._members.values():
-            end = member.end
-            if end is not None and end.done() and end.error() is not None and not end.awaited:
+        for end in self._ends.values():
+            if end.done() and end.error() is not None and not end.awaited:
                 end.result()
 
     def wait(self, done: Callable[[], bool], timeout_s: float = math.inf) -> bool:
@@ -170,11 +168,16 @@ class Members:
                 self._changed.wait(min(POLL_S, left_s))
         return True
 
-    def tell(self, *event: Any) -> None:
+    def _tell(self, *event: Any) -> None:
         """Takes notice of what the driver's own calls have met."""
         with self._changed:
             self._happened(None, *event)
             self._changed.notify_all()
+
+    def _wait_for_reply(self, future: Future[Any]) -> None:
+        """Waits for a reply to the driver, if the calling thread is the one that runs."""
+        if threading.get_ident() == self._home:
+            self.wait(future.done)
 
     def _follow(self, member: _Member) -> None:
         """Starts a process, and listens to it, again and again until the run is closed."""
@@ -200,7 +203,7 @@ class Members:
         """Follows an incarnation of a process, until it dies or is killed."""
         actor, before = member.actor, member.peer.memory
         hello = actor.hello.remote(len(self._group(member)) > 1)
-        machine, memory, path, address = ray.get(hello, timeout=_START_S)
+        machine, memory, path, address = ray.get(hello, timeout=START_S)
         if memory == before:  # it counts as dead
             ray.kill(actor, no_restart=False)
             return
@@ -213,9 +216,9 @@ class Members:
                 for index, other in enumerate(group):
                     joins = (group[0].address, len(group), index) if len(group) > 1 else None
                     self._begin(other, joins)
-        log = WrittenLog(member.name, machine, path)
+        file = LogFile(member.name, machine, path)
         if path:
-            self.logs[log] = 0
+            self.files[file] = 0
         while not self._closed:
             if member.begun is not None and ray.wait([member.begun], timeout=0)[0]:
                 ray.get(member.begun)  # raises what `begin` could not report
@@ -227,15 +230,22 @@ class Members:
             with self._changed:
                 if member.peer.actor is None:  # it counts as dead
                     return
-                self._report(batch)
-                if path:
-                    self.logs[log] += batch.lines.count("\n")
+                self._take(batch, file)
                 for event in batch.events:
                     self._happened(member, *event)
                 self._changed.notify_all()
             if member.suspected == incarnation:  # it lives, but callers were told that it is dead
                 ray.kill(actor, no_restart=False)
                 return
+
+    def _take(self, batch: Batch, file: LogFile) -> None:
+        """Adds to the trace and to the event log what a process has recorded."""
+        if self._engine.trace is not None:
+            self._engine.trace.take(batch.rows, batch.spans)
+        if self._log is not None and batch.lines:
+            self._log.take(batch.lines)
+        if file in self.files:
+            self.files[file] += batch.lines.count("\n")
 
     def _begin(self, member: _Member, joins: tuple[str, int, int] | None) -> None:
         ends = [other.end for other in self._group(member) if other.end is not None]
@@ -245,13 +255,14 @@ class Members:
             not self._ending and not all(end.done() for end in ends),
             self._up() if self._running else [],
             self._saved(member.name),
-            self._nodes,
+            self._encoded,
             joins,
         )
 
     def _group(self, member: _Member) -> list[_Member]:
         """Returns the processes that compute jointly with this one and fail with it, and itself."""
-        return [self._members[name] for name in self._groups.get(member.name, [member.name])]
+        names = self._nodes[member.name].group or [member.name]
+        return [self._members[name] for name in names]
 
     def _happened(self, member: _Member | None, kind: str, value: Any = None) -> None:
         """Takes notice of an event in a process; None: in the driver."""
@@ -259,9 +270,9 @@ class Members:
             suspected = self._members[value.name]
             suspected.suspected = max(suspected.suspected, value.incarnation)
         elif kind == "failed":
-            self._failed = self._failed or chained(*decode(value))
+            self._failed = self._failed or value
         elif kind == "lost":
-            self._lost = self._lost or chained(*decode(value))
+            self._lost = self._lost or value
         elif member is None:
             return
         elif kind == "ready":
@@ -272,9 +283,8 @@ class Members:
             if kind == "ended":
                 member.end.set_result(value)
             else:
-                error, lost = chained(*decode(value)), not member.end.watched()
-                member.end.set_error(error)
-                self._lost = self._lost or (error if lost else None)
+                self._lost = self._lost or (None if member.end.watched() else value)
+                member.end.set_error(value)
 
     def _ready(self, member: _Member) -> None:
         member.ready = True
@@ -293,7 +303,7 @@ class Members:
         if member.peer.actor is not None:
             _LOG.warning("%s has not answered for %g s: it is killed", member.name, self._hang_s)
         elif not self._running:
-            raise RuntimeError(f"the process of {member.name} has not come up in {_START_S:g} s")
+            raise RuntimeError(f"the process of {member.name} has not come up in {START_S:g} s")
 
     def _died(self, member: _Member) -> None:
         """Takes notice that a process, and so its group, is dead; they will be started again."""
@@ -305,7 +315,7 @@ class Members:
                     self._declare_dead(other)
             self._declare_dead(member)
         if not was_up:
-            time.sleep(_AGAIN_S)
+            time.sleep(_RETRY_S)
 
     def _declare_dead(self, member: _Member) -> None:
         was_up, was_ready = member.peer.actor is not None, member.ready

@@ -9,6 +9,8 @@ from typing import final
 from dbjax.arguments import require_fields, require_positive
 from dbjax.runtime.node_names import NodeKind, kind_of
 
+START_S = 120.0  # how long a process on any machine may take to start; each imports jax
+
 
 @final
 @dataclasses.dataclass(frozen=True)

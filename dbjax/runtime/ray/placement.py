@@ -39,13 +39,19 @@ class Placement:
     def __init__(self, options: RayOptions, names: Sequence[str]) -> None:
         self._options, self._names = options, names
         self._bundles = [options.resources(name) for name in names]
+        self._needed = {kind: sum(bundle.get(kind, 0.0) for bundle in self._bundles)
+                        for kind in ("CPU", "GPU")}  # fmt: skip
+        self._group: Any = None
         self._joined = not ray.is_initialized()
         if self._joined:
             with _signals_kept(), warnings.catch_warnings():
                 # jax warns of forks, but the programs that Ray forks here do not use jax.
                 warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
-                _join(options, sum(bundle["CPU"] for bundle in self._bundles))
-        self._group: Any = None
+                try:
+                    _join(options, self._needed["CPU"])
+                except BaseException:
+                    ray.shutdown()
+                    raise
 
     def reserve(self) -> None:
         """Reserves the resources of all processes at once.
@@ -53,13 +59,19 @@ class Placement:
         Raises:
           ValueError: the cluster has too few resources, or does not grant them in `timeout_s`.
         """
-        _require_enough(self._bundles)
+        there_are = ray.cluster_resources()
+        if any(n > there_are.get(kind, 0.0) + 1e-6 for kind, n in self._needed.items()):
+            raise ValueError(
+                f"{len(self._bundles)} processes need {_amounts(self._needed)}, but the cluster "
+                f"has {_amounts(there_are)}: add machines, or lower ray.cpus, ray.replica_cpus, "
+                "ray.replica_gpus or the number of replicas"
+            )
         bundles = [{k: v for k, v in b.items() if v} or {"CPU": 0.001} for b in self._bundles]
         self._group = placement_group(bundles, strategy="SPREAD")
         if not self._group.wait(self._options.timeout_s):
             raise ValueError(
                 f"Ray has not placed {len(bundles)} processes within {self._options.timeout_s:g} "
-                f"s: they need {_amounts(_total(self._bundles))}, and "
+                f"s: they need {_amounts(self._needed)}, and "
                 f"{_amounts(ray.available_resources())} are free, on all machines together; wait "
                 "for other programs, or lower ray.cpus"
             )
@@ -108,15 +120,7 @@ def _signals_kept() -> Iterator[None]:
 
 
 def _join(options: RayOptions, cpus: float) -> None:
-    """Connects to the cluster; starts it if it is for this run only."""
-    try:
-        _initialise(options, cpus)
-    except BaseException:
-        ray.shutdown()
-        raise
-
-
-def _initialise(options: RayOptions, cpus: float) -> None:
+    """Connects to the cluster; starts it, with enough CPUs, if it is for this run only."""
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if options.address == "auto":
         with contextlib.suppress(ConnectionError):
@@ -144,7 +148,7 @@ def _initialise(options: RayOptions, cpus: float) -> None:
 
 
 def _require_reachable(options: RayOptions) -> None:
-    """Raises ValueError if nothing listens at the address; Ray would try for a minute, and exit."""
+    """Raises ValueError if nothing listens at the address; Ray itself would try for minutes."""
     host, _, port = options.address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=min(5.0, options.timeout_s)).close()
@@ -155,22 +159,6 @@ def _require_reachable(options: RayOptions) -> None:
         ) from error
 
 
-def _require_enough(bundles: Sequence[dict[str, float]]) -> None:
-    there_are, needed = ray.cluster_resources(), _total(bundles)
-    short = [kind for kind, amount in needed.items() if amount > there_are.get(kind, 0.0) + 1e-6]
-    if short:
-        raise ValueError(
-            f"{len(bundles)} processes need {_amounts(needed)}, but the cluster has "
-            f"{_amounts(there_are)}: add machines, or lower ray.cpus, ray.replica_cpus, "
-            "ray.replica_gpus or the number of replicas"
-        )
-
-
-def _total(bundles: Sequence[dict[str, float]]) -> dict[str, float]:
-    kinds = dict.fromkeys(kind for bundle in bundles for kind in bundle)
-    return {kind: sum(bundle.get(kind, 0.0) for bundle in bundles) for kind in kinds}
-
-
 def _amounts(resources: dict[str, float]) -> str:
-    return " and ".join(f"{resources.get(k, 0.0):g} {k}s" for k in ("CPU", "GPU")
-                        if k in resources or k == "CPU")  # fmt: skip
+    kinds = [kind for kind in ("CPU", "GPU") if kind == "CPU" or resources.get(kind)]
+    return " and ".join(f"{resources.get(kind, 0.0):g} {kind}s" for kind in kinds)

@@ -9,6 +9,7 @@ import itertools
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Callable
 from typing import Any, NamedTuple, final
 
@@ -21,9 +22,8 @@ from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.futures import Future
 from dbjax.runtime.interface import size_bytes
 from dbjax.runtime.joint import free_address, join
-from dbjax.runtime.ray.handle import Origin, Peer, Peers, RayHandle, failed, here
-from dbjax.runtime.ray.log_files import LogFile
-from dbjax.runtime.ray.messages import Message, decode, encode
+from dbjax.runtime.ray.handle import PEERS, Origin, Peer
+from dbjax.runtime.ray.messages import Message, decode, encode, sendable
 from dbjax.runtime.recording import LiveObservations
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Row, Span, Trace
@@ -42,6 +42,22 @@ class RayNode(NamedTuple):
     service: Start | None = None  # makes its service
     main: Start | None = None  # makes its coroutine
     state_name: str | None = None  # under which the service's state is checkpointed, if it is
+    group: tuple[str, ...] = ()  # the names of the nodes that compute jointly with it, and its own
+
+
+class LogFile(NamedTuple):
+    """The file with the event log of one incarnation of a process."""
+
+    node: str  # the name of the node
+    machine: str  # Ray's name of the machine
+    path: str
+
+    def rest(self, taken: int) -> str:
+        """Returns the lines after the header and the first `taken` ones, and removes the file."""
+        with open(self.path) as file:
+            lines = file.readlines()
+        os.unlink(self.path)
+        return "".join(line for line in lines[1 + taken :] if line.endswith("\n"))
 
 
 class Settings(NamedTuple):
@@ -59,8 +75,8 @@ class Batch(NamedTuple):
     """What a process has recorded since the last batch.
 
     The driver must know these events: ("ready",), ("ended", what the coroutine returned),
-    ("suspect", a peer that does not answer), ("stopped",), or an error that `handle.failed` has
-    encoded: ("ended badly", error), ("failed", error), which ends the run at once, ("lost", error).
+    ("ended badly", its error), ("suspect", a peer that does not answer), ("stopped",), ("lost", an
+    error that nobody awaits), ("failed", an error that ends the run at once).
     """
 
     events: list[tuple[Any, ...]]
@@ -69,14 +85,12 @@ class Batch(NamedTuple):
     lines: str  # of the event log
 
 
-@final
-class _Elsewhere:
+class _Elsewhere(NamedTuple):
     """The node of a caller in another process, which records the spans of its calls itself."""
 
-    elsewhere = True
-
-    def __init__(self, name: str, observer: bool) -> None:
-        self.name, self.observer = name, observer
+    name: str
+    observer: bool
+    elsewhere: bool = True
 
 
 @final
@@ -116,15 +130,15 @@ class Process:
         for option, value in settings.jax.items():
             jax.config.update(option, value)  # before jax starts, as the number of devices must be
         self._trace, self._lines = Trace(max_spans=settings.max_spans), list[str]()
-        self._log_file = LogFile() if settings.logs else None
+        self._file = _new_file() if settings.logs else None
         self._log = EventLog(self._write) if settings.logs else None
         del self._lines[:]  # the header, which the driver has written
         self._threads = ThreadsRuntime(seed=settings.seed, trace=self._trace, log=self._log)
         engine = self._engine = self._threads.engine
-        engine.services, engine.single_replica = Anywhere(here), settings.single_replica
-        here.engine, here.tell, here.dtype = engine, self._tell, settings.wire_dtype
+        engine.services, engine.single_replica = PEERS, settings.single_replica
+        PEERS.engine, PEERS.tell, PEERS.dtype = engine, self._tell, settings.wire_dtype
         if self._log is not None:
-            here.flush = self._log.flush
+            PEERS.flush = self._log.flush
         self._orders: dict[str, _Order] = {}
         self._events: list[tuple[Any, ...]] = []
         self._news = asyncio.Event()  # there are events
@@ -142,9 +156,9 @@ class Process:
           which JAX can listen here if the process is the first of a group.
         """
         self._loop = asyncio.get_running_loop()
-        log = self._log_file.path if self._log_file is not None else ""
+        log = self._file.name if self._file is not None else ""
         address = free_address(ray.util.get_node_ip_address()) if in_group else ""
-        return ray.get_runtime_context().get_node_id(), here.arena.owner, log, address
+        return ray.get_runtime_context().get_node_id(), PEERS.arena.owner, log, address
 
     @_control
     async def begin(
@@ -170,10 +184,10 @@ class Process:
           nodes: all nodes by name, encoded.
           group: the arguments of `joint.join`; None: the process computes by itself.
         """
-        if me.memory != here.arena.owner:
+        if me.memory != PEERS.arena.owner:
             return
-        here.me = me
-        here.learn(peers)
+        PEERS.me = me
+        PEERS.learn(peers)
         self._engine.incarnation, self._engine.returned = incarnation, me.incarnation > 0
         self._threads.latest_states = states
         if group is not None:
@@ -181,13 +195,12 @@ class Process:
             await asyncio.to_thread(_join, *group)
         try:
             await asyncio.to_thread(self._make, nodes[me.name], with_main)
-        except Exception as error:
-            self._tell("failed", failed(error))
-        else:
             self._tell("ready")
+        except Exception as error:
+            self._tell("failed", sendable(error))
 
     def _make(self, node: Message, with_main: bool) -> None:
-        name, service, main, state_name = decode(node)
+        name, service, main, state_name, _ = decode(node)
         if service is not None:
             make, args, kwargs = service
             if state_name is None:
@@ -203,13 +216,13 @@ class Process:
     @_control
     async def go(self, now_s: float, peers: list[Peer]) -> None:
         """Starts the node's coroutine."""
-        here.learn(peers)
+        PEERS.learn(peers)
         self._threads.start(now_s)
 
     @_control
     async def learn(self, peers: list[Peer]) -> None:
         """See `Peers.learn`."""
-        here.learn(peers)
+        PEERS.learn(peers)
 
     @_control
     async def listen(self, memory: str) -> Message | None:
@@ -217,7 +230,7 @@ class Process:
 
         It returns None if Ray has restarted the process that the driver means.
         """
-        if memory != here.arena.owner:
+        if memory != PEERS.arena.owner:
             return None
         with contextlib.suppress(asyncio.TimeoutError):
             await asyncio.wait_for(self._news.wait(), _LISTEN_S)
@@ -242,7 +255,7 @@ class Process:
                 self._log.flush()
         except Exception as error:
             if not limit.expired():  # or another process of the group has stopped too early
-                self._tell("lost", failed(error))
+                self._tell("lost", sendable(error))
         self._tell("stopped")
 
     async def call(
@@ -257,53 +270,53 @@ class Process:
           message: the name of the method, its positional and its keyword arguments.
 
         Returns:
-          A message of (error, its cause, reply); None if this is another incarnation, or the caller
-          counts as dead.
+          A message of (error, reply); None if this is another incarnation, or the caller counts as
+          dead.
         """
         process = origin.process
-        if incarnation != here.me.incarnation or here.is_dead(process):
+        if incarnation != PEERS.me.incarnation or PEERS.is_dead(process):
             return None
         order = self._orders.get(process.name)
         if order is None or order.incarnation < process.incarnation:
             order = self._orders[process.name] = _Order(process.incarnation)
         await order.turn(number)
         try:
-            if here.is_dead(process):
+            if PEERS.is_dead(process):
                 return None
             method, args, kwargs = decode(message)
             del message
             with calling_as(_caller(origin), (origin.number, origin.attempt)):
-                future = self._engine.services[here.me.name].take(method, args, kwargs)
+                future = self._engine.services[PEERS.me.name].take(method, args, kwargs)
             del args, kwargs  # so that their memory can be released
         except Exception as error:  # the message cannot be decoded here
-            return failed(error)
+            return encode((sendable(error), None))
         finally:
             order.taken()
         await _done(future)
+        PEERS.flush()
         try:
-            reply = None, None, future.result()
+            reply = None, future.result()
         except Exception as error:
-            return failed(error)
-        finally:
-            here.flush()
-        route = here.route(process, origin.node)
+            return encode((sendable(error), None))
+        route = PEERS.route(process, origin.node)
         try:
             if size_bytes(reply) < _LARGE:
                 return encode(reply, route)
             return await asyncio.to_thread(encode, reply, route)
         except Exception as error:
-            what = f"{here.me.name}.{method}: its reply cannot be sent"
-            return failed(TypeError(f"{what}: {one_line(error)}"))
+            what = f"{PEERS.me.name}.{method}: its reply cannot be sent"
+            return encode((TypeError(f"{what}: {one_line(error)}"), None))
 
     def _write(self, lines: str) -> None:
         """Writes lines of the event log, also where they survive the death of this process."""
         self._lines.append(lines)
         try:
-            if self._log_file is not None:
-                self._log_file.write(lines)
+            if self._file is not None:
+                self._file.write(lines)
+                self._file.flush()  # to the operating system: nothing waits for the disk
         except OSError as error:
-            self._log_file = None
-            why = f"the log of {here.me.name} could not be written: {one_line(error)}"
+            self._file = None
+            why = f"the log of {PEERS.me.name} could not be written: {one_line(error)}"
             self._lines.append(json.dumps({"no replay": why, "has all calls": False}) + "\n")
 
     def _ended(self, ended: Future[Any]) -> None:
@@ -312,7 +325,7 @@ class Process:
             self._tell("ended", ended.result())
         else:
             ended.see()
-            self._tell("ended badly", failed(error))
+            self._tell("ended badly", sendable(error))
 
     def _tell(self, *event: Any) -> None:
         """Sends an event to the driver."""
@@ -320,16 +333,9 @@ class Process:
         self._loop.call_soon_threadsafe(self._news.set)
 
 
-@final
-class Anywhere(dict[str, Any]):
-    """Services by name: those of this process themselves, and handles of all others."""
-
-    def __init__(self, peers: Peers) -> None:
-        super().__init__()
-        self._peers = peers
-
-    def __missing__(self, name: str) -> RayHandle:
-        return self._peers.get(name)
+def _new_file() -> Any:
+    """Creates a file for the event log of this process, which survives the process."""
+    return tempfile.NamedTemporaryFile("w", prefix="dbjax-events-", delete=False)
 
 
 def _caller(origin: Origin) -> Caller:

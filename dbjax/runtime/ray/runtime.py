@@ -9,29 +9,29 @@ from __future__ import annotations
 import logging
 import math
 import threading
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Literal, final
 
 import jax
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from dbjax.errors import one_line
 from dbjax.runtime.event_log import EventLog
 from dbjax.runtime.interface import Future
 from dbjax.runtime.node_names import NodeKind, backup_name, kind_of, service_name
-from dbjax.runtime.ray.handle import Peer, Peers, RayHandle
+from dbjax.runtime.ray.handle import Peer, Peers
 from dbjax.runtime.ray.members import Members
-from dbjax.runtime.ray.messages import encode_all
-from dbjax.runtime.ray.options import RayOptions
+from dbjax.runtime.ray.options import START_S, RayOptions
 from dbjax.runtime.ray.placement import Placement
-from dbjax.runtime.ray.process import Anywhere, Batch, RayNode, Settings
+from dbjax.runtime.ray.process import LogFile, RayNode, Settings
 from dbjax.runtime.threads import ThreadsRuntime
 from dbjax.runtime.trace import Trace
 
 ProcessFn = Callable[..., Coroutine[Any, Any, Any]]
-_BACK_S = 120.0  # how long services may take to come back at the end; each imports jax
 _SAID_S = 60.0  # how often a warning names the processes that are not ready
-_STOP_S = 5.0  # how long processes may finish their computations after an interrupt
+_STEP_S = 600.0  # how long processes may finish their computations at the end
+_STOP_S = 5.0  # the same after an interrupt
 _LOG = logging.getLogger(__name__)
 _SAME = ("jax_enable_x64", "jax_numpy_rank_promotion", "jax_num_cpu_devices",
          "jax_default_matmul_precision")  # fmt: skip
@@ -75,39 +75,34 @@ class RayRuntime:
             seed=seed, trace=trace, begin_s=begin_s, incarnation=incarnation
         )
         self._nodes: dict[str, RayNode] = {}
-        self._groups: dict[str, Sequence[str]] = {}
         self._ends: dict[str, Future[Any]] = {}
         self._peers = Peers()
         self._engine = self._threads.engine
-        self._engine.services = Anywhere(self._peers)
+        self._engine.services = self._peers
         self._stopping = threading.Event()
         self._placement: Placement | None = None
         self._members: Members | None = None
-        self._home = 0  # the thread of `run`
 
-    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RayHandle:
-        before = self._nodes.get(name, RayNode(name))
-        self._nodes[name] = before._replace(service=(make, args, kwargs))
-        return self._peers.get(name)
+    def serve(self, name: str, make: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
+        self._put(name, service=(make, args, kwargs))
+        return self._peers[name]
 
     def serve_restorable(
         self, name: str, state_name: str, make: Callable[..., Any], /, *args: Any
-    ) -> RayHandle:
-        before = self._nodes.get(name, RayNode(name))
-        self._nodes[name] = before._replace(service=(make, args, {}), state_name=state_name)
-        return self._peers.get(name)
+    ) -> Any:
+        self._put(name, service=(make, args, {}), state_name=state_name)
+        return self._peers[name]
 
     def spawn(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> Future[Any]:
-        before = self._nodes.get(name, RayNode(name))
-        self._nodes[name] = before._replace(main=(main, args, kwargs))
-        future: Future[Any] = Future(("end", name))
-        self._ends[name] = future
+        self._put(name, main=(main, args, kwargs))
+        future = self._ends[name] = Future[Any](("end", name))
         return future
 
     def spawn_group(
         self, names: Sequence[str], main: ProcessFn, /, *args: Any, **kwargs: Any
     ) -> list[Future[Any]]:
-        self._groups |= dict.fromkeys(names, names)
+        for name in names:
+            self._put(name, group=tuple(names))
         return [self.spawn(name, main, *args, **kwargs) for name in names]
 
     def observe(self, name: str, main: ProcessFn, /, *args: Any, **kwargs: Any) -> None:
@@ -141,10 +136,10 @@ class RayRuntime:
 
     def revive(self) -> None:
         if self._members is not None and not self._members.wait(
-            lambda: not self._lacking(), _BACK_S
+            lambda: not self._lacking(), START_S
         ):
             raise RuntimeError(
-                f"no process has come back within {_BACK_S:g} s for {', '.join(self._lacking())}"
+                f"no process has come back within {START_S:g} s for {', '.join(self._lacking())}"
             )
 
     def run(self, until_s: float = math.inf) -> float:
@@ -176,14 +171,18 @@ class RayRuntime:
         if placement is not None and ray.is_initialized():  # otherwise Ray would start anew
             if self._members is not None:
                 self._members.close()
-                self._take_rests()
+                if self._log is not None:
+                    self._take_rests(self._log, self._members.files)
             placement.close()
+
+    def _put(self, name: str, **what: Any) -> None:
+        """Makes something run on a node."""
+        self._nodes[name] = self._nodes.get(name, RayNode(name))._replace(**what)
 
     def _start(self) -> Members:
         self._placement = placement = Placement(self._options, list(self._nodes))
         self._require_going_on()
         placement.reserve()
-        self._home, self._peers.wait = threading.get_ident(), self._wait
         machine = ray.get_runtime_context().get_node_id()
         self._peers.me = Peer("driver", 0, "driver", machine, self._peers.arena.owner)
         self._peers.engine = self._engine
@@ -198,15 +197,13 @@ class RayRuntime:
         )
         members = self._members = Members(
             placement.start(settings),
-            encode_all(self._nodes),
-            self._groups,
+            self._nodes,
             self._ends,
             self._peers,
             self._threads,
+            self._log,
             self._options.hang_s,
-            self._take,
         )
-        self._peers.tell = members.tell
         self._await_ready(members)
         while not members.go():  # somebody has died since
             self._await_ready(members)
@@ -231,34 +228,33 @@ class RayRuntime:
 
     def _await_stop(self, members: Members) -> None:
         """Waits until all running processes have stopped; after an interrupt, at most 5 s."""
-        members.wait(lambda: not members.late() or self._stopping.is_set())
+        members.wait(lambda: not members.late() or self._stopping.is_set(), _STEP_S)
         if not members.wait(lambda: not members.late(), _STOP_S):
             late = ", ".join(members.late())
             _LOG.warning("still computing, so their latest records are lost: %s", late)
 
-    def _wait(self, future: Future[Any]) -> None:
-        """Waits for a reply to the driver, if the calling thread is the one that runs."""
-        if threading.get_ident() == self._home and self._members is not None:
-            self._members.wait(future.done)
-
-    def _take_rests(self) -> None:
+    def _take_rests(self, log: EventLog, files: Mapping[LogFile, int]) -> None:
         """Adds to the event log what processes recorded last, before they died or were ended."""
-        if self._log is None or self._members is None:
-            return
-        for log, taken in self._members.logs.items():
+        for machine in dict.fromkeys(file.machine for file in files):
+            there = {file: taken for file, taken in files.items() if file.machine == machine}
             try:
-                self._log.take(log.rest(taken))
+                log.take(_read(machine, there))
             except Exception as error:
-                lost = f"the event log of {log.node} was lost with its machine"
-                self._log.no_replay(f"{lost}: {one_line(error)}")
+                nodes = ", ".join(sorted({file.node for file in there}))
+                lost = f"the event log of {nodes} was lost with its machine"
+                log.no_replay(f"{lost}: {one_line(error)}")
 
-    def _take(self, batch: Batch) -> None:
-        """Adds to the trace and to the event log what a process has recorded."""
-        if self._trace is not None:
-            for row in batch.rows:
-                node, time_s = row.pop("node"), row.pop("time_s")
-                self._trace.record(node, time_s, row)
-            for span in batch.spans:
-                self._trace.span(span.node, span.kind, span.start_s, span.end_s)
-        if self._log is not None and batch.lines:
-            self._log.take(batch.lines)
+
+def _read(machine: str, files: Mapping[LogFile, int]) -> str:
+    """Returns the rests of files on a machine; a task of Ray reads them there."""
+    if machine == ray.get_runtime_context().get_node_id():
+        return _rests(files)
+    there = NodeAffinitySchedulingStrategy(machine, soft=False)
+    rests: Any = ray.remote(_rests)
+    reading = rests.options(num_cpus=0, scheduling_strategy=there).remote(files)
+    lines: str = ray.get(reading, timeout=START_S)
+    return lines
+
+
+def _rests(files: Mapping[LogFile, int]) -> str:
+    return "".join(file.rest(taken) for file, taken in files.items())

@@ -34,6 +34,7 @@ class Lease(NamedTuple):
 
     owner: str  # the arena
     file: str  # the path at which the segment can be opened
+    inode: int  # of the file; another process may have the same path later
     nbytes: int
     number: int  # of the loan
 
@@ -47,6 +48,7 @@ class _Segment:
         handle = os.memfd_create("dbjax")
         self.file = f"/proc/{os.getpid()}/fd/{handle}"
         self.nbytes = _HEADER + -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        self.inode = os.fstat(handle).st_ino
         os.ftruncate(handle, self.nbytes)
         memory = np.frombuffer(mmap.mmap(handle, 0), np.uint8)
         self.loan, self.data = memory[:8].view(np.uint64), memory[_HEADER:]
@@ -82,7 +84,7 @@ class Arena:
         with self._lock:
             segment.written = True
             self._release_dead()
-        return Lease(self.owner, segment.file, segment.nbytes, number), places
+        return Lease(self.owner, segment.file, segment.inode, segment.nbytes, number), places
 
     def take_back(self, reader: str) -> None:
         """Releases everything that was or will be lent to a process, which must be dead."""
@@ -112,10 +114,12 @@ def forget(owner: str) -> None:
     _mapped.pop(owner, None)
 
 
-def _borrow(owner: str, file: str, nbytes: int, number: int) -> Host:
+def _borrow(owner: str, file: str, inode: int, nbytes: int, number: int) -> Host:
     segment = _mapped[owner].get(file)
     if segment is None:
         with open(file, "r+b") as opened:
+            if os.fstat(opened.fileno()).st_ino != inode:
+                raise FileNotFoundError(f"the process that wrote {file} has ended")
             segment = _mapped[owner].setdefault(file, mmap.mmap(opened.fileno(), nbytes))
     memory = np.frombuffer(segment, np.uint8, offset=_HEADER)  # which is the base of its views
     memory.flags.writeable = False
