@@ -216,7 +216,7 @@ def _told(result: dbjax.Result) -> str:
     Rows of warnings are left out: an interrupted run has reported what went wrong when it ended, a
     whole one later. The summary has the same warnings.
     """
-    summary = {k: v for k, v in result.summary.items() if k != "wall_s"}
+    summary = {k: v for k, v in result.summary.items() if k not in ("wall_s", "executor")}
     rows = [
         row | {"loss": float(row.get("loss", 0))}
         for row in result.trace.rows
