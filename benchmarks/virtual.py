@@ -39,7 +39,7 @@ def virtual(network: Network) -> Any:
 
         config = downpour.Config(rule=RULE, replicas=REPLICAS, shards=SHARDS, steps=STEPS)
         trace = dbjax.Trace(max_spans=100_000, listeners=[listen])
-        dbjax.run(network.task, config, cluster=CLUSTER, trace=trace)
+        dbjax.run(network.task, config, cluster=CLUSTER, trace=trace, executor="engine")
         return 1e3 * (ends[-1] - ends[_WARM]) / (len(ends) - 1 - _WARM)
 
     return case
