@@ -46,7 +46,7 @@ def replay(
     script: Script,
     *,
     seed: int = 0,
-    executor: Executor = "auto",
+    executor: Executor = "engine",
 ) -> Replayed:
     """Replays a run in threads or on Ray call by call, and arrives at the same bytes.
 

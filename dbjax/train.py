@@ -41,7 +41,7 @@ def run(
     trace: Trace | None = None,
     log: EventLog | None = None,
     ray: RayOptions | None = None,
-    executor: Executor = "auto",
+    executor: Executor = "engine",
 ) -> Result:
     """Trains `task` with the algorithm to which `config` belongs.
 

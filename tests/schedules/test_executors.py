@@ -30,8 +30,8 @@ def method(**kwargs):
     return downpour.Config(optax.adagrad(0.05), replicas=4, shards=2, **kwargs)
 
 
-def executor_of(config, **kwargs):
-    return dbjax.run(task_of(2), config, **kwargs).summary["executor"]
+def executor_of(config, executor="auto", **kwargs):
+    return dbjax.run(task_of(2), config, executor=executor, **kwargs).summary["executor"]
 
 
 def test_auto_takes_the_compiled_one_where_it_pays():
@@ -86,7 +86,9 @@ def test_an_interrupted_run_is_one_that_was_to_end_then():
     heard = []
     config = method(n_push=2, n_fetch=2, steps=4000)
     trace = dbjax.Trace(listeners=[interrupt])
-    found = dbjax.run(task_of(2), config, cluster=CLUSTER, evaluate_every_s=10.0, trace=trace)
+    found = dbjax.run(
+        task_of(2), config, cluster=CLUSTER, evaluate_every_s=10.0, trace=trace, executor="auto"
+    )
     assert found.summary["interrupted"] == "SIGINT"
     assert 500 < found.summary["updates"] < 4000
     until_s = found.summary["time_s"]
@@ -150,10 +152,10 @@ def test_a_resumed_run_goes_on_exactly(name):
 def test_another_program_resumes_from_the_states_of_the_shards():
     kept = Kept()
     kwargs = {"cluster": CLUSTER, "until_s": 2.0}
-    first = dbjax.run(task_of(2), method(), checkpoints=kept, **kwargs)
+    first = dbjax.run(task_of(2), method(), checkpoints=kept, executor="compiled", **kwargs)
     more = {**kwargs, "until_s": 4.0, "resume": kept.contents[-1]}
     for again in (
-        dbjax.run(task_of(2), method(), seed=1, **more),
+        dbjax.run(task_of(2), method(), seed=1, executor="auto", **more),
         dbjax.run(task_of(2), method(), executor="engine", **more),
     ):
         assert again.summary["executor"]["name"] == "engine"
