@@ -20,7 +20,7 @@ def test_algorithm_1_1_is_printed_as_it_stands():
 
 def test_the_library_examples_run_as_printed(capsys):
     examples = [text for text in PYTHON if "async def" not in text]
-    assert len(examples) == 5
+    assert len(examples) == 6
     names = {}
     said = []
     for example in examples:

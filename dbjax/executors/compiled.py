@@ -15,7 +15,7 @@ from dbjax.checkpoint.compiled import CompiledState
 from dbjax.checkpoint.encoding import ArrayTable, resolve_nodes
 from dbjax.errors import best_effort
 from dbjax.executors.setup import Ended, Setup
-from dbjax.monitoring.evaluator import record_evaluation, schedule
+from dbjax.monitoring.evaluator import evaluation_row, schedule
 from dbjax.monitoring.health import log_warnings, warn_of_problems, watching_losses
 from dbjax.parameter_server import Fetched, Report
 from dbjax.parameter_server.abstract import DependsOnValues
@@ -97,9 +97,9 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
             raise DependsOnValues(f"compiling would take longer than its {count} gradients")
 
         def evaluate(look: Look, fetched: Fetched, reports: list[Report]) -> None:
-            record_evaluation(
-                timing.program, task, trace, lambda: look.busy, look.time_s, fetched, reports
-            )
+            busy = lambda: look.busy  # noqa: E731
+            row = evaluation_row(timing.program, task, trace, busy, look.time_s, fetched, reports)
+            trace.record("evaluator", look.time_s, row)
 
         if exact is not None:
             assert resume is not None

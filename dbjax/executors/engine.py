@@ -23,8 +23,8 @@ from dbjax.executors.setup import Ended, Setup
 from dbjax.monitoring.evaluator import (
     EvaluationSchedule,
     card_utilisation,
+    evaluation_row,
     evaluator,
-    record_evaluation,
     schedule,
 )
 from dbjax.monitoring.health import log_warnings, warn_of_problems, watching_losses
@@ -169,7 +169,7 @@ def _place(
     )
     evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows)
     busy = functools.partial(card_utilisation, runtime)
-    evaluate = functools.partial(record_evaluation, program, task, trace, busy)
+    evaluate = functools.partial(evaluation_row, program, task, trace, busy)
     runtime.observe("evaluator", evaluator, program, evaluations, evaluate)
     if setup.checkpoint_every not in (None, Every()):
         every = setup.checkpoint_every

@@ -49,7 +49,7 @@ async def evaluator(
     node: Node,
     program: Program,
     schedule: EvaluationSchedule,
-    evaluate: Callable[[float, Fetched, list[Report]], object],
+    evaluate: Callable[[float, Fetched, list[Report]], Row | None],
 ) -> None:
     """Evaluates at the times k * `every_s` that are before the end; `run` evaluates at the end.
 
@@ -59,7 +59,8 @@ async def evaluator(
       node: the node of the observer.
       program: the program that runs.
       schedule: when to evaluate.
-      evaluate: is called with the time, the parameters and the reports of all shards.
+      evaluate: is called with the time, the parameters and the reports of all shards; returns the
+        row to record, or None.
     """
     every_s, until_s = schedule.every_s, schedule.until_s
     k = node.saved_progress()
@@ -70,11 +71,13 @@ async def evaluator(
         await node.sleep(max(0.0, k * every_s - node.now()) if k else 0.0)
         fetched = await program.server.fetch(program.shard.peek)
         reports = await program.server.broadcast(program.shard.report)
-        evaluate(node.now(), fetched, reports)
+        row = evaluate(node.now(), fetched, reports)
+        if row is not None:
+            node.record(**row)
         k = max(k + 1, math.ceil(node.now() / every_s))
 
 
-def record_evaluation(
+def evaluation_row(
     program: Program,
     task: Task,
     trace: Trace,
@@ -82,8 +85,8 @@ def record_evaluation(
     time_s: float,
     fetched: Fetched,
     reports: list[Report],
-) -> None:
-    """Records an evaluation, with warnings of what has gone wrong; logs and skips what fails.
+) -> Row:
+    """Returns the row of an evaluation, with warnings of what has gone wrong; skips what fails.
 
     Args:
       program: the program that runs.
@@ -98,7 +101,7 @@ def record_evaluation(
     with best_effort(f"the evaluation at {time_s:.4g} s"):
         found = evaluation(program, task, trace, fetched, reports)
     news = warn_of_problems(program, trace, time_s, reports)
-    trace.record("evaluator", time_s, {**found, **busy(), **news})
+    return {**found, **busy(), **news}
 
 
 def evaluation(

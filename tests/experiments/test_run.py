@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dbjax.checkpoint.params import load_params
-from dbjax.files import LOCK, plain, write_text
+from dbjax.files import LOCK, plain, write_bytes, write_text
 from experiments import demo, run
 from experiments.accuracy import time_to
 from experiments.command_line import available, load_config
@@ -236,7 +236,7 @@ def test_files_are_written_whole_or_not_at_all(tmp_path):
     path = tmp_path / "file"
     write_text(path, "before")
     with pytest.raises(TypeError):
-        write_text(path, object())
+        write_bytes(path, object())
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
 

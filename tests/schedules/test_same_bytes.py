@@ -43,7 +43,7 @@ def require_same(case):
     assert engine.staleness_histogram == compiled.staleness_histogram
     executor = compiled.summary["executor"]
     if executor["name"] == "engine":
-        assert executor["why"] == "a shard goes back to a checkpoint"
+        assert "goes back to a checkpoint" in executor["why"]
     return executor["name"] == "compiled"
 
 
