@@ -128,7 +128,8 @@ def _by_deadline(schedule: Schedule) -> Any:
 
     Each replica's come in order.
     """
-    position = np.where(schedule.position < 0, _NEVER, schedule.position).min(1)
+    position = schedule.position.astype(np.int64)
+    position = np.where(position < 0, _NEVER, position).min(1)
     needs = np.maximum.reduceat(schedule.version.max(1), schedule.first[:-1])
     mine = _replica_by_replica(schedule)
     key = _not_after_the_next(schedule, np.maximum(position, needs))
