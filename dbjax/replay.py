@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from dbjax.arguments import require_seed, short_repr
 from dbjax.errors import ReplayError
+from dbjax.executors.setup import Executor, cannot_compile, require_executor
 from dbjax.monitoring.metrics import params_sha256
 from dbjax.parameter_server.abstract import ArithmeticRecorder, DependsOnValues
 from dbjax.program import Program
 from dbjax.runtime.event_log import Script
 from dbjax.runtime.virtual import ReplayRuntime
-from dbjax.schedules.execution import run_schedule
-from dbjax.schedules.recording import schedule_of
+from dbjax.schedules.execution import run_recorded
+from dbjax.schedules.recording import recorded
 from dbjax.schedules.timing import AbstractTask, unless_recordable
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
 
-Executor = Literal["auto", "engine", "compiled"]
 _LOG = logging.getLogger("dbjax")
 
 
@@ -88,12 +88,13 @@ def replay(
     if script.breaks_off is None and not script.count():
         raise ReplayError("the event log holds no calls: there is nothing to replay")
     task = task.seeded(require_seed("seed", seed))
+    require_executor(executor)
     if executor != "engine":
         try:
             return _compiled(task, config, script, seed)
         except DependsOnValues as error:
             if executor == "compiled":
-                raise ValueError(f"executor='compiled': {error}; use executor='auto'") from error
+                raise cannot_compile(error) from error
     runtime = ReplayRuntime(script, seed=seed)
     program: Program = algorithm_of(config).program(runtime, task, config)
     runtime.run()
@@ -114,9 +115,9 @@ def _compiled(task: Task, config: Any, script: Script, seed: int) -> Replayed:
         program: Program = algorithm_of(config).program(runtime, AbstractTask.of(task), config)
         runtime.run()
     versions = program.server.fetch(program.shard.peek).result().versions
-    schedule, _ = schedule_of(recorder, versions)
+    found = recorded(recorder, versions, task.batch_size)
     done = _require_whole(runtime, script)
-    params = program.join(run_schedule(task, config, schedule))
+    params = program.join(run_recorded(task, found))
     return Replayed(params, params_sha256(params), done, script.breaks_off)
 
 

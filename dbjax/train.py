@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, get_args
+from typing import Any
 
-from dbjax.arguments import keyword_hints, require_known, require_positive, require_seed
+from dbjax.arguments import keyword_hints, require_known, require_seed
 from dbjax.checkpoint import Checkpoints, CheckpointState, Every
 from dbjax.executors.compiled import run_compiled, why_not_compiled
 from dbjax.executors.engine import run_on_engine
 from dbjax.executors.setup import BackgroundFn as BackgroundFn
-from dbjax.executors.setup import Ended, Setup, finish
+from dbjax.executors.setup import (
+    Ended,
+    Executor,
+    Setup,
+    cannot_compile,
+    finish,
+    require_executor,
+)
 from dbjax.executors.setup import Result as Result
 from dbjax.executors.setup import RuntimeName as RuntimeName
 from dbjax.parameter_server.abstract import DependsOnValues
@@ -20,9 +27,13 @@ from dbjax.runtime.ray import RayOptions
 from dbjax.runtime.trace import Trace
 from dbjax.schedules.timing import cluster_for
 from dbjax.task import Task
-from dbjax.validation import algorithm_of, require_resumable, require_sound, require_task
-
-Executor = Literal["auto", "engine", "compiled"]
+from dbjax.validation import (
+    algorithm_of,
+    require_resumable,
+    require_sound,
+    require_task,
+    require_times,
+)
 
 
 def run(
@@ -101,7 +112,7 @@ def run(
     own = ("resume", "runtime", "executor")
     hints = {name: hint for name, hint in keyword_hints(run).items() if name not in own}
     require_known("dbjax.run", {name: given[name] for name in hints}, hints)
-    _require_times(config, until_s, evaluate_every_s)
+    require_times(config, until_s, evaluate_every_s)
     seed = require_seed("seed", seed)
     task = task.seeded(seed)
     if resume is not None and not isinstance(resume, CheckpointState):
@@ -133,8 +144,7 @@ def run(
 
 def _ended(setup: Setup, resume: CheckpointState | None, executor: Executor) -> Ended:
     """Runs the program on the executor that was asked for, or on the one that can."""
-    if executor not in get_args(Executor):
-        raise ValueError(f"executor={executor!r} is neither 'auto' nor 'engine' nor 'compiled'")
+    require_executor(executor)
     why_not = "executor='engine'" if executor == "engine" else why_not_compiled(setup, resume)
     if why_not is None:
         try:
@@ -142,14 +152,5 @@ def _ended(setup: Setup, resume: CheckpointState | None, executor: Executor) -> 
         except DependsOnValues as error:
             why_not = str(error)
     if executor == "compiled":
-        raise ValueError(f"executor='compiled': {why_not}; use executor='auto'")
+        raise cannot_compile(why_not)
     return run_on_engine(setup, resume, why_not)
-
-
-def _require_times(config: Any, until_s: float | None, evaluate_every_s: float | None) -> None:
-    if until_s is not None:
-        require_positive("until_s", until_s, "; or None, with steps in the config")
-    elif getattr(config, "steps", None) is None:
-        raise ValueError("nothing would end this run: give until_s, or steps in the config")
-    if evaluate_every_s is not None:
-        require_positive("evaluate_every_s", evaluate_every_s, "; or None")

@@ -13,7 +13,7 @@ import jax
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal
 from jax.interpreters.partial_eval import dce_jaxpr
 
-from dbjax.arguments import short_repr
+from dbjax.arguments import require_positive, short_repr
 from dbjax.monitoring.evaluator import metrics
 from dbjax.optim.inputs import leaf_name, require_floats, require_loss
 from dbjax.runtime.trace import Row
@@ -51,6 +51,18 @@ def require_resumable(config: Any) -> None:
             f"{algorithm.__name__}.program takes only (runtime, task, config), so its runs cannot "
             "be resumed: add a fourth argument, restore=None, and pass it to ParameterServer.serve"
         ) from error
+
+
+def require_times(
+    config: Any, until_s: float | None, evaluate_every_s: float | None = None
+) -> None:
+    """Raises ValueError unless the run ends, and times are positive."""
+    if until_s is not None:
+        require_positive("until_s", until_s, "; or None, with steps in the config")
+    elif getattr(config, "steps", None) is None:
+        raise ValueError("nothing would end this run: give until_s, or steps in the config")
+    if evaluate_every_s is not None:
+        require_positive("evaluate_every_s", evaluate_every_s, "; or None")
 
 
 def require_task(task: Any) -> None:

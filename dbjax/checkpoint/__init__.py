@@ -9,5 +9,4 @@ from dbjax.checkpoint.manager import checkpointer as checkpointer
 from dbjax.checkpoint.state import CannotRestore as CannotRestore
 from dbjax.checkpoint.state import CheckpointState as CheckpointState
 from dbjax.checkpoint.state import RunSignature as RunSignature
-from dbjax.checkpoint.state import rows_to_keep as rows_to_keep
 from dbjax.checkpoint.state import run_signature as run_signature

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 from dbjax.arguments import require_fields, require_positive
+from dbjax.checkpoint.compiled import CompiledState
 from dbjax.checkpoint.encoding import ArrayTable
 from dbjax.checkpoint.exact import ExactResume, ExactState
 from dbjax.checkpoint.files import Checkpoints
@@ -85,6 +86,12 @@ class CheckpointManager:
             self._checkpoints.save(content, self._arrays())
         elif self._checkpoints is not None:
             self._runtime.between_events(functools.partial(self._save, content))
+
+    def save_compiled(self, time_s: float, states: list[Any], exact: CompiledState) -> None:
+        """Saves a compiled run, with its exact state."""
+        if self._checkpoints is not None:
+            content = dataclasses.replace(self._content(states, time_s), compiled=exact)
+            self._checkpoints.save(content, self._arrays())
 
     def save_final(self, time_s: float, look: Callable[[], object]) -> None:
         """Takes the last checkpoint after the end of the run, and waits until all are on disk.

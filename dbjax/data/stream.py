@@ -74,7 +74,9 @@ class Stream:
         return Keyed(self._examples_at(step), numbers)
 
     def _examples_at(self, step: int) -> Batch:
-        return self.examples.gather(self.indices(np.array([step]))[0])
+        begin = step * self.batch_size
+        end = begin + self.batch_size
+        return self.examples.gather(self._indices(np.arange(begin, end), begin, end))
 
     def indices(self, steps: Indices) -> Indices:
         """Returns the indices of the examples of mini-batches.
@@ -86,14 +88,16 @@ class Stream:
           int64 [steps, batch_size].
         """
         positions = steps[:, None] * self.batch_size + np.arange(self.batch_size)
-        epochs, places = np.divmod(positions, len(self.part))
-        first = epochs[0, 0]
-        if first == epochs[-1, -1] and first == epochs.min() == epochs.max():
-            return self._order(int(first))[places]
-        found = np.empty_like(places)
-        for epoch in np.unique(epochs):
-            these = epochs == epoch
-            found[these] = self._order(int(epoch))[places[these]]
+        return self._indices(positions, int(positions.min()), int(positions.max()) + 1)
+
+    def _indices(self, positions: Indices, begin: int, end: int) -> Indices:
+        """Returns the indices of the examples at positions of the stream, from `begin` to `end`."""
+        size = len(self.part)
+        first, last = begin // size, (end - 1) // size
+        if first == last:
+            return self._order(first)[positions - first * size]
+        orders = np.concatenate([self._order(epoch) for epoch in range(first, last + 1)])
+        found: Indices = orders[positions - first * size]
         return found
 
     def __iter__(self) -> Iterator[Batch]:

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import time
-from typing import Any
+from typing import final
 
-from dbjax.checkpoint import (
-    CheckpointState,
-    RunSignature,
-    rows_to_keep,
-    run_signature,
-)
+from dbjax.checkpoint import CheckpointManager, CheckpointState, RunSignature, run_signature
 from dbjax.checkpoint.compiled import CompiledState
-from dbjax.checkpoint.encoding import ArrayTable, resolve_nodes
+from dbjax.checkpoint.encoding import resolve_nodes
 from dbjax.errors import best_effort
 from dbjax.executors.setup import Ended, Setup
 from dbjax.monitoring.evaluator import evaluation_row, schedule
@@ -51,79 +47,50 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
     Raises:
       DependsOnValues: the engine must do it, or does it sooner; the message says why.
     """
-    task, config, trace = setup.task, setup.config, setup.trace
-    begin, running = time.perf_counter(), list[VirtualRuntime]()
-    signature = run_signature(task.shapes, config)
-
-    def timing_until(until_s: float) -> Timing:
-        return time_run(
-            task,
-            config,
-            setup.cluster,
-            until_s=until_s,
-            evaluations=schedule(setup.evaluate_every_s, setup.until_s, ()),
-            seed=setup.seed,
-            max_spans=trace.max_spans,
-            checkpoint_every=setup.checkpoint_every,
-            started=running.append,
-        )
-
-    def stop() -> None:
-        for runtime in running:
-            runtime.stop()
-
-    def save(time_s: float, states: list[Any], exact: CompiledState) -> None:
-        if setup.checkpoints is not None:
-            incarnation = resume.incarnation if resume is not None else 0
-            content = CheckpointState(
-                signature.about,
-                config.replicas,
-                timing.program.server.partition.shards,
-                tuple(states),
-                incarnation,
-                time_s,
-                rows_to_keep(trace.rows, timing.program.recent_losses),
-                compiled=exact,
-            )
-            setup.checkpoints.save(content, ArrayTable(signature.structures))
-
-    with on_interrupt(stop) as interrupted:
-        timing = timing_until(setup.until_s)
+    trace, begin = setup.trace, time.perf_counter()
+    timed = _Timed(setup)
+    with on_interrupt(timed.stop) as interrupted:
+        timing = timed.until(setup.until_s)
         if interrupted.by is not None:
-            timing = timing_until(resume.time_s if resume is not None else 0.0)
+            timing = timed.until(resume.time_s if resume is not None else 0.0)
+        signature = run_signature(setup.task.shapes, setup.config)
         exact = None if resume is None else _fitting(resume, signature, timing)
-        count = timing.schedule.gradients
-        if not only and exact is None and count < _WORTH_COMPILING:
-            raise DependsOnValues(f"compiling would take longer than its {count} gradients")
-
-        def evaluate(look: Look, fetched: Fetched, reports: list[Report]) -> None:
-            busy = lambda: look.busy  # noqa: E731
-            row = evaluation_row(timing.program, task, trace, busy, look.time_s, fetched, reports)
-            trace.record("evaluator", look.time_s, row)
-
-        if exact is not None:
-            assert resume is not None
-            timing = timing.with_border(exact.versions, resume.time_s)
-        observers = Observers(
-            evaluate,
-            save if setup.checkpoints is not None else None,
-            lambda: interrupted.by is not None,
-            timing_until,
+        if not (only or exact or interrupted.by):
+            _require_worth(timing)
+        border = 0
+        if resume is not None and exact is not None:
+            timing, border = timing.with_border(exact.versions, resume.time_s)
+        manager = CheckpointManager(
+            timing.program,
+            timed.runtimes[-1],
+            signature,
+            setup.config.replicas,
+            resume.incarnation if resume is not None else 0,
+            setup.checkpoints,
+            trace,
         )
-        execution = Execution(task, config, timing, trace, observers)
+        observers = Observers(
+            functools.partial(_evaluate, setup, timing),
+            manager.save_compiled if setup.checkpoints is not None else None,
+            lambda: interrupted.by is not None,
+            timed.until,
+        )
+        execution = Execution(setup.task, timing, trace, observers)
+        trace.resumed_rows = 0
         trace.resume_after(resume.rows if resume is not None else ())
         log_warnings(trace, 0.0, setup.task_warnings)
         with watching_losses(trace, timing.program.recent_losses):
-            finished = execution.run() if exact is None else execution.resume(exact)
+            finished = execution.resume(exact, border) if exact else execution.run()
     timing, end = finished.timing, finished.timing.end
     for span in timing.spans.spans:
         trace.span(span.node, span.kind, span.start_s, span.end_s)
     trace.dropped_spans += timing.spans.dropped_spans
-    if setup.checkpoints is not None:
+    if setup.checkpoints is not None and finished.checkpoint is not None:
         with best_effort("the check for problems of the run"):
             warn_of_problems(timing.program, trace, end.time_s, finished.reports)
-        save(end.time_s, finished.states, finished.exact)
+        manager.save_compiled(end.time_s, *finished.checkpoint)
         setup.checkpoints.wait()
+    why = "its timing does not depend on values"
     return Ended(
         timing.program,
         "virtual",
@@ -133,24 +100,68 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
         interrupted.by,
         Fetched(finished.slices, end.versions),
         finished.reports,
-        {
-            "name": "compiled",
-            "why": "its timing does not depend on values",
-            "nbytes": execution.nbytes,
-        },
+        {"name": "compiled", "why": why, "nbytes": execution.nbytes},
     )
 
 
-def _fitting(
-    resume: CheckpointState, signature: RunSignature, timing: Timing
-) -> CompiledState | None:
+@final
+class _Timed:
+    """Finds the timing of a run, as often as needed.
+
+    Attributes:
+      runtimes: the runtimes that have run.
+    """
+
+    def __init__(self, setup: Setup) -> None:
+        self._setup, self.runtimes = setup, list[VirtualRuntime]()
+
+    def until(self, until_s: float) -> Timing:
+        """Returns the timing of the run if it ended at that time."""
+        setup = self._setup
+        return time_run(
+            setup.task,
+            setup.config,
+            setup.cluster,
+            until_s=until_s,
+            evaluations=schedule(setup.evaluate_every_s, setup.until_s, ()),
+            seed=setup.seed,
+            max_spans=setup.trace.max_spans,
+            checkpoint_every=setup.checkpoint_every,
+            started=self.runtimes.append,
+        )
+
+    def stop(self) -> None:
+        """Ends the runtime that runs, if one does."""
+        for runtime in self.runtimes[-1:]:
+            runtime.stop()
+
+
+def _evaluate(
+    setup: Setup, timing: Timing, look: Look, fetched: Fetched, reports: list[Report]
+) -> None:
+    """Records an evaluation."""
+    row = evaluation_row(
+        timing.program, setup.task, setup.trace, look.busy, look.time_s, fetched, reports
+    )
+    setup.trace.record("evaluator", look.time_s, row)
+
+
+def _require_worth(timing: Timing) -> None:
+    """Raises DependsOnValues if the engine is done sooner."""
+    count = timing.schedule.gradients
+    if count < _WORTH_COMPILING:
+        raise DependsOnValues(f"compiling would take longer than its {count} gradients")
+
+
+def _fitting(resume: CheckpointState, signature: RunSignature, timing: Timing) -> CompiledState:
     """Returns the exact state of a checkpoint.
 
     Raises:
       DependsOnValues: the checkpoint is of another program.
     """
-    assert resume.compiled is not None
-    exact: CompiledState = resolve_nodes(resume.compiled, signature.structures)
-    if exact.program != program_digest(timing, exact.versions):
+    exact = resume.compiled
+    assert exact is not None
+    if resume.about != signature.about or exact.program != program_digest(timing, exact.versions):
         raise DependsOnValues("it is resumed with another program: only from the shards' states")
-    return exact
+    found: CompiledState = resolve_nodes(exact, signature.structures)
+    return found

@@ -29,7 +29,7 @@ from dbjax.monitoring.evaluator import (
 )
 from dbjax.monitoring.health import log_warnings, warn_of_problems, watching_losses
 from dbjax.monitoring.metrics import check_staleness_accounting
-from dbjax.parameter_server import Report
+from dbjax.parameter_server import Fetched, Report
 from dbjax.program import Program
 from dbjax.runtime.interface import Runtime
 from dbjax.runtime.ray import ray_runtime
@@ -168,8 +168,11 @@ def _place(
         trace,
     )
     evaluations = schedule(setup.evaluate_every_s, setup.until_s, trace.rows)
-    busy = functools.partial(card_utilisation, runtime)
-    evaluate = functools.partial(evaluation_row, program, task, trace, busy)
+
+    def evaluate(time_s: float, fetched: Fetched, reports: list[Report]) -> Row:
+        busy = card_utilisation(runtime)
+        return evaluation_row(program, task, trace, busy, time_s, fetched, reports)
+
     runtime.observe("evaluator", evaluator, program, evaluations, evaluate)
     if setup.checkpoint_every not in (None, Every()):
         every = setup.checkpoint_every

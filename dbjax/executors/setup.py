@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Coroutine
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from dbjax.checkpoint import Checkpoints, Every
 from dbjax.errors import best_effort
@@ -29,6 +29,7 @@ from dbjax.types import Params
 
 BackgroundFn = Callable[[Node, Runtime], Coroutine[Any, Any, None]]
 RuntimeName = Literal["virtual", "threads", "ray"]
+Executor = Literal["auto", "engine", "compiled"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +105,17 @@ class Ended(NamedTuple):
     reports: list[Report]
     executor: Row
     resumed_rows: int = 0
+
+
+def require_executor(executor: str) -> None:
+    """Raises ValueError unless there is such an executor."""
+    if executor not in get_args(Executor):
+        raise ValueError(f"executor={executor!r} is neither 'auto' nor 'engine' nor 'compiled'")
+
+
+def cannot_compile(why: object) -> ValueError:
+    """Returns the error of a run that was to be compiled and cannot be."""
+    return ValueError(f"executor='compiled': {why}; use executor='auto'")
 
 
 def finish(setup: Setup, ended: Ended) -> Result:

@@ -81,7 +81,7 @@ def evaluation_row(
     program: Program,
     task: Task,
     trace: Trace,
-    busy: Callable[[], Row],
+    busy: Row,
     time_s: float,
     fetched: Fetched,
     reports: list[Report],
@@ -92,7 +92,7 @@ def evaluation_row(
       program: the program that runs.
       task: the task that it trains.
       trace: the trace of the run.
-      busy: returns how long network cards have been busy, see `card_utilisation`.
+      busy: how long network cards have been busy, see `card_utilisation`.
       time_s: the time on the run's clock, in seconds.
       fetched: the parameters to evaluate.
       reports: the reports of all shards.
@@ -101,7 +101,7 @@ def evaluation_row(
     with best_effort(f"the evaluation at {time_s:.4g} s"):
         found = evaluation(program, task, trace, fetched, reports)
     news = warn_of_problems(program, trace, time_s, reports)
-    return {**found, **busy(), **news}
+    return {**found, **busy, **news}
 
 
 def evaluation(

@@ -16,7 +16,7 @@ import optax
 
 from dbjax.errors import DbjaxError
 from dbjax.runtime.interface import current
-from dbjax.types import Slices
+from dbjax.types import LossFn, Slices
 
 
 class DependsOnValues(DbjaxError):
@@ -88,11 +88,28 @@ class AbstractLoss:
         raise DependsOnValues("it looks at the loss while it runs")
 
 
+@final
+class AbstractBatch:
+    """A mini-batch of which only the place in the data is known.
+
+    Attributes:
+      replica: the number of the replica whose part of the data it is from.
+      replicas: the number of replicas among which the data is divided.
+      step: its number among the mini-batches of that replica.
+    """
+
+    __slots__ = ("replica", "replicas", "step")
+
+    def __init__(self, replica: int, replicas: int, step: int) -> None:
+        self.replica, self.replicas, self.step = replica, replicas, step
+
+
 class RecordedGradient(NamedTuple):
     """How a gradient was computed.
 
     Attributes:
       replica: the number of the replica.
+      replicas: the number of replicas among which the data is divided.
       step: the number of its mini-batch.
       versions: the versions of the shards' slices that the replica had fetched last.
       after: see `AbstractParams`.
@@ -100,6 +117,7 @@ class RecordedGradient(NamedTuple):
     """
 
     replica: int
+    replicas: int
     step: int
     versions: tuple[int, ...]
     after: int
@@ -107,8 +125,9 @@ class RecordedGradient(NamedTuple):
 
 
 # An update of a shard: the numbers of the gradients whose sum or mean it applied, whether it was
-# the mean, and when, in seconds on the run's clock. Plain tuples are made fastest.
-RecordedUpdate = tuple[tuple[int, ...], bool, float]
+# the mean, when, in seconds on the run's clock, and how many examples it says that they saw. Plain
+# tuples are made fastest.
+RecordedUpdate = tuple[tuple[int, ...], bool, float, int]
 
 
 class Clock(Protocol):
@@ -130,12 +149,18 @@ class ArithmeticRecorder:
         each is its number.
       stepped: the numbers of the gradients with which replicas took local steps.
       updates: the updates of each shard, in order.
+      rule: the rule that the shards apply.
+      local_rules: the rules with which replicas take local steps.
+      loss: the loss whose gradients are computed.
       clock: the clock of the run, which the runtime sets.
     """
 
     clock: Clock
+    rule: optax.GradientTransformation
+    loss: LossFn
 
     def __init__(self) -> None:
+        self.local_rules: set[optax.GradientTransformation] = set()
         self.gradients: list[RecordedGradient] = []
         self.stepped: set[int] = set()
         self.updates: list[list[RecordedUpdate]] = []
@@ -148,13 +173,21 @@ class ArithmeticRecorder:
         return tuple(AbstractParams(size, shard, 0) for shard, size in enumerate(nbytes))
 
     def gradient(
-        self, replica: int, params: tuple[AbstractParams, ...], step: int
+        self, replica: int, params: tuple[AbstractParams, ...], batch: AbstractBatch
     ) -> tuple[AbstractLoss, tuple[AbstractGradient, ...]]:
-        """Records that a replica computes a gradient of a mini-batch, by its number."""
+        """Records that a replica computes a gradient.
+
+        Raises:
+          DependsOnValues: it is not the gradient of one of the replica's own mini-batches.
+        """
+        if not isinstance(batch, AbstractBatch) or batch.replica != replica:
+            raise DependsOnValues("a replica makes mini-batches in a way of its own")
         number = len(self.gradients)
         versions = tuple([slice_.version for slice_ in params])
         life = current.caller.incarnation
-        self.gradients.append(RecordedGradient(replica, step, versions, params[0].after, life))
+        self.gradients.append(
+            RecordedGradient(replica, batch.replicas, batch.step, versions, params[0].after, life)
+        )
         numbers = (number,)
         pieces = tuple([AbstractGradient(nbytes, numbers) for nbytes in self._nbytes])
         return AbstractLoss(number), pieces
@@ -168,7 +201,11 @@ class ArithmeticRecorder:
         return tuple([AbstractParams(p.nbytes, p.shard, p.version, number) for p in params])
 
     def apply(
-        self, params: AbstractParams, state: AbstractState, gradient: AbstractGradient, _: int
+        self,
+        params: AbstractParams,
+        state: AbstractState,
+        gradient: AbstractGradient,
+        examples: int,
     ) -> tuple[AbstractParams, AbstractState]:
         """Records that a shard applies an update to its slice; see `ServerRule.apply`.
 
@@ -180,7 +217,7 @@ class ArithmeticRecorder:
         """
         updates, version = self.updates[params.shard], params.version
         if version == len(updates):
-            updates.append((gradient.gradients, gradient.mean, self.clock.now_s))
+            updates.append((gradient.gradients, gradient.mean, self.clock.now_s, examples))
         elif updates[version][0] != gradient.gradients:
             raise DependsOnValues(f"shard/{params.shard} goes back to a checkpoint")
         return AbstractParams(params.nbytes, params.shard, version + 1), state
@@ -202,7 +239,8 @@ class AbstractRule:
         rule: optax.GradientTransformation,
         state_nbytes: Sequence[int],
     ) -> None:
-        self.rule, self.apply, self._state_nbytes = rule, recorder.apply, state_nbytes
+        recorder.rule = self.rule = rule
+        self.apply, self._state_nbytes = recorder.apply, state_nbytes
 
     def init(self, params: AbstractParams) -> AbstractState:
         """Returns the state of the rule."""
@@ -218,12 +256,14 @@ class AbstractLocalOptimizer:
 
     Args:
       recorder: records them.
+      rule: the optax rule.
 
     Attributes:
       state: nothing.
     """
 
-    def __init__(self, recorder: ArithmeticRecorder) -> None:
+    def __init__(self, recorder: ArithmeticRecorder, rule: optax.GradientTransformation) -> None:
+        recorder.local_rules.add(rule)
         self.step: Callable[..., Any] = recorder.step_locally
         self.state: Any = None
 
@@ -260,8 +300,8 @@ class AbstractGradientFn:
     ) -> None:
         self._recorder, self._replica, self._lower = recorder, replica, lower
 
-    def __call__(self, params: Any, step: int) -> Any:
-        return self._recorder.gradient(self._replica, params, step)
+    def __call__(self, params: Any, batch: AbstractBatch) -> Any:
+        return self._recorder.gradient(self._replica, params, batch)
 
     def __eq__(self, other: object) -> bool:
         """Returns whether both compute the same, so that its costs are found out once."""
@@ -270,11 +310,11 @@ class AbstractGradientFn:
     def __hash__(self) -> int:
         return id(self._lower)
 
-    def work(self, params: Any, step: int) -> int:
+    def work(self, params: Any, batch: AbstractBatch) -> int:
         """Returns the same for all mini-batches, whose sizes are equal."""
         return 0
 
-    def lower(self, params: Any, step: int) -> jax.stages.Lowered:
+    def lower(self, params: Any, batch: AbstractBatch) -> jax.stages.Lowered:
         """Lowers the real gradient function."""
         return self._lower()
 

@@ -193,7 +193,7 @@ class ParameterServer(Generic[S]):
     ) -> LocalOptimizer | AbstractLocalOptimizer:
         """Returns what applies a rule to a replica's own parameters, between fetches."""
         if self._recorder is not None:
-            return AbstractLocalOptimizer(self._recorder)
+            return AbstractLocalOptimizer(self._recorder, rule)
         return LocalOptimizer(rule, self.partition)
 
     def broadcast(
@@ -264,6 +264,7 @@ class ParameterServer(Generic[S]):
           replicas: the number of replicas.
         """
         if (recorder := self._recorder) is not None:
+            recorder.loss = loss
             real = GradientFn(loss, self.partition, self.like, batch, None)
             lower = functools.partial(real.lower, self.like, batch)
             found: Any = [AbstractGradientFn(recorder, r, lower) for r in range(replicas)]

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple, final
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from dbjax.checkpoint.compiled import CompiledState, PendingPush
 from dbjax.parameter_server.abstract import DependsOnValues
@@ -28,6 +27,7 @@ from dbjax.parameter_server.optimizer import (
 )
 from dbjax.parameter_server.partition import compiled_split, partition_params
 from dbjax.schedules.plan import Plan, Planner
+from dbjax.schedules.recording import Recorded
 from dbjax.schedules.schedule import Schedule
 from dbjax.schedules.turns import Turns
 from dbjax.task import Task
@@ -83,26 +83,16 @@ class CompiledArithmetic:
 
     Args:
       task: the task that is trained.
-      rule: the server rule.
-      local_rule: the rule of local steps.
-      schedule: the schedule.
-      turns: its turns.
-      replicas: the number of replicas among which the data is divided.
+      recorded: the recorded arithmetic.
+      turns: the turns of its schedule.
 
     Attributes:
       partition: the partition of the parameters into slices.
       planner: plans the turns.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        rule: optax.GradientTransformation,
-        local_rule: optax.GradientTransformation,
-        schedule: Schedule,
-        turns: Turns,
-        replicas: int,
-    ) -> None:
+    def __init__(self, task: Task, recorded: Recorded, turns: Turns) -> None:
+        schedule, _, rule, local_rule, loss, replicas = recorded
         self.partition = partition_params(task.shapes, schedule.shards)
         self.planner = Planner(task, schedule, turns, replicas)
         like = jax.eval_shape(self.partition.split, task.shapes)
@@ -111,13 +101,9 @@ class CompiledArithmetic:
         self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
         self._ring, self._replicas, self._like = turns.ring, replicas, like
         self._schedule, self._turns = schedule, turns
-        functions: Any = compiled_gradient(task.loss, self.partition), self._rule.apply
-        self._run = _compiled_chunk(
-            *functions,
-            self._init,
-            step,
-            self._traits,
-        )
+        gradient_fn: Any = compiled_gradient(loss, self.partition)
+        apply: Any = self._rule.apply
+        self._run = _compiled_chunk(gradient_fn, apply, self._init, step, self._traits)
 
     @functools.cached_property
     def nbytes(self) -> int:
@@ -256,8 +242,11 @@ def _traits(schedule: Schedule, turns: Turns, size: int, local: Any) -> Traits:
 
 
 def _copy(arrays: Any) -> Any:
-    """Returns copies: a carry is donated to the next chunk."""
-    return jax.tree.map(lambda a: jnp.array(a, copy=True), arrays)
+    """Returns copies: a carry is donated to the next chunk.
+
+    They have the types that the program returns, which are never weak, so that it is compiled once.
+    """
+    return jax.tree.map(lambda a: jnp.array(a, a.dtype, copy=True), arrays)
 
 
 def _kept_versions(version: int, size: int) -> Any:

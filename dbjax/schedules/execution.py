@@ -21,9 +21,9 @@ from dbjax.parameter_server import Fetched, Report
 from dbjax.parameter_server.abstract import AbstractParams, AbstractState, DependsOnValues
 from dbjax.runtime.trace import Row, Trace
 from dbjax.schedules.compiled import Carry, CompiledArithmetic
-from dbjax.schedules.schedule import Schedule
+from dbjax.schedules.recording import Recorded
 from dbjax.schedules.timing import Look, Timing
-from dbjax.schedules.turns import Turns, turns_of
+from dbjax.schedules.turns import turns_of
 from dbjax.task import Task
 from dbjax.types import Slices
 
@@ -39,15 +39,14 @@ class Finished(NamedTuple):
       timing: the timing of the run; if it was interrupted, up to that moment.
       slices: the final parameters, a slice for each shard.
       reports: the final reports of all shards.
-      states: the final states of all shards.
-      exact: the exact state, which a checkpoint holds besides those of the shards.
+      checkpoint: the final states of all shards, and the exact state, for the last checkpoint;
+        None: there are no checkpoints.
     """
 
     timing: Timing
     slices: Slices
     reports: list[Report]
-    states: list[Any]
-    exact: CompiledState
+    checkpoint: tuple[list[Any], CompiledState] | None
 
 
 class Observers(NamedTuple):
@@ -73,19 +72,16 @@ class Execution:
 
     Args:
       task: the task.
-      config: the Config of the algorithm.
       timing: the timing of the run.
       trace: the trace that rows are recorded into.
       observers: who looks at the run.
     """
 
-    def __init__(
-        self, task: Task, config: Any, timing: Timing, trace: Trace, observers: Observers
-    ) -> None:
-        self._task, self._config, self._trace = task, config, trace
+    def __init__(self, task: Task, timing: Timing, trace: Trace, observers: Observers) -> None:
+        self._task, self._trace = task, trace
         self._observers, self._turns = observers, timing.turns()
         self.timing = timing
-        self._arithmetic = _arithmetic(task, config, timing.schedule, self._turns)
+        self._arithmetic = CompiledArithmetic(task, timing.recorded, self._turns)
         self._require_memory()
         self._losses = np.full(timing.schedule.gradients, np.nan, np.float32)
         self._known = np.zeros(timing.schedule.gradients, bool)
@@ -114,13 +110,13 @@ class Execution:
         carry = self._arithmetic.begin(self._task.start())
         return self._run(carry, 0)
 
-    def resume(self, state: CompiledState) -> Finished:
-        """Runs from a saved state on, which `fits`."""
-        border = next(
-            number
-            for number, border in enumerate(self.timing.borders)
-            if border.look is None and border.versions == state.versions
-        )
+    def resume(self, state: CompiledState, border: int) -> Finished:
+        """Runs from a saved state on.
+
+        Args:
+          state: the state, of the same program.
+          border: the number of the border at which it was saved.
+        """
         self._recorded, self._evaluated_s = state.recorded, state.evaluated_s
         carry = self._arithmetic.load(state, int(self._turns.ends[border]))
         where = {key: index for index, key in enumerate(_keys(self.timing))}
@@ -202,20 +198,24 @@ class Execution:
         self._coming.clear()
         self._losses, self._known = self._losses[index], self._known[index]
         self.timing, self._turns = timing, turns
-        self._arithmetic = _arithmetic(self._task, self._config, timing.schedule, turns)
+        self._arithmetic = CompiledArithmetic(self._task, timing.recorded, turns)
         return self._end(self._arithmetic.adopt(carry), int(turns.ends[-2]))
 
     def _end(self, carry: Carry, begin: int) -> Finished:
         """Computes the gradients that no shard applies, whose losses are recorded all the same."""
         end, (slices, refused) = self.timing.end, _copied(carry)
-        state = self._state(carry, end, begin)
+        saves = self._observers.save is not None
+        state = self._state(carry, end, begin) if saves else None
         self._compute(carry, begin, int(self._turns.ends[-1]))
         self._drain()
         self._record()
         reports = _with_refused(end.reports, refused)
-        ahead = tuple(self._losses_ahead())
-        exact = dataclasses.replace(state, recorded=self._recorded, losses=ahead, due=())
-        return Finished(self.timing, slices, reports, _states(end, exact), exact)
+        checkpoint = None
+        if state is not None:
+            ahead = tuple(self._losses_ahead())
+            exact = dataclasses.replace(state, recorded=self._recorded, losses=ahead, due=())
+            checkpoint = _states(end, exact), exact
+        return Finished(self.timing, slices, reports, checkpoint)
 
     def _compute(self, carry: Carry, begin: int, end: int) -> Carry:
         """Runs the turns from `begin` to `end`."""
@@ -273,19 +273,18 @@ def free_bytes() -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def run_schedule(task: Task, config: Any, schedule: Schedule) -> Slices:
-    """Does the arithmetic of a schedule.
+def run_recorded(task: Task, recorded: Recorded) -> Slices:
+    """Does recorded arithmetic.
 
     Args:
       task: the task, with a seed.
-      config: the Config of the method.
-      schedule: the schedule.
+      recorded: the recorded arithmetic.
 
     Returns:
       The final parameters, a slice for each shard.
     """
-    turns = turns_of(schedule)
-    arithmetic = _arithmetic(task, config, schedule, turns)
+    turns = turns_of(recorded.schedule)
+    arithmetic = CompiledArithmetic(task, recorded, turns)
     carry, begin, end = arithmetic.begin(task.start()), 0, int(turns.ends[0])
     while begin < end:
         plan, count = arithmetic.planner.plan(begin, end)
@@ -303,11 +302,6 @@ def program_digest(timing: Timing, versions: tuple[int, ...]) -> str:
     """
     found = f"{timing.schedule.digest_until(versions)} {software_digest()}"
     return hashlib.sha256(found.encode()).hexdigest()
-
-
-def _arithmetic(task: Task, config: Any, schedule: Schedule, turns: Turns) -> CompiledArithmetic:
-    local = getattr(config, "local_rule", None) or config.rule
-    return CompiledArithmetic(task, config.rule, local, schedule, turns, config.replicas)
 
 
 def _copied(carry: Carry) -> tuple[Slices, Any]:

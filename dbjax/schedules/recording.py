@@ -3,15 +3,38 @@
 from __future__ import annotations
 
 import itertools
+from typing import NamedTuple
 
 import numpy as np
+import optax
 
 from dbjax.parameter_server.abstract import ArithmeticRecorder, DependsOnValues
 from dbjax.schedules.schedule import Ints, Schedule
+from dbjax.types import LossFn
 
 
-def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tuple[Schedule, Ints]:
-    """Returns the schedule of a run whose arithmetic was recorded.
+class Recorded(NamedTuple):
+    """The recorded arithmetic of a run.
+
+    Attributes:
+      schedule: the schedule.
+      indices: for each number of a recorded gradient, its index in the schedule, int32 [K].
+      rule: the rule that the shards apply.
+      local_rule: the rule of local steps; `rule` if there are none.
+      loss: the loss whose gradients are computed.
+      replicas: the number of replicas among which the data is divided.
+    """
+
+    schedule: Schedule
+    indices: Ints
+    rule: optax.GradientTransformation
+    local_rule: optax.GradientTransformation
+    loss: LossFn
+    replicas: int
+
+
+def recorded(recorder: ArithmeticRecorder, versions: tuple[int, ...], batch_size: int) -> Recorded:
+    """Returns the recorded arithmetic of a run, with its schedule.
 
     Pushes are in the order in which replicas began to compute their last gradients. A gradient
     that no shard has applied, since the run ended or the replica failed, counts as a push of its
@@ -20,26 +43,37 @@ def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tupl
     Args:
       recorder: the recorded arithmetic.
       versions: the versions of the shards at the end.
-
-    Returns:
-      The schedule, and for each number of a recorded gradient its index in the schedule.
+      batch_size: the number of examples in a mini-batch.
 
     Raises:
-      DependsOnValues: a push carries gradients in a way that a schedule cannot describe, or a shard
-        has lost updates.
+      DependsOnValues: the run did what a compiled program does not, or a shard has lost updates.
     """
+    schedule, index = _schedule(recorder, versions, batch_size)
+    divided = {gradient.replicas for gradient in recorder.gradients} or {1}
+    local_rules = recorder.local_rules or {recorder.rule}
+    if len(divided) > 1 or len(local_rules) > 1:
+        raise DependsOnValues("its replicas divide the data, or take local steps, differently")
+    (replicas,), (local_rule,) = divided, local_rules
+    return Recorded(schedule, index, recorder.rule, local_rule, recorder.loss, replicas)
+
+
+def _schedule(
+    recorder: ArithmeticRecorder, versions: tuple[int, ...], batch_size: int
+) -> tuple[Schedule, Ints]:
     if versions != tuple(map(len, recorder.updates)):
         raise DependsOnValues("a shard goes back to a checkpoint")
     updates = list(itertools.chain.from_iterable(recorder.updates))
-    carried = dict.fromkeys(gradients for gradients, _, _ in updates)
-    means = {mean for _, mean, _ in updates}
+    if any(examples != batch_size * len(gradients) for gradients, _, _, examples in updates):
+        raise DependsOnValues("a push says that it saw another number of examples than it did")
+    carried = dict.fromkeys(gradients for gradients, _, _, _ in updates)
+    means = {mean for _, mean, _, _ in updates}
     used = set(itertools.chain.from_iterable(carried))
     groups = [
         *carried,
         *((number,) for number in range(len(recorder.gradients)) if number not in used),
     ]
     _require_each_once(groups, len(recorder.gradients))
-    groups.sort(key=lambda group: group[-1] if len(group) == 1 else max(group))
+    groups.sort(key=max)
     push_of = {group: push for push, group in enumerate(groups)}
     order = np.array(list(itertools.chain.from_iterable(groups)), np.int32)
     index = np.empty_like(order)
@@ -47,9 +81,9 @@ def schedule_of(recorder: ArithmeticRecorder, versions: tuple[int, ...]) -> tupl
     position = np.full((len(groups), len(recorder.updates)), -1, np.int32)
     time_s = np.full(position.shape, np.nan)
     for shard, of_shard in enumerate(recorder.updates):
-        pushes = [push_of[gradients] for gradients, _, _ in of_shard]
+        pushes = [push_of[gradients] for gradients, _, _, _ in of_shard]
         position[pushes, shard] = np.arange(len(pushes))
-        time_s[pushes, shard] = [at_s for _, _, at_s in of_shard]
+        time_s[pushes, shard] = [at_s for _, _, at_s, _ in of_shard]
     found = [recorder.gradients[number] for number in order]
     _require_chains(recorder)
     stepped = np.zeros(len(order), bool)

@@ -10,24 +10,30 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from dbjax.arguments import require_seed
 from dbjax.checkpoint import Every, checkpointer
 from dbjax.costs.speedup import CompiledSteps
 from dbjax.errors import one_line
 from dbjax.monitoring.evaluator import EvaluationSchedule, card_utilisation, evaluator
 from dbjax.monitoring.metrics import check_staleness_accounting
 from dbjax.parameter_server import Fetched, Report
-from dbjax.parameter_server.abstract import AbstractLoss, ArithmeticRecorder, DependsOnValues
+from dbjax.parameter_server.abstract import (
+    AbstractBatch,
+    AbstractLoss,
+    ArithmeticRecorder,
+    DependsOnValues,
+)
 from dbjax.program import Program
 from dbjax.runtime.cluster import Cluster
 from dbjax.runtime.trace import Row, Trace
 from dbjax.runtime.virtual import VirtualRuntime
 from dbjax.runtime.virtual.simulator import rare_garbage_collection
-from dbjax.schedules.recording import schedule_of
+from dbjax.schedules.recording import Recorded, recorded
 from dbjax.schedules.schedule import Ints, Schedule
 from dbjax.schedules.turns import Turns, rounded, turns_of
 from dbjax.task import Task
 from dbjax.types import Params
-from dbjax.validation import algorithm_of, require_task
+from dbjax.validation import algorithm_of, require_task, require_times
 
 _BETWEEN = 1024  # pushes between two borders, at the most
 
@@ -71,7 +77,7 @@ class Timing:
     """Everything about a run but its arithmetic.
 
     Attributes:
-      schedule: the schedule.
+      recorded: the recorded arithmetic.
       rows: the rows that replicas recorded and those of failures, in order. A "loss" is the index
         of its gradient in the schedule.
       spans: the trace with the spans.
@@ -79,11 +85,16 @@ class Timing:
       program: the program that ran.
     """
 
-    schedule: Schedule
+    recorded: Recorded
     rows: list[Row]
     spans: Trace
     borders: list[Border]
     program: Program
+
+    @property
+    def schedule(self) -> Schedule:
+        """The schedule."""
+        return self.recorded.schedule
 
     @property
     def end(self) -> Look:
@@ -101,8 +112,11 @@ class Timing:
         )
         return dataclasses.replace(found, ring=ring)
 
-    def with_border(self, versions: tuple[int, ...], time_s: float) -> Timing:
+    def with_border(self, versions: tuple[int, ...], time_s: float) -> tuple[Timing, int]:
         """Returns the same timing with another border, after others at the same moment.
+
+        Returns:
+          The timing, and the number of the new border.
 
         Raises:
           ValueError: shards never had these versions at that moment.
@@ -114,19 +128,19 @@ class Timing:
         if not ascends or np.any(np.less(after[0].versions, versions)):
             raise ValueError(f"the shards do not have the versions {versions} at {time_s:g} s")
         borders = [*before, Border(time_s, versions), *after]
-        return dataclasses.replace(self, borders=borders)
+        return dataclasses.replace(self, borders=borders), len(before)
 
 
 @final
-class _StepNumbers:
-    """Stands for the mini-batches of a replica, of which only the number is needed."""
+class _AbstractStream:
+    """Stands for the `Stream` of a replica, of which only the places of mini-batches are needed."""
 
-    def __init__(self, batch_size: int) -> None:
-        self.batch_size = batch_size
+    def __init__(self, batch_size: int, replica: int, replicas: int) -> None:
+        self.batch_size, self.replica, self.replicas = batch_size, replica, replicas
 
-    def at(self, step: int) -> int:
-        """Returns the number of the step."""
-        return step
+    def at(self, step: int) -> AbstractBatch:
+        """Returns the mini-batch of the given step."""
+        return AbstractBatch(self.replica, self.replicas, step)
 
 
 class AbstractTask(Task):
@@ -142,7 +156,7 @@ class AbstractTask(Task):
 
     def batches(self, replica: int, replicas: int) -> Any:
         super().batches(replica, replicas)  # raises an error if there is too little data
-        return _StepNumbers(self.batch_size)
+        return _AbstractStream(self.batch_size, replica, replicas)
 
 
 @rare_garbage_collection(1_000_000)  # none of them holds an array
@@ -202,9 +216,9 @@ def time_run(
     check_staleness_accounting(reports)
     states = program.server.broadcast(program.shard.checkpoint).result()
     looks.append(Look(end_s, len(trace.rows), versions, reports, busy, states))
-    schedule, index = schedule_of(recorder, versions)
-    rows = [_with_index(row, index) for row in trace.rows]
-    return Timing(schedule, rows, trace, _borders(schedule, looks), program)
+    found = recorded(recorder, versions, task.batch_size)
+    rows = [_with_index(row, found.indices) for row in trace.rows]
+    return Timing(found, rows, trace, _borders(found.schedule, looks), program)
 
 
 def _held(report: Report) -> int:
@@ -248,8 +262,8 @@ def schedule(
     """
     require_task(task)
     algorithm_of(config)
-    if until_s is None and getattr(config, "steps", None) is None:
-        raise ValueError("nothing would end this run: give until_s, or steps in the config")
+    require_times(config, until_s)
+    seed = require_seed("seed", seed)
     until_s = math.inf if until_s is None else until_s
     try:
         found = time_run(

@@ -1,15 +1,16 @@
 """Which executor does the arithmetic of a run; interrupts and resumption of compiled runs."""
 
+import dataclasses
 import os
 import signal
 
-import jax
 import numpy as np
 import optax
 import pytest
 
 import dbjax
 from dbjax.algorithms import downpour, easgd, sandblaster, sgd
+from dbjax.program import ReplicaSession, SessionOptions, asynchronous
 from tests.schedules.drawn import task_of
 from tests.schedules.test_same_bytes import plain
 
@@ -176,12 +177,83 @@ def test_a_replay_is_compiled(runtime):
     assert len({one.calls for one in found}) == 1
 
 
-def test_nothing_is_compiled_again_from_chunk_to_chunk():
+def test_nothing_is_compiled_again_from_chunk_to_chunk(monkeypatch):
     from dbjax.schedules import compiled
 
-    compiled._compiled_chunk.cache_clear()
+    def noted(*args):
+        made.append(before(*args))
+        return made[-1]
+
+    made, before = [], compiled._compiled_chunk.__wrapped__
+    monkeypatch.setattr(compiled, "_compiled_chunk", noted)
     config = method(steps=600)  # more than two chunks
-    with jax.log_compiles(False):
-        dbjax.run(task_of(2), config, cluster=CLUSTER, executor="compiled")
-    functions = [compiled._compiled_chunk.cache_info().currsize]
-    assert functions == [1]
+    dbjax.run(task_of(2), config, cluster=CLUSTER, executor="compiled", evaluate_every_s=3.0)
+    assert [function._cache_size() for function in made] == [1]
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherRules(downpour.Config):
+    """A method of this module, whose rules are not those of its Config."""
+
+
+async def client(node, server, gradient_fn, batches, config):
+    options = SessionOptions(batches.batch_size, 2, 1, local_rule=LOCAL)
+    replica = await ReplicaSession.join(node, server, options)
+    for step in replica.steps(config.steps):
+        if step % 2 == 0:
+            replica.start_fetch()
+        params = await replica.parameters()
+        loss, gradient = await node.compute(gradient_fn, params, batches.at(step))
+        replica.accumulate(gradient, examples=EXAMPLES.get(config.replicas))
+        replica.step_locally(gradient)
+        await replica.start_push()
+        node.record(step=step, loss=loss)
+    await replica.flush()
+
+
+LOCAL = optax.sgd(0.2)
+EXAMPLES = {3: 99}  # with three replicas, pushes say that they saw another number of examples
+
+
+def program(runtime, task, config, restore=None):
+    return asynchronous(runtime, task, config, client, restore, rule=optax.sgd(0.01))
+
+
+def test_the_rules_of_a_method_are_applied_and_not_those_of_its_config():
+    def digest(executor, replicas):
+        config = OtherRules(optax.sgd(5.0), replicas=replicas, shards=2, steps=20)
+        run = dbjax.run(task_of(2), config, cluster=CLUSTER, executor=executor)
+        return run.summary["params_sha256"]
+
+    assert digest("compiled", 2) == digest("engine", 2)
+    with pytest.raises(ValueError, match="another number of examples"):
+        digest("compiled", 3)
+
+
+def test_an_interrupt_while_the_timing_is_found_ends_the_run(monkeypatch):
+    from dbjax.executors import compiled
+
+    def interrupted(*args, **kwargs):
+        if not came:
+            came.append(signal.raise_signal(signal.SIGINT))
+        return before(*args, **kwargs)
+
+    came, before = [], compiled.time_run
+    monkeypatch.setattr(compiled, "time_run", interrupted)
+    run = dbjax.run(task_of(2), method(steps=500), cluster=CLUSTER, executor="auto")
+    assert (run.summary["interrupted"], run.summary["updates"]) == ("SIGINT", 0)
+
+
+def test_another_model_is_refused_as_on_the_engine():
+    kept = Kept()
+    dbjax.run(task_of(2), method(steps=150), cluster=CLUSTER, executor="compiled", checkpoints=kept)
+    with pytest.raises(ValueError, match="the checkpoint is of another run: params"):
+        dbjax.run(task_of(3), method(steps=200), cluster=CLUSTER, executor="auto",
+                  resume=kept.contents[-1])  # fmt: skip
+
+
+def test_a_replay_on_another_executor_is_refused():
+    lines = []
+    dbjax.run(task_of(2), method(steps=3), log=dbjax.EventLog(lines.append))
+    with pytest.raises(ValueError, match="executor='fast' is neither"):
+        dbjax.replay(task_of(2), method(steps=3), dbjax.Script(lines), executor="fast")
