@@ -14,7 +14,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any, final
 
-_AGAIN_S = 0.05  # how long after a Ctrl-C that Python ignored it is raised again
+_AGAIN_S = 0.05  # how often a Ctrl-C that Python ignored is sent again until it is heard
 
 
 @final
@@ -74,28 +74,34 @@ def on_interrupt(act: Callable[[], None] = lambda: None) -> Iterator[Interrupted
 def reliable_interrupt() -> Iterator[None]:
     """Makes Ctrl-C end the block with KeyboardInterrupt, wherever Python raises it.
 
-    If Python ignores the exception, it is raised again 0.05 s later. If C code has turned it into
-    another error, such as an ImportError, KeyboardInterrupt replaces that error. This does nothing
-    outside the main thread, or where SIGINT is ignored.
+    If Python ignores the exception, the signal is sent again every 0.05 s until its handler runs.
+    Once is not enough: a signal that comes between the release of the GIL and a system call does
+    not wake that call. If C code has turned the exception into another error, such as an
+    ImportError, KeyboardInterrupt replaces that error. This does nothing outside the main thread,
+    or where SIGINT is ignored.
     """
     before = signal.getsignal(signal.SIGINT)
     ours = threading.current_thread() is threading.main_thread()
     if not ours or before is signal.SIG_IGN:
         yield
         return
-    came, again = False, threading.Timer(_AGAIN_S, _interrupt_main)
+    came, heard = False, threading.Event()
 
     def interrupt(*_: Any) -> None:
         nonlocal came
         came = True
+        heard.set()
         raise KeyboardInterrupt
 
+    def send_until(heard: threading.Event) -> None:
+        while not heard.wait(_AGAIN_S):
+            _interrupt_main()
+
     def ignored(error: sys.UnraisableHookArgs) -> None:
-        nonlocal again
+        nonlocal heard
         if error.exc_type is KeyboardInterrupt:
-            again = threading.Timer(_AGAIN_S, _interrupt_main)
-            again.daemon = True
-            again.start()
+            heard = threading.Event()
+            threading.Thread(target=send_until, args=[heard], daemon=True).start()
         else:
             said_before(error)
 
@@ -108,7 +114,7 @@ def reliable_interrupt() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        again.cancel()
+        heard.set()
         signal.signal(signal.SIGINT, before)
         sys.unraisablehook = said_before
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from dbjax import signals
 from dbjax.signals import reliable_interrupt
 from tests.processes import LIMIT_S
 
@@ -37,8 +38,8 @@ def test_ctrl_c_is_keyboard_interrupt_and_all_is_as_before_afterwards():
     assert (signal.getsignal(signal.SIGINT), sys.unraisablehook) == before
 
 
-def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
-    """What JAX's callback does to one that comes while it runs."""
+def interrupt_during_a_collection():
+    """Interrupts this process in a callback of the garbage collector, as JAX has one."""
 
     def callback(phase, _):
         if not came:
@@ -47,18 +48,37 @@ def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
             for _ in range(1_000):  # bytecode, in which Python raises
                 pass
 
-    def collect():
-        gc.callbacks.append(callback)  # and not before: any small collection calls it
-        gc.collect()
-
-    came, begin_s = [], time.monotonic()
+    came = []
+    gc.callbacks.append(callback)
     try:
-        with pytest.raises(KeyboardInterrupt), reliable_interrupt():
-            wait(collect())
+        gc.collect()
     finally:
         gc.callbacks.remove(callback)
     assert came == ["start"]
+
+
+def test_one_that_the_garbage_collector_forgets_is_heard_all_the_same():
+    begin_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), reliable_interrupt():
+        wait(interrupt_during_a_collection())
     assert time.monotonic() - begin_s < LIMIT_S  # and not when the sleep is over
+
+
+def test_one_that_comes_just_before_a_system_call_is_sent_again(monkeypatch):
+    """Such a signal does not wake the call, as one that was never sent."""
+    sent, send = [], signals._interrupt_main
+
+    def lose_the_first():
+        sent.append(time.monotonic())
+        if len(sent) > 1:
+            send()
+
+    monkeypatch.setattr(signals, "_interrupt_main", lose_the_first)
+    begin_s = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), reliable_interrupt():
+        wait(interrupt_during_a_collection())
+    assert time.monotonic() - begin_s < LIMIT_S
+    assert len(sent) == 2  # and not once more after it was heard
 
 
 def test_one_that_an_import_makes_another_error_of_is_one_all_the_same():
