@@ -9,13 +9,18 @@ from dbjax.arguments import require_seed, short_repr
 from dbjax.errors import ReplayError
 from dbjax.executors.setup import Executor, cannot_compile, require_executor
 from dbjax.monitoring.metrics import params_sha256
-from dbjax.parameter_server.abstract import ArithmeticRecorder, DependsOnValues
+from dbjax.parameter_server.abstract import (
+    ArithmeticRecorder,
+    DependsOnValues,
+    unless_recordable,
+)
 from dbjax.program import Program
 from dbjax.runtime.event_log import Script
 from dbjax.runtime.virtual import ReplayRuntime
 from dbjax.schedules.execution import run_recorded
-from dbjax.schedules.recording import recorded
-from dbjax.schedules.timing import AbstractTask, unless_recordable
+from dbjax.schedules.recording import Recorded, recorded
+from dbjax.schedules.schedule import Schedule
+from dbjax.schedules.timing import AbstractTask
 from dbjax.task import Task
 from dbjax.types import Params
 from dbjax.validation import algorithm_of, require_task
@@ -46,7 +51,7 @@ def replay(
     script: Script,
     *,
     seed: int = 0,
-    executor: Executor = "engine",
+    executor: Executor = "auto",
 ) -> Replayed:
     """Replays a run in threads or on Ray call by call, and arrives at the same bytes.
 
@@ -74,20 +79,7 @@ def replay(
       ValueError: the arithmetic of this run cannot be compiled, with executor="compiled".
       TypeError: an argument has the wrong type.
     """
-    require_task(task)
-    if not isinstance(script, Script):
-        raise TypeError(
-            f"script={short_repr(script)} is not a Script: give dbjax.Script(lines) of the log"
-        )
-    if task.sharding is not None and task.sharding.processes > 1:
-        raise ReplayError(
-            f"this run cannot be replayed: its replicas span processes={task.sharding.processes}"
-        )
-    if script.no_replay is not None:
-        raise ReplayError(f"this run cannot be replayed: {script.no_replay}")
-    if script.breaks_off is None and not script.count():
-        raise ReplayError("the event log holds no calls: there is nothing to replay")
-    task = task.seeded(require_seed("seed", seed))
+    task = _checked(task, script, seed)
     require_executor(executor)
     if executor != "engine":
         try:
@@ -103,11 +95,75 @@ def replay(
     return Replayed(params, params_sha256(params), done, script.breaks_off)
 
 
+def schedule_of_log(task: Task, config: Any, script: Script, *, seed: int = 0) -> Schedule:
+    """Returns the timing of a run in threads or on Ray, from its event log.
+
+    Args:
+      task: the task of the run.
+      config: the Config of the run's algorithm.
+      script: the event log of the run, `dbjax.Script(lines)`.
+      seed: the seed of the run.
+
+    Raises:
+      ReplayError: the log says that it is not enough, or does not fit the program.
+      ValueError: the program computes with parameters or gradients in a way of its own.
+      TypeError: an argument has the wrong type.
+    """
+    task = _checked(task, script, seed)
+    try:
+        return _recorded(task, config, script, seed).arithmetic.schedule
+    except DependsOnValues as error:
+        replay(task, config, script, seed=seed, executor="engine")  # which says if the log is wrong
+        raise ValueError(f"no schedule can be made of this run: {error}") from error
+
+
+class _Recording(NamedTuple):
+    """A replay without arithmetic."""
+
+    program: Program
+    arithmetic: Recorded
+    calls: int
+
+
+def _checked(task: Task, script: Script, seed: int) -> Task:
+    """Returns the task with the seed.
+
+    Raises:
+      ReplayError: the run cannot be replayed.
+      TypeError: an argument has the wrong type.
+    """
+    require_task(task)
+    if not isinstance(script, Script):
+        raise TypeError(
+            f"script={short_repr(script)} is not a Script: give dbjax.Script(lines) of the log"
+        )
+    if task.sharding is not None and task.sharding.processes > 1:
+        raise ReplayError(
+            f"this run cannot be replayed: its replicas span processes={task.sharding.processes}"
+        )
+    if script.no_replay is not None:
+        raise ReplayError(f"this run cannot be replayed: {script.no_replay}")
+    if script.breaks_off is None and not script.count():
+        raise ReplayError("the event log holds no calls: there is nothing to replay")
+    return task.seeded(require_seed("seed", seed))
+
+
 def _compiled(task: Task, config: Any, script: Script, seed: int) -> Replayed:
     """Replays the calls without arithmetic, and then does all of it in one compiled program.
 
     Raises:
       DependsOnValues: the arithmetic of this run cannot be compiled.
+    """
+    found = _recorded(task, config, script, seed)
+    params = found.program.join(run_recorded(task, found.arithmetic))
+    return Replayed(params, params_sha256(params), found.calls, script.breaks_off)
+
+
+def _recorded(task: Task, config: Any, script: Script, seed: int) -> _Recording:
+    """Replays the calls without arithmetic.
+
+    Raises:
+      DependsOnValues: the arithmetic of this run cannot be recorded.
     """
     recorder = ArithmeticRecorder()
     runtime = ReplayRuntime(script, seed=seed, recorder=recorder)
@@ -116,9 +172,7 @@ def _compiled(task: Task, config: Any, script: Script, seed: int) -> Replayed:
         runtime.run()
     versions = program.server.fetch(program.shard.peek).result().versions
     found = recorded(recorder, versions, task.batch_size)
-    done = _require_whole(runtime, script)
-    params = program.join(run_recorded(task, found))
-    return Replayed(params, params_sha256(params), done, script.breaks_off)
+    return _Recording(program, found, _require_whole(runtime, script))
 
 
 def _require_whole(runtime: ReplayRuntime, script: Script) -> int:

@@ -52,7 +52,7 @@ def run(
     trace: Trace | None = None,
     log: EventLog | None = None,
     ray: RayOptions | None = None,
-    executor: Executor = "engine",
+    executor: Executor = "auto",
 ) -> Result:
     """Trains `task` with the algorithm to which `config` belongs.
 
@@ -86,16 +86,16 @@ def run(
       seed: the seed of algorithms, and of whatever has no seed of its own: the order of the data
         (`Task.seed`) and everything that the cluster draws (`Cluster.seed`).
       trace: the trace to record into, for collecting spans (`Trace(max_spans=...)`) or for calling
-        listeners with rows as they come; None: a new one without spans.
+        listeners with rows as they come; a listener may end the run with `Trace.stop`. None: a new
+        one without spans.
       log: an event log, which records who served whom in which order, so that `dbjax.replay` can
         replay the run.
       ray: where the processes of the Ray runtime are placed, and which resources they ask for;
         None: `RayOptions()`.
       executor: how the arithmetic of a virtual run is done. "engine" does it while the program
-        runs. "compiled" runs the program without arithmetic first, and then does all of it in one
-        compiled program, which is much faster for small networks and gives the same numbers. "auto"
-        takes the compiled one where it can and where it pays; the summary says which was taken, and
-        why.
+        runs. "compiled" runs the program without arithmetic, and leaves that to one compiled
+        program: much faster for small networks, with the same numbers. "auto" takes the compiled
+        one where it can and where it pays; the summary says which was taken, and why.
 
     Returns:
       The final parameters, a summary, and a trace.
@@ -145,12 +145,15 @@ def run(
 def _ended(setup: Setup, resume: CheckpointState | None, executor: Executor) -> Ended:
     """Runs the program on the executor that was asked for, or on the one that can."""
     require_executor(executor)
+    setup.trace.resumed_rows = 0  # of another run, if the trace has been used before
+    rows = len(setup.trace.rows)
     why_not = "executor='engine'" if executor == "engine" else why_not_compiled(setup, resume)
     if why_not is None:
         try:
             return run_compiled(setup, resume, only=executor == "compiled")
         except DependsOnValues as error:
             why_not = str(error)
+            setup.trace.begin_again(rows)
     if executor == "compiled":
         raise cannot_compile(why_not)
     return run_on_engine(setup, resume, why_not)

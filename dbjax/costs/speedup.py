@@ -77,7 +77,7 @@ class CompiledSteps:
 
         The function is compiled once for each value of `fn.work(*args)`, or, if `fn` has no
         attribute `work`, for each combination of shapes and dtypes of the last argument, which is
-        a mini-batch.
+        a mini-batch. Functions with the same `program` are one.
 
         Args:
           fn: a jitted function.
@@ -91,7 +91,7 @@ class CompiledSteps:
             raise ValueError(
                 f"Cluster.compute_s='costs': {fn!r} is not a jitted function; give seconds instead"
             )
-        key = (fn, work(*args))
+        key = (getattr(fn, "program", fn), work(*args))
         if key not in self._known:
             self._known[key] = phased_step(costs_of(lower(*args).compile()))
         return self._known[key]

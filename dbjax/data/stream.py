@@ -108,15 +108,16 @@ class Stream:
 
     def _order(self, epoch: int) -> Indices:
         """The example indices in the order of the given epoch; only the latest order is cached."""
-        if self._latest.get("epoch") != epoch:
+        known, order = self._latest[0]
+        if known != epoch:
             random = np.random.default_rng([self.seed, self.replica, self.replicas, epoch, 1])
-            self._latest.update(epoch=epoch, order=random.permutation(self.part))
-        order: Indices = self._latest["order"]
+            order = random.permutation(self.part)
+            self._latest[0] = epoch, order  # at once: threads may share a stream
         return order
 
     @functools.cached_property
-    def _latest(self) -> dict[str, Any]:
-        return {}
+    def _latest(self) -> list[tuple[int, Indices]]:
+        return [(-1, self.part)]
 
 
 @functools.lru_cache(maxsize=4)

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import final
 
 from dbjax.checkpoint import CheckpointManager, CheckpointState, RunSignature, run_signature
 from dbjax.checkpoint.compiled import CompiledState
 from dbjax.checkpoint.encoding import resolve_nodes
 from dbjax.errors import best_effort
 from dbjax.executors.setup import Ended, Setup
-from dbjax.monitoring.evaluator import evaluation_row, schedule
+from dbjax.executors.timings import timed_run
+from dbjax.monitoring.evaluator import evaluation_row
 from dbjax.monitoring.health import log_warnings, warn_of_problems, watching_losses
 from dbjax.parameter_server import Fetched, Report
 from dbjax.parameter_server.abstract import DependsOnValues
-from dbjax.runtime.virtual import VirtualRuntime
+from dbjax.program import Program
 from dbjax.schedules.execution import Execution, Observers, program_digest
-from dbjax.schedules.timing import Look, Timing, time_run
+from dbjax.schedules.timing import Look, Timing
 from dbjax.signals import on_interrupt
 
+_FIRST = 4096  # gradients of the first part of a run
 _WORTH_COMPILING = 500  # gradients; fewer are done sooner than their program is compiled
 
 
@@ -37,7 +38,10 @@ def why_not_compiled(setup: Setup, resume: CheckpointState | None) -> str | None
 
 
 def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> Ended:
-    """Times a run, and then does its arithmetic in one compiled program.
+    """Times a run, and does its arithmetic in one compiled program.
+
+    The run is timed in parts, each as long as all before, and the arithmetic of a part is done
+    before the next one is timed.
 
     Args:
       setup: the run.
@@ -48,21 +52,27 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
       DependsOnValues: the engine must do it, or does it sooner; the message says why.
     """
     trace, begin = setup.trace, time.perf_counter()
-    timed = _Timed(setup)
+    timed, keep = timed_run(setup, setup.until_s)
     with on_interrupt(timed.stop) as interrupted:
-        timing = timed.until(setup.until_s)
-        if interrupted.by is not None:
-            timing = timed.until(resume.time_s if resume is not None else 0.0)
+        timed.advance(_FIRST, resume.time_s if resume is not None else 0.0)
+        if interrupted.by is None:
+            timing = timed.timing()
+        elif resume is None:
+            timing = timed.timing(timed.begin)
+        else:
+            timed, _ = timed_run(setup, resume.time_s)
+            timed.advance()
+            timing = timed.timing()
         signature = run_signature(setup.task.shapes, setup.config)
-        exact = None if resume is None else _fitting(resume, signature, timing)
-        if not (only or exact or interrupted.by):
+        state = None if resume is None else _fitting(resume, signature, timing)
+        if not (only or state or interrupted.by):
             _require_worth(timing)
         border = 0
-        if resume is not None and exact is not None:
-            timing, border = timing.with_border(exact.versions, resume.time_s)
+        if resume is not None and state is not None:
+            timing, border = timing.with_border(state.versions, resume.time_s)
         manager = CheckpointManager(
             timing.program,
-            timed.runtimes[-1],
+            timed.runtime,
             signature,
             setup.config.replicas,
             resume.incarnation if resume is not None else 0,
@@ -70,21 +80,36 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
             trace,
         )
         observers = Observers(
-            functools.partial(_evaluate, setup, timing),
+            functools.partial(_evaluate, setup, timing.program),
             manager.save_compiled if setup.checkpoints is not None else None,
             lambda: interrupted.by is not None,
-            timed.until,
+            lambda: bool(stopped),
+            timed.timing,
         )
-        execution = Execution(setup.task, timing, trace, observers)
         trace.resumed_rows = 0
         trace.resume_after(resume.rows if resume is not None else ())
+        execution = Execution(setup.task, timing, trace, observers, state, border)
+        timed.runtime.warn_of_unused_machines()
         log_warnings(trace, 0.0, setup.task_warnings)
-        with watching_losses(trace, timing.program.recent_losses):
-            finished = execution.resume(exact, border) if exact else execution.run()
+        stopped = list[None]()
+        with (
+            watching_losses(trace, timing.program.recent_losses),
+            trace.stopping(lambda: stopped.append(None)),
+        ):
+            execution.run()
+            while not (timed.ended or interrupted.by or stopped):
+                timed.advance(2 * execution.timing.schedule.gradients)
+                if interrupted.by is None:
+                    execution = execution.longer(timed.timing())
+                    execution.run()
+            finished = execution.end()
+    if interrupted.by is None:
+        keep()
     timing, end = finished.timing, finished.timing.end
-    for span in timing.spans.spans:
+    spans, dropped = timing.spans
+    for span in spans:
         trace.span(span.node, span.kind, span.start_s, span.end_s)
-    trace.dropped_spans += timing.spans.dropped_spans
+    trace.dropped_spans += dropped
     if setup.checkpoints is not None and finished.checkpoint is not None:
         with best_effort("the check for problems of the run"):
             warn_of_problems(timing.program, trace, end.time_s, finished.reports)
@@ -100,49 +125,15 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
         interrupted.by,
         Fetched(finished.slices, end.versions),
         finished.reports,
-        {"name": "compiled", "why": why, "nbytes": execution.nbytes},
+        {"name": "compiled", "why": why, "nbytes": finished.nbytes},
     )
-
-
-@final
-class _Timed:
-    """Finds the timing of a run, as often as needed.
-
-    Attributes:
-      runtimes: the runtimes that have run.
-    """
-
-    def __init__(self, setup: Setup) -> None:
-        self._setup, self.runtimes = setup, list[VirtualRuntime]()
-
-    def until(self, until_s: float) -> Timing:
-        """Returns the timing of the run if it ended at that time."""
-        setup = self._setup
-        return time_run(
-            setup.task,
-            setup.config,
-            setup.cluster,
-            until_s=until_s,
-            evaluations=schedule(setup.evaluate_every_s, setup.until_s, ()),
-            seed=setup.seed,
-            max_spans=setup.trace.max_spans,
-            checkpoint_every=setup.checkpoint_every,
-            started=self.runtimes.append,
-        )
-
-    def stop(self) -> None:
-        """Ends the runtime that runs, if one does."""
-        for runtime in self.runtimes[-1:]:
-            runtime.stop()
 
 
 def _evaluate(
-    setup: Setup, timing: Timing, look: Look, fetched: Fetched, reports: list[Report]
+    setup: Setup, program: Program, look: Look, fetched: Fetched, reports: list[Report]
 ) -> None:
     """Records an evaluation."""
-    row = evaluation_row(
-        timing.program, setup.task, setup.trace, look.busy, look.time_s, fetched, reports
-    )
+    row = evaluation_row(program, setup.task, setup.trace, look.busy, look.time_s, fetched, reports)
     setup.trace.record("evaluator", look.time_s, row)
 
 

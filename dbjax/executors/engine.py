@@ -87,7 +87,11 @@ def _run(setup: Setup, placed: _Placed, why_not: str) -> Ended:
     runtime, program, manager, _, resumed_rows = placed
     log_warnings(trace, 0.0, setup.task_warnings)
     begin = time.perf_counter()
-    with watching_losses(trace, program.recent_losses), on_interrupt(runtime.stop) as interrupted:
+    with (
+        watching_losses(trace, program.recent_losses),
+        trace.stopping(runtime.stop),
+        on_interrupt(runtime.stop) as interrupted,
+    ):
         end_s = runtime.run(setup.until_s)
     wall_s, busy = time.perf_counter() - begin, card_utilisation(runtime)
 

@@ -8,19 +8,44 @@ abstract slices, and finds the timing of a run far faster than the run itself wo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, final
 
 import jax
 import optax
 
-from dbjax.errors import DbjaxError
+from dbjax.errors import DbjaxError, one_line
 from dbjax.runtime.interface import current
 from dbjax.types import LossFn, Slices
 
 
 class DependsOnValues(DbjaxError):
     """The timing of a program cannot be recorded without its arithmetic; the message says why."""
+
+
+@contextlib.contextmanager
+def unless_recordable() -> Iterator[None]:
+    """Turns every error in the block into `DependsOnValues`.
+
+    An error of the program itself comes again on the engine.
+    """
+    try:
+        yield
+    except Exception as error:
+        raise _reason(error) from error
+
+
+def _reason(error: BaseException) -> DependsOnValues:
+    """Returns why the timing of a program cannot be found without its arithmetic."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, DependsOnValues):
+            return cause
+        cause = cause.__cause__
+    return DependsOnValues(f"its arithmetic cannot be recorded: {one_line(error)}")
 
 
 class AbstractSlice:
@@ -131,13 +156,16 @@ RecordedUpdate = tuple[tuple[int, ...], bool, float, int]
 
 
 class Clock(Protocol):
-    """Something that knows the time.
+    """The clock of a run in virtual time.
 
     Attributes:
-      now_s: the time on the run's clock, in seconds.
+      now_s: the time on it, in seconds.
     """
 
     now_s: float
+
+    def stop(self) -> None:
+        """Makes the run return before the next event."""
 
 
 @final
@@ -153,6 +181,7 @@ class ArithmeticRecorder:
       local_rules: the rules with which replicas take local steps.
       loss: the loss whose gradients are computed.
       clock: the clock of the run, which the runtime sets.
+      pause_at: the number of gradients after which the clock is stopped.
     """
 
     clock: Clock
@@ -164,7 +193,42 @@ class ArithmeticRecorder:
         self.gradients: list[RecordedGradient] = []
         self.stepped: set[int] = set()
         self.updates: list[list[RecordedUpdate]] = []
+        self.pause_at: float = math.inf
         self._nbytes: list[int] = []
+
+    def paused(self) -> bool:
+        """Returns whether there are so many gradients that the clock was stopped."""
+        return len(self.gradients) >= self.pause_at
+
+    def until(self, gradients: int, versions: Sequence[int]) -> ArithmeticRecorder:
+        """Returns what had been recorded at an earlier moment.
+
+        Args:
+          gradients: how many gradients had been recorded.
+          versions: the versions of the shards.
+        """
+        found = copy.copy(self)
+        found.gradients = self.gradients[:gradients]
+        found.stepped = {number for number in self.stepped if number < gradients}
+        found.updates = [u[:v] for u, v in zip(self.updates, versions, strict=True)]
+        return found
+
+    def replacing(
+        self,
+        rules: Mapping[optax.GradientTransformation, optax.GradientTransformation],
+        loss: LossFn,
+    ) -> ArithmeticRecorder | None:
+        """Returns the same record with other rules, in the place of these, and another loss.
+
+        Returns:
+          None if there is a rule that is not among those.
+        """
+        if not {self.rule, *self.local_rules} <= rules.keys():
+            return None
+        found = copy.copy(self)
+        found.rule, found.local_rules = rules[self.rule], {rules[r] for r in self.local_rules}
+        found.loss = loss
+        return found
 
     def params(self, nbytes: Sequence[int]) -> tuple[AbstractParams, ...]:
         """Returns the initial slices, given their sizes in bytes."""
@@ -188,6 +252,8 @@ class ArithmeticRecorder:
         self.gradients.append(
             RecordedGradient(replica, batch.replicas, batch.step, versions, params[0].after, life)
         )
+        if number + 1 >= self.pause_at:
+            self.clock.stop()
         numbers = (number,)
         pieces = tuple([AbstractGradient(nbytes, numbers) for nbytes in self._nbytes])
         return AbstractLoss(number), pieces
@@ -289,6 +355,8 @@ class AbstractGradientFn:
     Args:
       recorder: records them.
       replica: the number of the replica.
+      program: see `GradientFn.program`.
+      types: the shapes and dtypes of the leaves of a mini-batch.
       lower: lowers the real gradient function, for runs whose durations are computed from costs.
     """
 
@@ -296,23 +364,19 @@ class AbstractGradientFn:
         self,
         recorder: ArithmeticRecorder,
         replica: int,
+        program: Any,
+        types: tuple[Any, ...],
         lower: Callable[[], jax.stages.Lowered],
     ) -> None:
-        self._recorder, self._replica, self._lower = recorder, replica, lower
+        self._recorder, self._replica, self._types, self._lower = recorder, replica, types, lower
+        self.program = program
 
     def __call__(self, params: Any, batch: AbstractBatch) -> Any:
         return self._recorder.gradient(self._replica, params, batch)
 
-    def __eq__(self, other: object) -> bool:
-        """Returns whether both compute the same, so that its costs are found out once."""
-        return isinstance(other, AbstractGradientFn) and other._lower is self._lower
-
-    def __hash__(self) -> int:
-        return id(self._lower)
-
-    def work(self, params: Any, batch: AbstractBatch) -> int:
+    def work(self, params: Any, batch: AbstractBatch) -> tuple[Any, ...]:
         """Returns the same for all mini-batches, whose sizes are equal."""
-        return 0
+        return self._types
 
     def lower(self, params: Any, batch: AbstractBatch) -> jax.stages.Lowered:
         """Lowers the real gradient function."""

@@ -266,8 +266,11 @@ class ParameterServer(Generic[S]):
         if (recorder := self._recorder) is not None:
             recorder.loss = loss
             real = GradientFn(loss, self.partition, self.like, batch, None)
+            types = tuple((leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(batch))
             lower = functools.partial(real.lower, self.like, batch)
-            found: Any = [AbstractGradientFn(recorder, r, lower) for r in range(replicas)]
+            found: Any = [
+                AbstractGradientFn(recorder, r, real.program, types, lower) for r in range(replicas)
+            ]
             return found  # type: ignore[no-any-return]
         devices = [self.gradients.of(r) if self.gradients else None for r in range(replicas)]
         made = {

@@ -49,6 +49,11 @@ class GradientFn:
         self._made_of = (loss, partition, slices, batch, on_devices)
         self._compute: Any = on_devices or compiled_gradient(loss, partition)
 
+    @property
+    def program(self) -> Any:
+        """The jitted function, which is the same object for equal losses and partitions."""
+        return self._compute
+
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments; another process compiles the function again."""
         return GradientFn, self._made_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import platform
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 PACKAGES = ("dbjax", "jax", "jaxlib", "flax", "optax", "numpy")
 
 
+@functools.lru_cache(maxsize=1)
 def versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that results depend on, by name."""
     found = {"python": platform.python_version()}
@@ -21,6 +23,7 @@ def versions() -> dict[str, str]:
     return found
 
 
+@functools.lru_cache(maxsize=1)  # the code of this process is of one commit
 def commit() -> str | None:
     """Returns the commit of the checkout that dbjax runs from, with "+" for local changes.
 

@@ -67,12 +67,27 @@ class Trace:
 
     def __post_init__(self) -> None:
         self._latest: collections.deque[Row] = collections.deque()
+        self._stops: list[Callable[[], object]] = []
+        self._heard = 0  # how many of the next rows `_heard_by` have been called with before
+        self._heard_by: tuple[Callable[[Row], None], ...] = ()
 
     def resume_after(self, rows: Iterable[Row]) -> None:
         """Sets the rows of the earlier part of a resumed run, in place of those set before."""
         before = list(rows)
         self.rows[: self.resumed_rows] = before
         self.resumed_rows = len(before)
+
+    def begin_again(self, before: int) -> None:
+        """Forgets the rows of a run that begins again and will record the same rows.
+
+        The present listeners, which have been called with them, will not be called with them again.
+
+        Args:
+          before: how many rows there were before the run, not counting `resumed_rows`.
+        """
+        rows = self.rows[self.resumed_rows :]
+        self.rows[:], self.resumed_rows, self._heard = rows[:before], 0, len(rows) - before
+        self._heard_by = tuple(self.listeners)
 
     def before(self) -> Iterator[Row]:
         """Yields the rows of the earlier part of a resumed run.
@@ -94,7 +109,11 @@ class Trace:
         """
         row = {"time_s": time_s, "node": node, **values}
         self.rows.append(row)
+        heard = self._heard > 0
+        self._heard -= heard
         for listen in tuple(self.listeners):
+            if heard and listen in self._heard_by:
+                continue
             try:
                 listen(row)
             except NotBegun:
@@ -115,6 +134,20 @@ class Trace:
             yield
         finally:
             self.unlisten(listen)
+
+    def stop(self) -> None:
+        """Ends the run that records into this trace soon, if one does; a listener may call it."""
+        for stop in tuple(self._stops):
+            stop()
+
+    @contextlib.contextmanager
+    def stopping(self, stop: Callable[[], object]) -> Iterator[None]:
+        """Makes `Trace.stop` call `stop` during the block."""
+        self._stops.append(stop)
+        try:
+            yield
+        finally:
+            self._stops.remove(stop)
 
     def unlisten(self, listen: Callable[[Row], None]) -> None:
         """Removes a listener, if it still is one."""

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from dbjax.checkpoint.compiled import CompiledState, PendingPush
-from dbjax.parameter_server.abstract import DependsOnValues
+from dbjax.parameter_server.abstract import DependsOnValues, unless_recordable
 from dbjax.parameter_server.gradient_fn import compiled_gradient
 from dbjax.parameter_server.gradient_sums import add
 from dbjax.parameter_server.optimizer import (
@@ -25,7 +26,8 @@ from dbjax.parameter_server.optimizer import (
     compiled_local,
     server_rule,
 )
-from dbjax.parameter_server.partition import compiled_split, partition_params
+from dbjax.parameter_server.partition import Partition, compiled_split, partition_params
+from dbjax.schedules.hoisting import Hoisted
 from dbjax.schedules.plan import Plan, Planner
 from dbjax.schedules.recording import Recorded
 from dbjax.schedules.schedule import Schedule
@@ -33,6 +35,7 @@ from dbjax.schedules.turns import Turns
 from dbjax.task import Task
 from dbjax.types import Batch, Keyed, Params, Slices
 
+Rule: TypeAlias = optax.GradientTransformation
 _UNROLLED = 4  # the gradients of a push; if there are more, the program has a loop
 
 
@@ -77,6 +80,62 @@ class Traits(NamedTuple):
     local: bool
 
 
+class _Rules(NamedTuple):
+    """The rule of the shards and the rule of local steps, as functions of their constants.
+
+    Attributes:
+      inits: the server rule's `init`, for each slice.
+      applies: the server rule's `apply`, for each slice.
+      local: the local rule's `init` and its step; empty: there are no local steps.
+    """
+
+    inits: tuple[Hoisted, ...]
+    applies: tuple[Hoisted, ...]
+    local: tuple[Hoisted, ...]
+
+    @property
+    def constants(self) -> Any:
+        """The constants of `applies` and of `local`."""
+        return tuple([one.constants for one in functions] for functions in self[1:])
+
+
+@functools.lru_cache(maxsize=16)
+def _hoisted(
+    rule: Rule, local_rule: Rule, partition: Partition, shapes: Any, steps: bool
+) -> _Rules:
+    """Traces the two rules.
+
+    Args:
+      rule: the rule of the shards.
+      local_rule: the rule of local steps.
+      partition: the partition of the parameters into slices.
+      shapes: for each slice, its items; only their shapes and dtypes are used.
+      steps: whether replicas take local steps.
+    """
+    like = tuple(map(dict, shapes))
+    with unless_recordable():
+        return _traced(rule, local_rule, partition, like, steps)
+
+
+def _traced(
+    rule: Rule, local_rule: Rule, partition: Partition, like: Slices, steps: bool
+) -> _Rules:
+    server = server_rule(rule, checked_trees(rule, partition, like))
+    inits = tuple(Hoisted(server.init, slice_) for slice_ in like)
+    states = [jax.eval_shape(server.init, slice_) for slice_ in like]
+    if any(jnp.issubdtype(leaf.dtype, jax.dtypes.extended) for leaf in jax.tree.leaves(states)):
+        raise DependsOnValues("the state of its rule holds a random key")
+    applies = tuple(
+        Hoisted(server.apply, slice_, state, slice_, np.int32(1))
+        for slice_, state in zip(like, states, strict=True)
+    )
+    if not steps:
+        return _Rules(inits, applies, ())
+    init, step = compiled_local(local_rule, partition)
+    local = Hoisted(init, like), Hoisted(step, like, jax.eval_shape(init, like), like)
+    return _Rules(inits, applies, local)
+
+
 @final
 class CompiledArithmetic:
     """The arithmetic of a schedule.
@@ -85,25 +144,36 @@ class CompiledArithmetic:
       task: the task that is trained.
       recorded: the recorded arithmetic.
       turns: the turns of its schedule.
+      planner: plans these turns for this task; None: a new one.
 
     Attributes:
       partition: the partition of the parameters into slices.
       planner: plans the turns.
+      constants: the constants of its rules, which `run_many` must be given.
     """
 
-    def __init__(self, task: Task, recorded: Recorded, turns: Turns) -> None:
+    def __init__(
+        self, task: Task, recorded: Recorded, turns: Turns, planner: Planner | None = None
+    ) -> None:
         schedule, _, rule, local_rule, loss, replicas = recorded
         self.partition = partition_params(task.shapes, schedule.shards)
-        self.planner = Planner(task, schedule, turns, replicas)
+        self.planner = planner or Planner(task, schedule, turns, replicas)
         like = jax.eval_shape(self.partition.split, task.shapes)
-        self._rule = server_rule(rule, checked_trees(rule, self.partition, like))
-        self._init, step = compiled_local(local_rule, self.partition)
-        self._traits = _traits(schedule, turns, self.planner.size, jax.eval_shape(self._init, like))
+        steps = bool(np.any(schedule.stepped))
+        shapes = tuple(tuple(slice_.items()) for slice_ in like)
+        self._rules = _hoisted(rule, local_rule, self.partition, shapes, steps)
+        self.constants = self._rules.constants
+        self._init, _ = compiled_local(local_rule, self.partition)
+        local = jax.eval_shape(self._init, like)
+        traits = self._traits = _traits(schedule, turns, self.planner.size, local)
         self._ring, self._replicas, self._like = turns.ring, replicas, like
         self._schedule, self._turns = schedule, turns
         gradient_fn: Any = compiled_gradient(loss, self.partition)
-        apply: Any = self._rule.apply
-        self._run = _compiled_chunk(gradient_fn, apply, self._init, step, self._traits)
+        self._program = gradient_fn, self._rules.applies, self._rules.local, traits
+
+    def alike(self, other: CompiledArithmetic) -> bool:
+        """Returns whether the arithmetic of another one differs in its `constants` only."""
+        return self._program == other._program
 
     @functools.cached_property
     def nbytes(self) -> int:
@@ -135,12 +205,16 @@ class CompiledArithmetic:
         traits, local = self._traits, jax.eval_shape(self._init, slices)
         return Carry(
             slices,
-            tuple(map(self._rule.init, slices)),
+            self._states(slices),
             tuple(map(_ring, slices, self._ring)),
             _zeros(traits.pending, slices) if traits.pending else None,
             _zeros(self._replicas, slices) if traits.kept else None,
             _zeros(self._replicas, local) if traits.local else None,
         )
+
+    def _states(self, slices: Slices) -> tuple[ServerState, ...]:
+        inits = zip(self._rules.inits, slices, strict=True)
+        return tuple(_compiled_init(init)(init.constants, slice_) for init, slice_ in inits)
 
     def save(self, carry: Carry, turns: int, versions: Sequence[int]) -> dict[str, Any]:
         """Returns copies of what a `CompiledState` holds of a carry.
@@ -212,7 +286,26 @@ class CompiledArithmetic:
         Returns:
           The carry, and the losses of the gradients, [turns, n].
         """
-        found: tuple[Carry, jax.Array] = self._run(carry, plan, self.planner.data, count)
+        run = _compiled_chunk(*self._program)
+        found: tuple[Carry, jax.Array] = run(carry, plan, self.planner.data, count, self.constants)
+        return found
+
+    def run_many(
+        self, carry: Carry, plan: Plan, count: int, constants: Any
+    ) -> tuple[Carry, jax.Array]:
+        """Does what `run` does for many trials at once.
+
+        Args:
+          carry: their carries, stacked; it is donated.
+          plan: the plan of all trials.
+          count: the number of turns.
+          constants: the constants of each trial's rules, stacked.
+
+        Returns:
+          The carries, and the losses of the gradients, [trials, turns, n].
+        """
+        run = _many_at_once(*self._program)
+        found: tuple[Carry, jax.Array] = run(carry, plan, self.planner.data, count, constants)
         return found
 
     def has(self, versions: Sequence[int], current: Sequence[int]) -> bool:
@@ -226,6 +319,12 @@ class CompiledArithmetic:
             jax.tree.map(lambda a, at=version % size: a[at], kept)
             for kept, version, size in zip(carry.ring, versions, self._ring, strict=True)
         )
+
+
+@functools.lru_cache(maxsize=64)
+def _compiled_init(init: Hoisted) -> Any:
+    """Compiles (constants, slice) -> state of the rule."""
+    return jax.jit(init.__call__, keep_unused=True)
 
 
 def _traits(schedule: Schedule, turns: Turns, size: int, local: Any) -> Traits:
@@ -301,15 +400,40 @@ def _if(condition: Any, function: Callable[..., Any], *args: Any, keep: Any = No
     return jax.lax.cond(condition, lambda *args: function(*args), lambda *_: other, *args)
 
 
+class _Given(NamedTuple):
+    """What a program is given besides its carry and its plan.
+
+    Attributes:
+      data: the examples; None: the plan has the mini-batches.
+      rules: the constants of the server rule of each shard.
+      local: the constants of the rule of local steps, of its `init` and of its step.
+    """
+
+    data: Any
+    rules: Any
+    local: Any
+
+
 @functools.lru_cache(maxsize=16)
-def _compiled_chunk(
+def _many_at_once(*functions: Any) -> Any:
+    """Compiles the chunk of many trials, which differ in the carry and the constants."""
+    one = _chunk(*functions)
+    return jax.jit(jax.vmap(one, in_axes=(0, None, None, None, 0)), donate_argnums=0)
+
+
+@functools.lru_cache(maxsize=16)
+def _compiled_chunk(*functions: Any) -> Any:
+    """Compiles the chunk of one trial."""
+    return jax.jit(_chunk(*functions), donate_argnums=0)
+
+
+def _chunk(
     gradient_fn: Callable[..., Any],
-    apply: Callable[..., Any],
-    init_local: Callable[..., Any],
-    step_locally: Callable[..., Any],
+    applies: tuple[Hoisted, ...],
+    local_rule: tuple[Hoisted, ...],
     traits: Traits,
 ) -> Any:
-    """Compiles (carry, plan, data, count) -> (carry, losses)."""
+    """Returns (carry, plan, data, count, constants of rules) -> (carry, losses)."""
 
     def batch_of(given: Any, data: Any) -> Batch:
         if data is None:
@@ -325,15 +449,16 @@ def _compiled_chunk(
         local: Any
         total: Any
 
-    def gradient(ring: Slices, replica: Replica, x: Plan, data: Any, first: bool) -> Any:
+    def gradient(ring: Slices, replica: Replica, x: Plan, given: _Given, first: bool) -> Any:
         """Computes one gradient of a push, and adds it to the others."""
         slices: Slices = tuple(_at(kept, x.read[s]) for s, kept in enumerate(ring))
         if traits.own:
             slices = _where(x.own, replica.own, slices)
-        batch = batch_of(x.batch, data)
+        batch = batch_of(x.batch, given.data)
         loss, found = _if(x.computes, gradient_fn, slices, batch)
         own, local = replica.own, replica.local
         if traits.own or traits.local:
+            init_local, step = map(functools.partial, local_rule, given.local)
             if not traits.local:
                 local = init_local(slices)
             else:
@@ -341,29 +466,29 @@ def _compiled_chunk(
                     x.fresh, lambda slices, _: init_local(slices), slices, local, keep=local
                 )
             keep = replica.own, local
-            own, after = _if(x.stepped, step_locally, slices, local, found, keep=keep)
+            own, after = _if(x.stepped, step, slices, local, found, keep=keep)
             local = after if traits.local else None
         total = found if first else _if(x.computes, add, replica.total, found, keep=replica.total)
         return Replica(own, local, total), loss
 
-    def push(carry: Carry, x: Plan, data: Any) -> tuple[Replica, jax.Array]:
+    def push(carry: Carry, x: Plan, given: _Given) -> tuple[Replica, jax.Array]:
         """Computes the gradients of a push."""
         own = _at(carry.own, x.replica) if traits.kept else carry.params
         local = _at(carry.local, x.replica) if traits.local else None
         replica = Replica(own, local, None)
         each = x._replace(keep=0, take=0, applies=0, write=0, examples=0, replica=0)
         of = lambda i: Plan(*(v if isinstance(v, int) else _at(v, i) for v in each))  # noqa: E731
-        replica, loss = gradient(carry.ring, replica, of(0), data, True)
+        replica, loss = gradient(carry.ring, replica, of(0), given, True)
         losses = [loss]
         if traits.size <= _UNROLLED:
             for i in range(1, traits.size):
-                replica, loss = gradient(carry.ring, replica, of(i), data, False)
+                replica, loss = gradient(carry.ring, replica, of(i), given, False)
                 losses.append(loss)
             return replica, jnp.stack(losses)
 
         def further(i: Any, state: tuple[Replica, jax.Array]) -> tuple[Replica, jax.Array]:
             replica, losses = state
-            replica, loss = gradient(carry.ring, replica, of(i), data, False)
+            replica, loss = gradient(carry.ring, replica, of(i), given, False)
             return replica, losses.at[i].set(loss)
 
         every = jnp.zeros(traits.size, loss.dtype).at[0].set(loss)
@@ -372,8 +497,8 @@ def _compiled_chunk(
         )
         return found
 
-    def turn(carry: Carry, x: Plan, data: Any) -> tuple[Carry, jax.Array]:
-        replica, losses = push(carry, x, data)
+    def turn(carry: Carry, x: Plan, given: _Given) -> tuple[Carry, jax.Array]:
+        replica, losses = push(carry, x, given)
         total = replica.total
         if traits.mean:
             total = jax.tree.map(lambda a: a / traits.size, total)
@@ -385,6 +510,7 @@ def _compiled_chunk(
             zip(carry.params, carry.states, carry.ring, strict=True)
         ):
             mine = _at(pending[s], x.take[s]) if pending is not None else total[s]
+            apply = functools.partial(applies[s], given.rules[s])
             new = _if(x.applies[s], apply, before, state, mine, x.examples[s], keep=(before, state))
             params.append(new[0])
             states.append(new[1])
@@ -394,18 +520,21 @@ def _compiled_chunk(
         after = Carry(tuple(params), tuple(states), tuple(ring), pending, own, local)
         return after, losses
 
-    def chunk(carry: Carry, plan: Plan, data: Any, count: Any) -> tuple[Carry, jax.Array]:
+    def chunk(
+        carry: Carry, plan: Plan, data: Any, count: Any, constants: Any
+    ) -> tuple[Carry, jax.Array]:
+        given = _Given(data, *constants)
         shape = plan.computes.shape
         first = jax.tree.map(lambda a: a[0], plan)
-        loss = jax.eval_shape(lambda c, x, d: turn(c, x, d)[1], carry, first, data)
+        loss = jax.eval_shape(lambda c, x, g: turn(c, x, g)[1], carry, first, given)
 
         def body(i: Any, state: tuple[Carry, jax.Array]) -> tuple[Carry, jax.Array]:
             carry, losses = state
-            carry, loss = turn(carry, _at(plan, i), data)
+            carry, loss = turn(carry, _at(plan, i), given)
             return carry, losses.at[i].set(loss)
 
         losses = jnp.zeros(shape, loss.dtype)
         found: tuple[Carry, jax.Array] = jax.lax.fori_loop(0, count, body, (carry, losses))
         return found
 
-    return jax.jit(chunk, donate_argnums=0)
+    return chunk

@@ -21,6 +21,7 @@ from dbjax.parameter_server import Fetched, Report
 from dbjax.parameter_server.abstract import AbstractParams, AbstractState, DependsOnValues
 from dbjax.runtime.trace import Row, Trace
 from dbjax.schedules.compiled import Carry, CompiledArithmetic
+from dbjax.schedules.plan import Planner
 from dbjax.schedules.recording import Recorded
 from dbjax.schedules.timing import Look, Timing
 from dbjax.schedules.turns import turns_of
@@ -41,12 +42,14 @@ class Finished(NamedTuple):
       reports: the final reports of all shards.
       checkpoint: the final states of all shards, and the exact state, for the last checkpoint;
         None: there are no checkpoints.
+      nbytes: the size of what the program kept from turn to turn, in bytes.
     """
 
     timing: Timing
     slices: Slices
     reports: list[Report]
     checkpoint: tuple[list[Any], CompiledState] | None
+    nbytes: int
 
 
 class Observers(NamedTuple):
@@ -56,14 +59,17 @@ class Observers(NamedTuple):
       evaluate: is called for every evaluation but the last, in order with the rows.
       save: is called for every checkpoint with its time, the states of the shards, and the exact
         state; None: there are no checkpoints.
-      interrupted: whether the run is to end.
-      up_to: returns the timing of the same run if it ended at that time.
+      interrupted: whether the run is to end at the next pause.
+      stopped: whether it is to end at the evaluation that was recorded last; if there are
+        checkpoints, at the next pause.
+      until: returns the timing of the run if it ended at that pause.
     """
 
     evaluate: Evaluate
     save: Save | None
     interrupted: Callable[[], bool]
-    up_to: Callable[[float], Timing]
+    stopped: Callable[[], bool]
+    until: Callable[[Look], Timing]
 
 
 @final
@@ -72,60 +78,76 @@ class Execution:
 
     Args:
       task: the task.
-      timing: the timing of the run.
+      timing: the timing of the run, or of a part of it.
       trace: the trace that rows are recorded into.
       observers: who looks at the run.
+      state: the exact state of the run to begin with; None: the run begins.
+      border: the number of the border in the timing at which the state was saved.
+      data: the examples, where they are used (`Planner.data`); None: they are put there.
+      held: how much memory the caller will free, in bytes.
+
+    Attributes:
+      timing: the timing; after an interrupt, up to where the run has ended.
+
+    Raises:
+      DependsOnValues: the state is not one of this run, or old versions of the parameters do not
+        fit into memory.
     """
 
-    def __init__(self, task: Task, timing: Timing, trace: Trace, observers: Observers) -> None:
+    def __init__(
+        self,
+        task: Task,
+        timing: Timing,
+        trace: Trace,
+        observers: Observers,
+        state: CompiledState | None = None,
+        border: int = 0,
+        data: Any = None,
+        held: int = 0,
+    ) -> None:
         self._task, self._trace = task, trace
-        self._observers, self._turns = observers, timing.turns()
+        self._observers, self._turns = observers, timing.turns
         self.timing = timing
-        self._arithmetic = CompiledArithmetic(task, timing.recorded, self._turns)
-        self._require_memory()
+        planner = Planner(task, timing.schedule, self._turns, timing.recorded.replicas, data)
+        self._arithmetic = CompiledArithmetic(task, timing.recorded, self._turns, planner)
+        self._require_memory(held)
         self._losses = np.full(timing.schedule.gradients, np.nan, np.float32)
         self._known = np.zeros(timing.schedule.gradients, bool)
         self._computed: collections.deque[tuple[Any, jax.Array]] = collections.deque()
         self._due: collections.deque[tuple[Look, DueEvaluation]] = collections.deque()
         self._coming: collections.deque[Look] = collections.deque()  # evaluations after this
         self._recorded, self._evaluated_s = 0, -1.0
+        self._next, self._turn = 0, 0  # the next border, and the next turn
+        self._ended: tuple[Look, DueEvaluation] | None = None  # where `stopped` made the run end
+        if state is None:
+            self._carry = self._arithmetic.begin(task.start())
+        else:
+            self._carry = self._resume(state, border)
+        looks = (one.look for one in timing.borders[self._next : -1])
+        self._coming.extend(look for look in looks if look and look.why == "evaluation")
 
-    @property
-    def nbytes(self) -> int:
-        """The size of what the program keeps from turn to turn, in bytes."""
-        return self._arithmetic.nbytes
-
-    def _require_memory(self) -> None:
+    def _require_memory(self, held: int) -> None:
         """Raises DependsOnValues if old versions of the parameters do not fit into memory."""
-        free = free_bytes()
-        if self.nbytes > free * _SHARE:
+        free, nbytes = free_bytes() + held, self._arithmetic.nbytes
+        if nbytes > free * _SHARE:
             rings = ", ".join(f"{size:,}" for size in sorted(set(self._turns.ring)))
             raise DependsOnValues(
-                f"{rings} versions of the parameters must be kept, {self.nbytes / 1e9:.3g} GB, and "
+                f"{rings} versions of the parameters must be kept, {nbytes / 1e9:.3g} GB, and "
                 f"{free / 1e9:.3g} GB are free"
             )
 
-    def run(self) -> Finished:
-        """Runs to the end, or to the next border after an interrupt."""
-        carry = self._arithmetic.begin(self._task.start())
-        return self._run(carry, 0)
-
-    def resume(self, state: CompiledState, border: int) -> Finished:
-        """Runs from a saved state on.
-
-        Args:
-          state: the state, of the same program.
-          border: the number of the border at which it was saved.
-        """
+    def _resume(self, state: CompiledState, border: int) -> Carry:
+        """Puts everything back as it was at a border, and returns the carry."""
         self._recorded, self._evaluated_s = state.recorded, state.evaluated_s
-        carry = self._arithmetic.load(state, int(self._turns.ends[border]))
-        where = {key: index for index, key in enumerate(_keys(self.timing))}
+        self._next, self._turn = border + 1, int(self._turns.ends[border])
+        carry = self._arithmetic.load(state, self._turn)
+        where = {key: index for index, key in enumerate(self._keys())} if state.losses else {}
         for replica, life, step, loss in state.losses:
             index = where[replica, life, step]
             self._losses[index], self._known[index] = loss, True
         due = {one.time_s: one for one in state.due}
-        for look in (border.look for border in self.timing.borders[:border]):
-            if look is None or look.states is not None:
+        for look in (border.look for border in self.timing.borders[: self._next]):
+            if look is None or look.why != "evaluation":
                 continue
             if look.time_s in due:
                 self._due.append((look, due[look.time_s]))
@@ -135,51 +157,91 @@ class Execution:
                 slices = self._arithmetic.slices(carry, look.versions)
                 self._due.append((look, DueEvaluation(look.time_s, slices, _copied(carry)[1])))
                 self._evaluated_s = look.time_s
-        return self._run(carry, border + 1)
+        return carry
 
-    def _losses_ahead(self) -> Iterator[tuple[int, int, int, float]]:
-        """Returns the known losses whose rows come later."""
-        rows, ahead = self.timing.rows[: self._recorded], self._known.copy()
-        ahead[[row["loss"] for row in rows if "loss" in row]] = False
-        keys = _keys(self.timing)
-        for index in np.flatnonzero(ahead):
-            yield *keys[index], float(self._losses[index])
-
-    def _run(self, carry: Carry, first: int) -> Finished:
-        """Runs from a border on."""
-        looks = (border.look for border in self.timing.borders[first:-1])
-        self._coming.extend(look for look in looks if look is not None and look.states is None)
-        begin = int(self._turns.ends[first - 1]) if first else 0
+    def run(self) -> None:
+        """Runs to the end of the timing, to the next pause after an interrupt, or until stopped."""
         last = len(self.timing.borders) - 1
-        for number in range(first, last + 1):
-            border, end = self.timing.borders[number], int(self._turns.ends[number])
-            carry = self._compute(carry, begin, end)
-            begin = end
-            if border.look is not None and number < last:
-                self._look(carry, border.look, end)
+        for number in range(self._next, last + 1):
+            look = self.timing.borders[number].look
+            self._compute(int(self._turns.ends[number]))
+            if look is not None and number < last:
+                self._look(look)
             self._record()
-            if border.look is None and self._observers.interrupted():
-                return self._end_early(carry, self._observers.up_to(border.time_s))
-        return self._end(carry, begin)
+            if self._ended is not None:
+                return
+            if look and look.why == "pause" and number < last and self._ends_at_pauses():
+                self._shorten(self._observers.until(look))
+                return
+        self._drain()
+        self._record()
 
-    def _look(self, carry: Carry, look: Look, turns: int) -> None:
+    def longer(self, timing: Timing) -> Execution:
+        """Returns the execution of a longer timing of the same run, which goes on from here.
+
+        This one has ended then.
+        """
+        look = self.timing.end
+        border = next(i for i, border in enumerate(timing.borders) if border.look is look)
+        state, arithmetic = self._state(look), self._arithmetic
+        del self._carry
+        return Execution(
+            self._task,
+            timing,
+            self._trace,
+            self._observers,
+            state,
+            border,
+            arithmetic.planner.data,
+            arithmetic.nbytes,
+        )
+
+    def end(self) -> Finished:
+        """Ends the run at the end of the timing.
+
+        Gradients that no shard applies are computed too, since their losses are recorded.
+        """
+        if self._ended is not None:
+            look, due = self._ended
+            timing, reports = self._observers.until(look), _with_refused(look.reports, due.refused)
+            return Finished(timing, due.slices, reports, None, self._arithmetic.nbytes)
+        end, (slices, refused) = self.timing.end, _copied(self._carry)
+        saves = self._observers.save is not None
+        state = self._state(end) if saves else None
+        self._compute(int(self._turns.ends[-1]))
+        self._drain()
+        self._record()
+        if self._ended is not None:
+            return self.end()
+        reports = _with_refused(end.reports, refused)
+        checkpoint = None
+        if state is not None:
+            ahead = tuple(self._losses_ahead())
+            exact = dataclasses.replace(state, recorded=self._recorded, losses=ahead, due=())
+            checkpoint = _states(end, exact), exact
+        return Finished(self.timing, slices, reports, checkpoint, self._arithmetic.nbytes)
+
+    def _ends_at_pauses(self) -> bool:
+        return self._observers.interrupted() or self._observers.stopped()
+
+    def _look(self, look: Look) -> None:
         """Keeps what an evaluation needs, or saves a checkpoint."""
-        if look.states is not None:
-            self._save(carry, look, turns)
-        else:
+        if look.why == "checkpoint":
+            self._save(look)
+        elif look.why == "evaluation":
             self._evaluated_s = look.time_s
             self._coming.popleft()
-            self._due.append((look, DueEvaluation(look.time_s, *_copied(carry))))
+            self._due.append((look, DueEvaluation(look.time_s, *_copied(self._carry))))
 
-    def _save(self, carry: Carry, look: Look, turns: int) -> None:
+    def _save(self, look: Look) -> None:
         if self._observers.save is None:
             return
         self._drain()
         self._record()
-        state = self._state(carry, look, turns)
+        state = self._state(look)
         self._observers.save(look.time_s, _states(look, state), state)
 
-    def _state(self, carry: Carry, look: Look, turns: int) -> CompiledState:
+    def _state(self, look: Look) -> CompiledState:
         return CompiledState(
             program_digest(self.timing, look.versions),
             look.versions,
@@ -187,47 +249,52 @@ class Execution:
             tuple(self._losses_ahead()),
             self._evaluated_s,
             tuple(due for _, due in self._due),
-            **self._arithmetic.save(carry, turns, look.versions),
+            **self._arithmetic.save(self._carry, self._turn, look.versions),
         )
 
-    def _end_early(self, carry: Carry, timing: Timing) -> Finished:
-        """Ends at a border, where the timing ends now."""
-        turns = dataclasses.replace(timing.turns(), ring=self._turns.ring)
-        index = _indices(timing, self.timing)
+    def _shorten(self, timing: Timing) -> None:
+        """Makes the run end here, at the end of this timing."""
+        turns = dataclasses.replace(timing.turns, ring=self._turns.ring)
+        index = np.empty(timing.schedule.gradients, np.int64)
+        mine = timing.recorded.indices
+        index[mine] = self.timing.recorded.indices[: len(mine)]
         self._drain()
         self._coming.clear()
         self._losses, self._known = self._losses[index], self._known[index]
-        self.timing, self._turns = timing, turns
-        self._arithmetic = CompiledArithmetic(self._task, timing.recorded, turns)
-        return self._end(self._arithmetic.adopt(carry), int(turns.ends[-2]))
+        self.timing, self._turns, self._turn = timing, turns, int(turns.ends[-2])
+        data = self._arithmetic.planner.data
+        planner = Planner(self._task, timing.schedule, turns, timing.recorded.replicas, data)
+        self._arithmetic = CompiledArithmetic(self._task, timing.recorded, turns, planner)
+        self._carry = self._arithmetic.adopt(self._carry)
 
-    def _end(self, carry: Carry, begin: int) -> Finished:
-        """Computes the gradients that no shard applies, whose losses are recorded all the same."""
-        end, (slices, refused) = self.timing.end, _copied(carry)
-        saves = self._observers.save is not None
-        state = self._state(carry, end, begin) if saves else None
-        self._compute(carry, begin, int(self._turns.ends[-1]))
-        self._drain()
-        self._record()
-        reports = _with_refused(end.reports, refused)
-        checkpoint = None
-        if state is not None:
-            ahead = tuple(self._losses_ahead())
-            exact = dataclasses.replace(state, recorded=self._recorded, losses=ahead, due=())
-            checkpoint = _states(end, exact), exact
-        return Finished(self.timing, slices, reports, checkpoint)
+    def _losses_ahead(self) -> Iterator[tuple[int, int, int, float]]:
+        """Returns the known losses whose rows come later."""
+        ahead = self._known.copy()
+        for row in self.timing.rows[: self._recorded]:
+            index = self.timing.gradient(row)
+            if index is not None:
+                ahead[index] = False
+        if not ahead.any():
+            return
+        keys = self._keys()
+        for known in np.flatnonzero(ahead).tolist():
+            yield *keys[known], float(self._losses[known])
 
-    def _compute(self, carry: Carry, begin: int, end: int) -> Carry:
-        """Runs the turns from `begin` to `end`."""
+    def _keys(self) -> list[tuple[int, int, int]]:
+        """Returns the replica, its life and the step of each gradient: no two have the same."""
+        of = self.timing.schedule
+        return list(zip(of.replica.tolist(), of.life.tolist(), of.step.tolist(), strict=True))
+
+    def _compute(self, end: int) -> None:
+        """Runs the turns up to `end`."""
         planner = self._arithmetic.planner
-        while begin < end:
-            plan, count = planner.plan(begin, end)
-            carry, losses = self._arithmetic.run(carry, plan, count)
-            self._computed.append((planner.gradients(begin, count), losses))
+        while self._turn < end:
+            plan, count = planner.plan(self._turn, end)
+            self._carry, losses = self._arithmetic.run(self._carry, plan, count)
+            self._computed.append((planner.gradients(self._turn, count), losses))
             if len(self._computed) > 1:  # the latest chunk is still being computed
                 self._take(*self._computed.popleft())
-            begin += count
-        return carry
+            self._turn += count
 
     def _drain(self) -> None:
         while self._computed:
@@ -241,25 +308,34 @@ class Execution:
 
     def _record(self) -> None:
         """Records the rows whose losses are known, and the evaluations between them."""
-        for row in self._known_rows():
-            self._trace.record(row["node"], row["time_s"], _values(row, self._losses))
+        for row, index in self._known_rows():
+            values = {name: row[name] for name in row if name not in ("time_s", "node")}
+            if index is not None:
+                values["loss"] = float(self._losses[index])
+            self._trace.record(row["node"], row["time_s"], values)
             self._recorded += 1
 
-    def _known_rows(self) -> Iterator[Row]:
+    def _known_rows(self) -> Iterator[tuple[Row, int | None]]:
+        """Yields rows with the index of the gradient whose loss they hold."""
         rows = self.timing.rows
         while True:
-            while self._due and self._due[0][0].rows == self._recorded:
+            while self._due and self._due[0][0].rows == self._recorded and not self._ended:
                 look, due = self._due.popleft()
                 reports = _with_refused(look.reports, due.refused)
                 self._observers.evaluate(look, Fetched(due.slices, look.versions), reports)
+                if self._observers.stopped() and self._observers.save is None:
+                    self._ended = look, due
+            if self._ended is not None:
+                return
             if self._recorded == len(rows) or (
                 self._coming and self._coming[0].rows == self._recorded
             ):
                 return
             row = rows[self._recorded]
-            if "loss" in row and not self._known[row["loss"]]:
+            index = self.timing.gradient(row)
+            if index is not None and not self._known[index]:
                 return
-            yield row
+            yield row, index
 
 
 def free_bytes() -> int:
@@ -306,13 +382,17 @@ def program_digest(timing: Timing, versions: tuple[int, ...]) -> str:
 
 def _copied(carry: Carry) -> tuple[Slices, Any]:
     """Returns what is to be seen of a carry, which is donated to the next chunk."""
-    refused = jnp.stack([state.refused for state in carry.states])
-    return jax.tree.map(jnp.copy, carry.params), refused
+    found: tuple[Slices, Any] = _copy(carry.params, [state.refused for state in carry.states])
+    return found
+
+
+@jax.jit
+def _copy(params: Slices, refused: list[jax.Array]) -> Any:
+    return jax.tree.map(jnp.copy, params), jnp.stack(refused)
 
 
 def _states(look: Look, exact: CompiledState) -> list[Any]:
     """Returns the states of all shards, with their values."""
-    assert look.states is not None
     return [
         _with_values(*of_shard)
         for of_shard in zip(look.states, exact.params, exact.rules, strict=True)
@@ -349,22 +429,3 @@ def _with_refused(reports: list[Report], refused: Any) -> list[Report]:
         )
         found.append(dataclasses.replace(report, counts=counts))
     return found
-
-
-def _values(row: Row, losses: Any) -> Row:
-    values = {name: value for name, value in row.items() if name not in ("time_s", "node")}
-    if "loss" in values:
-        values["loss"] = float(losses[values["loss"]])
-    return values
-
-
-def _keys(timing: Timing) -> list[tuple[int, int, int]]:
-    """Returns the replica, its life and the step of each gradient, which together are unique."""
-    of = timing.schedule
-    return list(zip(of.replica.tolist(), of.life.tolist(), of.step.tolist(), strict=True))
-
-
-def _indices(shorter: Timing, longer: Timing) -> Any:
-    """Returns for each gradient of a run its index in the same run when it lasted longer."""
-    where = {key: index for index, key in enumerate(_keys(longer))}
-    return np.array([where[key] for key in _keys(shorter)], np.int64)

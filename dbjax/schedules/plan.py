@@ -17,6 +17,7 @@ from dbjax.task import Task
 from dbjax.types import Keyed
 
 _TURNS = 1024  # in a chunk
+_INDEX_BYTES = 16 * 2**20  # of the indices that are found at once
 _CHUNK_BYTES = 64 * 2**20  # of mini-batches that the program cannot gather itself
 
 
@@ -63,6 +64,7 @@ class Planner:
       schedule: the schedule.
       turns: its turns.
       replicas: the number of replicas among which the data is divided.
+      data: the examples of another planner of the same task; None: they are put on the device.
 
     Attributes:
       size: the largest number of gradients in a push, n.
@@ -71,18 +73,22 @@ class Planner:
       chunk: the number of turns in a chunk.
     """
 
-    def __init__(self, task: Task, schedule: Schedule, turns: Turns, replicas: int) -> None:
+    def __init__(
+        self, task: Task, schedule: Schedule, turns: Turns, replicas: int, data: Any = None
+    ) -> None:
         self._streams = [task.batches(r, replicas) for r in range(replicas)]
         self._examples, self._keyed = task.examples, task.takes_key
         self._batch_size, self._seed = task.batch_size, task.seed or 0
         self._schedule = schedule
         self.size = int(np.diff(schedule.first).max(initial=1))
-        self.data: Any = None
-        if isinstance(task.examples, ArrayExamples):
+        self.data = data
+        if data is None and isinstance(task.examples, ArrayExamples):
             self.data = jax.tree.map(jnp.asarray, task.examples.tree)
         self.chunk = max(1, min(_TURNS, rounded(len(turns)), self._most_turns()))
         self._number = self._all_gradients(turns)
-        self._every = self._all_turns(turns)
+        every = self._all_turns(turns)
+        self._every = jax.tree.map(lambda a: _extended(a, self.chunk), every)
+        self._rows, self._rows_begin = np.empty((0, 0), np.int32), 0
 
     def plan(self, begin: int, end: int) -> tuple[Plan, int]:
         """Returns the plan of a chunk, and how many of its turns there are.
@@ -92,9 +98,8 @@ class Planner:
           end: the turn before which it ends at the latest.
         """
         count = min(self.chunk, end - begin)
-        number = self._padded(self._number[begin : begin + count])
-        plan = jax.tree.map(lambda a: self._padded(a[begin : begin + count]), self._every)
-        return plan._replace(batch=self._batches(number)), count
+        plan = jax.tree.map(lambda a: a[begin : begin + self.chunk], self._every)
+        return plan._replace(batch=self._batches(begin, count)), count
 
     def gradients(self, begin: int, count: int) -> Ints:
         """Returns the index of each gradient of some turns, or -1, [turns, n]."""
@@ -106,10 +111,6 @@ class Planner:
         batch = self._examples.gather(np.zeros(self._batch_size, np.int64))
         size = sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(batch)) * self.size
         return _CHUNK_BYTES // max(1, size)
-
-    def _padded(self, array: Any) -> Any:
-        missing = self.chunk - len(array)
-        return np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) if missing else array
 
     def _all_gradients(self, turns: Turns) -> Ints:
         """Returns the index of each gradient of the push of each turn, or -1, [T, n]."""
@@ -144,21 +145,50 @@ class Planner:
             examples=examples[pushes].astype(np.int32),
         )
 
-    def _batches(self, number: Ints) -> Any:
+    def _batches(self, begin: int, count: int) -> Any:
         """Returns the mini-batches of gradients, or the indices of their examples."""
-        at = np.maximum(number, 0).reshape(-1)
-        replica, step = self._schedule.replica[at], self._schedule.step[at].astype(np.int64)
-        rows = indices_of(self._streams, replica, step)
-        if self.data is not None:
-            batch: Any = rows.astype(np.int32).reshape(*number.shape, -1)
-        else:
-            gathered = [self._examples.gather(mine) for mine in rows]
+        if self.data is None:
+            number = self._number[begin : begin + count]
+            replica, step = self._of(number)
+            gathered = [self._examples.gather(mine) for mine in self._indices(replica, step)]
             batch = jax.tree.map(lambda *leaves: np.stack(leaves), *gathered)
-            batch = jax.tree.map(lambda a: a.reshape(*number.shape, *a.shape[1:]), batch)
+            shaped = jax.tree.map(lambda a: a.reshape(*number.shape, *a.shape[1:]), batch)
+            batch = jax.tree.map(lambda a: _extended(a, self.chunk - count), shaped)
+        else:
+            batch = self._indices_from(begin)
         if not self._keyed:
             return batch
+        number = _extended(self._number[begin : begin + self.chunk], self.chunk)[: self.chunk]
+        replica, step = self._of(number)
         numbers = np.stack([np.full_like(replica, self._seed), replica, step], axis=1)
         return Keyed(batch, numbers.astype(np.uint32).reshape(*number.shape, 3))
+
+    def _indices_from(self, begin: int) -> Any:
+        """Returns the indices of the examples of a chunk's mini-batches, [turns, n, batch size].
+
+        Those of many chunks are found at once, since evaluations may cut a run into short ones.
+        """
+        at = begin - self._rows_begin
+        if at < 0 or at + self.chunk > len(self._rows):
+            turns = _INDEX_BYTES // (4 * self.size * self._batch_size)
+            number = self._number[begin : begin + max(self.chunk, turns)]
+            rows = self._indices(*self._of(number)).astype(np.int32)
+            rows = rows.reshape(*number.shape, self._batch_size)
+            self._rows, self._rows_begin, at = _extended(rows, self.chunk), begin, 0
+        return self._rows[at : at + self.chunk]
+
+    def _of(self, number: Ints) -> tuple[Any, Any]:
+        """Returns the replicas and the steps of gradients."""
+        at = np.maximum(number, 0).reshape(-1)
+        return self._schedule.replica[at], self._schedule.step[at].astype(np.int64)
+
+    def _indices(self, replica: Any, step: Any) -> Any:
+        return indices_of(self._streams, replica, step)
+
+
+def _extended(array: Any, more: int) -> Any:
+    """Returns an array with so many more rows of zeros."""
+    return np.concatenate([array, np.zeros((more, *array.shape[1:]), array.dtype)])
 
 
 def indices_of(streams: Sequence[Stream], replica: Any, step: Any) -> Any:

@@ -57,6 +57,12 @@ def recorded(recorder: ArithmeticRecorder, versions: tuple[int, ...], batch_size
     return Recorded(schedule, index, recorder.rule, local_rule, recorder.loss, replicas)
 
 
+def with_functions_of(recorder: ArithmeticRecorder, found: Recorded) -> Recorded:
+    """Returns recorded arithmetic with the rules and the loss of a recorder."""
+    (local_rule,) = recorder.local_rules or {recorder.rule}
+    return found._replace(rule=recorder.rule, local_rule=local_rule, loss=recorder.loss)
+
+
 def _schedule(
     recorder: ArithmeticRecorder, versions: tuple[int, ...], batch_size: int
 ) -> tuple[Schedule, Ints]:

@@ -115,6 +115,7 @@ class VirtualNode:
         return current.caller.observations.arrivals(label)
 
     def random(self) -> np.random.Generator:
+        self.simulator.randomness = True
         return node_generator(self.simulator.seed, self.name, self.incarnation)
 
     def record(self, **values: Any) -> None:

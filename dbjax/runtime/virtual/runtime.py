@@ -87,6 +87,7 @@ class VirtualRuntime:
         self._failures: dict[str, FailureInjector] = {}
         self.services: dict[str, VirtualService] = {}
         self.latest_states: dict[str, SavedState] = {}
+        self._began = False
 
     @property
     def nodes_can_fail(self) -> bool:
@@ -166,6 +167,10 @@ class VirtualRuntime:
         interfaces = (node.interface for node in self._nodes.values())
         return busy_s(interfaces, self.simulator.now_s)
 
+    def serves(self) -> bool:
+        """Returns whether the nodes of all services are up."""
+        return all(self._failures[name].alive for name in self.services)
+
     def revive(self) -> None:
         for service in self.services.values():
             service.revive()
@@ -175,9 +180,12 @@ class VirtualRuntime:
 
     def run(self, until_s: float = math.inf) -> float:
         cluster, simulator = self.simulator.cluster, self.simulator
-        require_failing_nodes(cluster, self._failures)
-        require_nodes(cluster, self._nodes)
-        self._warn_of_unused_machines()
+        if not self._began:
+            require_failing_nodes(cluster, self._failures)
+            require_nodes(cluster, self._nodes)
+            if self.recorder is None:
+                self.warn_of_unused_machines()
+            self._began = True
         try:
             end_s = simulator.run(until_s, len(self._nodes) + len(self._observers))
             simulator.raise_lost_error()
@@ -259,7 +267,8 @@ class VirtualRuntime:
         if error and not isinstance(error, NodeDied) and not process.future.watched():
             self.simulator.stop()
 
-    def _warn_of_unused_machines(self) -> None:
+    def warn_of_unused_machines(self) -> None:
+        """Warns of machines in the cluster that no node uses."""
         patterns = self.simulator.cluster.machines
         used = {next((p for p in patterns if matches(p, name)), None) for name in self._nodes}
         for pattern in patterns:

@@ -44,6 +44,7 @@ class Simulator:
       running: the number of processes that have not ended.
       ends_itself: whether the processes end even if time stands still. If not, a run until a time
         that never comes is an error.
+      randomness: whether the program has drawn random numbers of its own.
       failed: the futures that failed, with their errors, whether or not anyone awaits them.
     """
 
@@ -63,6 +64,7 @@ class Simulator:
         self.now_s = begin_s
         self.running = 0
         self.ends_itself = False
+        self.randomness = False
         self.failed: list[tuple[Future[Any], Exception]] = []
         self._events: list[Event] = []
         self._unnoticed: list[Event] = []
