@@ -9,4 +9,4 @@ from benchmarks.networks import paper
 
 def run(rounds: int) -> list[Measured]:
     """Measures part (j) for the large network; see `benchmarks.run`."""
-    return on_ray.run(max(3, rounds // 2), paper, ">= 0.85")
+    return on_ray.run(max(3, rounds // 2), paper, ">= 1.0")

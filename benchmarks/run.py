@@ -37,6 +37,7 @@ PARTS: dict[str, dict[str, str]] = {
     "on_ray_paper": KEEP_FREED_MEMORY,
     "transport": KEEP_FREED_MEMORY,
     "sweep": {},
+    "schedules": {},
     "figure4": {"NPROC": "1", "OMP_NUM_THREADS": "1"},
 }
 

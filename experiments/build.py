@@ -29,6 +29,7 @@ from dbjax.data import (
     load,
     require_options,
 )
+from dbjax.executors.setup import require_executor
 from dbjax.model_parallel.sharding import ModelSharding
 from dbjax.models import Model, build, require_arguments
 from dbjax.runtime.cluster import matches
@@ -87,6 +88,7 @@ def require_sound(config: ml_collections.ConfigDict) -> None:
     if config.runtime not in RUNTIMES:
         names = " nor ".join(map(repr, RUNTIMES))
         raise ValueError(f"runtime={config.runtime!r} is neither {names}")
+    require_executor(config.executor)
     _require_numbers(config)
     algorithms.algorithm(config)
     cluster(config)
@@ -171,6 +173,7 @@ def run_arguments(config: ml_collections.ConfigDict) -> dict[str, Any]:
         "checkpoint_every": _every(config),
         "seed": config.seed,
         "ray": ray_options(config),
+        "executor": config.executor,
     }
 
 

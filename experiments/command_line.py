@@ -25,6 +25,7 @@ HINTS = {
     "sharding.devices": "number of devices that each replica's network is sharded over",
     "sharding.host_devices": "number of CPU devices that JAX presents",
     "sharding.processes": "number of processes over which a replica spreads its devices, on Ray",
+    "executor": "auto, engine or compiled: how the arithmetic of virtual time is done",
     "event_log": "whether to write a log for experiments.replay; default: only in real time",
     "sharding.how": "units, alternating or tiles; none: the paper's choice for the model",
     "ray.address": "local: starts a cluster for this run; auto or HOST:PORT: joins one",

@@ -71,6 +71,7 @@ def defaults() -> ml_collections.ConfigDict:
     # The seed of the initial parameters, of the algorithm, and of every part with no own seed.
     config.seed = 0
     config.data_seed = config_dict.placeholder(int)  # seed of the data's order; None: `seed`
+    config.executor = "auto"  # or engine, or compiled: how the arithmetic of virtual time is done
     config.max_spans = 100_000  # the most spans to keep for the timeline
     config.event_log = config_dict.placeholder(bool)  # None: True unless time is virtual
     config.cluster = _cluster()

@@ -9,8 +9,9 @@ from dbjax.run_dir import EVENTS, METRICS, SUMMARY
 from experiments.saved import CONFIG
 
 SWEEP, STUDY = "sweep.json", "study.db"
+SCHEDULE = "schedule.npz"
 CHECKPOINTS = "checkpoints"
-Kind = Literal["a run", "a sweep", "figure3", "figure4", "figure5", "runs"]
+Kind = Literal["a run", "a sweep", "a schedule", "figure3", "figure4", "figure5", "runs"]
 _FIGURES = ("figure3", "figure4", "figure5")
 # Files of a run besides its config. If that is missing, they belong to another program.
 OF_A_RUN = (METRICS, SUMMARY, EVENTS, CHECKPOINTS, "params", "tensorboard", "trace.json")
@@ -51,6 +52,8 @@ def _kind(folder: Path) -> str | None:
         return "a sweep"
     if (folder / CONFIG).is_file():
         return "a run"
+    if (folder / SCHEDULE).is_file():
+        return "a schedule"
     return next((name for name in _FIGURES if (folder / f"{name}.csv").is_file()), None)
 
 

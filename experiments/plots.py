@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import matplotlib.style
+import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
+import dbjax
 from dbjax.files import os_errors_naming
 from dbjax.run_dir.chrome_trace import merged
 from dbjax.runtime.node_names import node_order
@@ -122,6 +124,43 @@ def timeline(spans: Sequence[Span], begin_s: float, end_s: float, *, title: str)
             loc="upper center",
             bbox_to_anchor=(0.5, -0.12),
         )
+        return figure
+
+
+def schedule(table: dbjax.Schedule, *, pushes: int = 60) -> Figure:
+    """Draws the pushes of a schedule as the first shard applies them, and their staleness.
+
+    Args:
+      table: the schedule.
+      pushes: how many pushes are drawn, from the middle of the schedule.
+    """
+    stale = table.staleness()[:, 0]
+    position, first = table.position[:, 0], table.first[:-1]
+    order = np.argsort(position)[int((position < 0).sum()) :]
+    begin = max(0, (len(order) - pushes) // 2)
+    shown = order[begin : begin + pushes]
+    with matplotlib.style.context(STYLE):
+        numbers, lane = np.unique(table.replica[first[shown]], return_inverse=True)
+        figure = Figure(figsize=(10, 1.8 + 0.2 * max(10, len(numbers))), layout="constrained")
+        lanes, counts = figure.subplots(1, 2, width_ratios=(2.4, 1))
+        versions = table.version[first[shown], 0]
+        lanes.hlines(lane, versions, position[shown], color="#56b4e9", linewidth=2)
+        lanes.plot(versions, lane, "|", color="#0072b2", label="version that a gradient read")
+        lanes.plot(position[shown], lane, "o", color="#d55e00", label="update that applied it")
+        lanes.set_yticks(range(len(numbers)), [str(number) for number in numbers])
+        lanes.set_ylim(len(numbers) - 0.5, -0.5)
+        lanes.set_xlabel("updates of the first shard")
+        lanes.set_ylabel("replica")
+        lanes.set_title(f"{len(shown)} of {len(order):,} pushes: as long as they are stale")
+        figure.legend(*lanes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
+        values, frequency = np.unique(stale[stale >= 0], return_counts=True)
+        share = 100 * frequency / max(1, frequency.sum())
+        mean = float(stale[stale >= 0].mean()) if len(values) else 0.0
+        counts.bar(values, share, width=1.0, color="#56b4e9", edgecolor="white", linewidth=0.3)
+        counts.axvline(mean, color="#d55e00")
+        counts.set_xlabel("staleness (updates)")
+        counts.set_ylabel("share of pushes (%)")
+        counts.set_title(f"mean staleness {mean:.3g}")
         return figure
 
 

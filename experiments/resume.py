@@ -23,6 +23,7 @@ _LENGTH = ("until_s", "options.steps")
 _LOG = logging.getLogger("dbjax")
 _MAY_DIFFER = {  # fields that may change when a run is resumed
     *_LENGTH, "evaluations", "evaluate_examples", "max_spans", "event_log", "data_dir",
+    "executor",
     *(f"checkpoint.{name}" for name in ("every_s", "every_updates", "keep")),
     *(f"options.{name}" for name in ("replicas", "shards", "shard_backups")),
 }  # fmt: skip

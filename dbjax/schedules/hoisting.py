@@ -189,6 +189,8 @@ class _Constants:
             return True
         if family == "sum" and before is not None and before.primitive.name in _FAMILIES:
             return True
+        if before is not None and before.primitive.name == "sign":  # it chooses among constants
+            return any(_FAMILIES.get(use.primitive.name) == "product" for use in uses)
         return family == "product" and any(map(self._adds_products, uses))
 
     def _adds_products(self, equation: _Equation) -> bool:

@@ -26,7 +26,7 @@ from experiments.sweep.trial import UNUSED, Job
 LAG = 4  # the smallest lag: a trial depends only on those at least this many numbers before it
 RUNGS = "rungs"  # attribute of a trial: the rungs of successive halving that it completed
 optuna.logging.set_verbosity(optuna.logging.WARNING)  # by default it logs every new study
-_MAY_DIFFER = {"config.data_dir", "space.trials"}
+_MAY_DIFFER = {"config.data_dir", "config.executor", "space.trials"}
 _WORDS = {
     "test_accuracy": "hold-out accuracy",
     "train_accuracy": "training accuracy",

@@ -19,13 +19,12 @@ import dbjax
 from dbjax.files import write_text
 from dbjax.monitoring import health
 from dbjax.run_dir import RunWriter
-from dbjax.runtime.interface import Node, Runtime
 from dbjax.runtime.trace import Row
 from experiments import algorithms, build
 
 # Fields that a trial does not read, or that cannot change its outcome.
 UNUSED = frozenset(
-    {"event_log", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"}
+    {"event_log", "executor", "max_spans", "checkpoint.keep", "data_dir", "sharding.host_devices"}
 )
 Look = Callable[[int, float], bool]  # (number of the evaluation, value) -> whether to stop
 
@@ -162,27 +161,20 @@ def _run(
     """Makes one run, and writes its metrics and summary to `folder`."""
     build.make_host_devices(config)
     task, arguments = build.task(config), build.run_arguments(config)
-    stops: list[Callable[[], None]] = []
-    evaluated = itertools.count()
-
-    async def background(node: Node, runtime: Runtime) -> None:
-        stops.append(runtime.stop)
+    trace, evaluated, ended = dbjax.Trace(), itertools.count(), False
 
     def listen(row: Row) -> None:
-        if row["node"] != "evaluator":
+        nonlocal ended
+        if row["node"] != "evaluator" or ended:
             return
         k = next(evaluated)
         known = metric in row  # it is missing if the evaluation failed
-        if stops and 0 < k < config.evaluations and known and look(k, row[metric]):
-            stops.pop()()
+        if 0 < k < config.evaluations and known and look(k, row[metric]):
+            ended = True
+            trace.stop()
 
     with RunWriter(folder, config.to_dict(), clock=build.clock(config)) as files:
-        result = dbjax.run(
-            task,
-            method,
-            **arguments,
-            background=background,
-            trace=dbjax.Trace(listeners=[files.listen, listen]),
-        )
+        trace.listeners += [files.listen, listen]
+        result = dbjax.run(task, method, **arguments, trace=trace)
         files.summarise(result)
     return result

@@ -30,7 +30,7 @@ from experiments.sweep.space import (
     log_uniform,
     uniform,
 )
-from experiments.sweep.trial import Job, Outcome
+from experiments.sweep.trial import Job, Outcome, run_trial
 from tests.processes import FAST, LIMIT_S
 
 SPACE = str(Path(__file__).with_name("small_space.py"))
@@ -326,6 +326,18 @@ def test_workers_on_ray_give_the_same_trials(tmp_path):
     for on in ("processes", "ray"):
         assert command.main(arguments(tmp_path / on, *given, f"--on={on}")) == 0
     assert trials(tmp_path / "ray") == trials(tmp_path / "processes")
+
+
+def test_a_pruned_trial_is_one_run_that_ends_there():
+    def look(k, value):
+        asked.append(k)
+        return k == 2
+
+    asked = []
+    config = load_config("configs/quickstart.py:smoke")
+    found = run_trial(Job(config, "test_accuracy", seeds=2, cluster_seeds=1, prunes=True), look)
+    assert (found.pruned, len(found.values), found.error) == (True, 1, "")
+    assert asked == [1, 2]
 
 
 def test_nothing_is_pruned_before_its_time():
