@@ -367,10 +367,12 @@ class TimedRun:
         program, server = self._program, self._program.server
         if not self.runtime.serves():
             return False
-        versions = server.fetch(program.shard.peek).result().versions
+        peek, report = server.fetch(program.shard.peek), server.broadcast(program.shard.report)
+        if not all(call.done() and call.error() is None for call in (peek, report)):
+            return False
+        versions, reports = peek.result().versions, report.result()
         if versions != self._versions():
             return False
-        reports = server.broadcast(program.shard.report).result()
         states = server.broadcast(program.shard.checkpoint).result() if self._saves else []
         time_s = self.runtime.simulator.now_s if time_s is None else time_s
         self._look("pause", time_s, versions, reports, states, busy)

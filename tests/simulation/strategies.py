@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import jax
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 
@@ -52,6 +53,8 @@ class Tried:
             return  # enough of shrinking
         self._left -= bool(self._failing)
         self.count += not self._failing
+        if self.count % 500 == 0:
+            jax.clear_caches()  # every case compiles programs of its own
         try:
             self._run(case)
         except Violation as violation:
