@@ -20,7 +20,7 @@ from dbjax.algorithms import downpour
 from dbjax.models import build
 from dbjax.monitoring.evaluator import EvaluationSchedule
 from dbjax.parameter_server.gradient_fn import compiled_gradient
-from dbjax.parameter_server.optimizer import server_rule
+from dbjax.parameter_server.optimizer import checked_trees, server_rule
 from dbjax.schedules.compiled import CompiledArithmetic
 from dbjax.schedules.recording import Recorded
 from dbjax.schedules.schedule import round_robin
@@ -94,7 +94,10 @@ def bare_scan(task: dbjax.Task, rule: Any, made_of: Any, count: int) -> Callable
     """A case: microseconds per update of the same gradients and rule, with no delay at all."""
     arithmetic, plan = made_of
     gradient_fn = compiled_gradient(task.loss, arithmetic.partition)
-    rows, apply = plan.batch[:count, 0], server_rule(rule).apply
+    partition = arithmetic.partition
+    like = jax.eval_shape(partition.split, task.shapes)
+    apply = server_rule(rule, checked_trees(rule, partition, like)).apply
+    rows = plan.batch[:count, 0]
 
     @functools.partial(jax.jit, donate_argnums=0)
     def scan(carry: Any, rows: Any, data: Any) -> Any:
