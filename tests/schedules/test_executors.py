@@ -297,8 +297,11 @@ def test_the_rules_of_a_method_are_applied_and_not_those_of_its_config():
         digest("compiled", 3)
 
 
-@pytest.mark.parametrize("part", [0, 1, 2])
-def test_an_interrupt_while_the_timing_is_found_ends_the_run(part, monkeypatch):
+@pytest.mark.parametrize(
+    ("part", "cluster"),
+    [(0, CLUSTER), (1, CLUSTER), (1, dbjax.Cluster(compute_s=0.1)), (2, CLUSTER)],
+)
+def test_an_interrupt_while_the_timing_is_found_ends_the_run(part, cluster, monkeypatch):
     """The run ends where its arithmetic stands."""
 
     def interrupted(self, *args):
@@ -309,8 +312,8 @@ def test_an_interrupt_while_the_timing_is_found_ends_the_run(part, monkeypatch):
 
     counts, before = [], timing.TimedRun.advance
     monkeypatch.setattr(timing.TimedRun, "advance", interrupted)
-    config = method(steps=6000)
-    run = dbjax.run(task_of(2), config, cluster=CLUSTER, executor="auto")
+    config = dataclasses.replace(method(steps=8000), replicas=3)  # which does not divide a part
+    run = dbjax.run(task_of(2), config, cluster=cluster, executor="auto")
     assert run.summary["interrupted"] == "SIGINT"
     assert run.summary["lost_pushes"] == 0
     done, ahead = [0, *counts[:-1]][-1], counts[-1]
@@ -319,7 +322,7 @@ def test_an_interrupt_while_the_timing_is_found_ends_the_run(part, monkeypatch):
         assert run.summary["time_s"] == 0.0
         return
     until_s = run.summary["time_s"]
-    other = dbjax.run(task_of(2), config, cluster=CLUSTER, until_s=until_s, executor="engine")
+    other = dbjax.run(task_of(2), config, cluster=cluster, until_s=until_s, executor="engine")
     assert other.summary["params_sha256"] == run.summary["params_sha256"]
     assert [*map(plain, run.trace.rows)] == [*map(plain, other.trace.rows)]
 
