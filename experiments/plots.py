@@ -151,7 +151,7 @@ def schedule(table: dbjax.Schedule, *, pushes: int = 60) -> Figure:
         lanes.set_ylim(len(numbers) - 0.5, -0.5)
         lanes.set_xlabel("updates of the first shard")
         lanes.set_ylabel("replica")
-        lanes.set_title(f"{len(shown)} of {len(order):,} pushes: as long as they are stale")
+        lanes.set_title(f"{len(shown)} of {len(order):,} pushes (length of a line: staleness)")
         figure.legend(*lanes.get_legend_handles_labels(), loc="outside lower left", ncols=2)
         values, frequency = np.unique(stale[stale >= 0], return_counts=True)
         share = 100 * frequency / max(1, frequency.sum())

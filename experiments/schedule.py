@@ -95,13 +95,13 @@ def main(arguments: list[str]) -> int:
         print((__doc__ or "").strip())
         return 0
     chosen = parse(arguments, ("of",))
-    of = chosen.options.get("of")
-    if chosen.workdir is None or (chosen.config is None) == (of is None):
+    config, of = chosen.config, chosen.options.get("of", "")
+    if chosen.workdir is None or (config is None) == (not of):
         raise ValueError("needs --workdir=DIR, and either --config=FILE or --of=RUN; see --help")
     require_place(chosen.workdir, "a schedule")
     log_to_terminal()
     try:
-        found = schedule_of_run(of) if of is not None else schedule_of(_config(chosen.config))
+        found = schedule_of(config) if config is not None else schedule_of_run(of)
     except ReplayError as error:
         raise ValueError(str(error)) from error
     workdir = prepare(chosen.workdir)
@@ -112,11 +112,6 @@ def main(arguments: list[str]) -> int:
     console.print(table(found))
     console.print(f"results are in {chosen.workdir}: {SCHEDULE}, {PICTURE}", soft_wrap=True)
     return 0
-
-
-def _config(config: ml_collections.ConfigDict | None) -> ml_collections.ConfigDict:
-    assert config is not None
-    return config
 
 
 if __name__ == "__main__":

@@ -86,7 +86,6 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
             lambda: bool(stopped),
             timed.timing,
         )
-        trace.resumed_rows = 0
         trace.resume_after(resume.rows if resume is not None else ())
         execution = Execution(setup.task, timing, trace, observers, state, border)
         timed.runtime.warn_of_unused_machines()

@@ -125,7 +125,7 @@ def _run(setup: Setup, placed: _Placed, why_not: str) -> Ended:
 
 def _place_or_fall_back(setup: Setup, resume: CheckpointState | None) -> _Placed:
     """Places the program; if a checkpoint cannot be restored, uses the one before it."""
-    setup.trace.resumed_rows, failed = 0, list[str]()
+    failed = list[str]()
     while True:
         setup.trace.resume_after(resume.rows if resume is not None else ())
         try:

@@ -24,7 +24,7 @@ from dbjax.schedules.compiled import Carry, CompiledArithmetic
 from dbjax.schedules.plan import Planner
 from dbjax.schedules.recording import Recorded
 from dbjax.schedules.timing import Look, Timing
-from dbjax.schedules.turns import turns_of
+from dbjax.schedules.turns import Turns, turns_of
 from dbjax.task import Task
 from dbjax.types import Slices
 
@@ -108,8 +108,7 @@ class Execution:
         self._task, self._trace = task, trace
         self._observers, self._turns = observers, timing.turns
         self.timing = timing
-        planner = Planner(task, timing.schedule, self._turns, timing.recorded.replicas, data)
-        self._arithmetic = CompiledArithmetic(task, timing.recorded, self._turns, planner)
+        self._arithmetic = _arithmetic(task, timing, self._turns, data)
         self._require_memory(held)
         self._losses = np.full(timing.schedule.gradients, np.nan, np.float32)
         self._known = np.zeros(timing.schedule.gradients, bool)
@@ -262,9 +261,7 @@ class Execution:
         self._coming.clear()
         self._losses, self._known = self._losses[index], self._known[index]
         self.timing, self._turns, self._turn = timing, turns, int(turns.ends[-2])
-        data = self._arithmetic.planner.data
-        planner = Planner(self._task, timing.schedule, turns, timing.recorded.replicas, data)
-        self._arithmetic = CompiledArithmetic(self._task, timing.recorded, turns, planner)
+        self._arithmetic = _arithmetic(self._task, timing, turns, self._arithmetic.planner.data)
         self._carry = self._arithmetic.adopt(self._carry)
 
     def _losses_ahead(self) -> Iterator[tuple[int, int, int, float]]:
@@ -336,6 +333,12 @@ class Execution:
             if index is not None and not self._known[index]:
                 return
             yield row, index
+
+
+def _arithmetic(task: Task, timing: Timing, turns: Turns, data: Any) -> CompiledArithmetic:
+    """Returns the arithmetic of a timing, with examples that may be on the device already."""
+    planner = Planner(task, timing.schedule, turns, timing.recorded.replicas, data)
+    return CompiledArithmetic(task, timing.recorded, turns, planner)
 
 
 def free_bytes() -> int:
