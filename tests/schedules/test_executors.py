@@ -214,6 +214,24 @@ def test_another_program_resumes_from_the_states_of_the_shards():
         assert again.summary["lost_pushes"] == 0
 
 
+@pytest.mark.usefixtures("worth_compiling")
+def test_a_shard_that_comes_back_is_sent_the_state_of_its_rule():
+    """That takes time, and the state of Adam is twice as large as the parameters."""
+    cluster = dbjax.Cluster(
+        compute_s=0.05,
+        latency_s=5e-3,
+        machine=dbjax.Machine(bandwidth_bytes_per_s=2e3),
+        failures=(dbjax.Failure("shard/0", 0.5, 0.7),),
+    )
+    config = downpour.Config(optax.adam(0.05), replicas=3, shards=1, shard_backups=1)
+    engine, compiled = (
+        dbjax.run(task_of(2), config, cluster=cluster, until_s=2.0, executor=executor)
+        for executor in ("engine", "compiled")
+    )
+    assert [*map(plain, engine.trace.rows)] == [*map(plain, compiled.trace.rows)]
+    assert engine.summary["deaths"] == engine.summary["returns"] == 1
+
+
 @pytest.mark.parametrize("runtime", ["threads", "virtual"])
 def test_a_replay_is_compiled(runtime):
     lines = []
