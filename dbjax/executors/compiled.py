@@ -16,7 +16,7 @@ from dbjax.monitoring.health import log_warnings, warn_of_problems, watching_los
 from dbjax.parameter_server import Fetched, Report
 from dbjax.parameter_server.abstract import DependsOnValues
 from dbjax.program import Program
-from dbjax.schedules.execution import Execution, Observers, program_digest
+from dbjax.schedules.execution import Execution, Finished, Observers, program_digest
 from dbjax.schedules.timing import Look, Timing
 from dbjax.signals import on_interrupt
 
@@ -104,19 +104,11 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
             finished = execution.end()
     if interrupted.by is None:
         keep()
-    timing, end = finished.timing, finished.timing.end
-    spans, dropped = timing.spans
-    for span in spans:
-        trace.span(span.node, span.kind, span.start_s, span.end_s)
-    trace.dropped_spans += dropped
-    if setup.checkpoints is not None and finished.checkpoint is not None:
-        with best_effort("the check for problems of the run"):
-            warn_of_problems(timing.program, trace, end.time_s, finished.reports)
-        manager.save_compiled(end.time_s, *finished.checkpoint)
-        setup.checkpoints.wait()
+    _leave(setup, manager, finished)
+    end = finished.timing.end
     why = "its timing does not depend on values"
     return Ended(
-        timing.program,
+        finished.timing.program,
         "virtual",
         end.time_s,
         time.perf_counter() - begin,
@@ -126,6 +118,21 @@ def run_compiled(setup: Setup, resume: CheckpointState | None, only: bool) -> En
         finished.reports,
         {"name": "compiled", "why": why, "nbytes": finished.nbytes},
     )
+
+
+def _leave(setup: Setup, manager: CheckpointManager, finished: Finished) -> None:
+    """Records the spans of a run that has ended, and saves its last checkpoint."""
+    trace, timing = setup.trace, finished.timing
+    spans, dropped = timing.spans
+    for span in spans:
+        trace.span(span.node, span.kind, span.start_s, span.end_s)
+    trace.dropped_spans += dropped
+    if setup.checkpoints is not None and finished.checkpoint is not None:
+        time_s = timing.end.time_s
+        with best_effort("the check for problems of the run"):
+            warn_of_problems(timing.program, trace, time_s, finished.reports)
+        manager.save_compiled(time_s, *finished.checkpoint)
+        setup.checkpoints.wait()
 
 
 def _evaluate(
